@@ -1,0 +1,1 @@
+"""Study folders become nnU-Net raw data sets."""

@@ -1,0 +1,19 @@
+"""Errors that a user can mend, told in one sentence."""
+
+from __future__ import annotations
+
+
+class UserError(SystemExit, ValueError):
+    """A mistake in what was given: what was given, what was expected, what to do.
+
+    It is a ValueError for whoever calls the library from Python. It is a SystemExit as well because nnU-Net's own
+    commands call our trainers: left alone, the interpreter then prints the sentence, without a traceback, and exits
+    with status 1.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+
+
+class UnsupportedError(UserError, NotImplementedError):
+    """Something that nnU-Net offers and this package does not: said at the start of a run, not at epoch 300."""

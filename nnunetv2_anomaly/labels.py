@@ -1,0 +1,26 @@
+"""The one table of knee labels (method paper, Sections 3 and 4; OAI ZIB-UQ and OAI AKOA use all, OAI ZIB 0 to 4)."""
+
+from __future__ import annotations
+
+LABELS: dict[str, int] = {
+    "background": 0,
+    "femoral_bone": 1,
+    "femoral_cartilage": 2,
+    "tibial_bone": 3,
+    "tibial_cartilage": 4,
+    "patellar_bone": 5,
+    "patellar_cartilage": 6,
+    "femoral_lesion": 7,
+    "tibial_lesion": 8,
+    "patellar_lesion": 9,
+}
+
+BONES: tuple[int, ...] = (1, 3, 5)
+CARTILAGES: tuple[int, ...] = (2, 4, 6)
+LESIONS: tuple[int, ...] = (7, 8, 9)
+
+#: lesion label -> label of the bone that holds the lesion
+BONE_OF_LESION: dict[int, int] = {7: 1, 8: 3, 9: 5}
+
+#: what OAI ZIB-like training labels hold: lesions counted as bone
+ANATOMY: dict[str, int] = {name: value for name, value in LABELS.items() if value not in LESIONS}

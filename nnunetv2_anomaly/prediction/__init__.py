@@ -1,0 +1,1 @@
+"""Reconstructions and error images of new images."""

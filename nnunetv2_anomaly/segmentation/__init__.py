@@ -1,0 +1,1 @@
+"""The anomaly-aware segmentation network."""

@@ -1,0 +1,1 @@
+"""Procedural knees and DESS-like images from label maps."""

@@ -1,0 +1,1 @@
+"""What nnU-Net finds of this package: see nnunetv2_anomaly_trainers.py."""

@@ -1,0 +1,25 @@
+"""Hands the trainer classes of nnunetv2_anomaly.trainers to nnU-Net's search by class name.
+
+This folder reaches nnU-Net twice: the wheel installs it inside nnunetv2's own trainer folder, and
+``nnUNet_extTrainer`` may name it. Every search for a non-default trainer passes through it, so nothing is imported
+before one of our names is asked for, and an installation of ours that cannot be imported warns instead of ending
+the search for somebody else's trainer.
+"""
+
+import warnings
+
+TRAINERS = ("AnomalyPreStageTrainer", "AnomalyAwareTrainer")
+
+
+def __getattr__(name):
+    if name in TRAINERS:
+        try:
+            import nnunetv2_anomaly.trainers as trainers
+
+            return getattr(trainers, name)
+        except Exception as error:
+            warnings.warn(
+                f"{name} cannot be loaded because nnunetv2_anomaly does not import ({type(error).__name__}: {error}); "
+                f"reinstall it with: pip install --force-reinstall --no-deps nnunetv2-anomaly"
+            )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
