@@ -1,0 +1,1 @@
+"""Whole volumes: sliding windows, original geometry, figures."""

@@ -1,0 +1,103 @@
+"""Figures of volumes and of the pre-stage's progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, beside and renamed, without a display."""
+    FigureCanvasAgg(figure)
+    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
+    figure.savefig(temporary, dpi=90, format="png")
+    os.replace(temporary, path)
+
+
+def save_reconstruction_figure(
+    path: Path,
+    *,
+    title: str,
+    image: np.ndarray,
+    reconstruction: np.ndarray,
+    error: np.ndarray,
+    spacing: Sequence[float],
+    outlines: np.ndarray | None = None,
+) -> None:
+    """Image, reconstruction and error image of a case, on the slices of the first axis with the most error.
+
+    Args:
+        path: PNG to write.
+        title: shown above.
+        image, reconstruction, error: (X, Y, Z), in [0, 1], unitless.
+        spacing: mm, one per axis, for the aspect ratio.
+        outlines: (X, Y, Z) mask or label map, drawn as contours.
+    """
+    num_slices = min(3, len(image))
+    strength = error.reshape(len(error), -1).mean(axis=1)
+    # One slice from each third of the volume, so that the pictures are not three neighbours.
+    slices = [int(third[np.argmax(strength[third])]) for third in np.array_split(np.arange(len(image)), num_slices)]
+    aspect = spacing[1] / spacing[2]
+    height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
+    figure = Figure(figsize=(9.5, num_slices * height + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(num_slices, 3, squeeze=False)
+    error_limit = max(float(np.quantile(error, 0.999)), 1e-6)
+    for row, index in zip(axes, slices, strict=True):
+        row[0].imshow(image[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, origin="lower")
+        row[1].imshow(reconstruction[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, origin="lower")
+        shown = row[2].imshow(error[index], cmap="inferno", vmin=0, vmax=error_limit, aspect=aspect, origin="lower")
+        figure.colorbar(shown, ax=row[2], fraction=0.046)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+        if outlines is not None and np.ptp(outlines[index]) > 0:
+            for axis in (row[0], row[2]):
+                axis.contour(outlines[index] > 0, levels=[0.5], colors="deepskyblue", linewidths=0.6)
+        row[0].set_ylabel(f"slice {index}")
+    for axis, name in zip(axes[0], ("image", "reconstruction", "squared error"), strict=True):
+        axis.set_title(name)
+    save_figure(figure, path)
+
+
+def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], inpainting_epochs: int) -> None:
+    """progress.png of the pre-stage: both phases' losses, the erased region's MSE against its baselines, times, rates.
+
+    Args:
+        path: PNG to write.
+        logged: one value per epoch for train_losses, val_losses, mse_erased, mse_constant, mse_blurred, lrs,
+            epoch_start_timestamps and epoch_end_timestamps (s).
+        inpainting_epochs: where phase 2 begins.
+    """
+    epochs = np.arange(min(len(values) for values in logged.values()))
+    values = {name: np.asarray(series, dtype=float)[: len(epochs)] for name, series in logged.items()}
+    figure = Figure(figsize=(12, 16), layout="constrained")
+    loss_axis, mse_axis, time_axis, rate_axis = figure.subplots(4, 1, sharex=True)
+    loss_axis.plot(epochs, values["train_losses"], "b-o", markersize=3, label="training loss")
+    loss_axis.plot(epochs, values["val_losses"], "r-o", markersize=3, label="validation loss")
+    loss_axis.set_ylabel("loss (Eq. 1, then Eq. 2)")
+    mse_axis.plot(epochs, values["mse_erased"], "k-o", markersize=3, label="G, then A")
+    mse_axis.plot(epochs, values["mse_constant"], "--", color="gray", label="constant image")
+    mse_axis.plot(epochs, values["mse_blurred"], ":", color="gray", label="blurred image")
+    mse_axis.set_ylabel("validation MSE in the erased region")
+    time_axis.plot(epochs, values["epoch_end_timestamps"] - values["epoch_start_timestamps"], "b-")
+    time_axis.set_ylim(bottom=0)
+    time_axis.set_ylabel("epoch time [s]")
+    rate_axis.plot(epochs, values["lrs"], "b-")
+    rate_axis.set_ylabel("learning rate at epoch start")
+    rate_axis.set_xlabel("epoch")
+    for axis in (loss_axis, mse_axis, rate_axis):
+        axis.set_yscale("log")
+    for axis in (loss_axis, mse_axis, time_axis, rate_axis):
+        axis.axvspan(-0.5, inpainting_epochs - 0.5, color="tab:blue", alpha=0.07, label="phase 1: G with C")
+        if len(epochs) > inpainting_epochs:
+            axis.axvspan(
+                inpainting_epochs - 0.5, len(epochs) - 0.5, color="tab:orange", alpha=0.1, label="phase 2: A"
+            )
+        axis.legend(loc="upper right")
+    save_figure(figure, path)
