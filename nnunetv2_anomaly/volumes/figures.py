@@ -56,7 +56,7 @@ def save_reconstruction_figure(
         for axis in row:
             axis.set_xticks([])
             axis.set_yticks([])
-        if outlines is not None and np.ptp(outlines[index]) > 0:
+        if outlines is not None and outlines[index].any() and not outlines[index].all():
             for axis in (row[0], row[2]):
                 axis.contour(outlines[index] > 0, levels=[0.5], colors="deepskyblue", linewidths=0.6)
         row[0].set_ylabel(f"slice {index}")

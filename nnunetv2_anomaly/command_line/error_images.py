@@ -1,0 +1,57 @@
+"""``nnUNetv2_anomaly error_images``: reconstructions and error images of new images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "Reconstructions and error images of new images, from a pre-stage or an anomaly-aware model."
+
+
+def fold(text: str) -> int | str:
+    """A fold number, or "all"."""
+    return text if text == "all" else int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options mean what they mean in nnUNetv2_predict."""
+    parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="images, named case_0000.nii.gz and so on")
+    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="where the results go")
+    parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set of the model")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the model (default: nnUNetPlans)")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="configuration (default: 3d_fullres)")
+    parser.add_argument("-f", default=0, type=fold, metavar="FOLD", help="fold, a number or 'all' (default: 0)")
+    parser.add_argument(
+        "-tr", default=None, metavar="TRAINER", help="trainer (default: AnomalyAwareTrainer, else AnomalyPreStageTrainer)"
+    )
+    parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)")
+    parser.add_argument("--continue_prediction", action="store_true", help="leave cases alone that are already there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Find the model, write the images."""
+    # Imported here: torch takes seconds, which --help and the other verbs need not wait for.
+    from nnunetv2_anomaly.device import chosen_device
+    from nnunetv2_anomaly.prediction.error_images import find_model_folder, predict_error_images
+
+    device = chosen_device(arguments.device)
+    model_folder = find_model_folder(
+        arguments.d,
+        configuration=arguments.c,
+        plans=arguments.p,
+        trainer=arguments.tr,
+        fold=arguments.f,
+        checkpoint=arguments.chk,
+    )
+    written = predict_error_images(
+        arguments.i,
+        arguments.o,
+        model_folder,
+        fold=arguments.f,
+        checkpoint=arguments.chk,
+        device=device,
+        continue_prediction=arguments.continue_prediction,
+    )
+    print(f"{len(written)} case(s) written to {arguments.o}, with the detector in {model_folder}, fold {arguments.f}")
+    return 0
