@@ -1,0 +1,211 @@
+"""Simulated knees (nnUNetv2_anomaly simulate) -> nnU-Net raw data set.
+
+DatasetXXX_Name/imagesTr, labelsTr, imagesTs, labelsTs, dataset.json   as nnU-Net wants them
+DatasetXXX_Name/anomaliesTr, anomaliesTs                               the truth, 0 or 7, 8, 9; nnU-Net ignores it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
+
+_NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def convert(
+    source: str | os.PathLike,
+    dataset_dir: str | os.PathLike,
+    *,
+    num_test: int | None = None,
+    seed: int = 0,
+    keep_lesion_labels: bool = False,
+) -> dict[str, list[str]]:
+    """Write a simulated folder as a raw data set of nnU-Net, whole or not at all.
+
+    Args:
+        source: output folder of ``nnunetv2_anomaly.simulation.simulate.simulate_folder``.
+        dataset_dir: DatasetXXX_Name to write; missing or empty.
+        num_test: number of test cases, None for a fifth. At least half of them hold lesions where there are enough;
+            all visits and knees of one OAI subject stay on one side, so that fewer may be taken where they do not fit.
+        seed: of the choice of test cases.
+        keep_lesion_labels: labels 0 to 9; otherwise 0 to 6, lesions count as bone (the OAI ZIB's labels).
+
+    Returns: {"training": case names, "test": case names}, both sorted.
+
+    Raises: UserError if the source is no finished simulation, num_test leaves no training case, or dataset_dir is
+        not empty.
+    """
+    source, dataset_dir = Path(source), Path(dataset_dir)
+    lesion_mm3 = _read_cases(source)
+    if num_test is None:
+        num_test = len(lesion_mm3) // 5
+    if not 0 <= num_test < len(lesion_mm3):
+        raise UserError(
+            f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases; expected 0 to "
+            f"{len(lesion_mm3) - 1}, so that a training case is left."
+        )
+    _refuse_filled(dataset_dir)
+    test = choose_test_cases(lesion_mm3, num_test, seed)
+    training = sorted(set(lesion_mm3) - set(test))
+    # nnU-Net takes every folder named Dataset... for a data set, so the unfinished one is named otherwise.
+    temporary = dataset_dir.with_name(f"part_{os.getpid()}_{dataset_dir.name}")
+    temporary.mkdir(parents=True)
+    try:
+        for cases, suffix in ((training, "Tr"), (test, "Ts")):
+            for kind in ("images", "labels", "anomalies"):
+                (temporary / f"{kind}{suffix}").mkdir()
+            for case in cases:
+                _copy_case(source, case, temporary, suffix, keep_lesion_labels=keep_lesion_labels)
+        generate_dataset_json(
+            str(temporary),
+            # "MR" is no name that nnU-Net has a special scheme for: it normalises by mean and standard deviation.
+            channel_names={0: "MR"},
+            labels=LABELS if keep_lesion_labels else ANATOMY,
+            num_training_cases=len(training),
+            file_ending=".nii.gz",
+            dataset_name=dataset_dir.name,
+            description="Simulated DESS-like knee images; anomaliesTr and anomaliesTs hold the true lesions.",
+            license="as the label maps the images were simulated from; phantoms are free of rights",
+            converted_by="nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees",
+        )
+        if dataset_dir.is_dir():
+            dataset_dir.rmdir()  # it is empty, and a rename onto a folder fails on some systems
+        os.replace(temporary, dataset_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {"training": training, "test": test}
+
+
+def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) -> list[str]:
+    """Draw test cases, by subject; half of them (rounded up) with lesions, as long as there are such.
+
+    Args:
+        lesion_mm3: case name -> volume of its lesions in mm3.
+        num_test: how many at most.
+        seed: of the draw.
+
+    Returns: sorted case names; fewer than num_test where all cases of the next subjects would be too many.
+    """
+    subjects: dict[str, list[str]] = {}
+    for case in sorted(lesion_mm3):
+        subjects.setdefault(_subject(case), []).append(case)
+    names = list(subjects)
+    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
+    with_lesions = [name for name in order if any(lesion_mm3[case] > 0 for case in subjects[name])]
+    chosen: list[str] = []
+    for name in with_lesions:
+        if sum(lesion_mm3[case] > 0 for case in chosen) >= -(-num_test // 2):
+            break
+        if len(chosen) + len(subjects[name]) <= num_test:
+            chosen += subjects[name]
+    for name in order:
+        if subjects[name][0] not in chosen and len(chosen) + len(subjects[name]) <= num_test:
+            chosen += subjects[name]
+    return sorted(chosen)
+
+
+def checked_dataset_dir(dataset_id: int, name: str) -> Path:
+    """The folder of a new data set in $nnUNet_raw.
+
+    Raises: UserError if the number or name is not nnU-Net's way, $nnUNet_raw is not set, another data set has the
+        number in one of nnU-Net's three folders, or the folder is not empty.
+    """
+    if not 1 <= dataset_id <= 999:
+        raise UserError(f"The data set number is {dataset_id}; expected one from 1 to 999.")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
+        raise UserError(
+            f"The data set name is {name!r}; expected letters, digits, hyphens and single underscores: nnU-Net splits "
+            "folder names at double ones."
+        )
+    raw = os.environ.get(_NNUNET_FOLDERS[0])
+    if not raw:
+        raise UserError("The environment variable nnUNet_raw is not set; set it to nnU-Net's folder of raw data sets.")
+    folder_name = f"Dataset{dataset_id:03d}_{name}"
+    for variable in _NNUNET_FOLDERS:
+        parent = Path(os.environ.get(variable) or raw)
+        taken = [p.name for p in parent.glob(f"Dataset{dataset_id:03d}_*") if p.name != folder_name]
+        if taken:
+            raise UserError(
+                f"Number {dataset_id} is taken by {taken[0]} in {parent} (${variable}); choose another one."
+            )
+    target = Path(raw) / folder_name
+    _refuse_filled(target)
+    return target
+
+
+def _refuse_filled(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; delete it, or choose another number or name.")
+
+
+def _subject(case: str) -> str:
+    """OAI names begin with the subject's seven digits; any other case is a subject of its own."""
+    found = re.match(r"\d{7}(?!\d)", case)
+    return found[0] if found else case
+
+
+def _read_cases(source: Path) -> dict[str, float]:
+    """Case name -> true lesion volume in mm3, from the manifest, once all files are known to be there."""
+    file = source / "manifest.json"
+    if not file.is_file():
+        raise UserError(f"{source} holds no manifest.json; give the output folder of nnUNetv2_anomaly simulate.")
+    try:
+        cases = json.loads(file.read_text(encoding="utf-8"))["cases"]
+        lesion_mm3 = {case: sum(entry["anomaly_volumes_mm3"].values()) for case, entry in cases.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read as a simulation's manifest ({error!r}); simulate again.") from error
+    if not lesion_mm3:
+        raise UserError(f"{source} holds no finished case; run nnUNetv2_anomaly simulate to its end.")
+    for case in lesion_mm3:
+        for path in (f"images/{case}_0000.nii.gz", f"labels/{case}.nii.gz", f"anomalies/{case}.nii.gz"):
+            if not (source / path).is_file():
+                raise UserError(f"{source / path} is missing; run nnUNetv2_anomaly simulate again to complete it.")
+    return lesion_mm3
+
+
+def _copy_case(source: Path, case: str, target: Path, suffix: str, *, keep_lesion_labels: bool) -> None:
+    shutil.copyfile(source / "images" / f"{case}_0000.nii.gz", target / f"images{suffix}" / f"{case}_0000.nii.gz")
+    shutil.copyfile(source / "anomalies" / f"{case}.nii.gz", target / f"anomalies{suffix}" / f"{case}.nii.gz")
+    labels_from, labels_to = source / "labels" / f"{case}.nii.gz", target / f"labels{suffix}" / f"{case}.nii.gz"
+    if keep_lesion_labels:
+        shutil.copyfile(labels_from, labels_to)
+        return
+    image = sitk.ReadImage(str(labels_from))
+    table = np.arange(256, dtype=np.uint8)
+    for lesion, bone in BONE_OF_LESION.items():
+        table[lesion] = bone
+    anatomy = sitk.GetImageFromArray(table[sitk.GetArrayFromImage(image)])
+    anatomy.CopyInformation(image)
+    sitk.WriteImage(anatomy, str(labels_to), True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and convert; returns 0."""
+    parser = argparse.ArgumentParser(description="Turn a folder of simulated knees into an nnU-Net raw data set.")
+    parser.add_argument("-i", "--input", type=Path, required=True, help="output folder of nnUNetv2_anomaly simulate")
+    parser.add_argument("-d", "--dataset_id", type=int, default=500, help="number of the data set (default: 500)")
+    parser.add_argument("--name", default="SimulatedKnees", help="name after the number (default: %(default)s)")
+    parser.add_argument("--num_test", type=int, help="number of test cases (default: a fifth)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of test cases (default: 0)")
+    parser.add_argument("--keep_lesion_labels", action="store_true", help="labels 0 to 9; lesions count as bone if not")
+    args = parser.parse_args(argv)
+    target = checked_dataset_dir(args.dataset_id, args.name)
+    convert(args.input, target, num_test=args.num_test, seed=args.seed, keep_lesion_labels=args.keep_lesion_labels)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

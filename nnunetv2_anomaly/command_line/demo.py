@@ -1,0 +1,36 @@
+"""``nnUNetv2_anomaly demo``: the whole chain on phantoms, through nnU-Net's own commands, with a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = (
+    "The whole chain on simulated knees, through nnU-Net's own commands: naive nnU-Net against the anomaly-aware one, "
+    "with a report. Run again to continue where it stopped."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Folder, device and size."""
+    parser.add_argument(
+        "-o",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where everything goes (default: nnunetv2_anomaly_demo, with --quick nnunetv2_anomaly_demo_quick)",
+    )
+    parser.add_argument(
+        "-device", "--device", choices=("cuda", "cpu", "mps"), default=None, help="default: the best there is"
+    )
+    parser.add_argument("--quick", action="store_true", help="minutes instead of a quarter of an hour; shows the chain only")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demonstration."""
+    # Imported here: torch takes seconds, which --help and the other verbs need not wait for.
+    from nnunetv2_anomaly.demo.run import run_demo
+
+    name = "nnunetv2_anomaly_demo_quick" if arguments.quick else "nnunetv2_anomaly_demo"
+    run_demo(arguments.o or Path(name), device=arguments.device, quick=arguments.quick)
+    return 0

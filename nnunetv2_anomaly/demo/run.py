@@ -1,0 +1,251 @@
+"""The demonstration: phantoms through nnU-Net's own commands, naive against anomaly-aware, and a report."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import convert
+from nnunetv2_anomaly.demo.chain import Chain, Step
+from nnunetv2_anomaly.demo.comparison import compare_models
+from nnunetv2_anomaly.demo.report import write_report
+from nnunetv2_anomaly.device import chosen_device
+from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_environment
+from nnunetv2_anomaly.labels import ANATOMY
+from nnunetv2_anomaly.prediction.detector_quality import measure_detector
+from nnunetv2_anomaly.settings import SECTION
+from nnunetv2_anomaly.simulation.simulate import simulate_folder
+
+DATASET_ID = 500
+DATASET_NAME = "Dataset500_SimulatedKnees"
+PLANS = "nnUNetDemoPlans"
+CONFIGURATION = "3d_demo"
+FOLD = 0
+PRESTAGE, AWARE = "AnomalyPreStageTrainer", "AnomalyAwareTrainer"
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How large the demonstration is. The naive trainer is nnU-Net's own; both segmenters train equally long."""
+
+    num_training: int
+    num_test: int
+    size: tuple[int, int, int]  # voxels, SimpleITK order
+    spacing_mm: tuple[float, float, float]
+    features: tuple[int, ...]
+    naive_trainer: str
+    anomaly: dict[str, Any]
+
+
+FULL = DemoSize(
+    num_training=24,
+    num_test=8,
+    size=(32, 48, 48),
+    spacing_mm=(2.9, 2.25, 2.25),
+    features=(8, 16, 32, 64, 64, 64),
+    naive_trainer="nnUNetTrainer_5epochs",
+    anomaly={"erase_margin_voxels": 8, "inpainting_epochs": 5, "distillation_epochs": 3, "num_epochs": 5},
+)
+QUICK = DemoSize(
+    num_training=10,
+    num_test=4,
+    size=(24, 32, 32),
+    spacing_mm=(3.9, 3.4, 3.4),
+    features=(8, 16, 32, 64, 64, 64),
+    naive_trainer="nnUNetTrainer_1epoch",
+    anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 2, "distillation_epochs": 1, "num_epochs": 1},
+)
+
+
+def write_demo_plans(preprocessed_folder: Path, size: DemoSize) -> None:
+    """Plans of their own name with a configuration that inherits the planned one: narrower network, short training."""
+    plans = json.loads((preprocessed_folder / "nnUNetPlans.json").read_text())
+    planned = plans["configurations"]["3d_fullres"]
+    architecture = copy.deepcopy(planned["architecture"])
+    keywords = architecture["arch_kwargs"]
+    keywords["features_per_stage"] = list(size.features[: keywords["n_stages"]])
+    plans["plans_name"] = PLANS
+    plans["configurations"][CONFIGURATION] = {
+        "inherits_from": "3d_fullres",
+        "architecture": architecture,
+        SECTION: size.anomaly,
+    }
+    target = preprocessed_folder / f"{PLANS}.json"
+    temporary = target.with_name(f"{target.name}.part")
+    temporary.write_text(json.dumps(plans, indent=2))
+    os.replace(temporary, target)
+
+
+def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) -> Path:
+    """Run the whole chain, or what is left of it.
+
+    Args:
+        folder: gets the data, nnU-Net's three folders, predictions, logs and report.html.
+        device: cuda, cpu or mps; None takes the best there is.
+        quick: smaller, with results that show that the chain works and nothing else.
+    Returns: the report.
+    Raises: UserError if a step fails or the folder holds something else.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    torch_device = chosen_device(device)
+    folder = folder.absolute()
+    size = QUICK if quick else FULL
+    processes = min(4, os.cpu_count() or 1)
+    environment = nnunet_environment(
+        folder,
+        nnUNet_n_proc_DA=os.environ.get("nnUNet_n_proc_DA", processes),
+        nnUNet_def_n_proc=os.environ.get("nnUNet_def_n_proc", processes),
+    )
+    chain = Chain(folder, {"quick": quick, "device": device}, environment)
+    # What runs in this process looks at the same folders as the commands.
+    for variable, value in environment.items():
+        if variable.startswith("nnUNet_"):
+            os.environ[variable] = value
+    create_nnunet_folders(folder)
+    layout = _Layout(folder)
+    chain.run(_steps(layout, size, device, torch_device, processes))
+    report = write_report(folder / "report.html", layout, chain.state, size.naive_trainer)
+    print(f"Report: {report}")
+    return report
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things lie in the demonstration's folder."""
+
+    folder: Path
+
+    @property
+    def simulated(self) -> Path:
+        return self.folder / "simulated"
+
+    @property
+    def raw(self) -> Path:
+        return self.folder / "nnUNet_raw" / DATASET_NAME
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.folder / "nnUNet_preprocessed" / DATASET_NAME
+
+    @property
+    def detector(self) -> Path:
+        return self.folder / "detector"
+
+    @property
+    def error_images(self) -> Path:
+        return self.folder / "error_images"
+
+    @property
+    def comparison(self) -> Path:
+        return self.folder / "comparison.json"
+
+    def model(self, trainer: str) -> Path:
+        return self.folder / "nnUNet_results" / DATASET_NAME / f"{trainer}__{PLANS}__{CONFIGURATION}"
+
+    def predictions(self, trainer: str) -> Path:
+        return self.folder / "predictions" / trainer
+
+
+def _steps(layout: _Layout, size: DemoSize, device: str, torch_device: torch.device, processes: int) -> list[Step]:
+    def train(trainer: str, title: str) -> Step:
+        return Step(
+            name=f"train_{trainer}",
+            title=title,
+            command=(
+                "nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(FOLD), "-tr", trainer, "-p", PLANS, "-device", device,
+            ),
+            training_folder=layout.model(trainer) / f"fold_{FOLD}",
+        )  # fmt: skip
+
+    def predict(trainer: str, title: str) -> Step:
+        return Step(
+            name=f"predict_{trainer}",
+            title=title,
+            command=(
+                "nnUNetv2_predict", "-i", str(layout.raw / "imagesTs"), "-o", str(layout.predictions(trainer)),
+                "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", str(FOLD), "-tr", trainer, "-p", PLANS,
+                "-device", device, "-npp", "1", "-nps", "1", "--continue_prediction",
+            ),
+        )  # fmt: skip
+
+    def in_process(name: str, title: str, function: Callable[[], Any]) -> Step:
+        return Step(name=name, title=title, function=lambda: (function(), None)[1])
+
+    return [
+        in_process(
+            "simulate",
+            "Drawing phantoms",
+            lambda: simulate_folder(
+                layout.simulated,
+                num_phantoms=size.num_training + size.num_test,
+                size=size.size,
+                spacing_mm=size.spacing_mm,
+                num_processes=processes,
+            ),
+        ),
+        in_process(
+            "convert",
+            "Writing the raw data set",
+            lambda: layout.raw.is_dir() or convert(layout.simulated, layout.raw, num_test=size.num_test),
+        ),
+        Step(
+            name="plan_and_preprocess",
+            title="Planning and preprocessing",
+            command=(
+                "nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres", "--verify_dataset_integrity",
+                "-npfp", str(processes), "-np", str(processes),
+            ),
+        ),
+        in_process("plans", "Writing the demo's plans", lambda: write_demo_plans(layout.preprocessed, size)),
+        train(PRESTAGE, "Pre-stage: G with C, then A"),
+        train(size.naive_trainer, "Naive nnU-Net"),
+        train(AWARE, "Anomaly-aware nnU-Net"),
+        predict(size.naive_trainer, "Predicting with the naive network"),
+        predict(AWARE, "Predicting with the anomaly-aware network"),
+        Step(
+            name="error_images",
+            title="Error images of the test cases",
+            command=(
+                "nnUNetv2_anomaly", "error_images", "-i", str(layout.raw / "imagesTs"), "-o", str(layout.error_images),
+                "-d", str(DATASET_ID), "-p", PLANS, "-c", CONFIGURATION, "-f", str(FOLD), "-device", device,
+                "--continue_prediction",
+            ),
+        ),
+        in_process(
+            "measure_detector",
+            "Measuring the error images",
+            lambda: measure_detector(
+                layout.raw / "imagesTs",
+                layout.raw / "labelsTs",
+                layout.raw / "anomaliesTs",
+                layout.detector,
+                layout.model(PRESTAGE),
+                fold=FOLD,
+                device=torch_device,
+                show_progress=False,
+            ),
+        ),
+        in_process("compare", "Comparing the predictions", lambda: _compare(layout, size)),
+    ]  # fmt: skip
+
+
+def _compare(layout: _Layout, size: DemoSize) -> None:
+    manifest = json.loads((layout.simulated / "manifest.json").read_text())
+    lesion_cases = [case for case, entry in manifest["cases"].items() if entry["intensity_auc"] is not None]
+    results = compare_models(
+        layout.raw / "labelsTs",
+        {"naive": layout.predictions(size.naive_trainer), "aware": layout.predictions(AWARE)},
+        ANATOMY,
+        lesion_cases,
+    )
+    temporary = layout.comparison.with_name("comparison.json.part")
+    temporary.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    os.replace(temporary, layout.comparison)

@@ -1,0 +1,452 @@
+"""Can nnU-Net train and predict with our trainers here? One finding per fact, and for each fault the mend.
+
+The checks import what they check inside a guard, because the broken import is just what a user calls the doctor for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import io
+import json
+import os
+import platform
+import shlex
+import shutil
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nnunetv2_anomaly import __version__
+from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE, nnunet_command
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
+
+State = Literal["ok", "warning", "fault"]
+
+SET_TRAINERS = 'eval "$(nnUNetv2_anomaly env)"'
+SET_PATHS = 'eval "$(nnUNetv2_anomaly env --base DIR)"'
+REINSTALL = "pip install --force-reinstall --no-deps nnunetv2-anomaly"
+COMPILE_VARIABLE = "nnUNet_compile"
+COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict")
+#: distribution -> module, for everything that training and prediction cannot do without
+DISTRIBUTIONS = {
+    "nnunetv2": "nnunetv2",
+    "torch": "torch",
+    "batchgenerators": "batchgenerators",
+    "batchgeneratorsv2": "batchgeneratorsv2",
+    "dynamic-network-architectures": "dynamic_network_architectures",
+    "acvl-utils": "acvl_utils",
+    "SimpleITK": "SimpleITK",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "blosc2": "blosc2",
+}
+
+GB = 1e9  # bytes
+LITTLE_DISK_GB = 10.0
+LITTLE_MEMORY_GB = 8.0
+LITTLE_SHARED_MEMORY_GB = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact about this machine.
+
+    topic: what was looked at. state: "ok", "warning" (the main job runs, slower or with a risk) or "fault" (training
+    or prediction could not run). text: one sentence. mend: what to do, one line; empty for "ok".
+    """
+
+    topic: str
+    state: State
+    text: str
+    mend: str = ""
+
+
+def _one_line(error: BaseException) -> str:
+    """An error as one line: its class and its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+# --------------------------------------------------------------------------------------------------------- versions
+
+
+def _requirements() -> dict[str, list]:
+    """What this package and nnU-Net require: distribution in lower case -> [(who requires, specifier), ...]."""
+    from packaging.requirements import Requirement  # comes with nnU-Net's dependencies; guarded by the caller
+
+    required: dict[str, list] = {}
+    for owner in ("nnunetv2-anomaly", "nnunetv2"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            for line in importlib.metadata.requires(owner) or []:
+                requirement = Requirement(line)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    required.setdefault(requirement.name.lower(), []).append((owner, requirement.specifier))
+    return required
+
+
+def _versions() -> Iterator[Finding]:
+    topic = "versions"
+    yield Finding(topic, "ok", f"python {platform.python_version()} on {platform.platform()}")
+    yield _own_version()
+    try:
+        required = _requirements()
+    except ImportError as error:
+        required = {}
+        text = f"versions cannot be compared with what is required ({_one_line(error)})"
+        yield Finding(topic, "warning", text, "pip install packaging")
+    for distribution, module in DISTRIBUTIONS.items():
+        yield _version(distribution, module, required.get(distribution.lower(), []))
+
+
+def _own_version() -> Finding:
+    topic = "versions"
+    folder = Path(__file__).parent
+    try:
+        ours = importlib.metadata.distribution("nnunetv2-anomaly")
+    except importlib.metadata.PackageNotFoundError:
+        text = f"nnunetv2-anomaly {__version__} runs from {folder} without being installed"
+        return Finding(topic, "warning", text, f"pip install -e {shlex.quote(str(folder.parent))}")
+    if ours.version != __version__:
+        text = f"nnunetv2-anomaly {__version__} runs from {folder}, but {ours.version} is what is installed"
+        return Finding(topic, "warning", text, f"pip install -e {shlex.quote(str(folder.parent))}")
+    kind = "editable" if _editable_source("nnunetv2-anomaly") else "wheel"
+    return Finding(topic, "ok", f"nnunetv2-anomaly {__version__} ({kind} install) in {folder}")
+
+
+def _editable_source(distribution: str) -> str | None:
+    """The folder of an editable install, None if the distribution is missing or installed otherwise."""
+    try:
+        text = importlib.metadata.distribution(distribution).read_text("direct_url.json")
+        origin = json.loads(text) if text else {}
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return origin.get("url", "").removeprefix("file://") or "DIR"
+
+
+def _version(distribution: str, module_name: str, required: list) -> Finding:
+    topic = "versions"
+    try:
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        version = "of unknown version"
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        text = f"{distribution} {version} cannot be imported ({_one_line(error)})"
+        return Finding(topic, "fault", text, f"pip install --force-reinstall {distribution}")
+    # Only nnU-Net is asked: batchgeneratorsv2, for one, comes without an __init__.py.
+    if distribution == "nnunetv2" and getattr(module, "__file__", None) is None:
+        return _hidden_package(distribution, list(getattr(module, "__path__", [])))
+    for owner, specifier in required:
+        if version[0].isdigit() and not specifier.contains(version, prereleases=True):
+            text = f"{distribution} {version} is installed, but {owner} needs {distribution}{specifier}"
+            return Finding(topic, "fault", text, f"pip install {shlex.quote(f'{distribution}{specifier}')}")
+    return Finding(topic, "ok", f"{distribution} {version}")
+
+
+def _hidden_package(distribution: str, folders: list[str]) -> Finding:
+    """A folder without __init__.py stands where the package is expected.
+
+    It happens to an editable install of nnU-Net: Python's own path search comes before the hook that setuptools
+    installs for an editable package, and meets our wheel's folder, which lies inside a folder named nnunetv2, or
+    what an uninstall has left of it. With editable_mode=compat nnU-Net's checkout is an entry of the search path
+    itself, and a real package wins over a bare folder.
+    """
+    source = _editable_source(distribution)
+    text = f"the folder {', '.join(folders) or distribution} without the package in it hides {distribution}"
+    if source is None:
+        return Finding("versions", "fault", text, f"pip install --force-reinstall --no-deps {distribution}")
+    mend = f"pip install --no-deps --config-settings editable_mode=compat -e {shlex.quote(source)}"
+    return Finding("versions", "fault", f"{text}, an editable install", mend)
+
+
+# ------------------------------------------------------------------------------------------------------------ paths
+
+
+def _paths() -> Iterator[Finding]:
+    for variable in FOLDER_VARIABLES:
+        yield _folder(variable, os.environ.get(variable))
+
+
+def _folder(variable: str, value: str | None) -> Finding:
+    topic = "paths"
+    if not value:
+        return Finding(topic, "fault", f"{variable} is not set", SET_PATHS)
+    folder = Path(value)
+    if not folder.exists():
+        return Finding(topic, "fault", f"{variable}={value} does not exist", f"mkdir -p {shlex.quote(value)}")
+    if not folder.is_dir():
+        return Finding(topic, "fault", f"{variable}={value} is not a folder", SET_PATHS)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        # Images may well lie on a read-only share: nnU-Net only reads them.
+        state: State = "warning" if variable == "nnUNet_raw" else "fault"
+        return Finding(
+            topic, state, f"{variable}={value} is not writable ({error.strerror})", f"chmod u+rwx {shlex.quote(value)}"
+        )
+    free = shutil.disk_usage(folder).free / GB
+    text = f"{variable}={value}, {free:.1f} GB free"
+    if free < LITTLE_DISK_GB and variable != "nnUNet_raw":
+        return Finding(topic, "warning", text, "free some disk space, or point the variable at a larger disk")
+    return Finding(topic, "ok", text)
+
+
+# --------------------------------------------------------------------------------------------------------- trainers
+
+
+def _trainers() -> Iterator[Finding]:
+    for folder in filter(str.strip, os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep)):
+        if not os.path.isdir(folder):
+            text = f"{TRAINER_VARIABLE} names {folder}, which is not a folder"
+            yield Finding("trainers", "warning", text, f"take {folder} out of {TRAINER_VARIABLE}")
+    for name in TRAINERS:
+        yield _trainer(name)
+
+
+def _trainer(name: str) -> Finding:
+    """Look for one trainer as nnUNetv2_train -tr and nnUNetv2_predict do, under the variables as they are now."""
+    topic = "trainers"
+    try:
+        expected = getattr(importlib.import_module("nnunetv2_anomaly.trainers"), name)
+    except (Exception, SystemExit) as error:
+        return Finding(topic, "fault", f"{name} cannot be imported ({_one_line(error)})", REINSTALL)
+    try:
+        import nnunetv2
+        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    except (Exception, SystemExit) as error:
+        text = f"nnU-Net's search for {name} cannot be imported ({_one_line(error)})"
+        return Finding(topic, "fault", text, "pip install --force-reinstall 'nnunetv2>=2.8.1,<3'")
+    root = nnunetv2.__path__[0]
+    try:
+        # The search tells its steps on standard output, which is the report's place.
+        with contextlib.redirect_stdout(io.StringIO()):
+            inside = recursive_find_python_class(
+                os.path.join(root, "training", "nnUNetTrainer"), name, "nnunetv2.training.nnUNetTrainer", root
+            )
+            found = recursive_find_trainer_class_by_name(name)
+    except RuntimeError:  # what nnU-Net raises when no folder holds the class
+        return Finding(topic, "fault", f"nnU-Net does not find {name}", SET_TRAINERS)
+    except (Exception, SystemExit) as error:
+        text = f"nnU-Net's search for {name} stops at a trainer that cannot be imported ({_one_line(error)})"
+        return Finding(topic, "fault", text, f"repair or remove that trainer's folder (see {TRAINER_VARIABLE})")
+    route = "nnunetv2's own folder variants/anomaly" if inside is not None else TRAINER_VARIABLE
+    if found is not expected:
+        text = f"nnU-Net finds another {name} in {inspect.getfile(found)}, through {route}"
+        return Finding(topic, "fault", text, f"remove that one, or its folder from {TRAINER_VARIABLE}")
+    return Finding(topic, "ok", f"{name} in {inspect.getfile(found)}, found through {route}")
+
+
+def _commands() -> Iterator[Finding]:
+    topic = "commands"
+    for name in COMMANDS:
+        try:
+            ours = nnunet_command(name)
+        except UserError as error:
+            yield Finding(topic, "fault", str(error), "pip install --force-reinstall --no-deps nnunetv2")
+            continue
+        first = shutil.which(name)
+        if first is not None and os.path.samefile(first, ours):
+            yield Finding(topic, "ok", f"{name} in {os.path.dirname(ours)}")
+        else:
+            text = f"{name} lies in {os.path.dirname(ours)}, but typing its name runs {first or 'nothing'}"
+            yield Finding(topic, "warning", text, f"export PATH={shlex.quote(os.path.dirname(ours))}:$PATH")
+
+
+# ---------------------------------------------------------------------------------------------------------- machine
+
+
+def _gpu() -> Iterator[Finding]:
+    torch = importlib.import_module("torch")
+    topic = "GPU"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Finding(topic, "ok", f"cuda:{index} {properties.name}, {properties.total_memory / GB:.1f} GB")
+        yield _compilation()
+        return
+    mend = "add -device cpu to nnUNetv2_train and nnUNetv2_predict"
+    mps = getattr(torch.backends, "mps", None)
+    if mps is not None and mps.is_available():
+        yield Finding(topic, "ok", "mps (Apple GPU, shares the main memory): add -device mps to nnU-Net's commands")
+    elif torch.version.cuda is not None:
+        text = f"no GPU: torch is built for CUDA {torch.version.cuda} and sees no device; the CPU works, slowly"
+        yield Finding(topic, "warning", text, f"check the driver with nvidia-smi, or {mend}")
+    else:
+        yield Finding(topic, "warning", "no GPU that this torch could use; the CPU works, slowly", mend)
+    yield Finding("torch.compile", "ok", "off: nnU-Net compiles on CUDA only")
+
+
+def _compilation() -> Finding:
+    """Whether nnU-Net compiles the network on CUDA (it does unless told otherwise), and whether it can."""
+    topic = "torch.compile"
+    wish = os.environ.get(COMPILE_VARIABLE)
+    if os.name == "nt":
+        return Finding(topic, "ok", "off: nnU-Net does not compile on Windows")
+    if wish is not None and wish.lower() not in ("true", "1", "t"):
+        return Finding(topic, "ok", f"off: nnUNet_compile={wish}")
+    said = "by default" if wish is None else f"by nnUNet_compile={wish}"
+    mend = "export nnUNet_compile=0"
+    if importlib.util.find_spec("triton") is None:
+        return Finding(topic, "fault", f"on {said}, but triton is not installed", f"pip install triton, or {mend}")
+    if not any(filter(shutil.which, (os.environ.get("CC", ""), "gcc", "clang", "cc"))):
+        return Finding(topic, "fault", f"on {said}, but triton finds no C compiler", f"install gcc, or {mend}")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        text = f"on {said}, but Python.h is missing, which triton may need"
+        return Finding(topic, "warning", text, f"install Python's development files (python3-dev), or {mend}")
+    return Finding(topic, "ok", f"on {said}")
+
+
+def _read_number(file: str) -> float | None:
+    """The number of bytes that a file of the kernel holds, None if there is no file or no number ("max")."""
+    try:
+        return float(Path(file).read_text().strip())
+    except (OSError, ValueError):
+        return None
+
+
+def memory() -> tuple[float | None, float | None]:
+    """Main memory that this process may use, total and available, in bytes; None where the system does not tell.
+
+    A container's limit counts where it is smaller than the machine's memory.
+    """
+    total = available = None
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        total, available = (float(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    except (OSError, ValueError, KeyError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            total = float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    limit = _read_number("/sys/fs/cgroup/memory.max")
+    if limit is not None and (total is None or limit < total):
+        left = limit - (_read_number("/sys/fs/cgroup/memory.current") or 0.0)
+        total, available = limit, left if available is None else min(left, available)
+    return total, available
+
+
+def _memory() -> Iterator[Finding]:
+    topic = "memory"
+    total, available = memory()
+    if total is None:
+        yield Finding(topic, "ok", "this system does not tell how much memory it has")
+    elif available is None:
+        yield Finding(topic, "ok", f"{total / GB:.1f} GB")
+    else:
+        text = f"{total / GB:.1f} GB, of which {available / GB:.1f} GB are available"
+        if available / GB < LITTLE_MEMORY_GB:
+            yield Finding(topic, "warning", text, "export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2")
+        else:
+            yield Finding(topic, "ok", text)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    topic = "shared memory"
+    folder = "/dev/shm"
+    if not os.path.isdir(folder):
+        yield Finding(topic, "ok", f"no {folder} on this system, so no limit of its own")
+        return
+    usage = shutil.disk_usage(folder)
+    text = f"{folder} has {usage.total / GB:.1f} GB, of which {usage.free / GB:.1f} GB are free"
+    if usage.free / GB < LITTLE_SHARED_MEMORY_GB:
+        text = f"{text}; data loading workers die without warning when it is full"
+        yield Finding(topic, "warning", text, "export nnUNet_n_proc_DA=2, or start docker with --shm-size=8g")
+    else:
+        yield Finding(topic, "ok", text)
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _workers() -> Iterator[Finding]:
+    cores = _cores()
+    yield Finding("workers", "ok", f"{cores} CPU cores")
+    yield _worker_count("nnUNet_def_n_proc", "preprocessing and export", cores, default=8, least=1)
+    # nnU-Net takes at most one worker per core here, whatever was asked for; 0 = in the training process itself.
+    yield _worker_count("nnUNet_n_proc_DA", "data augmentation", cores, default=min(12, os.cpu_count() or 1), least=0)
+
+
+def _worker_count(variable: str, purpose: str, cores: int, *, default: int, least: int) -> Finding:
+    topic = "workers"
+    value = os.environ.get(variable)
+    mend = f"export {variable}={cores}"
+    try:
+        count = default if value is None else int(value)
+    except ValueError:
+        return Finding(topic, "fault", f"{variable}={value} is not a whole number, nnU-Net stops at it", mend)
+    if count < least:
+        return Finding(topic, "fault", f"{variable}={value} is less than {least}", mend)
+    text = f"{variable}={value}" if value is not None else f"{variable} is not set, nnU-Net takes {count}"
+    text = f"{text} ({purpose})"
+    if count > 2 * cores:
+        return Finding(topic, "warning", f"{text}: many for {cores} cores, and each worker takes memory", mend)
+    return Finding(topic, "ok", text)
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "versions": _versions,
+    "paths": _paths,
+    "trainers": _trainers,
+    "commands": _commands,
+    "GPU": _gpu,
+    "memory": _memory,
+    "shared memory": _shared_memory,
+    "workers": _workers,
+}
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything that training and prediction need; takes seconds, as torch is imported.
+
+    The environment is judged as it is: nothing is set first, so that the findings hold for nnU-Net's commands when
+    typed into the same shell.
+
+    Returns: the findings in a fixed order of topics. Nothing is raised: a check that fails is a finding itself.
+    """
+    findings: list[Finding] = []
+    for topic, check in CHECKS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other packages' deprecations are no finding
+            try:
+                findings.extend(check())
+            except (Exception, SystemExit) as error:
+                text = f"the check itself failed ({_one_line(error)})"
+                # torch's faults are reported under versions; what else fails here is for us to repair.
+                mend = "mend the faults above first; if none is left, report this line as an issue"
+                findings.append(Finding(topic, "warning", text, mend))
+    return findings
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as text for a terminal.
+
+    Returns: one line per finding (state, topic, text), under each warning and fault one line with its mend, and a
+        closing line with the counts and the verdict.
+    """
+    width = max((len(finding.topic) for finding in findings), default=0)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:<8} {finding.topic:<{width}}  {finding.text}")
+        if finding.mend:
+            lines.append(f"{'':<8} {'':<{width}}  -> {finding.mend}")
+    faults, cautions = (sum(finding.state == state for finding in findings) for state in ("fault", "warning"))
+    verdict = "training and prediction could not run" if faults else "training and prediction can run"
+    lines.append(f"{faults} faults, {cautions} warnings: {verdict}")
+    return "\n".join(lines)

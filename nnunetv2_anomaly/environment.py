@@ -1,0 +1,123 @@
+"""The environment variables and commands through which nnU-Net and this package find each other.
+
+Nothing heavy is imported here: every command of ours passes through this module before it knows whether it needs
+torch at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from nnunetv2_anomaly.errors import UserError
+
+#: nnU-Net's variable for folders outside of nnunetv2 that hold trainers, separated by os.pathsep
+TRAINER_VARIABLE = "nnUNet_extTrainer"
+#: nnU-Net's three folders; each variable is also the name of the folder below a common base
+FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def shim_folder() -> Path:
+    """The folder that nnUNet_extTrainer has to name so that nnU-Net finds our trainers; absolute."""
+    return Path(__file__).resolve().parent / "trainer_shim"
+
+
+def _same_folder(folder: str) -> str:
+    """A spelling of the path that is equal for equal folders: absolute, links followed, no closing slash."""
+    return os.path.normcase(os.path.realpath(folder))
+
+
+def with_shim(current: str | None) -> str:
+    """The value of nnUNet_extTrainer with our shim in it.
+
+    nnU-Net asks the folders in the order given and takes the first class of that name, so somebody else's folders
+    keep their places and ours comes last. The variable is needed only where nnU-Net does not find our trainers by
+    itself (an editable install of nnU-Net or of this package); elsewhere it is never asked, and setting it always is
+    harmless.
+
+    Args: current: the value so far, folders separated by os.pathsep, or None if the variable is not set.
+    Returns: the same folders without repetitions and empty entries, order kept, our shim exactly once.
+    """
+    folders: dict[str, str] = {}
+    for folder in [*(current or "").split(os.pathsep), str(shim_folder())]:
+        if folder.strip():
+            folders.setdefault(_same_folder(folder), folder)
+    return os.pathsep.join(folders.values())
+
+
+def nnunet_folders(base: Path) -> dict[str, Path]:
+    """nnU-Net's three folders below one base folder.
+
+    Args: base: any folder, existing or not; ``~`` and relative paths are allowed.
+    Returns: variable -> absolute path, the folder being named like its variable.
+    """
+    base = Path(os.path.abspath(Path(base).expanduser()))
+    return {variable: base / variable for variable in FOLDER_VARIABLES}
+
+
+def create_nnunet_folders(base: Path) -> dict[str, Path]:
+    """Create nnU-Net's three folders below base, where they do not exist yet.
+
+    Returns: variable -> absolute path, as nnunet_folders.
+    Raises: UserError if one of them cannot be created.
+    """
+    folders = nnunet_folders(base)
+    for variable, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot create {folder} for {variable} ({error.strerror}); give --base a folder in which you may write"
+            ) from error
+    return folders
+
+
+def _variables(base: Path | None) -> dict[str, str]:
+    folders = {} if base is None else nnunet_folders(base)
+    paths = {variable: str(folder) for variable, folder in folders.items()}
+    return {**paths, TRAINER_VARIABLE: with_shim(os.environ.get(TRAINER_VARIABLE))}
+
+
+def environment_lines(base: Path | None = None) -> list[str]:
+    """Lines that set nnU-Net's variables when a POSIX shell evaluates them: ``eval "$(nnUNetv2_anomaly env)"``.
+
+    nnUNet_extTrainer is appended to, starting from its value in this process.
+
+    Args: base: the folder that holds nnU-Net's three folders, or None to leave their variables alone.
+    Returns: one ``export NAME=VALUE`` a line, each value quoted for the shell.
+    """
+    return [f"export {variable}={shlex.quote(value)}" for variable, value in _variables(base).items()]
+
+
+def nnunet_environment(base: Path | None = None, **extra: object) -> dict[str, str]:
+    """The environment for a process that runs one of nnU-Net's commands.
+
+    Args:
+        base: the folder that holds nnU-Net's three folders, or None to inherit their variables.
+        extra: further variables, for example ``nnUNet_compile=0``; each value is turned into text.
+    Returns: a copy of this process's environment with nnUNet_extTrainer naming our shim, the folders and the extras;
+        os.environ itself stays as it is.
+    """
+    return {**os.environ, **_variables(base), **{name: str(value) for name, value in extra.items()}}
+
+
+def nnunet_command(name: str) -> str:
+    """Where a command of nnU-Net lies, the one that belongs to the running Python.
+
+    A command of that name in PATH may belong to another environment, in which this package is missing; so PATH is
+    asked last.
+
+    Args: name: for example "nnUNetv2_train".
+    Returns: absolute path of the command.
+    Raises: UserError if there is no such command.
+    """
+    beside_python = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link out of it
+    found = shutil.which(name, path=str(beside_python)) or shutil.which(name)
+    if found is None:
+        raise UserError(
+            f"the command {name} is neither in {beside_python} nor in PATH; nnU-Net brings it: pip install nnunetv2"
+        )
+    return os.path.abspath(found)

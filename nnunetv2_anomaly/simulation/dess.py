@@ -1,0 +1,426 @@
+"""A DESS-like image of a knee from its label map: contrast, texture, lesions, partial volume, bias field, noise.
+
+The levels (unitless, 0 to 1) follow the mean DESS image of 103 knees without osteoarthritis: marrow about 0.19,
+femoral cartilage about 0.63, tibial cartilage about 0.55. Lesions are drawn so that brightness alone finds them
+only in part: their signal overlaps that of red marrow, vessels and growth plate scars, which are normal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS
+from nnunetv2_anomaly.simulation.phantom import draw_blob_shape, resample_linear
+
+#: signal of pure tissues, unitless; partial volume and the cortex lower what is measured to the levels above
+MARROW = 0.20
+CARTILAGE_SIGNAL: dict[int, float] = {2: 0.70, 4: 0.64, 6: 0.67}
+MUSCLE, FAT, TENDON, FLUID, CORTEX, AIR = 0.30, 0.13, 0.07, 0.92, 0.05, 0.0
+
+#: signal that a lesion adds to the marrow, range of the draw, unitless
+LESION_CONTRAST = (0.045, 0.09)
+
+#: standard deviation of the noise of each of the two receiver channels, unitless
+NOISE = 0.022
+
+#: soft tissue is laid out on a grid of at least this spacing: its borders are soft anyway
+_LAYOUT_SPACING_MM = 1.3
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedImage:
+    """A simulated image and what is abnormal in it."""
+
+    image: NDArray[np.float32]  # (Z, Y, X), in [0, 1], unitless
+    anomalies: NDArray[np.uint8]  # (Z, Y, X), 0 or the lesion label 7, 8, 9 of the bone, extra lesions included
+
+
+def dess_like_image(
+    labels: NDArray,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    *,
+    extra_lesions: float = 0.0,
+) -> SimulatedImage:
+    """Simulate a water-excited DESS image of a label map.
+
+    Args:
+        labels: (Z, Y, X), values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``, any of which may be missing; z to
+            superior, y to anterior, x across the slices.
+        spacing_mm: distance of voxels, same order (z, y, x); textures keep their size in mm.
+        rng: source of all randomness; the same state gives the same image.
+        extra_lesions: mean of the Poisson-distributed number of unlabelled lesions in the knee. They look like the
+            labelled ones, lie in the bones, and are in the returned truth, while the label map stays as it is.
+
+    Returns: image and truth map, both (Z, Y, X).
+
+    Raises: ValueError for another dimension, an unknown label, a spacing or a mean that is not positive.
+    """
+    labels = np.asarray(labels)
+    spacing = tuple(float(s) for s in spacing_mm)
+    if labels.ndim != 3 or labels.size == 0:
+        raise ValueError(f"the label map has the shape {labels.shape}; expected three axes (z, y, x)")
+    if len(spacing) != 3 or not all(0 < s < np.inf for s in spacing):
+        raise ValueError(f"spacing_mm is {spacing}; expected three positive numbers, (z, y, x)")
+    if not 0 <= extra_lesions < np.inf:
+        raise ValueError(f"extra_lesions is {extra_lesions}; expected a mean number of 0 or more")
+    unknown = set(np.unique(labels).tolist()) - set(LABELS.values())
+    if unknown:
+        raise ValueError(f"the label map holds {sorted(unknown)}; expected values of {LABELS}")
+    labels = labels.astype(np.uint8)
+
+    grid = [(np.arange(n) + 0.5) * s for n, s in zip(labels.shape, spacing, strict=True)]
+    layout = _Layout(labels, spacing, grid)
+    anomalies = np.where(np.isin(labels, LESIONS), labels, 0).astype(np.uint8)
+    for _ in range(rng.poisson(extra_lesions)):
+        _add_lesion(anomalies, labels, layout, grid, rng)
+
+    image = resample_linear(_soft_tissue(layout, rng), layout.grid, grid)
+    image *= 1.0 + 0.10 * _noise(rng, labels.shape, spacing, (4.0, 0.8, 0.8))
+    for label in CARTILAGES:
+        present = labels == label
+        if present.any():
+            level = CARTILAGE_SIGNAL[label] * rng.uniform(0.93, 1.07)
+            image[present] = level * (1.0 + 0.12 * layout.sample_noise(rng, 2.5, grid)[present])
+    bone = np.isin(labels, BONES + LESIONS)
+    if bone.any():
+        _draw_bones(image, bone, labels, anomalies, spacing, rng)
+    # The scanner's point spread: a good half of a voxel, so that a voxel holds a bit of its neighbours.
+    ndimage.gaussian_filter(image, 0.45, output=image, truncate=3.0)
+    bias = layout.sample_noise(rng, 45.0, grid)
+    image *= 1.0 + 0.10 * (bias - bias.mean())
+    return SimulatedImage(image=_rician(image, rng), anomalies=anomalies)
+
+
+def _rician(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Magnitude of a complex signal with Gaussian noise in both channels: noise never makes it negative."""
+    real = rng.standard_normal(image.shape, dtype=np.float32)
+    real *= NOISE
+    real += image
+    imaginary = rng.standard_normal(image.shape, dtype=np.float32)
+    imaginary *= NOISE
+    return np.clip(np.hypot(real, imaginary, out=real), 0.0, 1.0, out=real)
+
+
+def _noise(
+    rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float], scale_mm: Sequence[float]
+) -> NDArray[np.float32]:
+    """Gaussian random field of mean 0, white noise smoothed by a Gaussian of ``scale_mm`` along each axis.
+
+    Its standard deviation is 1. Where the scale is well above the spacing it is drawn on a coarser grid and
+    interpolated: a scale of 40 mm costs next to nothing. Where it is well below, neighbours are independent, and the
+    standard deviation falls, since a voxel shows the mean of a texture that is finer than itself.
+    """
+    steps = [max(s, scale / 1.5) for s, scale in zip(spacing, scale_mm, strict=True)]
+    counts = [int(np.ceil(n * s / step)) + 3 for n, s, step in zip(shape, spacing, steps, strict=True)]
+    field = rng.standard_normal(counts, dtype=np.float32)
+    sigmas = [scale / step if scale > s else 0.0 for scale, step, s in zip(scale_mm, steps, spacing, strict=True)]
+    field = ndimage.gaussian_filter(field, sigmas, mode="wrap")
+    # Large scales have few independent values, so the expected spread is used, not the measured one.
+    field *= np.float32(np.prod([np.sqrt(2.0 * np.sqrt(np.pi) * s) if s > 0 else 1.0 for s in sigmas]))
+    # Smoothed noise has the autocorrelation exp(-d^2 / (4 scale^2)), whose integral is 2 sqrt(pi) scale.
+    averaging = [min(1.0, 2.0 * np.sqrt(np.pi) * scale / s) for scale, s in zip(scale_mm, spacing, strict=True)]
+    field *= np.float32(np.sqrt(np.prod(averaging)))
+    coarse = [(np.arange(n) - 1) * step for n, step in zip(counts, steps, strict=True)]
+    fine = [np.arange(n) * s for n, s in zip(shape, spacing, strict=True)]
+    return resample_linear(field, coarse, fine)
+
+
+class _Layout:
+    """The label map on a grid of 1.3 mm or coarser, with the distances from which soft tissue is laid out."""
+
+    def __init__(self, labels: NDArray[np.uint8], spacing: Sequence[float], grid: Sequence[NDArray]) -> None:
+        self.grid, indices = [], []
+        for n, s, positions in zip(labels.shape, spacing, grid, strict=True):
+            # At least two positions, so that one can interpolate even a single slice.
+            count = max(2, min(n, int(np.ceil(n * s / _LAYOUT_SPACING_MM))))
+            self.grid.append(np.linspace(positions[0], max(positions[-1], positions[0] + s), count))
+            indices.append(np.clip(np.rint((self.grid[-1] - positions[0]) / s).astype(int), 0, n - 1))
+        self.labels = labels[np.ix_(*indices)]
+        self.spacing = tuple(float(g[1] - g[0]) for g in self.grid)
+
+    def distance(self, *wanted: int, inside: bool = False) -> NDArray[np.float32]:
+        """Distance in mm to the labels wanted (inside: from them to the outside); far away where there are none."""
+        mask = np.isin(self.labels, wanted)
+        if not mask.any():
+            return np.full(mask.shape, 0.0 if inside else 1e3, np.float32)
+        return ndimage.distance_transform_edt(mask if inside else ~mask, sampling=self.spacing).astype(np.float32)
+
+    def noise(self, rng: np.random.Generator, scale_mm: float | Sequence[float]) -> NDArray[np.float32]:
+        """Random field on this grid."""
+        scale = (scale_mm,) * 3 if np.isscalar(scale_mm) else scale_mm
+        return _noise(rng, self.labels.shape, self.spacing, scale)
+
+    def sample_noise(self, rng: np.random.Generator, scale_mm: float, grid: Sequence[NDArray]) -> NDArray[np.float32]:
+        """Random field on this grid, seen on the image's grid."""
+        return resample_linear(self.noise(rng, scale_mm), self.grid, grid)
+
+    def box(self, *wanted: int) -> list[tuple[float, float]] | None:
+        """Extent in mm of the labels wanted along z, y, x; None where there are none."""
+        found = ndimage.find_objects(np.isin(self.labels, wanted).astype(np.uint8))
+        if not found:
+            return None
+        return [(float(g[s.start]), float(g[s.stop - 1])) for g, s in zip(self.grid, found[0], strict=True)]
+
+
+def _sigmoid(x: NDArray) -> NDArray:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def _mix(image: NDArray, level: NDArray | float, share: NDArray) -> NDArray:
+    """Partial volume: ``share`` in [0, 1] of every voxel becomes ``level``."""
+    return image + (level - image) * share
+
+
+def _soft_tissue(layout: _Layout, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Everything round bones and cartilages, on the layout's grid: skin, fat, muscle, tendons, menisci, fluid, air."""
+    z, y, x = (g.reshape([-1 if a == axis else 1 for a in range(3)]) for axis, g in enumerate(layout.grid))
+    depth = -_skin(layout, rng)
+    muscle = MUSCLE * (1.0 + 0.08 * layout.noise(rng, (14.0, 5.0, 5.0)))
+    # Thin sheets of fat between muscles are where a smooth field changes its sign.
+    septa = np.exp(-((layout.noise(rng, (25.0, 9.0, 9.0)) / 0.12) ** 2))
+    fat = FAT * (1.0 + 0.25 * layout.noise(rng, 2.5))
+    subcutaneous = rng.uniform(4.0, 9.0) * (1.0 + 0.2 * layout.noise(rng, 20.0))
+    image = _mix(muscle, fat, np.maximum(0.7 * septa, _sigmoid((subcutaneous - depth) / 0.6)))
+    image = _mix(image, 0.35, np.exp(-(((depth - 1.0) / 0.9) ** 2)))  # the skin itself
+
+    joint = layout.box(*CARTILAGES) or layout.box(*BONES, *LESIONS)
+    patella = layout.box(5, 6, 9)
+    tibia = layout.box(3, 4, 8)
+    if joint is not None:
+        # Fat fills the joint round the bones; in front, below the patella, it is Hoffa's fat pad.
+        near = layout.distance(*BONES, *LESIONS)
+        lower, upper = joint[0][0] - 12.0, joint[0][1] + 6.0
+        height = _sigmoid((z - lower) / 3.0) * _sigmoid((upper - z) / 3.0)
+        image = _mix(image, fat * 1.15, 0.85 * height * _sigmoid((9.0 - near) / 2.0))
+        if patella is not None:
+            behind = _sigmoid((patella[1][1] - 6.0 - y) / 2.0) * _sigmoid((y - np.mean(joint[1])) / 4.0)
+            below = _sigmoid((np.mean(patella[0]) - z) / 3.0) * _sigmoid((z - lower) / 4.0)
+            image = _mix(image, fat * 1.2, 0.95 * behind * below * _sigmoid((26.0 - near) / 3.0))
+    if patella is not None:
+        image = _tendons(image, patella, tibia, z, y, x)
+
+    femoral, tibial = layout.distance(2), layout.distance(4)
+    wedge = _sigmoid((5.5 - np.maximum(femoral, tibial)) / 0.5)  # menisci fill the wedge between the cartilages
+    image = _mix(image, 0.10 + 0.03 * layout.noise(rng, 1.5), wedge)
+    cartilage = np.minimum(np.minimum(femoral, tibial), layout.distance(6))
+    film = _sigmoid((0.9 + 0.8 * layout.noise(rng, 5.0) - cartilage) / 0.35)
+    if patella is not None:
+        # The suprapatellar pouch reaches up behind the quadriceps tendon.
+        swelling = max(0.0, rng.normal(1.2, 1.0))
+        centre = (patella[0][1] + 8.0, patella[1][0] + 1.0, np.mean(patella[2]))
+        radii = (16.0, 1.0 + swelling, 15.0)
+        ball = np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in zip((z, y, x), centre, radii, strict=True)))
+        film = np.maximum(film, _sigmoid((1.0 - ball) * (1.0 + swelling) / 0.5))
+    image = _mix(image, FLUID * rng.uniform(0.85, 1.05), np.clip(film * (1.0 - 0.8 * wedge), 0.0, 1.0))
+    return _mix(image, AIR, _sigmoid(-depth / 0.4)).astype(np.float32)
+
+
+def _skin(layout: _Layout, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Signed distance in mm to the skin, negative inside the leg: per axial slice a rounded box about the bones."""
+    foreground = layout.labels > 0
+    if not foreground.any():
+        return np.full(foreground.shape, 1e3, np.float32)
+    z, y, x = layout.grid
+    filled = np.flatnonzero(foreground.any((1, 2)))
+    nearest = filled[np.argmin(np.abs(np.arange(len(z))[:, None] - filled), axis=1)]
+    front = y[len(y) - 1 - np.argmax(foreground.any(2)[:, ::-1], axis=1)][nearest]
+    back = y[np.argmax(foreground.any(2), axis=1)][nearest]
+    left = x[np.argmax(foreground.any(1), axis=1)][nearest]
+    right = x[len(x) - 1 - np.argmax(foreground.any(1)[:, ::-1], axis=1)][nearest]
+
+    def smooth(profile: NDArray, mm: float) -> NDArray:
+        return ndimage.gaussian_filter1d(profile, mm / layout.spacing[0], mode="nearest")
+
+    window = max(1, int(50.0 / layout.spacing[0]))
+    front = smooth(ndimage.maximum_filter1d(front, window), 12.0) + rng.uniform(6.0, 10.0)
+    back = smooth(np.full_like(back, back.min()) * 0.7 + 0.3 * back, 15.0) - rng.uniform(22.0, 32.0)
+    half_width = (right - left).max() / 2 + rng.uniform(10.0, 18.0)
+    centre_x = (left.min() + right.max()) / 2
+    half_depth = (front - back) / 2
+    across = np.abs((x - centre_x) / half_width) ** 2.5
+    along = np.abs((y[None, :] - ((front + back) / 2)[:, None]) / half_depth[:, None]) ** 2.5
+    radius = (along[:, :, None] + across[None, None, :]) ** (1 / 2.5)
+    contour = (radius - 1.0) * np.minimum(half_width, half_depth)[:, None, None]
+    return np.minimum(contour, layout.distance(*range(1, 10)) - 4.0).astype(np.float32)
+
+
+def _tendons(
+    image: NDArray,
+    patella: list[tuple[float, float]],
+    tibia: list[tuple[float, float]] | None,
+    z: NDArray,
+    y: NDArray,
+    x: NDArray,
+) -> NDArray:
+    """Dark bands: the quadriceps tendon above the patella, the patellar tendon from its apex to the tibia."""
+    middle_x = np.mean(patella[2])
+    top_y, apex_y = patella[1][0] * 0.4 + patella[1][1] * 0.6, np.mean(patella[1])
+    end_z = patella[0][0] - 45.0
+    end_y = tibia[1][1] + 2.0 if tibia is not None else apex_y - 12.0
+    along = np.clip((patella[0][0] - z) / (patella[0][0] - end_z), 0.0, 1.0)
+    course = np.where(z > np.mean(patella[0]), top_y, apex_y + (end_y - apex_y) * along)
+    band = _sigmoid((2.5 - np.abs(y - course)) / 0.5) * _sigmoid((12.0 - np.abs(x - middle_x)) / 1.5)
+    return _mix(image, TENDON, 0.9 * band * _sigmoid((z - end_z) / 2.0))
+
+
+def _draw_bones(
+    image: NDArray[np.float32],
+    bone: NDArray[np.bool_],
+    labels: NDArray[np.uint8],
+    anomalies: NDArray[np.uint8],
+    spacing: Sequence[float],
+    rng: np.random.Generator,
+) -> None:
+    """Fill the bones, in place: marrow with its normal bright structures, lesions, the dark cortical rim."""
+    box = _padded_box(ndimage.find_objects(bone.astype(np.uint8))[0], bone.shape, spacing, 4.0)
+    bone, labels, anomalies, view = bone[box], labels[box], anomalies[box], image[box]
+    marrow = np.full(bone.shape, MARROW, np.float32)
+    marrow += 0.015 * _noise(rng, bone.shape, spacing, (14.0, 10.0, 10.0))
+    # Trabeculae run along the bone; on coarse grids they average out, as in a scanner.
+    trabeculae = _noise(rng, bone.shape, spacing, (0.9, 0.3, 0.3))
+    trabeculae *= 0.03
+    marrow += trabeculae
+    del trabeculae
+    # Red marrow: patches of several mm, as bright as many a lesion, anywhere in the bone.
+    islands = _noise(rng, bone.shape, spacing, (4.5, 3.5, 3.5))
+    islands -= 0.8
+    np.clip(islands, 0.0, 1.6, out=islands)
+    islands *= 0.10
+    marrow += islands
+    del islands
+    _draw_scars(marrow, labels, spacing, rng)
+    _draw_vessels(marrow, bone, spacing, rng)
+    lesion_share = _draw_lesions(marrow, anomalies, spacing, rng)
+    # The cortex lies within the bone label: where a blurred bone is no longer whole, there is its rim.
+    sigmas = [max(0.7 / s, 0.7) for s in spacing]
+    solidity = ndimage.gaussian_filter(bone.astype(np.float32), sigmas, truncate=3.0)
+    solidity -= 0.5
+    solidity *= 2.2
+    np.clip(solidity, 0.0, 1.0, out=solidity)
+    # Lesions that reach the joint have eaten into the cortex: most of the rim is lost there.
+    np.maximum(solidity, 0.7 * lesion_share, out=solidity)
+    marrow -= CORTEX
+    marrow *= solidity
+    marrow += CORTEX
+    view[bone] = np.maximum(marrow[bone], 0.0)
+
+
+def _padded_box(
+    box: Sequence[slice], shape: Sequence[int], spacing: Sequence[float], margin_mm: float
+) -> tuple[slice, ...]:
+    margins = [int(np.ceil(margin_mm / s)) for s in spacing]
+    return tuple(slice(max(0, b.start - m), min(n, b.stop + m)) for b, n, m in zip(box, shape, margins, strict=True))
+
+
+def _draw_scars(
+    marrow: NDArray[np.float32], labels: NDArray[np.uint8], spacing: Sequence[float], rng: np.random.Generator
+) -> None:
+    """Scars of the growth plates of femur and tibia: thin, wavy, broken bright lines across the bone, in place."""
+    height = (np.arange(labels.shape[0], dtype=np.float32) * np.float32(spacing[0]))[:, None, None]
+    for bone, lesion, side, offset in ((1, 7, 0, 30.0), (3, 8, -1, -25.0)):
+        whole = np.isin(labels, (bone, lesion))
+        slices = np.flatnonzero(whole.any((1, 2)))
+        if not slices.size:
+            continue
+        waves = 2.0 * _noise(rng, (1, *labels.shape[1:]), spacing, (1.0, 9.0, 9.0))
+        strength = np.clip(0.6 + 0.5 * _noise(rng, (1, *labels.shape[1:]), spacing, (1.0, 5.0, 5.0)), 0.0, 1.2)
+        middle = slices[side] * spacing[0] + offset + rng.normal(0.0, 2.0)
+        width = max(0.8, 0.5 * spacing[0])
+        scar = 0.12 * 0.8 / width * strength * np.exp(-(((height - middle - waves) / width) ** 2))
+        marrow += np.where(whole, scar, 0.0).astype(np.float32)
+
+
+def _draw_vessels(
+    marrow: NDArray[np.float32], bone: NDArray[np.bool_], spacing: Sequence[float], rng: np.random.Generator
+) -> None:
+    """Nutrient vessels: bright winding tubes of about 1 mm and 10 to 30 mm length, in place."""
+    voxels = np.flatnonzero(bone)
+    step = np.array(spacing)
+    count = rng.poisson(voxels.size * step.prod() / 12_000.0)
+    width = np.maximum(0.6, 0.45 * step)
+    reach = np.ceil(2.5 * width / step).astype(int)
+    for start in voxels[rng.integers(voxels.size, size=count)]:
+        position = np.array(np.unravel_index(start, bone.shape)) * step
+        direction = rng.normal(size=3)
+        # A tube thinner than a voxel fills a share of it only.
+        contrast = rng.uniform(0.08, 0.3) * float(np.prod(0.6 / width)) ** (2 / 3)
+        for _ in range(int(rng.uniform(15, 45))):
+            direction += 0.35 * rng.normal(size=3)
+            direction /= np.linalg.norm(direction)
+            position = position + 0.7 * direction
+            centre = np.rint(position / step).astype(int)
+            if ((centre < 0) | (centre >= bone.shape)).any():
+                break
+            box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
+            distances = [
+                ((np.arange(b.start, min(b.stop, n)) * s - p) / w) ** 2
+                for b, n, s, p, w in zip(box, bone.shape, step, position, width, strict=True)
+            ]
+            squared = distances[0][:, None, None] + distances[1][None, :, None] + distances[2][None, None, :]
+            tube = np.float32(MARROW + contrast) * np.exp(-0.5 * squared)
+            np.maximum(marrow[box], tube, out=marrow[box])
+
+
+def _draw_lesions(
+    marrow: NDArray[np.float32], anomalies: NDArray[np.uint8], spacing: Sequence[float], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Brighten the lesions, in place: each its own contrast, uneven inside, fading at its border.
+
+    Returns: (Z, Y, X), share of lesion per voxel, in [0, 1].
+    """
+    shares = np.zeros(anomalies.shape, np.float32)
+    components, _ = ndimage.label(anomalies > 0, structure=np.ones((3, 3, 3)))
+    for index, found in enumerate(ndimage.find_objects(components), start=1):
+        box = _padded_box(found, anomalies.shape, spacing, 4.0)
+        core = components[box] == index
+        share = core.astype(np.float32)
+        volume_mm3 = share.sum() * np.prod(spacing)
+        # The border of a small lesion is narrower, or nothing would be left of it.
+        edge_mm = min(1.2, 0.3 * (3.0 * volume_mm3 / (4.0 * np.pi)) ** (1 / 3))
+        ndimage.gaussian_filter(share, [edge_mm / s for s in spacing], output=share)
+        uneven = 1.0 + 0.3 * _noise(rng, share.shape, spacing, (2.5, 2.5, 2.5))
+        np.maximum(shares[box], share, out=shares[box])
+        # The contrast drawn is the mean within the lesion; a small lesion, all border, would be lost otherwise.
+        marrow[box] += np.float32(rng.uniform(*LESION_CONTRAST) / share[core].mean()) * share * uneven
+    return shares
+
+
+def _add_lesion(
+    anomalies: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    layout: _Layout,
+    grid: Sequence[NDArray],
+    rng: np.random.Generator,
+) -> None:
+    """Put one more lesion into a bone of the truth map, in place; nothing happens where no bone has room."""
+    shape = draw_blob_shape(rng)
+    shares = {
+        bone: share for bone, share in zip(BONES, (0.45, 0.35, 0.2), strict=True) if (layout.labels == bone).any()
+    }
+    if not shares:
+        return
+    bone = int(rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values())))
+    marrow = layout.labels == bone
+    inside = layout.distance(bone, inside=True)
+    radius = float(np.mean(shape.radii_mm))
+    # Three in four lie under the cartilage, like the phantom's own.
+    if rng.random() < 0.75:
+        wanted = marrow & (layout.distance(bone + 1) < radius + 2.0) & (inside > 0.3 * radius)
+    else:
+        wanted = marrow & (inside > radius)
+    candidates = np.flatnonzero(wanted if wanted.any() else marrow)
+    place = np.unravel_index(candidates[rng.integers(candidates.size)], marrow.shape)
+    centre = [g[index] for g, index in zip(layout.grid, place, strict=True)]
+    reach = 1.6 * max(shape.radii_mm)
+    box = tuple(slice(*np.searchsorted(g, (c - reach, c + reach))) for g, c in zip(grid, centre, strict=True))
+    z, y, x = (g[s] - c for g, s, c in zip(grid, box, centre, strict=True))
+    inside_blob = shape.value(x[None, None, :], y[None, :, None], z[:, None, None]) < 0
+    lesion = next(label for label, holder in BONE_OF_LESION.items() if holder == bone)
+    region = anomalies[box]
+    region[inside_blob & (labels[box] == bone)] = lesion

@@ -1,0 +1,540 @@
+"""Simulated knees as files: images, labels and what is abnormal, from label maps, phantoms or both.
+
+OUTPUT/images/<case>_0000.nii.gz   int16, 0 to 1000, where 1000 is the simulation's level 1.0
+OUTPUT/labels/<case>.nii.gz        uint8, 0 to 9, the label map given or drawn
+OUTPUT/anomalies/<case>.nii.gz     uint8, 0 or the lesion label 7, 8, 9, unlabelled extra lesions included
+OUTPUT/manifest.json, OUTPUT/overview.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nnunetv2_anomaly import __version__
+from nnunetv2_anomaly.anomaly.auc import roc_auc
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS
+from nnunetv2_anomaly.simulation.dess import dess_like_image
+from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
+from nnunetv2_anomaly.volumes.figures import save_figure
+
+FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+
+#: the stored int16 value of the simulation's level 1.0
+INTENSITY_SCALE = 1000
+
+MANIFEST = "manifest.json"
+
+#: arguments that change what a case looks like; a folder holds cases of one setting only
+_SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions")
+
+_OVERVIEW_CASES = 4
+_LABEL_COLOURS = ListedColormap(
+    ["black", "tan", "deepskyblue", "peru", "limegreen", "khaki", "violet", "red", "orangered", "crimson"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    case: str
+    label_file: str | None  # None: a phantom
+    output_folder: str
+    seed: int
+    size: tuple[int, int, int] | None
+    spacing_mm: tuple[float, float, float] | None
+    extra_lesions: float
+
+
+def simulate_folder(
+    output_folder: str | os.PathLike,
+    *,
+    labels_folder: str | os.PathLike | None = None,
+    num_phantoms: int = 0,
+    size: Sequence[int] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    seed: int = 0,
+    extra_lesions: float = 0.0,
+    num_processes: int = 2,
+) -> dict:
+    """Simulate a DESS-like image for every label map of a folder, and for phantoms, and write all as files.
+
+    A case depends on the seed and its own name alone, not on order, neighbours or processes. Files are written beside
+    and renamed; a case that is there whole, made with the same arguments from the same label map, is kept.
+
+    Args:
+        output_folder: made if missing; an own folder, its layout is at the top of this module.
+        labels_folder: label maps (.nii.gz, .nii, .mha, .mhd, .nrrd), values 0 to 9 of ``nnunetv2_anomaly.labels``.
+        num_phantoms: how many procedural knees to draw, named phantom_0000 and so on; raising it later adds some.
+        size: number of voxels in SimpleITK order (x, y, z). Label maps are resampled over their own extent.
+        spacing_mm: distance of voxels in the same order. Label maps are resampled over their own extent, by the
+            nearest spacing that divides it. Size and spacing together fix the field of view: label maps are then
+            cut or padded about their centre. With neither, label maps stay as they are, and phantoms get the OAI's
+            160 x 384 x 384 voxels of 0.7 x 0.3646 x 0.3646 mm; with one, phantoms keep the OAI's field of view.
+        seed: of all randomness.
+        extra_lesions: mean number per knee (Poisson) of lesions that are in image and truth but not in the labels.
+        num_processes: cases made at a time, one core each.
+
+    Returns: the manifest as written: version, arguments, and per case its source or side, seed, lesion volumes in
+        mm3 and the AUC of raw intensity within the bones (None where a class is empty).
+
+    Raises: UserError for a missing or empty folder, an unknown label, a map that is not 3D, arguments out of range,
+        two label maps of one name, or an output folder that holds something else.
+    """
+    output_folder = Path(output_folder)
+    size, spacing_mm = _checked_grid(size, spacing_mm)
+    if num_phantoms < 0 or num_processes < 1 or seed < 0 or not 0 <= extra_lesions < math.inf:
+        raise UserError(
+            f"num_phantoms {num_phantoms}, num_processes {num_processes}, seed {seed}, extra_lesions {extra_lesions} "
+            "were given; expected 0 or more, and at least one process."
+        )
+    sources: dict[str, Path | None] = {}
+    if labels_folder is not None:
+        sources.update(_label_files(Path(labels_folder)))
+    width = max(4, len(str(num_phantoms - 1)))
+    for index in range(num_phantoms):
+        case = f"phantom_{index:0{width}d}"
+        if case in sources:
+            raise UserError(f"{sources[case]} has the name of a phantom, {case}; rename the file.")
+        sources[case] = None
+    if not sources:
+        raise UserError("There is nothing to simulate: give a folder of label maps, a number of phantoms, or both.")
+
+    arguments = {
+        "labels_folder": None if labels_folder is None else str(Path(labels_folder).resolve()),
+        "num_phantoms": num_phantoms,
+        "size": None if size is None else list(size),
+        "spacing_mm": None if spacing_mm is None else list(spacing_mm),
+        "seed": seed,
+        "extra_lesions": float(extra_lesions),
+    }
+    manifest = {"version": __version__, "arguments": arguments, "cases": {}}
+    finished = _finished_cases(output_folder, manifest, sources)
+    manifest["cases"].update(finished)
+    for name in ("images", "labels", "anomalies"):
+        (output_folder / name).mkdir(parents=True, exist_ok=True)
+    _write_manifest(output_folder, manifest)
+    jobs = [
+        _Job(case, None if file is None else str(file), str(output_folder), seed, size, spacing_mm, extra_lesions)
+        for case, file in sources.items()
+        if case not in finished
+    ]
+    with tqdm(total=len(sources), initial=len(finished), desc="simulating knees", unit="knee") as progress:
+        for case, entry in _run(jobs, num_processes):
+            manifest["cases"][case] = entry
+            _write_manifest(output_folder, manifest)
+            progress.update()
+        areas = [entry["intensity_auc"] for entry in manifest["cases"].values() if entry["intensity_auc"] is not None]
+        if areas:
+            progress.write(
+                f"Raw intensity within the bones finds the lesions with an AUC of {np.median(areas):.3f} in the median "
+                f"({min(areas):.3f} to {max(areas):.3f}, {len(areas)} of {len(sources)} knees hold lesions)."
+            )
+        else:
+            progress.write(f"None of the {len(sources)} knees holds a lesion.")
+    _save_overview(output_folder, manifest)
+    return manifest
+
+
+def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
+    """A name that nnU-Net can use for every label file: of letters, digits, underscore and hyphen only.
+
+    The OAI's long names are cut after the visit ("9001104_WB01_Femur+Tibia..." is "9001104_WB01") where that is
+    unique among the files; any other character is replaced by an underscore.
+
+    Returns: case name -> file, sorted by name.
+
+    Raises: UserError if two files end up with one name.
+    """
+    files = [Path(file) for file in files]
+    stems = {file: _stem(file) for file in files}
+    short = {file: (re.match(r"[A-Za-z0-9_-]*?_WB\d+(?=_|$)", stem) or [None])[0] for file, stem in stems.items()}
+    uses = Counter(short.values())
+    named: dict[str, Path] = {}
+    for file in files:
+        name = short[file] if short[file] and uses[short[file]] == 1 else _sanitized(stems[file])
+        if name in named:
+            raise UserError(f"{named[name].name} and {file.name} would both be the case {name}; rename one of them.")
+        named[name] = file
+    return dict(sorted(named.items()))
+
+
+def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
+    """How well brightness alone tells lesions from healthy bone: AUC over the voxels of the bones.
+
+    Args:
+        image: (Z, Y, X), any unit.
+        labels: (Z, Y, X), 0 to 9; bones are their bone and lesion labels.
+        anomalies: (Z, Y, X), nonzero = lesion.
+
+    Returns: area in [0, 1], unitless; NaN where the bones hold no lesion, or nothing else.
+    """
+    bones = np.isin(labels, BONES + LESIONS)
+    return roc_auc(image[bones], anomalies[bones] > 0)
+
+
+def resample_labels(
+    image: sitk.Image, size: Sequence[int] | None = None, spacing_mm: Sequence[float] | None = None
+) -> sitk.Image:
+    """Put a knee's label map on another grid.
+
+    Background, cartilage and bone are nested, and a new voxel takes their median: it is knee where knee fills more
+    than half of it, bone where bone does, and cartilage in between. So a cartilage thinner than a voxel keeps its
+    volume, where the label that fills most would thin it out. Lesions count as bone first, and are lesion where they
+    fill more than half of their bone's share.
+
+    Args:
+        image: 3D label map, any pose, values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``.
+        size, spacing_mm: SimpleITK order (x, y, z). With one of them the physical extent is kept exactly, so that
+            the spacing is extent / size; with both, the grid is centred on the map and what lies beyond is 0.
+
+    Returns: 3D image, uint8; the origin is that of the new first voxel's centre, the direction is kept.
+
+    Raises: ValueError if neither is given.
+    """
+    if size is None and spacing_mm is None:
+        raise ValueError("neither size nor spacing_mm is given; expected at least one")
+    old_size, old_spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
+    extent = old_size * old_spacing
+    new_size = np.array(size) if size is not None else np.maximum(1, np.rint(extent / spacing_mm).astype(int))
+    both = size is not None and spacing_mm is not None
+    new_spacing = np.array(spacing_mm, dtype=float) if both else extent / new_size
+    # Corner of the new grid against the corner of the old one, along the image's own axes.
+    corner = (extent - new_size * new_spacing) / 2
+    weights = [
+        _overlaps(n, s, c, m, t)
+        for n, s, c, m, t in zip(new_size, new_spacing, corner, old_size, old_spacing, strict=True)
+    ][::-1]
+    labels = sitk.GetArrayViewFromImage(image)
+    result = sitk.GetImageFromArray(_nested_median(labels, weights))
+    result.SetSpacing(new_spacing.tolist())
+    result.SetDirection(image.GetDirection())
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    first = corner + new_spacing / 2 - old_spacing / 2
+    result.SetOrigin((np.array(image.GetOrigin()) + direction @ first).tolist())
+    return result
+
+
+def _nested_median(labels: NDArray, weights: Sequence[NDArray[np.float32]]) -> NDArray[np.uint8]:
+    shape = tuple(len(weight) for weight in weights)
+    nothing = np.zeros(shape, np.float32)
+    share = {int(value): _filled_share(labels == value, weights) for value in np.unique(labels[labels > 0])}
+    bone_share = {
+        bone: share.get(bone, nothing) + share.get(lesion, nothing) for lesion, bone in BONE_OF_LESION.items()
+    }
+    bones = sum(bone_share.values())
+    knee = bones + sum(share.get(cartilage, nothing) for cartilage in CARTILAGES)
+    nearest_bone = np.array(BONES)[np.argmax([bone_share[bone] for bone in BONES], axis=0)]
+    for lesion, bone in BONE_OF_LESION.items():
+        nearest_bone[(nearest_bone == bone) & (share.get(lesion, nothing) > bone_share[bone] / 2)] = lesion
+    cartilage = np.array(CARTILAGES)[np.argmax([share.get(label, nothing) for label in CARTILAGES], axis=0)]
+    return np.where(bones > 0.5, nearest_bone, np.where(knee > 0.5, cartilage, 0)).astype(np.uint8)
+
+
+def _overlaps(count: int, spacing: float, corner: float, old_count: int, old_spacing: float) -> NDArray[np.float32]:
+    """(new, old) matrix: which share of each new interval lies in each old one."""
+    new_edges = corner + np.arange(count + 1) * spacing
+    old_edges = np.arange(old_count + 1) * old_spacing
+    upper = np.minimum(new_edges[1:, None], old_edges[None, 1:])
+    lower = np.maximum(new_edges[:-1, None], old_edges[None, :-1])
+    return (np.clip(upper - lower, 0.0, None) / spacing).astype(np.float32)
+
+
+def _filled_share(mask: NDArray[np.bool_], weights: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Share of each new voxel that the mask fills, (Z, Y, X) new; one axis after the other, within the mask's box."""
+    box = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    box = [slice(found[0], found[-1] + 1) for found in box]
+    share = mask[tuple(box)].astype(np.float32)
+    for axis in range(3):
+        share = np.moveaxis(np.tensordot(weights[axis][:, box[axis]], share, axes=(1, axis)), 0, axis)
+    return share
+
+
+def _checked_grid(
+    size: Sequence[int] | None, spacing_mm: Sequence[float] | None
+) -> tuple[tuple[int, int, int] | None, tuple[float, float, float] | None]:
+    if size is not None and (len(size) != 3 or any(n != int(n) or n < 8 for n in size)):
+        raise UserError(f"size is {tuple(size)}; expected three whole numbers x y z of at least 8 voxels.")
+    if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0.05 <= s <= 20 for s in spacing_mm)):
+        raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm.")
+    return (
+        None if size is None else tuple(int(n) for n in size),
+        None if spacing_mm is None else tuple(float(s) for s in spacing_mm),
+    )
+
+
+def _stem(file: Path) -> str:
+    ending = next(e for e in FILE_ENDINGS if file.name.lower().endswith(e))
+    return file.name[: -len(ending)]
+
+
+def _sanitized(stem: str) -> str:
+    return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9_-]", "_", stem)).strip("_") or "case"
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; expected one with label maps ({', '.join(FILE_ENDINGS)}).")
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(FILE_ENDINGS))
+    if not files:
+        raise UserError(f"{folder} holds no label map; expected files ending in {', '.join(FILE_ENDINGS)}.")
+    return case_names(files)
+
+
+def _case_files(output_folder: Path, case: str) -> tuple[Path, Path, Path]:
+    return (
+        output_folder / "images" / f"{case}_0000.nii.gz",
+        output_folder / "labels" / f"{case}.nii.gz",
+        output_folder / "anomalies" / f"{case}.nii.gz",
+    )
+
+
+def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path | None]) -> dict[str, dict]:
+    """Entries of cases that need not be made again.
+
+    Raises: UserError if the folder was made with other arguments, or holds what is not ours.
+    """
+    if output_folder.exists() and not output_folder.is_dir():
+        raise UserError(f"{output_folder} is a file; give another output folder.")
+    file = output_folder / MANIFEST
+    if not file.exists():
+        if output_folder.is_dir() and any(output_folder.iterdir()):
+            raise UserError(f"{output_folder} is not empty and holds no {MANIFEST}; give an own folder for the output.")
+        return {}
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        before = {"version": earlier["version"], **earlier["arguments"]}
+        cases = earlier["cases"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read as a simulation's manifest ({error!r}); delete the folder or give another one."
+        ) from error
+    now = {"version": manifest["version"], **manifest["arguments"]}
+    differing = [
+        f"{name} {before.get(name)} there, {now[name]} now" for name in _SETTINGS if before.get(name) != now[name]
+    ]
+    if differing:
+        raise UserError(
+            f"{output_folder} was made with other arguments ({'; '.join(differing)}); "
+            "give another output folder, or delete this one to make it anew."
+        )
+    foreign = sorted(set(cases) - set(sources))
+    if foreign:
+        raise UserError(
+            f"{output_folder} holds {len(foreign)} cases that these arguments do not make ({', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}); give another output folder, or delete this one to make it anew."
+        )
+    return {
+        case: entry
+        for case, entry in cases.items()
+        if all(path.exists() for path in _case_files(output_folder, case))
+        and entry["source_crc32"] == _checksum(sources[case])
+    }
+
+
+def _checksum(file: Path | str | None) -> int | None:
+    """CRC-32 of a label file, to notice that it has changed; None for a phantom."""
+    if file is None:
+        return None
+    checksum = zlib.crc32(Path(file).read_bytes())
+    # The voxels of .mhd lie in a file of their own.
+    raw = Path(file).with_suffix(".raw")
+    return zlib.crc32(raw.read_bytes(), checksum) if str(file).lower().endswith(".mhd") and raw.exists() else checksum
+
+
+def _run(jobs: Sequence[_Job], num_processes: int) -> Iterator[tuple[str, dict]]:
+    if min(num_processes, len(jobs)) <= 1:
+        for job in jobs:
+            yield job.case, _simulate_case(job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_processes, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(_simulate_case, job): job.case for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            # After an error the cases that have not begun are not worth waiting for.
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _simulate_case(job: _Job) -> dict:
+    """Make and write one case; returns its entry of the manifest."""
+    entropy = [job.seed, zlib.crc32(job.case.encode())]
+    rng = np.random.default_rng(entropy)
+    side = None
+    if job.label_file is None:
+        parameters = draw_phantom(rng)
+        side = parameters.side
+        size, spacing_mm = _phantom_grid(job.size, job.spacing_mm)
+        label_image = phantom_image(parameters, size=size, spacing_mm=spacing_mm)
+    else:
+        label_image = _read_labels(Path(job.label_file))
+        if job.size is not None or job.spacing_mm is not None:
+            label_image = resample_labels(label_image, job.size, job.spacing_mm)
+    labels = sitk.GetArrayFromImage(label_image)
+    # The simulation wants superior, anterior and right along the array's axes; the files stay in their own pose.
+    axes, flipped = _axes_to_anatomy(label_image)
+    spacing = label_image.GetSpacing()[::-1]
+    simulated = dess_like_image(
+        np.flip(labels.transpose(axes), flipped),
+        [spacing[axis] for axis in axes],
+        rng,
+        extra_lesions=job.extra_lesions,
+    )
+    image, anomalies = (
+        np.flip(volume, flipped).transpose(np.argsort(axes)) for volume in (simulated.image, simulated.anomalies)
+    )
+    stored = np.rint(image * INTENSITY_SCALE).astype(np.int16)
+    for volume, path in zip((stored, labels, anomalies), _case_files(Path(job.output_folder), job.case), strict=True):
+        _write_like(volume, label_image, path)
+    voxel_mm3 = float(np.prod(spacing))
+    area = intensity_auc(stored, labels, anomalies)
+    return {
+        "source": None if job.label_file is None else Path(job.label_file).name,
+        "source_crc32": _checksum(job.label_file),
+        "seed": entropy,
+        "side": side,
+        "size": list(label_image.GetSize()),
+        "spacing_mm": list(label_image.GetSpacing()),
+        "lesion_volumes_mm3": _volumes_mm3(labels, voxel_mm3),
+        "anomaly_volumes_mm3": _volumes_mm3(anomalies, voxel_mm3),
+        "intensity_auc": None if math.isnan(area) else round(area, 4),
+    }
+
+
+def _volumes_mm3(labels: NDArray, voxel_mm3: float) -> dict[str, float]:
+    names = {value: name for name, value in LABELS.items()}
+    return {names[value]: round(float((labels == value).sum()) * voxel_mm3, 2) for value in BONE_OF_LESION}
+
+
+def _phantom_grid(
+    size: tuple[int, int, int] | None, spacing_mm: tuple[float, float, float] | None
+) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """The grid asked for; what is not given follows from the OAI's field of view."""
+    extent = np.multiply(OAI_SIZE, OAI_SPACING_MM)
+    if size is None and spacing_mm is None:
+        return OAI_SIZE, OAI_SPACING_MM
+    if size is None:
+        return tuple(np.maximum(8, np.rint(extent / spacing_mm)).astype(int).tolist()), spacing_mm
+    return size, spacing_mm or tuple((extent / size).tolist())
+
+
+def _read_labels(file: Path) -> sitk.Image:
+    """Read and check a label map; it comes back as uint8 in its own geometry."""
+    try:
+        image = sitk.ReadImage(str(file))
+    except RuntimeError as error:
+        raise UserError(f"{file} cannot be read as an image: {str(error).strip().splitlines()[-1]}") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(
+            f"{file} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values a voxel; "
+            "expected a 3D label map with one."
+        )
+    voxels = sitk.GetArrayViewFromImage(image)
+    values, counts = np.unique(voxels, return_counts=True)
+    unknown = {v: c for v, c in zip(values.tolist(), counts.tolist(), strict=True) if v not in LABELS.values()}
+    if unknown:
+        told = ", ".join(f"{value:g} ({count} voxels)" for value, count in list(unknown.items())[:5])
+        raise UserError(f"{file} holds values that are no knee label: {told}; expected 0 to {max(LABELS.values())}.")
+    labels = sitk.GetImageFromArray(voxels.astype(np.uint8))
+    labels.CopyInformation(image)
+    return labels
+
+
+def _axes_to_anatomy(image: sitk.Image) -> tuple[list[int], list[int]]:
+    """Which array axes run along superior, anterior, right, and which of these three have to be flipped for it."""
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    remaining = [0, 1, 2]
+    axes, flipped = [], []
+    # Rows of the direction matrix are left, posterior, superior; columns are the image's x, y, z.
+    for place, (row, sign) in enumerate(((2, 1.0), (1, -1.0), (0, -1.0))):
+        column = max(remaining, key=lambda c: abs(direction[row, c]))
+        remaining.remove(column)
+        axes.append(2 - column)
+        if direction[row, column] * sign < 0:
+            flipped.append(place)
+    return axes, flipped
+
+
+def _write_like(volume: NDArray, reference: sitk.Image, path: Path) -> None:
+    """Write an array (z, y, x) in the geometry of a reference, beside and renamed."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume))
+    image.CopyInformation(reference)
+    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
+    try:
+        sitk.WriteImage(image, str(temporary), True)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_manifest(output_folder: Path, manifest: dict) -> None:
+    ordered = {**manifest, "cases": dict(sorted(manifest["cases"].items()))}
+    temporary = output_folder / f"part_{os.getpid()}_{MANIFEST}"
+    temporary.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, output_folder / MANIFEST)
+
+
+def _save_overview(output_folder: Path, manifest: dict) -> None:
+    """overview.png: a sagittal slice of a few cases, through the largest lesion area where there is one."""
+    cases = manifest["cases"]
+    # Knees with lesions first, they have more to show.
+    shown = sorted(sorted(cases), key=lambda case: not any(cases[case]["anomaly_volumes_mm3"].values()))
+    shown = sorted(shown[:_OVERVIEW_CASES])
+    figure = Figure(figsize=(10, 3.4 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 3, squeeze=False)
+    for row, case in zip(axes, shown, strict=True):
+        images = [sitk.ReadImage(str(path)) for path in _case_files(output_folder, case)]
+        order, flipped = _axes_to_anatomy(images[0])
+        image, labels, anomalies = (np.flip(sitk.GetArrayFromImage(i).transpose(order), flipped) for i in images)
+        spacing = [images[0].GetSpacing()[::-1][axis] for axis in order]
+        interesting = anomalies if anomalies.any() else np.isin(labels, BONES)
+        index = int(np.argmax((interesting > 0).sum((0, 1))))
+        for axis in row:
+            axis.imshow(
+                image[:, :, index],
+                cmap="gray",
+                vmin=0,
+                vmax=0.8 * INTENSITY_SCALE,
+                origin="lower",
+                aspect=spacing[0] / spacing[1],
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+        for axis, overlay in ((row[1], labels), (row[2], anomalies)):
+            axis.imshow(
+                np.ma.masked_equal(overlay[:, :, index], 0),
+                cmap=_LABEL_COLOURS,
+                vmin=-0.5,
+                vmax=9.5,
+                alpha=0.45,
+                origin="lower",
+                aspect=spacing[0] / spacing[1],
+                interpolation="nearest",
+            )
+        area = cases[case]["intensity_auc"]
+        row[0].set_ylabel(case + ("" if area is None else f"\nAUC of intensity {area:.2f}"))
+    for axis, name in zip(axes[0], ("image", "labels", "anomalies, unlabelled ones included"), strict=True):
+        axis.set_title(name)
+    save_figure(figure, output_folder / "overview.png")
