@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-device", "--device", choices=("cuda", "cpu", "mps"), default=None, help="default: the best there is"
     )
-    parser.add_argument("--quick", action="store_true", help="minutes instead of a quarter of an hour; shows the chain only")
+    parser.add_argument(
+        "--quick", action="store_true", help="minutes instead of a quarter of an hour; shows the chain only"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

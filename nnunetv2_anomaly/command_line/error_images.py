@@ -15,17 +15,24 @@ def fold(text: str) -> int | str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options mean what they mean in nnUNetv2_predict."""
-    parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="images, named case_0000.nii.gz and so on")
+    parser.add_argument(
+        "-i", type=Path, required=True, metavar="FOLDER", help="images, named case_0000.nii.gz and so on"
+    )
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set of the model")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the model (default: nnUNetPlans)")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="configuration (default: 3d_fullres)")
     parser.add_argument("-f", default=0, type=fold, metavar="FOLD", help="fold, a number or 'all' (default: 0)")
     parser.add_argument(
-        "-tr", default=None, metavar="TRAINER", help="trainer (default: AnomalyAwareTrainer, else AnomalyPreStageTrainer)"
+        "-tr",
+        default=None,
+        metavar="TRAINER",
+        help="trainer (default: AnomalyAwareTrainer, else AnomalyPreStageTrainer)",
     )
     parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)")
+    parser.add_argument(
+        "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)"
+    )
     parser.add_argument("--continue_prediction", action="store_true", help="leave cases alone that are already there")
 
 

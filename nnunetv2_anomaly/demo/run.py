@@ -101,8 +101,8 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
     processes = min(4, os.cpu_count() or 1)
     environment = nnunet_environment(
         folder,
-        nnUNet_n_proc_DA=os.environ.get("nnUNet_n_proc_DA", processes),
-        nnUNet_def_n_proc=os.environ.get("nnUNet_def_n_proc", processes),
+        nnUNet_n_proc_DA=os.environ.get("nnUNet_n_proc_DA", processes),  # noqa: SIM112
+        nnUNet_def_n_proc=os.environ.get("nnUNet_def_n_proc", processes),  # noqa: SIM112
     )
     chain = Chain(folder, {"quick": quick, "device": device}, environment)
     # What runs in this process looks at the same folders as the commands.
@@ -110,51 +110,60 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
         if variable.startswith("nnUNet_"):
             os.environ[variable] = value
     create_nnunet_folders(folder)
-    layout = _Layout(folder)
+    layout = DemoLayout(folder)
     chain.run(_steps(layout, size, device, torch_device, processes))
-    report = write_report(folder / "report.html", layout, chain.state, size.naive_trainer)
+    trainers = {"prestage": PRESTAGE, "naive": size.naive_trainer, "aware": AWARE}
+    report = write_report(folder / "report.html", layout, chain.state, trainers)
     print(f"Report: {report}")
     return report
 
 
 @dataclass(frozen=True)
-class _Layout:
+class DemoLayout:
     """Where things lie in the demonstration's folder."""
 
     folder: Path
 
     @property
     def simulated(self) -> Path:
+        """What simulate wrote."""
         return self.folder / "simulated"
 
     @property
     def raw(self) -> Path:
+        """The raw data set."""
         return self.folder / "nnUNet_raw" / DATASET_NAME
 
     @property
     def preprocessed(self) -> Path:
+        """The preprocessed data set."""
         return self.folder / "nnUNet_preprocessed" / DATASET_NAME
 
     @property
     def detector(self) -> Path:
+        """What measure_detector wrote."""
         return self.folder / "detector"
 
     @property
     def error_images(self) -> Path:
+        """What the verb error_images wrote."""
         return self.folder / "error_images"
 
     @property
     def comparison(self) -> Path:
+        """Dice and distances of every case, label and model."""
         return self.folder / "comparison.json"
 
     def model(self, trainer: str) -> Path:
+        """A trainer's model folder."""
         return self.folder / "nnUNet_results" / DATASET_NAME / f"{trainer}__{PLANS}__{CONFIGURATION}"
 
     def predictions(self, trainer: str) -> Path:
+        """A trainer's predictions of the test cases."""
         return self.folder / "predictions" / trainer
 
 
-def _steps(layout: _Layout, size: DemoSize, device: str, torch_device: torch.device, processes: int) -> list[Step]:
+def _steps(layout: DemoLayout, size: DemoSize, device: str, torch_device: torch.device, processes: int) -> list[Step]:
     def train(trainer: str, title: str) -> Step:
         return Step(
             name=f"train_{trainer}",
@@ -237,7 +246,7 @@ def _steps(layout: _Layout, size: DemoSize, device: str, torch_device: torch.dev
     ]  # fmt: skip
 
 
-def _compare(layout: _Layout, size: DemoSize) -> None:
+def _compare(layout: DemoLayout, size: DemoSize) -> None:
     manifest = json.loads((layout.simulated / "manifest.json").read_text())
     lesion_cases = [case for case, entry in manifest["cases"].items() if entry["intensity_auc"] is not None]
     results = compare_models(

@@ -42,7 +42,9 @@ def find_model_folder(
     Raises: UserError if nnUNet_results is not set, the data set is unknown, or no such model was trained.
     """
     if not nnUNet_results.is_set():
-        raise UserError('nnUNet_results is not set; set it, for example with: eval "$(nnUNetv2_anomaly env --base DIR)"')
+        raise UserError(
+            'nnUNet_results is not set; set it, for example with: eval "$(nnUNetv2_anomaly env --base DIR)"'
+        )
     try:
         dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError) as error:

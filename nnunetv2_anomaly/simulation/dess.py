@@ -18,15 +18,18 @@ from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, L
 from nnunetv2_anomaly.simulation.phantom import draw_blob_shape, resample_linear
 
 #: signal of pure tissues, unitless; partial volume and the cortex lower what is measured to the levels above
-MARROW = 0.20
+MARROW = 0.185
 CARTILAGE_SIGNAL: dict[int, float] = {2: 0.70, 4: 0.64, 6: 0.67}
 MUSCLE, FAT, TENDON, FLUID, CORTEX, AIR = 0.30, 0.13, 0.07, 0.92, 0.05, 0.0
 
 #: signal that a lesion adds to the marrow, range of the draw, unitless
-LESION_CONTRAST = (0.045, 0.09)
+LESION_CONTRAST = (0.06, 0.15)
 
 #: standard deviation of the noise of each of the two receiver channels, unitless
-NOISE = 0.022
+NOISE = 0.015
+
+#: signal that red marrow adds in the metaphysis and shaft, range of the draw per bone, unitless
+RED_MARROW = (0.06, 0.12)
 
 #: soft tissue is laid out on a grid of at least this spacing: its borders are soft anyway
 _LAYOUT_SPACING_MM = 1.3
@@ -93,7 +96,7 @@ def dess_like_image(
     # The scanner's point spread: a good half of a voxel, so that a voxel holds a bit of its neighbours.
     ndimage.gaussian_filter(image, 0.45, output=image, truncate=3.0)
     bias = layout.sample_noise(rng, 45.0, grid)
-    image *= 1.0 + 0.10 * (bias - bias.mean())
+    image *= 1.0 + 0.15 * (bias - bias.mean())
     return SimulatedImage(image=_rician(image, rng), anomalies=anomalies)
 
 
@@ -284,14 +287,17 @@ def _draw_bones(
     marrow += 0.015 * _noise(rng, bone.shape, spacing, (14.0, 10.0, 10.0))
     # Trabeculae run along the bone; on coarse grids they average out, as in a scanner.
     trabeculae = _noise(rng, bone.shape, spacing, (0.9, 0.3, 0.3))
-    trabeculae *= 0.03
+    trabeculae *= 0.02
     marrow += trabeculae
     del trabeculae
-    # Red marrow: patches of several mm, as bright as many a lesion, anywhere in the bone.
+    # Red marrow: away from the joint it brightens the whole marrow, so that healthy metaphysis is as bright as many a
+    # lesion near the joint; patches of several mm lie anywhere, more strongly there.
+    metaphysis = _metaphysis_share(labels, spacing)
+    marrow += np.float32(rng.uniform(*RED_MARROW)) * metaphysis
     islands = _noise(rng, bone.shape, spacing, (4.5, 3.5, 3.5))
     islands -= 0.8
     np.clip(islands, 0.0, 1.6, out=islands)
-    islands *= 0.10
+    islands *= 0.05 + 0.05 * metaphysis
     marrow += islands
     del islands
     _draw_scars(marrow, labels, spacing, rng)
@@ -309,6 +315,23 @@ def _draw_bones(
     marrow *= solidity
     marrow += CORTEX
     view[bone] = np.maximum(marrow[bone], 0.0)
+
+
+def _metaphysis_share(labels: NDArray[np.uint8], spacing: Sequence[float]) -> NDArray[np.float32]:
+    """(Z, Y, X) -> 0 in the epiphyses of femur and tibia and in the patella, 1 well away from the joint.
+
+    The joint's end is the lowest slice of the femur and the highest of the tibia (z to superior).
+    """
+    share = np.zeros(labels.shape, np.float32)
+    z = np.arange(labels.shape[0], dtype=np.float32)
+    for bone, lesion, upwards in ((1, 7, True), (3, 8, False)):
+        mask = (labels == bone) | (labels == lesion)
+        slices = np.flatnonzero(mask.any(axis=(1, 2)))
+        if slices.size:
+            from_joint_mm = ((z - slices[0]) if upwards else (slices[-1] - z)) * spacing[0]
+            profile = _sigmoid((from_joint_mm - 30.0) / 4.0).astype(np.float32)
+            share = np.where(mask, profile[:, None, None], share)
+    return share
 
 
 def _padded_box(

@@ -1,0 +1,204 @@
+"""What the anomaly-aware network costs beside nnU-Net's own, measured side by side in one run.
+
+    python -m benchmarks.cost --patch 64 96 96 --batch 2 --device cpu
+
+Both networks come from the same plan: nnU-Net's own topology for the patch size, 32 to 320 feature maps. Training is
+what a trainer's step does (forward, loss with deep supervision, backward, clipping, SGD), prediction the forward pass
+of one window. The two alternate, so that whatever else the machine does hits both. Printed are medians, quartiles and
+the ratio; then where the difference goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable
+from contextlib import nullcontext
+from time import perf_counter
+
+import numpy as np
+import torch
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunetv2_anomaly.anomaly.error_image import focal_weight
+from nnunetv2_anomaly.losses.anomaly_aware import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
+
+NUM_CLASSES = 7
+
+
+def planned_configuration(patch_size: list[int], spacing: list[float]) -> ConfigurationManager:
+    """A configuration as nnU-Net's default planner writes it for this patch size and spacing (mm)."""
+    _, strides, kernels, patch_size, _ = get_pool_and_conv_props(spacing, patch_size, 4, 999999)
+    stages = len(strides)
+    keywords = {
+        "n_stages": stages,
+        "features_per_stage": [min(32 * 2**stage, 320) for stage in range(stages)],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [list(kernel) for kernel in kernels],
+        "strides": [list(stride) for stride in strides],
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": keywords,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    return ConfigurationManager(
+        {"patch_size": [int(voxels) for voxels in patch_size], "spacing": spacing, "architecture": architecture}
+    )
+
+
+def deep_supervision_weights(num_outputs: int) -> np.ndarray:
+    """nnU-Net's weights of the output scales: halved from scale to scale, the lowest left out, sum 1."""
+    weights = np.array([0.5**scale for scale in range(num_outputs)])
+    weights[-1] = 0
+    return weights / weights.sum()
+
+
+def interleaved(actions: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Seconds of each action, called in turn, after two warm-up rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for repeat in range(repeats + 2):
+        for name, action in actions.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = perf_counter()
+            action()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat >= 2:
+                seconds[name].append(perf_counter() - began)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def show(title: str, seconds: dict[str, np.ndarray], baseline: str) -> None:
+    print(f"\n{title}")
+    for name, values in seconds.items():
+        low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+        ratio = np.median(values / seconds[baseline])
+        print(f"  {name:32s} {median * 1e3:9.1f} ms  [{low * 1e3:.1f}, {high * 1e3:.1f}]  ratio {ratio:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patch", type=int, nargs=3, default=[64, 96, 96], help="voxels, nnU-Net's axis order")
+    parser.add_argument("--spacing", type=float, nargs=3, default=[0.7, 0.3646, 0.3646], help="mm, same order")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both networks, nnU-Net's default on CUDA")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    torch.manual_seed(0)
+
+    configuration = planned_configuration(arguments.patch, arguments.spacing)
+    patch = configuration.patch_size
+    networks: dict[str, nn.Module] = {
+        "nnU-Net": nnUNetTrainer.build_network_architecture(None, configuration, 1, NUM_CLASSES, True).to(device),
+        "anomaly-aware": AnomalyAwareTrainer.build_network_architecture(None, configuration, 1, NUM_CLASSES, True).to(
+            device
+        ),
+    }
+    aware = networks["anomaly-aware"]
+    image = torch.randn(arguments.batch, 1, *patch, device=device)
+    with torch.no_grad():
+        sizes = [logits.shape[2:] for logits in networks["nnU-Net"](image)]
+    targets = [torch.randint(0, NUM_CLASSES, (arguments.batch, 1, *size), device=device) for size in sizes]
+    weights = deep_supervision_weights(len(sizes))
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    planned_loss = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    losses = {
+        "nnU-Net": DeepSupervisionWrapper(planned_loss, weights),
+        "anomaly-aware": AnomalyAwareLoss(
+            DeepSupervisionWrapper(DiceAndFocalCrossEntropy(planned_loss.dc, 10.0, None), weights),
+            99.0,
+            lambda: aware.latest_error_image,
+        ),
+    }
+    run = {name: torch.compile(network) if arguments.compile else network for name, network in networks.items()}
+    optimizers = {
+        "nnU-Net": torch.optim.SGD(networks["nnU-Net"].parameters(), 1e-2, momentum=0.99, nesterov=True),
+        "anomaly-aware": torch.optim.SGD(aware.segmenter.parameters(), 1e-2, momentum=0.99, nesterov=True),
+    }
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+
+    def autocast():
+        return torch.autocast("cuda") if device.type == "cuda" else nullcontext()
+
+    def train_step(name: str) -> None:
+        optimizers[name].zero_grad(set_to_none=True)
+        with autocast():
+            loss = losses[name](run[name](image), targets)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizers[name])
+        torch.nn.utils.clip_grad_norm_(networks[name].parameters(), 12)
+        scaler.step(optimizers[name])
+        scaler.update()
+
+    def predict(name: str) -> None:
+        with torch.inference_mode(), autocast():
+            run[name](window)
+
+    def part(function: Callable[[], object]) -> Callable[[], None]:
+        def action() -> None:
+            with torch.no_grad(), autocast():
+                function()
+
+        return action
+
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, device {device}")
+    if device.type == "cuda":
+        print(torch.cuda.get_device_name())
+    print(f"patch {patch}, batch {arguments.batch}, strides {configuration.pool_op_kernel_sizes}")
+
+    for network in networks.values():
+        network.train()
+    steps = interleaved({name: lambda name=name: train_step(name) for name in networks}, arguments.repeats, device)
+    show("Training step", steps, "nnU-Net")
+
+    logits = aware(image)
+    error = aware.latest_error_image
+    parts = {
+        "training step, nnU-Net": lambda: train_step("nnU-Net"),
+        "  detector": part(lambda: aware.detector(image)),
+        "  focal weight at every scale": part(lambda: [average_to(focal_weight(error, 99.0), s) for s in sizes]),
+        "  loss, nnU-Net": part(lambda: losses["nnU-Net"](logits, targets)),
+        "  loss, anomaly-aware": part(lambda: losses["anomaly-aware"](logits, targets)),
+    }
+    show("Where it goes in training", interleaved(parts, arguments.repeats, device), "training step, nnU-Net")
+
+    window = image[:1]
+    for network in networks.values():
+        network.eval()
+        network.decoder.deep_supervision = False
+    predictions = {name: lambda name=name: predict(name) for name in networks}
+    predictions["  detector alone"] = part(lambda: aware.detector(window))
+    show("Prediction of one window", interleaved(predictions, arguments.repeats, device), "nnU-Net")
+    for name, network in networks.items():
+        print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
+    if device.type == "cuda":
+        for name in networks:
+            torch.cuda.reset_peak_memory_stats()
+            networks[name].train()
+            networks[name].decoder.deep_supervision = True
+            train_step(name)
+            print(f"{name}: peak memory of a training step {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
