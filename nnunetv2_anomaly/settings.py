@@ -26,7 +26,7 @@ def _is_whole(minimum: int, maximum: float = math.inf) -> Callable[[Any], bool]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_positive(value: Any) -> bool:

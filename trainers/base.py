@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,13 +65,16 @@ class AnomalyTrainerBase(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        temporary = f"{filename}.part"
-        super().save_checkpoint(temporary)
-        extra = self.extra_checkpoint_entries()
-        if extra:
-            checkpoint = torch.load(temporary, map_location="cpu", weights_only=False)
-            torch.save({**checkpoint, **extra}, temporary)
-        os.replace(temporary, filename)
+        temporary = Path(f"{filename}.part")
+        try:
+            super().save_checkpoint(str(temporary))
+            extra = self.extra_checkpoint_entries()
+            if extra:
+                checkpoint = torch.load(temporary, map_location="cpu", weights_only=False)
+                torch.save({**checkpoint, **extra}, temporary)
+            os.replace(temporary, filename)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def extra_checkpoint_entries(self) -> dict[str, Any]:
         """What a checkpoint holds beyond nnU-Net's own entries."""

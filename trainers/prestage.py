@@ -186,7 +186,9 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
 
     def on_train_start(self) -> None:
         """Prepare the cases, set the intensity range and the outputs' start, then as in nnU-Net."""
+        seen = self.training_cases  # of the checkpoint, if one was loaded: the split may have changed since
         self.prepare()
+        self.training_cases = sorted({*seen, *self.training_cases})
         if not self.was_initialized:
             self.initialize()
         if not self.resumed:
@@ -279,11 +281,14 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         self.print_to_log_file(describe_quality(self.quality)[0])
         duration = value["epoch_end_timestamps"] - value["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {duration:.2f} s")
+        # nnU-Net stores _best_ema with the checkpoint; here it is the phase's best validation loss, negative. It is
+        # settled before anything is written, so that a resumed run knows it.
+        is_best = self._best_ema is None or -value["val_losses"] > self._best_ema
+        if is_best:
+            self._best_ema = -value["val_losses"]
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-        # nnU-Net stores _best_ema with the checkpoint; here it is the phase's best validation loss, negative.
-        if self._best_ema is None or -value["val_losses"] > self._best_ema:
-            self._best_ema = -value["val_losses"]
+        if is_best:
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
         if self.local_rank == 0:
             logged = {key: self.logger.get_value(key, step=None) for key in PROGRESS_KEYS}

@@ -56,7 +56,7 @@ class DiceAndFocalCrossEntropy(nn.Module):
 
 
 def average_to(weight: Tensor, size: Sequence[int]) -> Tensor:
-    """Mean of the weight over the voxels that a coarser voxel covers, (B, 1, ...) -> (B, 1, *size)."""
+    """Mean of the weight over the voxels that a coarser voxel touches, (B, 1, ...) -> (B, 1, *size)."""
     if tuple(weight.shape[2:]) == tuple(size):
         return weight
     return interpolate(weight, size=tuple(size), mode="area")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.networks.unet import downsampled_size
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector, PreStageNetwork, ReconstructionNetwork
 
 
@@ -39,6 +41,11 @@ def planned_strides(configuration_manager: ConfigurationManager, max_downsamplin
         raise UserError(
             f"the strides {strides} in plans.json do not fit the patch size {configuration['patch_size']}; "
             f"expected at least one downsampling with one stride per axis"
+        )
+    if prod(downsampled_size(configuration["patch_size"], downsampling)) < 2:
+        raise UserError(
+            f"a patch of {tuple(configuration['patch_size'])} voxels leaves a single voxel after the strides "
+            f"{downsampling}; use fewer downsamplings or a larger patch"
         )
     return downsampling
 

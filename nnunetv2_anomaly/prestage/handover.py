@@ -105,7 +105,7 @@ def install_detector(detector: AnomalyDetector, trained: TrainedDetector) -> Non
     Raises: UserError if they were trained for another patch size, network or number of image channels.
     """
     expected = detector.state_dict()
-    for name in expected.keys() | trained.state.keys():
+    for name in sorted(expected.keys() | trained.state.keys()):
         there = tuple(trained.state[name].shape) if name in trained.state else "nothing"
         here = tuple(expected[name].shape) if name in expected else "nothing"
         if there != here:

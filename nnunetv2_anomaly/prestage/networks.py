@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.anomaly.error_image import error_image
+from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.unet import (
     ConvolutionBlock,
     Stride,
@@ -176,7 +177,14 @@ class PreStageNetwork(nn.Module):
         """Inpaint, and in phase 2 reconstruct as well.
 
         Args: image_and_hole: (B, C + 1, *patch_size): the normalised image channels, then the hole mask (1 = erased).
+        Raises: UserError if the hole mask is missing, as when nnUNetv2_predict is given a pre-stage model.
         """
+        if image_and_hole.shape[1] != len(self.detector.intensity_low) + 1:
+            raise UserError(
+                f"the pre-stage's network was given {image_and_hole.shape[1]} channel(s) and expects "
+                f"{len(self.detector.intensity_low)} image channel(s) and the hole mask; it does not segment, so use "
+                f"nnUNetv2_anomaly error_images for its images, or nnUNetv2_predict with AnomalyAwareTrainer"
+            )
         rescaled = self.detector.rescale(image_and_hole[:, :-1])
         erased = rescaled * (1 - image_and_hole[:, -1:].float())
         # C sees the whole image, G only what is left of it.

@@ -118,7 +118,12 @@ def _case_files(dataset_class: type[nnUNetBaseDataset], folder: Path, case: str)
 
 
 def _fingerprint(
-    dataset_class: type[nnUNetBaseDataset], folder: Path, case: str, foreground_labels: Sequence[int], clip: float
+    dataset_class: type[nnUNetBaseDataset],
+    folder: Path,
+    case: str,
+    foreground_labels: Sequence[int],
+    margin_voxels: int,
+    clip: float,
 ) -> dict:
     """What the cache entry of a case depends on; the segmentation by content, the large image by size and time."""
     image_file, segmentation_file = _case_files(dataset_class, folder, case)
@@ -129,6 +134,7 @@ def _fingerprint(
         "image_bytes": image_status.st_size,
         "image_modified_ns": image_status.st_mtime_ns,
         "foreground_labels": [int(label) for label in foreground_labels],
+        "margin_voxels": margin_voxels,
         "intensity_clip": clip,
     }
 
@@ -162,15 +168,15 @@ def _prepare_case(
     patch_size: Sequence[int],
 ) -> CaseStatistics:
     folder = Path(dataset.source_folder)
-    fingerprint = _fingerprint(type(dataset), folder, case, foreground_labels, clip)
+    fingerprint = _fingerprint(type(dataset), folder, case, foreground_labels, margin_voxels, clip)
     entry = cache / f"{case}.json"
     region_file = cache / f"{case}.{_ending(type(dataset))}"
     if entry.is_file() and region_file.is_file():
         try:
             stored = json.loads(entry.read_text())
-        except json.JSONDecodeError:
+        except ValueError:
             stored = {}
-        if stored.get("fingerprint") == fingerprint:
+        if isinstance(stored, dict) and stored.get("fingerprint") == fingerprint:
             return CaseStatistics(**stored["statistics"])
 
     data, segmentation, _, _ = dataset.load_case(case)

@@ -20,9 +20,10 @@ def blurred(image: Tensor, patch_size: Sequence[int]) -> Tensor:
     Returns: same shape. It shows what a reconstruction is worth that knows the anatomy only as a blur.
     """
     size = image.shape[2:]
+    # The patch of a 2D configuration lies within one slice: no blur across slices.
+    patch_size = (1,) * (len(size) - len(patch_size)) + tuple(patch_size)
     cells = [
-        max(1, round(BLUR_CELLS_PER_PATCH * voxels / patch))
-        for voxels, patch in zip(size, tuple(patch_size)[-len(size) :], strict=True)
+        max(1, round(BLUR_CELLS_PER_PATCH * voxels / patch)) for voxels, patch in zip(size, patch_size, strict=True)
     ]
     cells = [min(count, voxels) for count, voxels in zip(cells, size, strict=True)]
     mode = {2: "bilinear", 3: "trilinear"}[len(size)]

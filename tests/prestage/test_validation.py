@@ -1,0 +1,80 @@
+import json
+import math
+
+import pytest
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.prestage.validation import labels_named, mean_of_cases, write_summary
+
+LABELS = {"background": 0, "femoral_bone": 1, "cartilage": 2, "Femoral_Lesion": 7, "tibial_lesion": 8, "ignore": 9}
+NAN = float("nan")
+
+
+def case(name, mse=0.1, lesion_auc=None, intensity_auc=None, blurred=0.2):
+    numbers = {"mse_erased": mse, "mse_constant": 0.3, "mse_blurred": blurred, "mse_outside": 0.4}
+    return {
+        "case": name,
+        "intensity_lesion_auc": intensity_auc,
+        "detector": {**numbers, "lesion_auc": lesion_auc},
+        "inpainter": {**numbers, "lesion_auc": lesion_auc},
+    }
+
+
+@pytest.mark.parametrize(("word", "expected"), [("lesion", [7, 8]), ("bone", [1]), ("meniscus", [])])
+def test_labels_are_found_by_a_word_in_their_name_whatever_its_case(word, expected):
+    assert labels_named(LABELS, None, word) == expected
+
+
+def test_named_labels_replace_the_word():
+    assert labels_named(LABELS, ["cartilage", "tibial_lesion"], "lesion") == [2, 8]
+    assert labels_named(LABELS, [], "lesion") == []
+
+
+def test_region_contributes_all_its_values_once():
+    regions = {"background": 0, "all_bone": [1, 3, 5], "femoral_bone": [1], "lesion": 4}
+    assert labels_named(regions, None, "bone") == [1, 3, 5]
+
+
+def test_unknown_label_is_told_with_the_known_ones():
+    with pytest.raises(UserError, match=r"'lesion_labels' names edema; .* background, femoral_bone, cartilage"):
+        labels_named(LABELS, ["tibial_lesion", "edema"], "lesion")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1.0, 3.0], 2.0), ([1.0, None, NAN, math.inf], 1.0), ([None, NAN], None), ([], None)],
+)
+def test_mean_is_over_the_cases_that_have_a_number(values, expected):
+    assert mean_of_cases(values) == expected
+
+
+def test_summary_holds_means_and_every_case(tmp_path):
+    path = tmp_path / "summary.json"
+    cases = [case("a", 0.1, lesion_auc=0.8, intensity_auc=0.6), case("b", 0.3)]
+    returned = write_summary(path, cases)
+    summary = json.loads(path.read_text())
+    assert summary == returned
+    assert summary["mean"]["detector"]["mse_erased"] == pytest.approx(0.2)
+    assert summary["mean"]["detector"]["lesion_auc"] == summary["mean"]["inpainter"]["lesion_auc"] == 0.8
+    assert summary["mean"]["intensity_lesion_auc"] == 0.6
+    assert (summary["mean"]["num_cases"], summary["mean"]["num_cases_with_lesion"]) == (2, 1)
+    assert summary["metric_per_case"] == cases
+
+
+def test_summary_has_null_where_a_number_does_not_exist(tmp_path):
+    path = tmp_path / "summary.json"
+    write_summary(path, [case("a", NAN, blurred=math.inf)])
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    summary = json.loads(path.read_text(), parse_constant=refuse)
+    assert summary["metric_per_case"][0]["detector"]["mse_erased"] is None
+    assert summary["metric_per_case"][0]["detector"]["mse_blurred"] is None
+    assert summary["mean"]["detector"]["mse_erased"] is None
+    assert summary["mean"]["intensity_lesion_auc"] is None
+
+
+def test_summary_is_written_beside_and_renamed(tmp_path):
+    write_summary(tmp_path / "summary.json", [case("a")])
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
