@@ -49,6 +49,10 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
+def _is_axes(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(_is_whole(0, 2)(axis) for axis in value)
+
+
 def _is_truth_value(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -129,6 +133,12 @@ SETTINGS: dict[str, Setting] = {
         False, "true or false", _is_truth_value, "accept a detector that was trained on the fold's validation cases"
     ),
     # Both.
+    "mirror_axes": Setting(
+        [],
+        "a list of axes (0, 1, 2), empty for none, or null for nnU-Net's choice",
+        _or_none(_is_axes),
+        "axes mirrored in training and at prediction; the detector knows which way a knee is up",
+    ),
     "num_iterations_per_epoch": Setting(250, "a whole number from 1", _is_whole(1), "training batches in an epoch"),
     "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", _is_whole(1), "validation batches an epoch"),
 }

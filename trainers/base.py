@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_anomaly.errors import UnsupportedError
+from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.settings import SETTINGS, default, section_of
 
 
@@ -23,6 +23,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
     detector_features: int = default("detector_features")
     detector_downsamplings: int = default("detector_downsamplings")
     compressor_code_length: int = default("compressor_code_length")
+    mirror_axes: list[int] | None = default("mirror_axes")
     num_iterations_per_epoch: int = default("num_iterations_per_epoch")
     num_val_iterations_per_epoch: int = default("num_val_iterations_per_epoch")
 
@@ -53,6 +54,25 @@ class AnomalyTrainerBase(nnUNetTrainer):
         """
         section = section_of(configuration_manager.configuration)
         return {name: section.get(name, getattr(cls, name)) for name in SETTINGS if hasattr(cls, name)}
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """nnU-Net's choice, with the mirroring of the settings in training and at prediction.
+
+        Raises: UserError if the settings name an axis that the patch does not have.
+        """
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.mirror_axes is not None:
+            dimensions = len(self.configuration_manager.patch_size)
+            if any(axis >= dimensions for axis in self.mirror_axes):
+                raise UserError(
+                    f"the setting 'mirror_axes' is {list(self.mirror_axes)}; expected axes below {dimensions}, the "
+                    f"number of axes of the patch {self.configuration_manager.patch_size}"
+                )
+            mirror_axes = tuple(self.mirror_axes) or None  # None is nnU-Net's word for no mirroring
+            self.inference_allowed_mirroring_axes = mirror_axes
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
 
     @property
     def module(self) -> nn.Module:

@@ -35,7 +35,8 @@ PRESTAGE, AWARE = "AnomalyPreStageTrainer", "AnomalyAwareTrainer"
 class DemoSize:
     """How large the demonstration is. The naive trainer is nnU-Net's own; both segmenters train equally long."""
 
-    num_training: int
+    num_training: int  # validation cases included
+    num_validation: int
     num_test: int
     size: tuple[int, int, int]  # voxels, SimpleITK order
     spacing_mm: tuple[float, float, float]
@@ -45,22 +46,24 @@ class DemoSize:
 
 
 FULL = DemoSize(
-    num_training=24,
-    num_test=8,
+    num_training=128,
+    num_validation=8,
+    num_test=12,
     size=(32, 48, 48),
     spacing_mm=(2.9, 2.25, 2.25),
     features=(8, 16, 32, 64, 64, 64),
     naive_trainer="nnUNetTrainer_5epochs",
-    anomaly={"erase_margin_voxels": 8, "inpainting_epochs": 5, "distillation_epochs": 3, "num_epochs": 5},
+    anomaly={"erase_margin_voxels": 8, "inpainting_epochs": 5, "distillation_epochs": 4, "num_epochs": 5},
 )
 QUICK = DemoSize(
-    num_training=10,
+    num_training=40,
+    num_validation=4,
     num_test=4,
     size=(24, 32, 32),
     spacing_mm=(3.9, 3.4, 3.4),
     features=(8, 16, 32, 64, 64, 64),
     naive_trainer="nnUNetTrainer_1epoch",
-    anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 2, "distillation_epochs": 1, "num_epochs": 1},
+    anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 2, "distillation_epochs": 2, "num_epochs": 1},
 )
 
 
@@ -77,10 +80,20 @@ def write_demo_plans(preprocessed_folder: Path, size: DemoSize) -> None:
         "architecture": architecture,
         SECTION: size.anomaly,
     }
-    target = preprocessed_folder / f"{PLANS}.json"
-    temporary = target.with_name(f"{target.name}.part")
-    temporary.write_text(json.dumps(plans, indent=2))
-    os.replace(temporary, target)
+    _write_json(preprocessed_folder / f"{PLANS}.json", plans)
+
+
+def write_split(raw_folder: Path, preprocessed_folder: Path, num_validation: int) -> None:
+    """splits_final.json with one fold: nnU-Net's own five-fold split would spend the demo's time on validation."""
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw_folder / "labelsTr").glob("*.nii.gz"))
+    split = [{"train": cases[num_validation:], "val": cases[:num_validation]}]
+    _write_json(preprocessed_folder / "splits_final.json", split)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=2))
+    os.replace(temporary, path)
 
 
 def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) -> Path:
@@ -169,7 +182,8 @@ def _steps(layout: DemoLayout, size: DemoSize, device: str, torch_device: torch.
             name=f"train_{trainer}",
             title=title,
             command=(
-                "nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(FOLD), "-tr", trainer, "-p", PLANS, "-device", device,
+                "nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(FOLD),
+                "-tr", trainer, "-p", PLANS, "-device", device,
             ),
             training_folder=layout.model(trainer) / f"fold_{FOLD}",
         )  # fmt: skip
@@ -214,6 +228,11 @@ def _steps(layout: DemoLayout, size: DemoSize, device: str, torch_device: torch.
             ),
         ),
         in_process("plans", "Writing the demo's plans", lambda: write_demo_plans(layout.preprocessed, size)),
+        in_process(
+            "split",
+            "Writing the split",
+            lambda: write_split(layout.raw, layout.preprocessed, size.num_validation),
+        ),
         train(PRESTAGE, "Pre-stage: G with C, then A"),
         train(size.naive_trainer, "Naive nnU-Net"),
         train(AWARE, "Anomaly-aware nnU-Net"),
@@ -255,6 +274,4 @@ def _compare(layout: DemoLayout, size: DemoSize) -> None:
         ANATOMY,
         lesion_cases,
     )
-    temporary = layout.comparison.with_name("comparison.json.part")
-    temporary.write_text(json.dumps([asdict(result) for result in results], indent=1))
-    os.replace(temporary, layout.comparison)
+    _write_json(layout.comparison, [asdict(result) for result in results])
