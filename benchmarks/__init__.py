@@ -1,0 +1,1 @@
+"""Measurements, run by hand: timings are never asserted in tests."""

@@ -24,11 +24,11 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
 from torch import nn
 
 from nnunetv2_anomaly.anomaly.error_image import focal_weight
 from nnunetv2_anomaly.losses.anomaly_aware import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to
-from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
 
 NUM_CLASSES = 7
 

@@ -10,11 +10,13 @@ BLUE, ORANGE, GREEN, GREY = "#dbe9f6", "#fde3cf", "#dcefdc", "#eeeeee"
 
 
 def box(axis, x, y, width, height, text, colour):
+    """A rounded box with text."""
     axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.05", facecolor=colour, edgecolor="#555"))
     axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
 
 
 def arrow(axis, start, end, text="", offset=(0, 0.13)):
+    """An arrow with a small text beside its middle."""
     axis.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": "#333", "lw": 1.2})
     if text:
         middle = ((start[0] + end[0]) / 2 + offset[0], (start[1] + end[1]) / 2 + offset[1])
@@ -22,6 +24,7 @@ def arrow(axis, start, end, text="", offset=(0, 0.13)):
 
 
 def main():
+    """Draw and save."""
     figure = Figure(figsize=(12, 6.4))
     FigureCanvasAgg(figure)
     axis = figure.add_axes((0.01, 0.01, 0.98, 0.98))

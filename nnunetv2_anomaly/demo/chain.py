@@ -47,7 +47,8 @@ class Chain:
         Raises: UserError if the folder holds a chain with other arguments, or something else.
         """
         self.folder = folder
-        self.environment = dict(environment)
+        # Unbuffered, so that the progress bar learns of an epoch when it begins.
+        self.environment = {**environment, "PYTHONUNBUFFERED": "1"}
         self.state_file = folder / "demo.json"
         if self.state_file.is_file():
             self.state = json.loads(self.state_file.read_text())
@@ -97,7 +98,7 @@ class Chain:
             command.append("--c")
         log_file = self.folder / "logs" / f"{step.name}.log"
         last = ""
-        with open(log_file, "a") as log:
+        with open(log_file, "a", buffering=1) as log:
             process = subprocess.Popen(
                 command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
             )

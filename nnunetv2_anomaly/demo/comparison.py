@@ -18,7 +18,7 @@ class LabelResult:
     """One label of one case of one model.
 
     dsc: 1 = perfect; NaN where the label is in neither map. hausdorff_mm: NaN where it is missing from one or both.
-    islands: components of the prediction beyond the largest, face-connected.
+    islands: components of the prediction beyond the largest, face-connected; NaN where the label was not predicted.
     """
 
     case: str
@@ -27,10 +27,10 @@ class LabelResult:
     has_lesion: bool
     dsc: float
     hausdorff_mm: float
-    islands: int
+    islands: float
 
 
-def compare_label(reference: sitk.Image, prediction: sitk.Image) -> tuple[float, float, int]:
+def compare_label(reference: sitk.Image, prediction: sitk.Image) -> tuple[float, float, float]:
     """Dice, Hausdorff distance in mm (method paper, Eq. B.3) and islands of two binary masks of one geometry."""
     a, b = sitk.GetArrayViewFromImage(reference) > 0, sitk.GetArrayViewFromImage(prediction) > 0
     total = int(a.sum()) + int(b.sum())
@@ -42,7 +42,7 @@ def compare_label(reference: sitk.Image, prediction: sitk.Image) -> tuple[float,
         measure = sitk.HausdorffDistanceImageFilter()
         measure.Execute(reference, prediction)
         distance = measure.GetHausdorffDistance()
-    return dsc, distance, max(0, connected_components(b)[1] - 1)
+    return dsc, distance, connected_components(b)[1] - 1.0 if b.any() else float("nan")
 
 
 def compare_models(

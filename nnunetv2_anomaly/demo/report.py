@@ -95,7 +95,8 @@ def _introduction(state: Mapping[str, Any], manifest: Mapping[str, Any], compari
         f"Simulated knees of {' x '.join(map(str, size))} voxels of {' x '.join(map(str, spacing))} mm. "
         f"{len(manifest['cases']) - len(cases)} for training, {len(cases)} for testing, of which {len(lesions)} hold a "
         f"lesion. The training labels are the anatomy, lesions counted as bone; no network was told where lesions are. "
-        f"Both segmenters have the same planned network, data and number of iterations. "
+        f"Both segmenters have the same planned network, data and number of iterations. The naive one is nnU-Net's own "
+        f"trainer, which mirrors images in training and at prediction; the anomaly-aware one does not. "
         f"Whatever came out is reported.{quick}"
     )
 
@@ -232,7 +233,8 @@ def _case_figure(layout: DemoLayout, trainers: Mapping[str, str], case: str, man
                 colour = "deepskyblue" if value in BONES else "lime"
                 axis.contour(labels == value, levels=[0.5], colors=colour, linewidths=0.9)
     error = sagittal(layout.error_images / f"{case}_error.nii.gz")
-    shown = axes[4].imshow(error, cmap="inferno", origin="lower", aspect=aspect, vmax=max(float(error.max()), 1e-6))
+    limit = max(float(np.quantile(error, 0.99)), 1e-6)
+    shown = axes[4].imshow(error, cmap="inferno", origin="lower", aspect=aspect, vmin=0, vmax=limit)
     figure.colorbar(shown, ax=axes[4], fraction=0.046)
     axes[4].set_title("error image of A")
     for axis in axes:

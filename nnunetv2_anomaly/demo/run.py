@@ -63,7 +63,7 @@ QUICK = DemoSize(
     spacing_mm=(3.9, 3.4, 3.4),
     features=(8, 16, 32, 64, 64, 64),
     naive_trainer="nnUNetTrainer_1epoch",
-    anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 2, "distillation_epochs": 2, "num_epochs": 1},
+    anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1},
 )
 
 
@@ -114,6 +114,8 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
     processes = min(4, os.cpu_count() or 1)
     environment = nnunet_environment(
         folder,
+        # Waiting OpenMP threads give their core to nnU-Net's augmentation workers instead of spinning on it.
+        OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         nnUNet_n_proc_DA=os.environ.get("nnUNet_n_proc_DA", processes),  # noqa: SIM112
         nnUNet_def_n_proc=os.environ.get("nnUNet_def_n_proc", processes),  # noqa: SIM112
     )

@@ -179,8 +179,8 @@ def _preprocess(preprocessor, files, plans_manager, configuration_manager, predi
         )
     except RuntimeError as error:
         raise UserError(
-            f"{', '.join(os.path.basename(name) for name in files)} cannot be read as one image ({error or 'see above'}); "
-            f"expected readable files, all channels with one size and spacing"
+            f"{', '.join(os.path.basename(name) for name in files)} cannot be read as one image "
+            f"({error or 'see above'}); expected readable files, all channels with one size and spacing"
         ) from error
     if not np.isfinite(data).all():
         raise UserError(
