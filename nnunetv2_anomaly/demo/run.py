@@ -77,6 +77,7 @@ def write_demo_plans(preprocessed_folder: Path, size: DemoSize) -> None:
     plans["plans_name"] = PLANS
     plans["configurations"][CONFIGURATION] = {
         "inherits_from": "3d_fullres",
+        "batch_size": 2,
         "architecture": architecture,
         SECTION: size.anomaly,
     }
