@@ -1,0 +1,57 @@
+"""What the docs claim, held against the code."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_anomaly.command_line.main import VERBS, build_parser
+from nnunetv2_anomaly.settings import SETTINGS, section_of
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_page_has_every_setting_as_it_is(name):
+    setting = SETTINGS[name]
+    readers = ", ".join(
+        letter for letter, cls in (("P", AnomalyPreStageTrainer), ("A", AnomalyAwareTrainer)) if hasattr(cls, name)
+    )
+    row = f"| `{name}` | `{json.dumps(setting.default)}` | {setting.accepts} | {readers} | {setting.meaning} |"
+    assert row in (ROOT / "docs" / "reference" / "settings.md").read_text()
+
+
+def test_settings_page_has_no_setting_that_does_not_exist():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "reference" / "settings.md").read_text(), re.MULTILINE)
+    assert set(rows) == set(SETTINGS)
+
+
+def test_example_of_the_settings_page_is_accepted():
+    block = re.search(r"```json\n(.*?)```", (ROOT / "docs" / "reference" / "settings.md").read_text(), re.DOTALL)
+    example = json.loads("{" + block.group(1) + "}")
+    assert section_of(example["configurations"]["3d_short"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_our_commands_in_the_docs_parse(page, capsys):
+    """Verbs and options of every example line; placeholders in capitals stand for values."""
+    for line in re.findall(r"^(?:eval \"\$\()?nnUNetv2_anomaly ([^\n|)]*)", page.read_text(), re.MULTILINE):
+        words = [word.strip('"') for word in line.split()]
+        if words[0] in VERBS and not any(word.startswith("[") for word in words):
+            build_parser().parse_args(words)
+
+
+def test_readme_has_the_two_commands_that_do_all_the_set_up():
+    text = (ROOT / "README.md").read_text()
+    assert '<!-- ci: tests -->\n```bash\npip install ".[test]" && pytest\n```' in text
+    assert "<!-- ci: demo -->\n```bash\npip install . && nnUNetv2_anomaly demo\n```" in text
