@@ -104,6 +104,11 @@ def nnunet_environment(base: Path | None = None, **extra: object) -> dict[str, s
     return {**os.environ, **_variables(base), **{name: str(value) for name, value in extra.items()}}
 
 
+def let_nnunet_find_trainers() -> None:
+    """Add our shim to nnUNet_extTrainer of this process, for library functions that let nnU-Net load a model."""
+    os.environ[TRAINER_VARIABLE] = with_shim(os.environ.get(TRAINER_VARIABLE))
+
+
 def nnunet_command(name: str) -> str:
     """Where a command of nnU-Net lies, the one that belongs to the running Python.
 

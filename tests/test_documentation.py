@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 from nnunetv2_anomaly.command_line.main import VERBS, build_parser
 from nnunetv2_anomaly.settings import SETTINGS, section_of
-from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

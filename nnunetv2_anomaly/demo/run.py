@@ -53,7 +53,13 @@ FULL = DemoSize(
     spacing_mm=(2.9, 2.25, 2.25),
     features=(8, 16, 32, 64, 64, 64),
     naive_trainer="nnUNetTrainer_5epochs",
-    anomaly={"erase_margin_voxels": 8, "inpainting_epochs": 5, "distillation_epochs": 4, "num_epochs": 5},
+    anomaly={
+        "erase_margin_voxels": 8,
+        "inpainting_epochs": 4,
+        "distillation_epochs": 3,
+        "num_epochs": 5,
+        "num_val_iterations_per_epoch": 15,
+    },
 )
 QUICK = DemoSize(
     num_training=40,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from tqdm import tqdm
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import BONES, LESIONS
 from nnunetv2_anomaly.prediction.error_images import list_cases
+from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prestage.networks import PreStageNetwork
 from nnunetv2_anomaly.prestage.preparation import erased_region
 from nnunetv2_anomaly.prestage.validation import CaseForValidation, validate_case, write_summary
@@ -47,8 +47,7 @@ def measure_detector(
         and of the MSEs; then each case.
     Raises: UserError if the model is no pre-stage, or a file is missing or has another grid.
     """
-    predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), "checkpoint_final.pth")
+    predictor = load_model(model_folder, fold=fold, device=device)
     network = predictor.network
     if not isinstance(network, PreStageNetwork):
         raise UserError(f"the model in {model_folder} ({predictor.trainer_name}) is no pre-stage; G is needed here")

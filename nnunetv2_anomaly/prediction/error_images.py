@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector
 from nnunetv2_anomaly.prestage.validation import DetectorWindow
 from nnunetv2_anomaly.volumes.output import output_files, write_case
@@ -88,8 +88,7 @@ def predict_error_images(
     Returns: the cases that were written.
     Raises: UserError for a folder without images, a missing channel, NaN, or a model without a detector.
     """
-    predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint)
+    predictor = load_model(model_folder, fold=fold, device=device, checkpoint=checkpoint)
     detector = getattr(predictor.network, "detector", None)
     if not isinstance(detector, AnomalyDetector):
         raise UserError(

@@ -23,13 +23,13 @@ CARTILAGE_SIGNAL: dict[int, float] = {2: 0.70, 4: 0.64, 6: 0.67}
 MUSCLE, FAT, TENDON, FLUID, CORTEX, AIR = 0.30, 0.13, 0.07, 0.92, 0.05, 0.0
 
 #: signal that a lesion adds to the marrow, range of the draw, unitless
-LESION_CONTRAST = (0.06, 0.15)
+LESION_CONTRAST = (0.07, 0.16)
 
 #: standard deviation of the noise of each of the two receiver channels, unitless
 NOISE = 0.015
 
 #: signal that red marrow adds in the metaphysis and shaft, range of the draw per bone, unitless
-RED_MARROW = (0.06, 0.12)
+RED_MARROW = (0.03, 0.08)
 
 #: soft tissue is laid out on a grid of at least this spacing: its borders are soft anyway
 _LAYOUT_SPACING_MM = 1.3
