@@ -195,7 +195,7 @@ def build_trainer(tiny_dataset):
         trainer_class = getattr(trainers, trainer) if isinstance(trainer, str) else trainer
         plans = copy.deepcopy(tiny_dataset.plans)
         plans["continue_training"] = False
-        plans["configurations"][configuration]["anomaly"].update(anomaly or {})
+        plans["configurations"][configuration].setdefault("anomaly", {}).update(anomaly or {})
         plans["configurations"][configuration].update(changes or {})
         return trainer_class(
             plans=plans,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -40,15 +39,11 @@ class AnomalyAwareTrainer(AnomalyTrainerBase):
     prestage_folder: str | None = default("prestage_folder")
     allow_detector_trained_on_validation_cases: bool = default("allow_detector_trained_on_validation_cases")
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's own signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_up(self) -> None:
+        """Refuse region-based labels.
+
+        Raises: UnsupportedError for region-based labels.
+        """
         self.resumed = False
         if self.label_manager.has_regions:
             raise UnsupportedError(

@@ -45,6 +45,13 @@ class AnomalyTrainerBase(nnUNetTrainer):
                 f"segmentation of '{self.configuration_manager.previous_stage_name}' as input; use 2d, 3d_fullres or "
                 f"3d_lowres"
             )
+        self.set_up()
+
+    def set_up(self) -> None:
+        """What a trainer adds to the constructor, once its settings are known.
+
+        A hook, because nnU-Net wants the constructor's signature repeated to the letter wherever it is overridden.
+        """
 
     @classmethod
     def settings(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:

@@ -55,15 +55,8 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
     lesion_labels: list[str] | None = default("lesion_labels")
     bone_labels: list[str] | None = default("bone_labels")
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's own signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_up(self) -> None:
+        """Two phases, no deep supervision, a checkpoint after every epoch."""
         self.num_epochs = self.inpainting_epochs + self.distillation_epochs
         self.enable_deep_supervision = False
         self.save_every = 1  # the networks are small, and so nothing is lost when a run is killed

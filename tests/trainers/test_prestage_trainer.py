@@ -441,3 +441,20 @@ def test_hooks_keep_the_signatures_of_the_nnunet_they_override():
     ):
         ours, theirs = (inspect.signature(getattr(owner, name)) for owner in (AnomalyPreStageTrainer, nnUNetTrainer))
         assert list(ours.parameters) == list(theirs.parameters), name
+
+
+@pytest.mark.parametrize("name", ["AnomalyPreStageTrainer", "AnomalyAwareTrainer"])
+@pytest.mark.parametrize(
+    ("anomaly", "expected"), [({}, None), ({"mirror_axes": [0, 2]}, (0, 2)), ({"mirror_axes": None}, (0, 1, 2))]
+)
+def test_mirroring_is_the_same_in_training_and_at_prediction(trainer_factory, name, anomaly, expected):
+    trainer = trainer_factory(name, anomaly=anomaly)
+    *_, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert mirror_axes == expected
+    assert trainer.inference_allowed_mirroring_axes == expected
+
+
+def test_mirroring_along_a_missing_axis_is_refused(trainer_factory):
+    trainer = trainer_factory(NAME, configuration="2d", changes={"anomaly": {"mirror_axes": [2]}})
+    with pytest.raises(UserError, match="'mirror_axes' is \\[2\\]; expected axes below 2"):
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
