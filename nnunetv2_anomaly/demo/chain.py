@@ -29,7 +29,7 @@ class Step:
     name: str
     title: str
     command: Sequence[str] = ()
-    function: Callable[[], None] | None = None
+    function: Callable[[], object] | None = None
     #: a folder whose checkpoints tell that an interrupted training can be continued with --c
     training_folder: Path | None = None
 
