@@ -95,10 +95,10 @@ def _introduction(state: Mapping[str, Any], manifest: Mapping[str, Any], compari
         f"Simulated knees of {' x '.join(map(str, size))} voxels of {' x '.join(map(str, spacing))} mm. "
         f"{len(manifest['cases']) - len(cases)} for training, {len(cases)} for testing, of which {len(lesions)} hold a "
         f"lesion. The training labels are the anatomy, lesions counted as bone; no network was told where lesions are. "
-        f"Both segmenters have the same planned network, data and number of iterations. The naive one is nnU-Net's "
-        f"own trainer, which mirrors images in training and at prediction; the anomaly-aware one does not. Both have had a "
-        f"fraction of nnU-Net's 1000 epochs, and the weightier loss of Eq. 5 alone lets a network learn faster at first: "
-        f"the tables show what each has learnt in this time, not what either is worth in the end. "
+        f"Both segmenters have the same planned network, data and number of iterations. The naive one is nnU-Net's own "
+        f"trainer, which mirrors images in training and at prediction; the anomaly-aware one does not. Both have had "
+        f"a fraction of nnU-Net's 1000 epochs, and the weightier loss of Eq. 5 alone lets a network learn faster at "
+        f"first: the tables show what each has learnt in this time, not what either is worth in the end. "
         f"Whatever came out is reported.{quick}"
     )
 
