@@ -368,7 +368,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             for network, letter in (("inpainter", "G"), ("detector", "A")):
                 numbers = ", ".join(f"{key} {_shown(value)}" for key, value in mean[network].items())
                 self.print_to_log_file(f"{letter}: {numbers}")
-            auc = _shown(mean["intensity_lesion_auc"])
+            auc = _shown(mean["intensity"]["lesion_auc"])
             self.print_to_log_file(f"AUC of the image's own intensity for lesions: {auc}")
         empty_cache(self.device)
 

@@ -14,9 +14,9 @@ def case(name, mse=0.1, lesion_auc=None, intensity_auc=None, blurred=0.2):
     numbers = {"mse_erased": mse, "mse_constant": 0.3, "mse_blurred": blurred, "mse_outside": 0.4}
     return {
         "case": name,
-        "intensity_lesion_auc": intensity_auc,
-        "detector": {**numbers, "lesion_auc": lesion_auc},
-        "inpainter": {**numbers, "lesion_auc": lesion_auc},
+        "intensity": {"lesion_auc": intensity_auc, "lesion_auc_interior": intensity_auc},
+        "detector": {**numbers, "lesion_auc": lesion_auc, "lesion_auc_interior": lesion_auc},
+        "inpainter": {**numbers, "lesion_auc": lesion_auc, "lesion_auc_interior": lesion_auc},
     }
 
 
@@ -56,7 +56,7 @@ def test_summary_holds_means_and_every_case(tmp_path):
     assert summary == returned
     assert summary["mean"]["detector"]["mse_erased"] == pytest.approx(0.2)
     assert summary["mean"]["detector"]["lesion_auc"] == summary["mean"]["inpainter"]["lesion_auc"] == 0.8
-    assert summary["mean"]["intensity_lesion_auc"] == 0.6
+    assert summary["mean"]["intensity"] == {"lesion_auc": 0.6, "lesion_auc_interior": 0.6}
     assert (summary["mean"]["num_cases"], summary["mean"]["num_cases_with_lesion"]) == (2, 1)
     assert summary["metric_per_case"] == cases
 
@@ -72,7 +72,7 @@ def test_summary_has_null_where_a_number_does_not_exist(tmp_path):
     assert summary["metric_per_case"][0]["detector"]["mse_erased"] is None
     assert summary["metric_per_case"][0]["detector"]["mse_blurred"] is None
     assert summary["mean"]["detector"]["mse_erased"] is None
-    assert summary["mean"]["intensity_lesion_auc"] is None
+    assert summary["mean"]["intensity"]["lesion_auc"] is None
 
 
 def test_summary_is_written_beside_and_renamed(tmp_path):
