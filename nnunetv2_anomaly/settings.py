@@ -134,7 +134,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     # Both.
     "mirror_axes": Setting(
-        [],
+        (),
         "a list of axes (0, 1, 2), empty for none, or null for nnU-Net's choice",
         _or_none(_is_axes),
         "axes mirrored in training and at prediction; the detector knows which way a knee is up",

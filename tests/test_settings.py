@@ -57,6 +57,8 @@ BAD_VALUES = [
     ("prestage_trainer", None),
     ("prestage_folder", 3),
     ("allow_detector_trained_on_validation_cases", None),
+    ("mirror_axes", [3]),
+    ("mirror_axes", "all"),
     ("num_iterations_per_epoch", 0),
     ("num_val_iterations_per_epoch", -1),
 ]

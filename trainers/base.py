@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
     detector_features: int = default("detector_features")
     detector_downsamplings: int = default("detector_downsamplings")
     compressor_code_length: int = default("compressor_code_length")
-    mirror_axes: list[int] | None = default("mirror_axes")
+    mirror_axes: Sequence[int] | None = default("mirror_axes")
     num_iterations_per_epoch: int = default("num_iterations_per_epoch")
     num_val_iterations_per_epoch: int = default("num_val_iterations_per_epoch")
 
