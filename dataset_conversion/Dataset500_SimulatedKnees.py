@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
+from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
-
-_NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+from nnunetv2_anomaly.volumes.files import write_image
 
 
 def convert(
@@ -57,7 +56,7 @@ def convert(
             f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases; expected 0 to "
             f"{len(lesion_mm3) - 1}, so that a training case is left."
         )
-    _refuse_filled(dataset_dir)
+    refuse_filled(dataset_dir)
     test = choose_test_cases(lesion_mm3, num_test, seed)
     training = sorted(set(lesion_mm3) - set(test))
     # nnU-Net takes every folder named Dataset... for a data set, so the unfinished one is named otherwise.
@@ -69,14 +68,12 @@ def convert(
                 (temporary / f"{kind}{suffix}").mkdir()
             for case in cases:
                 _copy_case(source, case, temporary, suffix, keep_lesion_labels=keep_lesion_labels)
-        generate_dataset_json(
-            str(temporary),
-            # "MR" is no name that nnU-Net has a special scheme for: it normalises by mean and standard deviation.
-            channel_names={0: "MR"},
+        write_dataset_json(
+            temporary,
             labels=LABELS if keep_lesion_labels else ANATOMY,
-            num_training_cases=len(training),
+            num_training=len(training),
             file_ending=".nii.gz",
-            dataset_name=dataset_dir.name,
+            name=dataset_dir.name,
             description="Simulated DESS-like knee images; anomaliesTr and anomaliesTs hold the true lesions.",
             license="as the label maps the images were simulated from; phantoms are free of rights",
             converted_by="nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees",
@@ -117,40 +114,6 @@ def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) ->
     return sorted(chosen)
 
 
-def checked_dataset_dir(dataset_id: int, name: str) -> Path:
-    """The folder of a new data set in $nnUNet_raw.
-
-    Raises: UserError if the number or name is not nnU-Net's way, $nnUNet_raw is not set, another data set has the
-        number in one of nnU-Net's three folders, or the folder is not empty.
-    """
-    if not 1 <= dataset_id <= 999:
-        raise UserError(f"The data set number is {dataset_id}; expected one from 1 to 999.")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
-        raise UserError(
-            f"The data set name is {name!r}; expected letters, digits, hyphens and single underscores: nnU-Net splits "
-            "folder names at double ones."
-        )
-    raw = os.environ.get(_NNUNET_FOLDERS[0])
-    if not raw:
-        raise UserError("The environment variable nnUNet_raw is not set; set it to nnU-Net's folder of raw data sets.")
-    folder_name = f"Dataset{dataset_id:03d}_{name}"
-    for variable in _NNUNET_FOLDERS:
-        parent = Path(os.environ.get(variable) or raw)
-        taken = [p.name for p in parent.glob(f"Dataset{dataset_id:03d}_*") if p.name != folder_name]
-        if taken:
-            raise UserError(
-                f"Number {dataset_id} is taken by {taken[0]} in {parent} (${variable}); choose another one."
-            )
-    target = Path(raw) / folder_name
-    _refuse_filled(target)
-    return target
-
-
-def _refuse_filled(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; delete it, or choose another number or name.")
-
-
 def _subject(case: str) -> str:
     """OAI names begin with the subject's seven digits; any other case is a subject of its own."""
     found = re.match(r"\d{7}(?!\d)", case)
@@ -189,7 +152,7 @@ def _copy_case(source: Path, case: str, target: Path, suffix: str, *, keep_lesio
         table[lesion] = bone
     anatomy = sitk.GetImageFromArray(table[sitk.GetArrayFromImage(image)])
     anatomy.CopyInformation(image)
-    sitk.WriteImage(anatomy, str(labels_to), True)
+    write_image(anatomy, labels_to)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,3 +24,16 @@ BONE_OF_LESION: dict[int, int] = {7: 1, 8: 3, 9: 5}
 
 #: what OAI ZIB-like training labels hold: lesions counted as bone
 ANATOMY: dict[str, int] = {name: value for name, value in LABELS.items() if value not in LESIONS}
+
+#: OAI ZIB: femur and tibia alone
+OAI_ZIB_LABELS: dict[str, int] = {name: value for name, value in LABELS.items() if value <= 4}
+
+#: OAIZIB-CM: tibial cartilage in two compartments
+OAIZIB_CM_LABELS: dict[str, int] = {
+    "background": 0,
+    "femoral_bone": 1,
+    "femoral_cartilage": 2,
+    "tibial_bone": 3,
+    "medial_tibial_cartilage": 4,
+    "lateral_tibial_cartilage": 5,
+}

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--num_test and --keep_lesion_labels shape the nnU-Net data set; give its number with -d.")
         target = None
     else:
-        from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import checked_dataset_dir
+        from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir
 
         # Before the work begins, so that a taken number is told at once.
         target = checked_dataset_dir(args.dataset_id, args.name)

@@ -11,13 +11,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +29,12 @@ from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.anomaly.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS
+from nnunetv2_anomaly.parallel import run_jobs
 from nnunetv2_anomaly.simulation.dess import dess_like_image
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
 from nnunetv2_anomaly.volumes.figures import save_figure
-
-FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+from nnunetv2_anomaly.volumes.files import FILE_ENDINGS, image_stem, write_image
+from nnunetv2_anomaly.volumes.label_maps import read_label_map
 
 #: the stored int16 value of the simulation's level 1.0
 INTENSITY_SCALE = 1000
@@ -136,8 +135,8 @@ def simulate_folder(
         if case not in finished
     ]
     with tqdm(total=len(sources), initial=len(finished), desc="simulating knees", unit="knee") as progress:
-        for case, entry in _run(jobs, num_processes):
-            manifest["cases"][case] = entry
+        for job, future in run_jobs(_simulate_case, jobs, num_processes):
+            manifest["cases"][job.case] = future.result()
             _write_manifest(output_folder, manifest)
             progress.update()
         areas = [entry["intensity_auc"] for entry in manifest["cases"].values() if entry["intensity_auc"] is not None]
@@ -163,7 +162,7 @@ def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
     Raises: UserError if two files end up with one name.
     """
     files = [Path(file) for file in files]
-    stems = {file: _stem(file) for file in files}
+    stems = {file: image_stem(file) for file in files}
     short = {file: (re.match(r"[A-Za-z0-9_-]*?_WB\d+(?=_|$)", stem) or [None])[0] for file, stem in stems.items()}
     uses = Counter(short.values())
     named: dict[str, Path] = {}
@@ -279,11 +278,6 @@ def _checked_grid(
     )
 
 
-def _stem(file: Path) -> str:
-    ending = next(e for e in FILE_ENDINGS if file.name.lower().endswith(e))
-    return file.name[: -len(ending)]
-
-
 def _sanitized(stem: str) -> str:
     return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9_-]", "_", stem)).strip("_") or "case"
 
@@ -358,26 +352,6 @@ def _checksum(file: Path | str | None) -> int | None:
     return zlib.crc32(raw.read_bytes(), checksum) if str(file).lower().endswith(".mhd") and raw.exists() else checksum
 
 
-def _run(jobs: Sequence[_Job], num_processes: int) -> Iterator[tuple[str, dict]]:
-    if min(num_processes, len(jobs)) <= 1:
-        for job in jobs:
-            yield job.case, _simulate_case(job)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_processes, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(_simulate_case, job): job.case for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            # After an error the cases that have not begun are not worth waiting for.
-            pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
 def _simulate_case(job: _Job) -> dict:
     """Make and write one case; returns its entry of the manifest."""
     entropy = [job.seed, zlib.crc32(job.case.encode())]
@@ -389,7 +363,7 @@ def _simulate_case(job: _Job) -> dict:
         size, spacing_mm = _phantom_grid(job.size, job.spacing_mm)
         label_image = phantom_image(parameters, size=size, spacing_mm=spacing_mm)
     else:
-        label_image = _read_labels(Path(job.label_file))
+        label_image = read_label_map(Path(job.label_file), LABELS)
         if job.size is not None or job.spacing_mm is not None:
             label_image = resample_labels(label_image, job.size, job.spacing_mm)
     labels = sitk.GetArrayFromImage(label_image)
@@ -440,28 +414,6 @@ def _phantom_grid(
     return size, spacing_mm or tuple((extent / size).tolist())
 
 
-def _read_labels(file: Path) -> sitk.Image:
-    """Read and check a label map; it comes back as uint8 in its own geometry."""
-    try:
-        image = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise UserError(f"{file} cannot be read as an image: {str(error).strip().splitlines()[-1]}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise UserError(
-            f"{file} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values a voxel; "
-            "expected a 3D label map with one."
-        )
-    voxels = sitk.GetArrayViewFromImage(image)
-    values, counts = np.unique(voxels, return_counts=True)
-    unknown = {v: c for v, c in zip(values.tolist(), counts.tolist(), strict=True) if v not in LABELS.values()}
-    if unknown:
-        told = ", ".join(f"{value:g} ({count} voxels)" for value, count in list(unknown.items())[:5])
-        raise UserError(f"{file} holds values that are no knee label: {told}; expected 0 to {max(LABELS.values())}.")
-    labels = sitk.GetImageFromArray(voxels.astype(np.uint8))
-    labels.CopyInformation(image)
-    return labels
-
-
 def _axes_to_anatomy(image: sitk.Image) -> tuple[list[int], list[int]]:
     """Which array axes run along superior, anterior, right, and which of these three have to be flipped for it."""
     direction = np.array(image.GetDirection()).reshape(3, 3)
@@ -481,12 +433,7 @@ def _write_like(volume: NDArray, reference: sitk.Image, path: Path) -> None:
     """Write an array (z, y, x) in the geometry of a reference, beside and renamed."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume))
     image.CopyInformation(reference)
-    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
-    try:
-        sitk.WriteImage(image, str(temporary), True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_image(image, path)
 
 
 def _write_manifest(output_folder: Path, manifest: dict) -> None:

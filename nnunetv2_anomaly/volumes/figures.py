@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -62,6 +64,53 @@ def save_reconstruction_figure(
         row[0].set_ylabel(f"slice {index}")
     for axis, name in zip(axes[0], ("image", "reconstruction", "squared error"), strict=True):
         axis.set_title(name)
+    save_figure(figure, path)
+
+
+def save_label_figure(
+    path: Path,
+    *,
+    title: str,
+    image: np.ndarray,
+    labels: np.ndarray,
+    spacing: Sequence[float],
+    names: Mapping[str, int],
+) -> None:
+    """An image in three planes through its labels, and beside each the same with the labels' outlines.
+
+    Args:
+        path: PNG to write; its folder is made.
+        title: shown above.
+        image, labels: (Z superior, Y anterior, X right), any unit; 0 is background.
+        spacing: mm, same order, for the aspect ratio.
+        names: name -> value of the labels, for the legend.
+    """
+    path.parent.mkdir(exist_ok=True)
+    low, high = np.percentile(image[::4, ::4, ::4], (1, 99.5))
+    values = [int(value) for value in np.unique(labels[::2, ::2, ::2]) if value > 0]
+    palette = matplotlib.colormaps["tab10"]
+    figure = Figure(figsize=(9.5, 13.5), layout="constrained")
+    figure.suptitle(title)
+    planes = (("sagittal", 2), ("coronal", 1), ("axial", 0))
+    for row, (name, axis) in zip(figure.subplots(3, 2), planes, strict=True):
+        # The slice with the most kinds of labels, and of these the one with the most of them.
+        columns = np.moveaxis(labels, axis, 0)
+        kinds = sum((columns == value).any(axis=(1, 2)).astype(int) for value in values)
+        amount = np.count_nonzero(columns.reshape(len(columns), -1), axis=1)
+        index = int(np.lexsort((amount, kinds))[-1])
+        picture, outlined = np.take(image, index, axis), np.take(labels, index, axis)
+        vertical, horizontal = (spacing[a] for a in range(3) if a != axis)
+        for plot in row:
+            plot.imshow(picture, cmap="gray", vmin=low, vmax=high, aspect=vertical / horizontal, origin="lower")
+            plot.set_xticks([])
+            plot.set_yticks([])
+        for value in values:
+            if (outlined == value).any():
+                row[1].contour(outlined == value, levels=[0.5], colors=[palette((value - 1) % 10)], linewidths=0.8)
+        row[0].set_ylabel(f"{name}, slice {index}")
+    named = [(palette((value - 1) % 10), name) for name, value in names.items() if value in values]
+    lines = [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in named]
+    figure.legend(handles=lines, loc="outside lower center", ncols=4)
     save_figure(figure, path)
 
 

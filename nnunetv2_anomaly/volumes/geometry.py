@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import nibabel
@@ -12,6 +11,8 @@ import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
 from nibabel.orientations import io_orientation, ornt_transform
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunetv2_anomaly.volumes.files import write_image, written_beside
 
 
 def to_original_grid(
@@ -52,24 +53,23 @@ def write_volume(volume: np.ndarray, properties: dict, path: Path) -> None:
         properties: nnU-Net's properties of the case.
         path: ends in .nii.gz.
     """
-    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
     if "nibabel_stuff" in properties:
         geometry = properties["nibabel_stuff"]
         original, reoriented = geometry["original_affine"], geometry.get("reoriented_affine")
         nifti = nibabel.Nifti1Image(volume.transpose((2, 1, 0)), affine=original if reoriented is None else reoriented)
         if reoriented is not None:  # NibabelIOWithReorient had turned the axes
             nifti = nifti.as_reoriented(ornt_transform(io_orientation(reoriented), io_orientation(original)))
-        nibabel.save(nifti, temporary)
-    else:
-        geometry = properties.get("sitk_stuff", {})
-        if len(geometry.get("spacing", ())) == 2:
-            volume = volume[0]
-        image = sitk.GetImageFromArray(volume)
-        image.SetSpacing([float(step) for step in geometry.get("spacing", properties["spacing"][::-1])])
-        if geometry:
-            image.SetOrigin(geometry["origin"])
-            image.SetDirection(geometry["direction"])
-        if "original_orientation" in geometry:  # SimpleITKIOWithReorient had turned the axes
-            image = sitk.DICOMOrient(image, geometry["original_orientation"])
-        sitk.WriteImage(image, str(temporary), True)
-    os.replace(temporary, path)
+        with written_beside(path) as temporary:
+            nibabel.save(nifti, temporary)
+        return
+    geometry = properties.get("sitk_stuff", {})
+    if len(geometry.get("spacing", ())) == 2:
+        volume = volume[0]
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing([float(step) for step in geometry.get("spacing", properties["spacing"][::-1])])
+    if geometry:
+        image.SetOrigin(geometry["origin"])
+        image.SetDirection(geometry["direction"])
+    if "original_orientation" in geometry:  # SimpleITKIOWithReorient had turned the axes
+        image = sitk.DICOMOrient(image, geometry["original_orientation"])
+    write_image(image, path)

@@ -269,7 +269,7 @@ def test_user_mistakes_are_told_in_one_sentence(tmp_path):
 
     unknown = cube.copy()
     unknown[0, 0, :3] = 12
-    with pytest.raises(UserError, match=r"odd\.nii\.gz holds values that are no knee label: 12 \(3 voxels\)"):
+    with pytest.raises(UserError, match=r"odd\.nii\.gz holds unknown labels: 12 \(3 voxels\)"):
         simulate_folder(output, labels_folder=write_map(tmp_path / "odd", unknown, "odd.nii.gz"), num_processes=1)
     (tmp_path / "four").mkdir()
     four = sitk.GetImageFromArray(np.zeros((2, 8, 8, 8), np.uint8), isVector=False)

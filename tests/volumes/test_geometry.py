@@ -185,7 +185,7 @@ def test_failure_while_writing_leaves_the_last_good_file(tmp_path, monkeypatch):
             file.write(b"half")
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("nnunetv2_anomaly.volumes.geometry.sitk", SimpleNamespace(**{**vars(sitk), "WriteImage": fail}))
-    with pytest.raises(RuntimeError, match="disk full"):
+    monkeypatch.setattr("nnunetv2_anomaly.volumes.files.sitk", SimpleNamespace(**{**vars(sitk), "WriteImage": fail}))
+    with pytest.raises(OSError, match="disk full"):
         write_volume(np.zeros((2, 3, 4), np.float32), properties, target)
     assert target.read_bytes() == before

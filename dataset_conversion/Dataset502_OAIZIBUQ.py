@@ -1,0 +1,60 @@
+"""OAI ZIB-UQ -> nnU-Net raw data set: 20 knees of OAI ZIB with patella and bone marrow lesions.
+
+<labels>/<subject>_WB01_Femur+Tibia+Patella(Bone)_Femur+Tibia+Patella(Cartilage).nii.gz      with pose
+<oai>/00m/0.C.2, 0.E.1/<subject>/<date>/<barcode>/                                           DICOM slices
+
+docs/how-to/convert-oai-zib-uq.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nnunetv2_anomaly.conversion.command import (
+    collect_cases,
+    given_series_paths,
+    given_subjects,
+    image_lookup,
+    main_of,
+    run_conversion,
+)
+from nnunetv2_anomaly.conversion.release import Release
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.labels import LABELS
+
+RELEASE = Release(
+    key="oai_zib_uq",
+    converted_by="nnunetv2_anomaly.dataset_conversion.Dataset502_OAIZIBUQ",
+    description="OAI ZIB-UQ: sagittal DESS of 20 knees, bones, cartilages and bone marrow lesions.",
+    licence="images: data use agreement of the Osteoarthritis Initiative; segmentations: as their publisher states",
+    reference="Woo et al., arXiv:2211.16696",
+    source_labels=LABELS,
+    labels=LABELS,
+    has_pose=True,
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert as the options say; returns 0, or 1 if a case failed.
+
+    A subject's series is the listed one of OAI ZIB where a list is at hand, else any DESS series of the baseline
+    visit; it has to have the mask's grid in either case.
+    """
+    labels = args.labels or args.zib
+    if labels is None:
+        raise UserError("Give the segmentations of OAI ZIB-UQ with --labels DIR.")
+    subjects = given_subjects(args)
+    series_paths = None if args.images is not None else given_series_paths(args, subjects)
+    images_of = image_lookup(args.oai, args.images, series_paths)
+    return run_conversion(args, RELEASE, collect_cases(labels, images_of, subjects, has_visits=False))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and convert; returns 0, or 1 if something failed."""
+    return main_of("oai_zib_uq", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,406 @@
+"""One case: its label map and its image brought together, checked against each other, and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.conversion.dicom import DicomSeries, read_series, read_series_image, series_description
+from nnunetv2_anomaly.conversion.grids import Grid, corner_distance_mm, differences, oriented
+from nnunetv2_anomaly.conversion.mapping import IDENTITY, MappingEvidence, mapping_evidence
+from nnunetv2_anomaly.conversion.release import Case, Options, Release
+from nnunetv2_anomaly.conversion.side import agreed_side, side_from_labels, side_from_text
+from nnunetv2_anomaly.conversion.sources import ImageSource
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.volumes.figures import save_label_figure
+from nnunetv2_anomaly.volumes.files import image_stem, read_header, read_image, sha256_of, write_image
+from nnunetv2_anomaly.volumes.label_maps import count_values, read_label_map
+
+#: columns of the manifest before the voxel counts, in their order
+COLUMNS = (
+    "case",
+    "subject",
+    "visit",
+    "subset",
+    "side",
+    "side_in_description",
+    "side_in_table",
+    "side_in_labels",
+    "side_in_labels_score",
+    "mirrored",
+    "kl_grade",
+    "sex",
+    "age_years",
+    "bmi",
+    "image_source",
+    "label_source",
+    "series_description",
+    "series_uid",
+    "size",
+    "spacing_mm",
+    "mapping",
+    "mapping_evidence",
+    "mapping_score_bits",
+    "mapping_runner_up",
+    "mapping_runner_up_score_bits",
+    "slices_named_towards",
+    "image_file",
+    "image_sha256",
+    "label_file",
+    "label_sha256",
+)
+
+#: a label map this near the image's grid need not be written anew where files are only referred to
+_EXACT_MM = 1e-4
+
+#: what a case takes from the subject table
+_FROM_TABLE = ("side_in_table", "kl_grade", "sex", "age_years", "bmi")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseJob:
+    """A case to convert, for a worker process."""
+
+    case: Case
+    release: Release
+    options: Options
+    row: Mapping[str, str] | None = None  # of the manifest, from an earlier run
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseOutcome:
+    """What became of a case: its row of the manifest, or why there is none."""
+
+    row: dict[str, str] | None = None
+    problem: str | None = None
+    kept: bool = False  # the files of an earlier run are whole and were left alone
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    """An image that was chosen: where it is from, and what its header tells."""
+
+    source: ImageSource
+    grid: Grid  # as stored
+    description: str
+    series: DicomSeries | None = None
+
+    def read(self) -> sitk.Image:
+        return read_image(self.source.path) if self.series is None else read_series_image(self.series)
+
+    def slices_named_towards(self) -> str:
+        """Where the names of the slices' files ascend to (R, L, A, P, S or I); empty for a single file.
+
+        Whoever sorted the slices by name when a mask was drawn has them in this order.
+        """
+        if self.series is None:
+            return ""
+        first, last = (_natural(self.series.files[index].name) for index in (0, -1))
+        letter = self.grid.orientation[2]
+        return letter if first <= last else {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}[letter]
+
+
+def convert_case(job: CaseJob) -> CaseOutcome:
+    """Convert one case, or see that an earlier run has done so.
+
+    Whatever is wrong with it is told in the outcome, so that a bad case does not stop the others.
+    """
+    outcome = _outcome(job)
+    if outcome.row is None and job.row is None and not job.options.dry_run:
+        # An image without its label map, from now or from an interrupted run, would be a case to nnU-Net.
+        for file in case_files(job.case):
+            (job.options.dataset_dir / file).unlink(missing_ok=True)
+    return outcome
+
+
+def _outcome(job: CaseJob) -> CaseOutcome:
+    try:
+        if job.row is not None and (done := _finished(job)) is not None:
+            return done
+        if job.case.problem is not None:
+            raise UserError(job.case.problem)
+        return CaseOutcome(row=_convert(job))
+    except UserError as error:
+        return CaseOutcome(problem=str(error))
+    except OSError as error:
+        return CaseOutcome(problem=f"{error}; make room, or see to the permissions, and run again.")
+    except MemoryError:
+        return CaseOutcome(problem="the memory is not enough; run again with fewer processes (-np).")
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = " ".join(str(error).split())
+        return CaseOutcome(
+            problem=f"unexpected {type(error).__name__}: {told} ({Path(place.filename).name}, line {place.lineno}); "
+            "please report it."
+        )
+
+
+def case_files(case: Case) -> tuple[Path, Path, Path]:
+    """Image, label map and picture of a case, relative to the data set's folder."""
+    subset = "Ts" if case.is_test else "Tr"
+    return (
+        Path(f"images{subset}") / f"{case.name}_0000.nii.gz",
+        Path(f"labels{subset}") / f"{case.name}.nii.gz",
+        Path("previews") / f"{case.name}.png",
+    )
+
+
+def _finished(job: CaseJob) -> CaseOutcome | None:
+    """The outcome if an earlier run finished this case and nothing has changed since; None if it is to be made anew."""
+    if job.options.overwrite:
+        return None
+    row, case = job.row, job.case
+    changed = []
+    for kind in ("image", "label"):
+        if not row[f"{kind}_sha256"]:  # named where it is, not written
+            continue
+        file = job.options.dataset_dir / row[f"{kind}_file"]
+        if not file.is_file():
+            return None
+        if sha256_of(file) != row[f"{kind}_sha256"]:
+            changed.append(f"{row[f'{kind}_file']} is not as it was written")
+    if row["label_source"] != case.label_relative:
+        changed.append(f"its label map was {row['label_source']} and is {case.label_relative}")
+    if case.problem is None and row["image_source"] not in {source.relative for source in case.images}:
+        changed.append(f"its image was {row['image_source']}")
+    if case.known is not None:
+        known = _table_cells(case)
+        changed += [
+            f"{name} was {row[name] or 'nothing'} and is {known[name] or 'nothing'}"
+            for name in _FROM_TABLE
+            if row[name] != known[name]
+        ]
+    if changed:
+        raise UserError(f"converted before, and {'; '.join(changed)}; --overwrite makes it anew.")
+    return CaseOutcome(row=dict(row), kept=True)
+
+
+def _convert(job: CaseJob) -> dict[str, str]:
+    case, release, options = job.case, job.release, job.options
+    label_image = read_label_map(case.label_file, release.source_labels)
+    if not sitk.GetArrayViewFromImage(label_image).any():
+        raise UserError(f"{case.label_file} is empty, background in all of its voxels; get the segmentation again.")
+    chosen = _image_on_grid(case, Grid.of(label_image), options) if release.has_pose else _only_image(case)
+    if options.reference and not chosen.source.path.name.endswith(".nii.gz"):
+        raise UserError(f"{chosen.source.relative} is no .nii.gz file; --reference can point to such images only.")
+    image = oriented(chosen.read())
+    if not _finite(image):
+        raise UserError(f"{chosen.source.path} holds infinite voxels or NaN; get or convert the image again.")
+
+    labels = sitk.GetArrayFromImage(oriented(label_image) if release.has_pose else label_image)
+    evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
+    mapping = IDENTITY if release.has_pose else evidence.best
+    _check_mapping(evidence, release, case, chosen)
+    labels = mapping.apply(labels)
+    if np.array_equal(labels, sitk.GetArrayViewFromImage(image)):
+        raise UserError(f"{chosen.source.path} is the label map itself, and not its image; give the folder of images.")
+
+    told = side_from_text(chosen.description), case.known.side if case.known else None
+    anatomy = side_from_labels(labels, image.GetSpacing()[::-1], release.source_labels)
+    side = agreed_side(*told, anatomy)
+    mirrored = options.mirror_left and side == "left"
+    if options.mirror_left and side is None:
+        raise UserError(
+            "neither series, nor table, nor labels tell whether it is a left knee, and --mirror_left was given; name "
+            "its side in the subject table (--subjects, column KneeSide)."
+        )
+    merged = np.zeros(256, np.uint8)
+    for value, target in release.merged_values().items():
+        merged[value] = target
+    labels = merged[labels]
+    label_counts = count_values(labels)
+    if mirrored:
+        labels, image = labels[:, :, ::-1], _like(sitk.GetArrayViewFromImage(image)[:, :, ::-1], image)
+
+    row = dict.fromkeys(COLUMNS, "")
+    row |= {
+        "case": case.name,
+        "subject": case.subject,
+        "visit": case.visit or "",
+        "subset": "test" if case.is_test else "training",
+        "side": side or "",
+        "side_in_description": told[0] or "",
+        "side_in_labels": anatomy.side or "",
+        "side_in_labels_score": f"{anatomy.score:.3f}",
+        "mirrored": "yes" if mirrored else "no",
+        "image_source": chosen.source.relative,
+        "label_source": case.label_relative,
+        "series_description": chosen.description if chosen.series else "",
+        "series_uid": chosen.series.series_uid if chosen.series else "",
+        "size": " ".join(str(n) for n in image.GetSize()),
+        "spacing_mm": " ".join(f"{s:.6g}" for s in image.GetSpacing()),
+        "mapping": str(mapping),
+        "mapping_evidence": f"{evidence.margin:.4f}",
+        "mapping_score_bits": f"{evidence.score:.4f}",
+        "mapping_runner_up": str(evidence.runner_up or ""),
+        "mapping_runner_up_score_bits": f"{evidence.runner_up_score:.4f}",
+        "slices_named_towards": chosen.slices_named_towards(),
+    }
+    row |= _table_cells(case)
+    row |= {f"voxels_{name}": str(label_counts.get(value, 0)) for name, value in release.labels.items()}
+    if not options.dry_run:
+        _write(job, chosen, image, np.ascontiguousarray(labels), row)
+    return row
+
+
+def _write(job: CaseJob, chosen: _Image, image: sitk.Image, labels: NDArray[np.uint8], row: dict[str, str]) -> None:
+    """Write what has to be written, and note in the row what and where."""
+    folder = job.options.dataset_dir
+    image_file, label_file, preview = case_files(job.case)
+    if job.options.reference:
+        row["image_file"] = os.path.abspath(chosen.source.path)
+    else:
+        write_image(image, folder / image_file)
+        row |= {"image_file": image_file.as_posix(), "image_sha256": sha256_of(folder / image_file)}
+    if job.options.reference and _usable_as_it_is(job, chosen):
+        row["label_file"] = os.path.abspath(job.case.label_file)
+    else:
+        write_image(_like(labels, image), folder / label_file)
+        row |= {"label_file": label_file.as_posix(), "label_sha256": sha256_of(folder / label_file)}
+    if job.options.previews:
+        save_label_figure(
+            folder / preview,
+            title=job.case.name,
+            image=sitk.GetArrayViewFromImage(image),
+            labels=labels,
+            spacing=image.GetSpacing()[::-1],
+            names=job.release.labels,
+        )
+
+
+def _usable_as_it_is(job: CaseJob, chosen: _Image) -> bool:
+    """Whether nnU-Net can read the published label map itself: its kind, values and place are the data set's."""
+    unmerged = all(value == target for value, target in job.release.merged_values().items())
+    if not (job.release.has_pose and unmerged and job.case.label_file.name.endswith(".nii.gz")):
+        return False
+    return corner_distance_mm(Grid.of(read_header(job.case.label_file)), chosen.grid) <= _EXACT_MM
+
+
+def _only_image(case: Case) -> _Image:
+    """The image of a mask without pose, of which there must be just one.
+
+    Raises: UserError if there are several, or the series is no DESS.
+    """
+    if len(case.images) != 1:
+        told = ", ".join(source.relative for source in case.images)
+        raise UserError(
+            f"{len(case.images)} images may be its own ({told}); expected one: leave only that in the folder."
+        )
+    chosen = _header(case.images[0])
+    if chosen.series is not None and "DESS" not in chosen.description.upper():
+        raise UserError(
+            f"the series {chosen.source.relative} is called {chosen.description!r}; expected a DESS series, such as "
+            "SAG_3D_DESS_RIGHT: check the list of series."
+        )
+    return chosen
+
+
+def _image_on_grid(case: Case, grid: Grid, options: Options) -> _Image:
+    """Of the images that may be a case's own, the one that has the mask's voxels.
+
+    Raises: UserError telling every candidate and how it differs, unless just one fits.
+    """
+    fitting: list[_Image] = []
+    told: list[str] = []
+    others: list[str] = []
+    for source in case.images:
+        if source.is_series:
+            description = series_description(source.path)
+            if description is None or "DESS" not in description.upper():
+                others.append(description or "no DICOM")
+                continue
+        try:
+            candidate = _header(source)
+        except UserError as error:
+            told.append(f"{source.relative}: {str(error).rstrip('.')}")
+            continue
+        name = source.relative
+        if candidate.series:
+            name += f" ({candidate.description}, series {candidate.series.series_uid})"
+        difference = differences(candidate.grid, grid)
+        if difference:
+            told.append(f"{name}: {difference}")
+        elif options.series_uids and candidate.series and candidate.series.series_uid not in options.series_uids:
+            told.append(f"{name}: has the mask's grid, and is not among --series")
+        else:
+            distance = corner_distance_mm(candidate.grid, grid)
+            told.append(f"{name}: has the mask's grid, corners {distance:.4f} mm apart, {_number_of_slices(candidate)}")
+            fitting.append(candidate)
+    if len(fitting) == 1:
+        return fitting[0]
+    if not told:
+        raise UserError(
+            f"no DESS series among the {len(others)} series of subject {case.subject}, visit {case.visit} "
+            f"({', '.join(sorted(set(others))) or 'none'}); expected one such as SAG_3D_DESS_RIGHT."
+        )
+    found = "none of them has" if not fitting else f"{len(fitting)} of them have"
+    mend = "see that the visit's package is complete" if not fitting else "name the right one with --series UID"
+    raise UserError(
+        f"candidates for {case.label_file.name}, candidate against mask: {' | '.join(told)}; expected one with the "
+        f"mask's grid, and {found} it: {mend}."
+    )
+
+
+def _header(source: ImageSource) -> _Image:
+    if source.is_series:
+        series = read_series(source.path)
+        return _Image(source, series.grid, series.description, series)
+    reader = read_header(source.path)
+    if reader.GetDimension() != 3:
+        raise UserError(f"{source.path} has {reader.GetDimension()} dimensions; expected a 3D image.")
+    return _Image(source, Grid.of(reader), image_stem(source.path))
+
+
+def _check_mapping(evidence: MappingEvidence, release: Release, case: Case, chosen: _Image) -> None:
+    where = f"{case.label_file.name} over {chosen.source.relative}"
+    if not release.has_pose and not evidence.clear:
+        raise UserError(
+            f"{where}: no axis mapping wins clearly (evidence {evidence.margin:.3f}): {evidence.reason()}; expected "
+            "the mask of this very image: check that both are of the same knee and visit."
+        )
+    if release.has_pose and evidence.contradicts(IDENTITY):
+        raise UserError(
+            f"{where}: by their headers mask and image lie on each other, and by their voxels the mask's axes are "
+            f"{evidence.best} (evidence {evidence.margin:.3f}); expected both to agree: get both files again."
+        )
+
+
+def _table_cells(case: Case) -> dict[str, str]:
+    known = case.known
+    if known is None:
+        return dict.fromkeys(_FROM_TABLE, "")
+    values = (known.side, known.kl_grade, known.sex, known.age_years, known.bmi)
+    return {
+        name: "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in zip(_FROM_TABLE, values, strict=True)
+    }
+
+
+def _like(voxels: NDArray, image: sitk.Image) -> sitk.Image:
+    """Voxels (z, y, x) in an image's pose."""
+    result = sitk.GetImageFromArray(np.ascontiguousarray(voxels))
+    result.SetSpacing(image.GetSpacing())
+    result.SetOrigin(image.GetOrigin())
+    result.SetDirection(image.GetDirection())
+    return result
+
+
+def _finite(image: sitk.Image) -> bool:
+    voxels = sitk.GetArrayViewFromImage(image)
+    return np.issubdtype(voxels.dtype, np.integer) or bool(np.isfinite(voxels).all())
+
+
+def _number_of_slices(image: _Image) -> str:
+    return f"{len(image.series.files)} slices" if image.series else "one file"
+
+
+def _natural(name: str) -> tuple[int, str]:
+    digits = "".join(character for character in name if character.isdigit())
+    return (int(digits) if digits else 0, name)

@@ -1,0 +1,439 @@
+"""One folder, one DICOM series: its slices checked for everything that a volume made of them takes for granted.
+
+The OAI gives every series a folder of its own, one slice a file, names without an ending (001, 002, ...). Copies of it
+on people's disks are less tidy: files are lost, cut off by a full disk, copied twice, or put together from two series.
+SimpleITK's own series reader builds a volume from most of these, so that what was wrong shows up, if at all, in the
+results. Here each of them is a ``UserError`` that names the folder, and the file where there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.conversion.grids import TOLERANCE_MM, Grid
+from nnunetv2_anomaly.errors import UserError
+
+#: A step between neighbouring slices may differ from the others by this much, or by this share. Positions are decimal
+#: text: two of them rounded to 0.01 mm, the coarsest met, make a step wrong by 0.01 mm. The smallest fault of interest,
+#: a lost slice, makes it wrong by a whole step.
+_STEP_TOLERANCE_MM, _STEP_TOLERANCE_SHARE = 0.015, 0.01
+
+#: Direction cosines of two slices may differ by this much, and a row may lean this much towards a column: they are
+#: written with 4 digits at least. At the far end of a field of view of 140 mm it is 0.03 mm.
+_COSINE_TOLERANCE = 2e-4
+
+#: transfer syntaxes with plain voxels, little endian: implicit and explicit value representations
+_PLAIN_SYNTAXES = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1")
+
+#: endings that slices have in archives other than the OAI; a number is an ending too (IM.0001, 1.2.840.113654)
+_SLICE_ENDING = re.compile(r"(\.(dcm|dicom|ima|\d+))?", re.IGNORECASE)
+
+_SERIES_DESCRIPTION, _SERIES_UID = "0008|103e", "0020|000e"
+_POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
+_ECHO_TIME, _ECHO_NUMBERS, _PHOTOMETRIC = "0018|0081", "0018|0086", "0028|0004"
+_BITS_ALLOCATED = "0028|0100"
+
+
+@dataclasses.dataclass(frozen=True)
+class DicomSeries:
+    """A folder whose files were found to be the slices of one volume."""
+
+    folder: Path
+    files: tuple[Path, ...]  # in the order of the volume's z axis, whatever their names
+    description: str  # SeriesDescription, "" where the header has none
+    series_uid: str
+    grid: Grid  # of the volume as stored: x along the rows, y down the columns, z along the normal of both
+    echo_time_ms: float | None  # None where the header has none, or several
+    echo_numbers: str  # as in the header; "" where it has none
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """What one file's header says; positions and spacings in mm, LPS."""
+
+    file: Path
+    description: str
+    series_uid: str
+    echo: tuple[str, str]  # echo time in ms, echo numbers
+    size: tuple[int, int]  # columns, rows
+    pixel_type: int
+    pixel_spacing: tuple[float, ...]  # distance of rows, distance of columns, as DICOM has it
+    position: tuple[float, ...]  # centre of the first voxel
+    cosines: tuple[float, ...]  # direction of a row, direction of a column
+
+
+def series_description(folder: Path) -> str | None:
+    """SeriesDescription of the first readable DICOM file in a folder: one header is read, nothing is checked.
+
+    Returns: the description, "" where the header has none; None if the folder holds no file that reads as DICOM.
+    Raises: UserError if the folder does not exist.
+    """
+    reader = _file_reader()
+    with _no_warnings():
+        for file in _candidates(folder):
+            try:
+                _read_information(reader, file)
+            except RuntimeError:
+                continue
+            return _text(reader, _SERIES_DESCRIPTION)
+    return None
+
+
+def read_series(folder: Path) -> DicomSeries:
+    """Read the headers of a folder that holds the slices of one DICOM series, and check that they make a volume.
+
+    Hidden files, DICOMDIR and whatever is neither named like a slice nor DICOM are ignored.
+
+    Raises: UserError if the folder or DICOM files in it are missing, if a file is no DICOM or cut off, for several
+        series or echoes, colour or multi-frame images, slices without a position, slices that differ in size, spacing,
+        direction or voxel type, and positions that come twice, are missing, or are not evenly spaced.
+    """
+    files = list(_candidates(folder))
+    if not files:
+        raise UserError(f"{folder} holds no DICOM file; expected the slices of one series (001, 002, ...)")
+    reader = _file_reader()
+    with _no_warnings():
+        slices = [_read_slice(reader, file) for file in files]
+    _check_one_series(folder, slices)
+    _check_alike(folder, slices)
+    if len(slices) == 1:
+        raise UserError(
+            f"{folder} holds one slice ({files[0].name}); expected all slices of a series, get the folder anew"
+        )
+    slices, grid = _stack(folder, slices)
+    first = slices[0]
+    return DicomSeries(
+        folder=folder,
+        files=tuple(s.file for s in slices),
+        description=first.description,
+        series_uid=first.series_uid,
+        grid=grid,
+        echo_time_ms=_number_or_none(first.echo[0]),
+        echo_numbers=first.echo[1],
+    )
+
+
+def read_series_image(series: DicomSeries) -> sitk.Image:
+    """Read the voxels of a series on its grid.
+
+    The rescaling that the headers ask for is applied. Integers of 8 or 16 bits keep their type; wider ones and floats
+    that turn out whole become int16 or uint16 if they fit, other floats float32. No header entry is carried over.
+
+    Returns: 3D image, intensities without unit.
+    Raises: UserError if a file cannot be read, or no longer is what its header was.
+    """
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(file) for file in series.files])
+    reader.SetNumberOfThreads(1)
+    with _no_warnings():
+        try:
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise UserError(
+                f"the voxels of the series in {series.folder} cannot be read ({_reason(error)}); expected DICOM files "
+                "that are whole, get the folder anew"
+            ) from error
+    if image.GetSize() != series.grid.size:
+        raise UserError(
+            f"{series.folder}: the voxels read have the size {image.GetSize()}, the headers said {series.grid.size}; "
+            "expected files that nobody changes in the meantime, run the conversion again"
+        )
+    image = _narrowed(image)
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    image.SetSpacing(series.grid.spacing_mm)
+    image.SetOrigin(series.grid.origin_mm)
+    image.SetDirection(series.grid.direction)
+    return image
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """The files that are slices or claim to be, by name."""
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} does not exist; expected the folder of one DICOM series")
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be read ({error.strerror}); expected one with free access"
+        ) from error
+    for file in files:
+        hidden = file.name.startswith(".") or file.name.upper() == "DICOMDIR"
+        if not hidden and file.is_file() and (_named_like_a_slice(file) or _says_dicom(file)):
+            yield file
+
+
+def _named_like_a_slice(file: Path) -> bool:
+    return bool(re.search(r"\d", file.name) and _SLICE_ENDING.fullmatch(file.suffix))
+
+
+def _says_dicom(file: Path) -> bool:
+    """Whether the file has DICOM's mark, which all but very old files have."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """ITK's warnings go to stderr; what they are about is checked here, and told as an error."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def _file_reader() -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    # Named, because the others would be asked first for every file, and some of them guess.
+    reader.SetImageIO("GDCMImageIO")
+    reader.LoadPrivateTagsOff()
+    return reader
+
+
+def _read_information(reader: sitk.ImageFileReader, file: Path) -> None:
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+
+
+def _text(reader: sitk.ImageFileReader, key: str) -> str:
+    if not reader.HasMetaDataKey(key):
+        return ""
+    # Bytes that are no UTF-8 (Latin-1 in old headers) come as lone surrogates, which could not be printed.
+    text = reader.GetMetaData(key).encode("utf-8", "replace").decode()
+    return re.sub(r"[\0-\x20]+", " ", text).strip()
+
+
+def _read_slice(reader: sitk.ImageFileReader, file: Path) -> _Slice:
+    try:
+        _read_information(reader, file)
+    except RuntimeError as error:
+        if not _says_dicom(file):
+            raise UserError(f"{file} is no DICOM file; expected slices of one series only, remove it") from error
+        raise UserError(
+            f"{file} is cut off or damaged, or holds no image; expected a whole DICOM slice, get it anew"
+        ) from error
+    columns, rows, *more = reader.GetSize()
+    frames = math.prod(more)
+    if frames != 1:
+        raise UserError(f"{file} is a multi-frame image of {frames} slices; expected one slice a file, convert it")
+    photometric = _text(reader, _PHOTOMETRIC)
+    if reader.GetNumberOfComponents() != 1 or photometric != "MONOCHROME2":
+        raise UserError(f"{file} is an image of the kind {photometric}; expected grey values, MONOCHROME2; remove it")
+    (bits,) = _numbers(reader, file, _BITS_ALLOCATED, "BitsAllocated", 1)
+    _check_pixel_bytes(file, columns * rows * int(bits) // 8)
+    return _Slice(
+        file=file,
+        description=_text(reader, _SERIES_DESCRIPTION),
+        series_uid=_text(reader, _SERIES_UID),
+        echo=(_text(reader, _ECHO_TIME), _text(reader, _ECHO_NUMBERS)),
+        size=(columns, rows),
+        pixel_type=reader.GetPixelIDValue(),
+        pixel_spacing=_numbers(reader, file, _PIXEL_SPACING, "PixelSpacing", 2),
+        position=_numbers(reader, file, _POSITION, "ImagePositionPatient", 3),
+        cosines=_numbers(reader, file, _ORIENTATION, "ImageOrientationPatient", 6),
+    )
+
+
+def _numbers(reader: sitk.ImageFileReader, file: Path, key: str, name: str, count: int) -> tuple[float, ...]:
+    text = _text(reader, key)
+    try:
+        numbers = tuple(float(part) for part in text.split("\\"))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        given = f"is '{text}'" if text else "is missing"
+        raise UserError(f"{file}: {name} {given}; expected {count} number(s), as every MR slice has; get it anew")
+    return numbers
+
+
+def _number_or_none(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _check_pixel_bytes(file: Path, expected: int) -> None:
+    """Refuse a file whose voxels are fewer than its rows and columns want: GDCM would fill up with zeros, silently.
+
+    GDCM itself refuses a file that ends before its last element does. This one is for files that are consistent in
+    themselves, as a program leaves them that read a cut one and wrote it anew. Compressed voxels are left to GDCM.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        # The element with the voxels must begin this far from the end of the file: all before is header, some kB.
+        start = opened.read(max(size - expected, 1024))
+    syntax = re.search(rb"\x02\x00\x10\x00UI..([0-9.]+)", start[:1024], re.DOTALL)
+    if syntax is not None and syntax[1] not in _PLAIN_SYNTAXES:
+        return
+    for element in re.finditer(rb"\xe0\x7f\x10\x00(?:O[WB]\x00\x00)?(?=(.{4}))", start, re.DOTALL):
+        length = int.from_bytes(element[1], "little")
+        if expected <= length <= size - element.end() - 4:
+            return
+    raise UserError(
+        f"{file} holds fewer voxels than its rows and columns want; expected a whole DICOM slice, get it anew"
+    )
+
+
+def _check_one_series(folder: Path, slices: list[_Slice]) -> None:
+    by_uid = _grouped(slices, lambda s: s.series_uid)
+    if len(by_uid) > 1:
+        told = ", ".join(f"{g[0].description or 'one'} in {_some_files(g)}" for g in by_uid.values())
+        raise UserError(f"{folder} holds {len(by_uid)} DICOM series ({told}); expected one series a folder, sort them")
+    by_echo = _grouped(slices, lambda s: s.echo)
+    if len(by_echo) > 1:
+        told = ", ".join(
+            f"{time or '?'} ms, number {n or '?'}, in {_some_files(g)}" for (time, n), g in by_echo.items()
+        )
+        raise UserError(
+            f"{folder} mixes {len(by_echo)} echoes (echo times {told}); expected one value a position, keep one echo"
+        )
+
+
+def _check_alike(folder: Path, slices: list[_Slice]) -> None:
+    """Everything but the position must be the same in all slices."""
+    first = slices[0]
+    for other in slices[1:]:
+        where = f"{folder}: {first.file.name} and {other.file.name} differ in"
+        todo = "expected the slices of one volume, remove those that do not belong to it"
+        if other.size != first.size:
+            raise UserError(f"{where} size, {_by(first.size)} against {_by(other.size)} voxels; {todo}")
+        if not np.allclose(other.pixel_spacing, first.pixel_spacing, rtol=1e-4, atol=0):
+            told = f"{_by(first.pixel_spacing)} against {_by(other.pixel_spacing)} mm"
+            raise UserError(f"{where} pixel spacing, {told}; {todo}")
+        if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
+            told = f"ImageOrientationPatient {_backslashed(first.cosines)} against {_backslashed(other.cosines)}"
+            raise UserError(f"{where} direction, {told}; {todo}")
+        if other.pixel_type != first.pixel_type:
+            told = " against ".join(sitk.GetPixelIDValueAsString(s.pixel_type) for s in (first, other))
+            raise UserError(f"{where} voxel type, {told}; {todo}")
+
+
+def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
+    """Sort slices along their normal and check that they lie on it at even steps."""
+    first = slices[0]
+    if min(first.pixel_spacing) <= 0:
+        raise UserError(
+            f"{first.file}: PixelSpacing is {_by(first.pixel_spacing)} mm; expected two positive numbers, get it anew"
+        )
+    row, column = np.array(first.cosines).reshape(2, 3)
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
+        raise UserError(
+            f"{first.file}: ImageOrientationPatient is {_backslashed(first.cosines)}; expected two directions of "
+            "length 1 at right angles, the header is damaged"
+        )
+    # As GDCM does it: the normal from both, then the column from the two others, so that all are at right angles.
+    row = row / np.linalg.norm(row)
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    column = np.cross(normal, row)
+
+    slices = sorted(slices, key=lambda s: float(np.dot(s.position, normal)))
+    positions = np.array([s.position for s in slices])
+    along = positions @ normal
+    step_mm = _even_step(folder, slices, along)
+    aside = positions - positions[0] - np.outer(along - along[0], normal)
+    farthest = int(np.argmax(np.linalg.norm(aside, axis=1)))
+    if (distance := float(np.linalg.norm(aside[farthest]))) > TOLERANCE_MM:
+        raise UserError(
+            f"{folder}: {slices[farthest].file.name} is shifted by {distance:.3f} mm within its plane against "
+            f"{slices[0].file.name}; expected slices straight above each other, this series is no plain volume"
+        )
+    grid = Grid(
+        size=(*first.size, len(slices)),
+        spacing_mm=(first.pixel_spacing[1], first.pixel_spacing[0], step_mm),
+        origin_mm=tuple(positions[0].tolist()),
+        direction=tuple(np.column_stack([row, column, normal]).ravel().tolist()),
+    )
+    return slices, grid
+
+
+def _even_step(folder: Path, slices: list[_Slice], along: NDArray[np.float64]) -> float:
+    """Distance of neighbouring slices in mm; ``along`` are their sorted positions on the normal, (slices,), mm."""
+    steps = np.diff(along)
+    names = [s.file.name for s in slices]
+    # The usual step is one that occurs, also where there are two of them and one is a gap.
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
+    tolerance = max(_STEP_TOLERANCE_MM, _STEP_TOLERANCE_SHARE * usual)
+    for index, step in enumerate(steps):
+        if step <= _STEP_TOLERANCE_MM:
+            raise UserError(
+                f"{folder}: {names[index]} and {names[index + 1]} lie at the same place; expected every position once, "
+                "remove the copies, or sort the images of different kinds into folders of their own"
+            )
+    for index, step in enumerate(steps):
+        if abs(step - usual) <= tolerance:
+            continue
+        between = f"{folder}: between {names[index]} and {names[index + 1]}"
+        lost = round(step / usual) - 1
+        if lost >= 1 and abs(step - (lost + 1) * usual) <= (lost + 1) * tolerance:
+            raise UserError(
+                f"{between} {lost} slice{'s are' if lost > 1 else ' is'} missing: they are {step:.4g} mm apart; "
+                f"expected the series' spacing of {usual:.4g} mm, get the folder anew"
+            )
+        raise UserError(
+            f"{between} the spacing is {step:.4g} mm, elsewhere {usual:.4g} mm; expected one spacing, "
+            "remove slices that do not belong to the series or get the folder anew"
+        )
+    mean = float(along[-1] - along[0]) / len(steps)
+    strayed = np.abs(along - along[0] - mean * np.arange(len(along)))
+    if strayed.max() > TOLERANCE_MM:
+        raise UserError(
+            f"{folder}: {names[int(strayed.argmax())]} lies {strayed.max():.3f} mm off an even spacing of {mean:.4g} "
+            "mm; expected one spacing in the whole series, get the folder anew"
+        )
+    return mean
+
+
+def _narrowed(image: sitk.Image) -> sitk.Image:
+    """The image with the smallest type that rescaling made needless to leave, see ``read_series_image``."""
+    if image.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkUInt16):
+        return image
+    voxels = sitk.GetArrayViewFromImage(image)
+    # Slice by slice: the comparison's temporary arrays stay small.
+    if voxels.dtype.kind in "iu" or all((np.rint(plane) == plane).all() for plane in voxels):
+        lowest, highest = voxels.min(), voxels.max()
+        for pixel_id, dtype in ((sitk.sitkInt16, np.int16), (sitk.sitkUInt16, np.uint16)):
+            if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
+                return sitk.Cast(image, pixel_id)
+    return sitk.Cast(image, sitk.sitkFloat32) if voxels.dtype.kind == "f" else image
+
+
+def _grouped(slices: list[_Slice], key: Callable[[_Slice], object]) -> dict:
+    groups: dict = {}
+    for s in slices:
+        groups.setdefault(key(s), []).append(s)
+    return groups
+
+
+def _some_files(slices: list[_Slice]) -> str:
+    return slices[0].file.name if len(slices) == 1 else f"{len(slices)} files such as {slices[0].file.name}"
+
+
+def _by(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)
+
+
+def _backslashed(values: tuple[float, ...]) -> str:
+    return "\\".join(f"{value:.6g}" for value in values)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of an ITK error, without the address of the object that raised it."""
+    return re.sub(r"^.*\(0x[0-9a-f]+\): ", "", str(error).strip().splitlines()[-1])

@@ -1,0 +1,62 @@
+"""The table of what a data set's cases are and where they are from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from nnunetv2_anomaly.errors import UserError
+
+MANIFEST = "manifest.csv"
+PROBLEMS = "problems.csv"
+
+
+def read_manifest(folder: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Rows by case; none if there is no manifest.
+
+    Raises: UserError if it has other columns, or cannot be read.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            rows = {row["case"]: row for row in reader if row.get("case")}
+    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error!r}); delete the data set's folder and convert again."
+        ) from error
+    if tuple(reader.fieldnames or ()) != tuple(columns) or any(None in row.values() for row in rows.values()):
+        raise UserError(
+            f"{file} has other columns than this conversion writes, so it is of another release, other options or "
+            "another version; delete the data set's folder, or choose another number with -d."
+        )
+    return rows
+
+
+def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Write the rows, sorted by case, beside and renamed."""
+    write_table(folder / MANIFEST, columns, sorted(rows, key=lambda row: row["case"]))
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a table as CSV, beside and renamed."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text in UTF-8, beside and renamed."""
+    temporary = file.with_name(f"part_{os.getpid()}_{file.name}")
+    try:
+        temporary.write_bytes(text.encode("utf-8"))
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,411 @@
+"""Which axes of a mask without pose are which axes of its image, told by the voxels alone.
+
+The masks of OAI ZIB carry no pose. Of the 48 ways to permute and reverse three axes, those that give the image's shape
+are tried. Under the right one, and with the right image, the labels' borders lie on borders of intensity: what is seen
+just on one side of a border differs from what is seen just on its other side. Under any other, and on another knee,
+both sides look alike, since borders run through tissue that knows nothing of them. Neither the scale of the
+intensities nor the sign of any contrast matters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.labels import BONE_OF_LESION
+
+#: least margin and least score (bits) at which a mapping is believed
+CLEAR_MARGIN = 0.1
+CLEAR_SCORE = 0.02
+
+#: A move is worth telling in an error message where the moved mask scores as much as this (bits); less is chance.
+_TELLING_SCORE = 0.1
+
+#: Borders are looked at as far as this share of each axis on either side, one voxel at least: about 1.5 mm in the OAI's
+#: DESS series, 2 of 160 slices and 4 of 384 voxels.
+_REACH = 1 / 96
+
+#: Copies of the mask that compete with it are moved by this share of each axis, one voxel at least: about 4 mm, 5 of
+#: 160 slices and 12 of 384 voxels. Nearer ones would fit as well where a border was drawn a millimetre off.
+_STEP = 1 / 32
+
+#: A smaller move counts if it improves the score by this factor. A mask whose borders are a voxel off here and there
+#: gains less by any move; one that lies off by 1 mm as a whole gains more on a sharp image.
+_GAIN = 1.25
+
+#: border places drawn per pair of labels, voxels looked at in search of them, and shares of equal size that the
+#: intensities are cut into
+_PLACES_PER_PAIR = 2000
+_SEARCHED_VOXELS = 3_000_000
+_BINS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisMapping:
+    """How a mask's array axes become the image's: transpose to ``order``, then reverse the result's axes in ``flips``.
+
+    Raises: ValueError unless ``order`` holds 0, 1, 2 and ``flips`` some of them, sorted.
+    """
+
+    order: tuple[int, int, int]
+    flips: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != [0, 1, 2]:
+            raise ValueError(f"order is {self.order}; expected the axes 0, 1 and 2 in some order")
+        if tuple(sorted(set(self.flips))) != tuple(self.flips) or not set(self.flips) <= {0, 1, 2}:
+            raise ValueError(f"flips is {self.flips}; expected some of the axes 0, 1 and 2, sorted")
+
+    @classmethod
+    def parse(cls, text: str) -> AxisMapping:
+        """Read what ``str`` writes.
+
+        Raises: ValueError for any other text.
+        """
+        parts = text.split()
+        if len(parts) != 3 or any(len(part) != 2 or part[0] not in "012" or part[1] not in "+-" for part in parts):
+            raise ValueError(f"axis mapping {text!r}; expected three axes with their senses, for example '2+ 1- 0+'")
+        return cls(tuple(int(part[0]) for part in parts), tuple(k for k, part in enumerate(parts) if part[1] == "-"))
+
+    def __str__(self) -> str:
+        """The mask's axis that becomes each of the image's, + if it keeps its sense: "2+ 1- 0+"."""
+        return " ".join(f"{axis}{'-' if k in self.flips else '+'}" for k, axis in enumerate(self.order))
+
+    def apply(self, labels: NDArray) -> NDArray:
+        """A view of the mask with the image's axes: (A, B, C) in, (Z, Y, X) out."""
+        return np.flip(labels.transpose(self.order), self.flips)
+
+    def inverse_apply(self, labels: NDArray) -> NDArray:
+        """A view of an array on the image's axes with the mask's own: (Z, Y, X) in, (A, B, C) out."""
+        return np.flip(labels, self.flips).transpose(np.argsort(self.order))
+
+
+#: the mask has the image's axes already
+IDENTITY = AxisMapping((0, 1, 2), ())
+
+
+@dataclasses.dataclass(frozen=True)
+class MappingEvidence:
+    """How well a mask fits an image under each mapping, and under the best one when moved a little.
+
+    A score is the information, in bits, that an intensity near a border of labels gives about the side that it lies
+    on: the Jensen-Shannon divergence of the intensities on both sides, mean over regions and kinds of border. 0 is no
+    relation (chance makes it slightly negative at times), 1 is certainty.
+
+    ``margin`` compares the score s of the best mapping with the strongest rival's r: (s - r) / max(s, r), unitless, 1
+    where no rival explains anything, 0 where one is as good, negative where one is better. Rivals are the other
+    mappings; the mask whose eight regions are each moved by about 4 mm, in whichever of 26 directions suits the region
+    best, so that another knee finds a rival everywhere; and the mask moved as a whole by ``displacement``, if that
+    improves the score by a quarter or more.
+    """
+
+    best: AxisMapping
+    score: float
+    runner_up: AxisMapping | None
+    runner_up_score: float
+    displacement: tuple[int, int, int]  # voxels (z, y, x) by which the mask would have to move to fit best
+    displaced_score: float  # of the mask moved so
+    regional_score: float  # of the mask whose eight regions are each moved by about 4 mm, as fits them best
+    margin: float
+    scores: Mapping[AxisMapping, float]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the best mapping can be believed: margin and score reach their thresholds."""
+        return self.margin >= CLEAR_MARGIN and self.score >= CLEAR_SCORE
+
+    @property
+    def moved(self) -> bool:
+        """Whether the mask as a whole fits markedly better elsewhere."""
+        return self.displaced_score >= _GAIN * max(self.score, 0.0) and any(self.displacement)
+
+    def relative_score(self, mapping: AxisMapping) -> float:
+        """Score of a mapping as a share of the best one's; 0 for one that does not give the image's shape."""
+        return self.scores.get(mapping, 0.0) / self.score if self.score > 0 else 0.0
+
+    def contradicts(self, mapping: AxisMapping) -> bool:
+        """Whether the voxels clearly call for another mapping than this one, for example the one a header tells."""
+        return self.clear and mapping != self.best
+
+    def reason(self) -> str:
+        """One sentence on why the mapping is not clear; empty where it is."""
+        if self.clear:
+            return ""
+        if self.moved and self.displaced_score >= _TELLING_SCORE:
+            return (
+                f"under the best mapping ({self.best}) the mask fits better when moved by {self.displacement} voxels "
+                f"(z, y, x): {self.displaced_score:.3f} instead of {self.score:.3f} bits"
+            )
+        if self.score < CLEAR_SCORE:
+            return (
+                f"the labels hardly tell anything about the intensities at their borders: {self.score:.3f} bits under "
+                f"the best mapping ({self.best}), at least {CLEAR_SCORE:g} expected"
+            )
+        found = f"the best mapping ({self.best}) scores {self.score:.3f} bits"
+        if self.runner_up is not None and self.runner_up_score >= self.regional_score:
+            return f"{found}, another one ({self.runner_up}) nearly as much, {self.runner_up_score:.3f} bits"
+        return (
+            f"{found}, and its parts fit nearly as well or better when each is moved in a direction of its own, "
+            f"{self.regional_score:.3f} bits: it may be another knee's mask"
+        )
+
+
+def candidate_mappings(mask_shape: Sequence[int], image_shape: Sequence[int]) -> list[AxisMapping]:
+    """All mappings under which a mask of one shape gets the other: 0, 8, 16 or 48, the identity first if among them."""
+    mask_shape, image_shape = tuple(mask_shape), tuple(image_shape)
+    if len(mask_shape) != 3 or len(image_shape) != 3:
+        return []
+    return [
+        AxisMapping(order, flips)
+        for order in itertools.permutations(range(3))
+        if tuple(mask_shape[axis] for axis in order) == image_shape
+        for count in range(4)
+        for flips in itertools.combinations(range(3), count)
+    ]
+
+
+def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
+    """Find how a mask's axes become its image's.
+
+    Args:
+        image: (Z, Y, X), any numeric type and scale.
+        labels: (A, B, C), the same axes in any order and sense, integers, 0 = background. Lesions count as the bone
+            that holds them, since their borders are faint.
+
+    Returns: the evidence; ``clear`` says whether to believe it. The same input gives the same numbers.
+
+    Raises: UserError if no mapping gives the image's shape, the mask has no borders, or the image is constant.
+    """
+    candidates = candidate_mappings(labels.shape, image.shape)
+    if not candidates:
+        raise UserError(
+            f"the mask's shape {labels.shape} does not become the image's {image.shape} by any order of its axes: they "
+            "are of different series, or one of them was resampled"
+        )
+    borders = _Borders.drawn_from(labels)
+    fit = _Fit(image, borders)
+    scores = {mapping: fit.score(mapping) for mapping in candidates}
+    ranking = sorted(candidates, key=lambda mapping: -scores[mapping])  # stable: ties keep the candidates' order
+    best, runner_up = ranking[0], ranking[1] if len(ranking) > 1 else None
+    steps = _voxels(image.shape, _STEP)
+    moves = [tuple(int(s * k) for s, k in zip(steps, signs, strict=True)) for signs in _SIGNS]
+    moved = [fit.regional_scores(best, move) for move in moves]
+    regional_score = float(np.max(moved, axis=0).sum())
+    known = {(0, 0, 0): scores[best], **{m: float(r.sum()) for m, r in zip(moves, moved, strict=True)}}
+    displacement, displaced_score = _best_displacement(fit, best, known, _voxels(image.shape, _REACH))
+    runner_up_score = scores[runner_up] if runner_up is not None else 0.0
+    rival = max(runner_up_score, regional_score, 0.0)
+    if displaced_score >= _GAIN * scores[best]:
+        rival = max(rival, displaced_score)
+    top = max(scores[best], rival)
+    return MappingEvidence(
+        best=best,
+        score=scores[best],
+        runner_up=runner_up,
+        runner_up_score=runner_up_score,
+        displacement=displacement,
+        displaced_score=displaced_score,
+        regional_score=regional_score,
+        margin=(scores[best] - rival) / top if top > 0 else 0.0,
+        scores=scores,
+    )
+
+
+#: the directions in which copies are moved
+_SIGNS = [signs for signs in itertools.product((-1, 0, 1), repeat=3) if any(signs)]
+
+
+def _voxels(shape: Sequence[int], share: float) -> tuple[int, ...]:
+    """A share of each axis in voxels, one at least."""
+    return tuple(max(1, round(n * share)) for n in shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Borders:
+    """Voxels on both sides of the labels' borders, in the mask's own axes."""
+
+    positions: NDArray[np.int32]  # (3, N)
+    kinds: NDArray[np.intp]  # (N,), which pair of labels, 0 to kind_count - 1
+    sides: NDArray[np.intp]  # (N,), 0 or 1: as many of either in each kind
+    regions: NDArray[np.intp]  # (N,), 0 to 7
+
+    @classmethod
+    def drawn_from(cls, labels: NDArray) -> _Borders:
+        """Draw them from a mask (A, B, C), always the same ones.
+
+        Raises: UserError if the mask is empty or all of one label.
+        """
+        random = np.random.default_rng(0)
+        places, axes, below, above = _faces(labels)
+        if not axes.size:
+            value = int(labels.flat[0]) if labels.size else 0
+            raise UserError(
+                f"the mask is {'empty' if value == 0 else f'all of label {value}'}; it needs borders to be laid over "
+                "an image by"
+            )
+        known, codes = np.unique(np.concatenate([below, above]), return_inverse=True)
+        below, above = codes[: below.size], codes[below.size :]
+        pairs = np.minimum(below, above) * known.size + np.maximum(below, above)
+        drawn = []
+        for pair in np.unique(pairs):
+            found = np.flatnonzero(pairs == pair)
+            if found.size > _PLACES_PER_PAIR:
+                found = random.choice(found, _PLACES_PER_PAIR, replace=False)
+            drawn.append(found)
+        drawn = np.sort(np.concatenate(drawn))
+        places, axes, pairs, below, above = places[:, drawn], axes[drawn], pairs[drawn], below[drawn], above[drawn]
+
+        reach = np.array(_voxels(labels.shape, _REACH))
+        limits = np.array(labels.shape)
+        positions, kinds, sides = [], [], []
+        index = np.arange(axes.size)
+        for depth in range(reach.max()):
+            lower, upper = places.copy(), places.copy()
+            lower[axes, index] -= depth
+            upper[axes, index] += 1 + depth
+            kept = (depth < reach[axes]) & (lower[axes, index] >= 0) & (upper[axes, index] < limits[axes])
+            # Beyond a thin cartilage lies something else: such a place is no longer one on both sides of its border.
+            kept[kept] = (_merged(labels[tuple(lower[:, kept])]) == known[below[kept]]) & (
+                _merged(labels[tuple(upper[:, kept])]) == known[above[kept]]
+            )
+            positions += [lower[:, kept], upper[:, kept]]
+            kinds += [pairs[kept]] * 2
+            sides += [(below > above)[kept], (below < above)[kept]]
+        positions = np.concatenate(positions, axis=1)
+        regions = np.zeros(positions.shape[1], np.intp)
+        for axis in range(3):
+            regions = 2 * regions + (positions[axis] > np.median(positions[axis]))
+        return cls(
+            positions=positions.astype(np.int32),
+            kinds=np.unique(np.concatenate(kinds), return_inverse=True)[1],
+            sides=np.concatenate(sides).astype(np.intp),
+            regions=regions,
+        )
+
+
+def _faces(labels: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Pairs of neighbours that differ in label: lower position (3, N), axis (N,), labels below and above (N,)."""
+    # Of a large mask only every so many lines of voxels are searched, along each axis in turn.
+    stride = max(1, int(np.ceil(np.sqrt(labels.size / _SEARCHED_VOXELS))))
+    found = []
+    for axis in range(3):
+        lines = tuple(
+            slice(None) if a == axis else slice(min(stride, n) // 2, None, stride) for a, n in enumerate(labels.shape)
+        )
+        view = np.moveaxis(labels[lines], axis, 0)
+        where = np.nonzero(view[1:] != view[:-1])
+        below, above = _merged(view[:-1][where]), _merged(view[1:][where])
+        places = np.empty((3, below.size), np.intp)
+        others = [a for a in range(3) if a != axis]
+        places[axis] = where[0]
+        for a, found_at in zip(others, where[1:], strict=True):
+            places[a] = found_at * stride + lines[a].start
+        kept = below != above
+        found.append((places[:, kept], np.full(kept.sum(), axis), below[kept], above[kept]))
+    return tuple(np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+
+
+def _merged(values: NDArray) -> NDArray[np.int64]:
+    """Label values with lesions turned into the bone that holds them."""
+    values = values.astype(np.int64)
+    for lesion, bone in BONE_OF_LESION.items():
+        values[values == lesion] = bone
+    return values
+
+
+class _Fit:
+    """Scores of borders laid over one image."""
+
+    def __init__(self, image: NDArray, borders: _Borders) -> None:
+        self.image, self.borders = image, borders
+        self.edges = _bin_edges(image)
+        self.shape = (8, int(borders.kinds.max()) + 1, 2, self.edges.size + 1)
+        self.codes = np.ravel_multi_index(
+            (borders.regions, borders.kinds, borders.sides, np.zeros_like(borders.sides)), self.shape
+        )
+
+    def _counts(self, mapping: AxisMapping, move: Sequence[int]) -> NDArray[np.intp]:
+        """(regions, kinds, 2, bins): how often each intensity is met on each side."""
+        index = []
+        for k, axis in enumerate(mapping.order):
+            position = self.borders.positions[axis]
+            last = self.image.shape[k] - 1
+            if k in mapping.flips:
+                position = last - position
+            index.append(np.clip(position + move[k], 0, last) if move[k] else position)
+        bins = np.searchsorted(self.edges, self.image[tuple(index)], side="right")
+        return np.bincount(self.codes + bins, minlength=int(np.prod(self.shape))).reshape(self.shape)
+
+    def score(self, mapping: AxisMapping, move: Sequence[int] = (0, 0, 0)) -> float:
+        """Score in bits of the mask under a mapping, then moved by so many voxels (z, y, x)."""
+        return float(self.regional_scores(mapping, move).sum())
+
+    def regional_scores(self, mapping: AxisMapping, move: Sequence[int]) -> NDArray[np.float64]:
+        """(8,): what each region of the mask adds to the score."""
+        counts = self._counts(mapping, move)
+        total = counts.sum(axis=(2, 3))
+        return (_divergence_bits(counts) * total).sum(axis=1) / total.sum()
+
+
+def _divergence_bits(counts: NDArray) -> NDArray[np.float64]:
+    """Jensen-Shannon divergence in bits of two histograms of equal totals: (..., 2, bins) to (...)."""
+    total = counts.sum(axis=(-2, -1))
+    shares = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    mixed = shares.mean(axis=-2)
+    divergence = _entropy_bits(mixed) - _entropy_bits(shares).mean(axis=-1)
+    # Few counts make equal distributions look different; this is what they are expected to feign (Miller and Madow).
+    feigned = ((counts.sum(axis=-2) > 0).sum(axis=-1) - 1) / (2 * np.log(2) * np.maximum(total, 1))
+    return divergence - feigned
+
+
+def _entropy_bits(shares: NDArray) -> NDArray[np.float64]:
+    return -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=-1)
+
+
+def _bin_edges(image: NDArray) -> NDArray[np.float64]:
+    """Edges of intensity bins: of equal counts, and of equal width, so that a rare tissue gets bins of its own.
+
+    Raises: UserError if the image is constant.
+    """
+    seen = image[tuple(slice(None, None, max(1, n // 48)) for n in image.shape)].ravel().astype(np.float64)
+    seen = seen[np.isfinite(seen)]
+    if not seen.size or seen.min() == seen.max():
+        seen = image[np.isfinite(image)].astype(np.float64)
+    if not seen.size or seen.min() == seen.max():
+        raise UserError("the image has the same intensity everywhere; nothing can be laid over it")
+    low, high = np.quantile(seen, (0.005, 0.998))
+    if low == high:
+        low, high = seen.min(), seen.max()
+    counts = np.quantile(seen, np.linspace(0, 1, _BINS + 1)[1:])
+    return np.unique(np.concatenate([counts, np.linspace(low, high, _BINS + 1)]))
+
+
+def _best_displacement(
+    fit: _Fit,
+    mapping: AxisMapping,
+    known: Mapping[tuple[int, ...], float],
+    steps: Sequence[int],
+) -> tuple[tuple[int, ...], float]:
+    """The move in voxels (z, y, x) under which the mask fits best, found by climbing from the best of those known."""
+    scores = dict(known)
+    best = max(scores, key=scores.__getitem__)  # ties: the first one, no move at all
+    while max(steps) > 0:
+        around = [
+            tuple(b + (sign * s if a == axis else 0) for a, (b, s) in enumerate(zip(best, steps, strict=True)))
+            for axis in range(3)
+            for sign in (-1, 1)
+        ]
+        for move in around:
+            if move not in scores:
+                scores[move] = fit.score(mapping, move)
+        better = max(around, key=scores.__getitem__)
+        if scores[better] > scores[best]:
+            best = better
+        else:
+            steps = [s // 2 for s in steps]
+    return best, scores[best]

@@ -1,0 +1,104 @@
+"""The folder of a raw data set in nnU-Net's world: its name, number and dataset.json."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+from nnunetv2_anomaly.environment import FOLDER_VARIABLES
+from nnunetv2_anomaly.errors import UserError
+
+#: Images are stored along right, anterior, superior, and nnU-Net is told to turn whatever it reads that way. So a
+#: model that learned on one of the data sets sees new images as it learned them, whichever way their files run.
+READER = "SimpleITKIOWithReorient"
+
+#: "MR" is no name that nnU-Net has a special scheme for: it normalises by mean and standard deviation.
+CHANNEL_NAMES = {0: "MR"}
+
+
+def dataset_folder(dataset_id: int, name: str) -> Path:
+    """The folder of a data set in $nnUNet_raw, which may be there or not.
+
+    Raises: UserError if the number or name is not nnU-Net's way, $nnUNet_raw is not set, or another data set has the
+        number in one of nnU-Net's three folders.
+    """
+    if not 1 <= dataset_id <= 999:
+        raise UserError(f"The data set number is {dataset_id}; expected one from 1 to 999.")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
+        raise UserError(
+            f"The data set name is {name!r}; expected letters, digits, hyphens and single underscores: nnU-Net splits "
+            "folder names at double ones."
+        )
+    raw = environment_folder("nnUNet_raw")
+    folder_name = f"Dataset{dataset_id:03d}_{name}"
+    for variable in FOLDER_VARIABLES:
+        parent = Path(os.environ.get(variable) or raw)
+        taken = [p.name for p in parent.glob(f"Dataset{dataset_id:03d}_*") if p.name != folder_name]
+        if taken:
+            raise UserError(
+                f"Number {dataset_id} is taken by {taken[0]} in {parent} (${variable}); choose another one."
+            )
+    return raw / folder_name
+
+
+def checked_dataset_dir(dataset_id: int, name: str) -> Path:
+    """The folder of a new data set in $nnUNet_raw.
+
+    Raises: UserError as ``dataset_folder``, or if the folder is not empty.
+    """
+    target = dataset_folder(dataset_id, name)
+    refuse_filled(target)
+    return target
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises: UserError if there is anything but an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; delete it, or choose another number or name.")
+
+
+def environment_folder(variable: str) -> Path:
+    """One of nnU-Net's folders.
+
+    Raises: UserError if its environment variable is not set.
+    """
+    folder = os.environ.get(variable)
+    if not folder:
+        raise UserError(
+            f"The environment variable {variable} is not set; set nnU-Net's folders, for example with "
+            'eval "$(nnUNetv2_anomaly env --base DIR)".'
+        )
+    return Path(folder)
+
+
+def write_dataset_json(
+    folder: Path, *, name: str, labels: Mapping[str, int], num_training: int, **more: object
+) -> None:
+    """Write dataset.json, beside and renamed.
+
+    Args:
+        folder: of the data set, or where it is being made.
+        name: of the data set.
+        labels: name -> value.
+        num_training: number of training cases.
+        more: what else nnU-Net's ``generate_dataset_json`` takes, or any further key.
+    """
+    temporary = folder / f"part_{os.getpid()}"
+    temporary.mkdir()
+    try:
+        generate_dataset_json(
+            str(temporary),
+            channel_names=dict(CHANNEL_NAMES),
+            labels=dict(labels),
+            num_training_cases=num_training,
+            dataset_name=name,
+            **more,
+        )
+        os.replace(temporary / "dataset.json", folder / "dataset.json")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,64 @@
+"""What a published set of segmentations is, and what of it becomes a case."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnunetv2_anomaly.conversion.sources import ImageSource
+from nnunetv2_anomaly.conversion.subjects import Subject
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A published set of segmentations, and the raw data set that it becomes."""
+
+    key: str  # as on the command line
+    converted_by: str  # module
+    description: str
+    licence: str
+    reference: str
+    source_labels: Mapping[str, int]  # name -> value in the published files
+    labels: Mapping[str, int]  # name -> value in the data set
+    has_pose: bool  # whether the masks' headers tell where they lie
+
+    def merged_values(self) -> dict[int, int]:
+        """Published value -> value in the data set. A compartment goes to the structure that its name ends in."""
+        merged = {}
+        for name, value in self.source_labels.items():
+            target = next(target for target in self.labels if name == target or name.endswith(f"_{target}"))
+            merged[value] = self.labels[target]
+        return merged
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One case to be: its label map, and the images that may be its image."""
+
+    name: str
+    subject: str
+    visit: str | None  # "00m", "12m", ...; None where the release has no visits
+    label_file: Path
+    label_relative: str  # to the folder that the user gave
+    images: tuple[ImageSource, ...] = ()
+    is_test: bool = False
+    known: Subject | None = None  # line of the subject table
+    problem: str | None = None  # why there is no image
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How cases are written."""
+
+    dataset_dir: Path
+    mirror_left: bool = False
+    reference: bool = False  # dataset.json names the images where they are
+    previews: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+    series_uids: frozenset[str] = frozenset()  # to take where several fit
+
+    def of_content(self) -> dict[str, bool]:
+        """Options that change what is written into a case's files."""
+        return {"mirror_left": self.mirror_left, "reference": self.reference}

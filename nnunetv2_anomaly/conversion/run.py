@@ -1,0 +1,349 @@
+"""All cases of a release, side by side, into one raw data set.
+
+DatasetXXX_Name/imagesTr, labelsTr, imagesTs, labelsTs, dataset.json   as nnU-Net wants them
+DatasetXXX_Name/manifest.csv       a row a case: where it is from, what was found out about it, what was written
+DatasetXXX_Name/conversion.json    version, arguments, splits, subjects that are missing
+DatasetXXX_Name/problems.csv       cases that could not be converted, and why; only where there are any
+DatasetXXX_Name/previews/          a picture a case, on request
+$nnUNet_preprocessed/DatasetXXX_Name/splits_final.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nnunetv2_anomaly import __version__
+from nnunetv2_anomaly.conversion.case import COLUMNS, CaseJob, CaseOutcome, convert_case
+from nnunetv2_anomaly.conversion.manifest import (
+    MANIFEST,
+    PROBLEMS,
+    read_manifest,
+    write_manifest,
+    write_table,
+    write_text,
+)
+from nnunetv2_anomaly.conversion.mapping import AxisMapping
+from nnunetv2_anomaly.conversion.raw_dataset import READER, refuse_filled, write_dataset_json
+from nnunetv2_anomaly.conversion.release import Case, Options, Release
+from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_test_sets
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.parallel import run_jobs
+
+RECORD = "conversion.json"
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a run did."""
+
+    converted: list[str] = dataclasses.field(default_factory=list)
+    kept: list[str] = dataclasses.field(default_factory=list)  # from an earlier run
+    problems: dict[str, str] = dataclasses.field(default_factory=dict)  # case -> why
+    notes: list[str] = dataclasses.field(default_factory=list)  # what the user should know, and is no fault
+    rows: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # the manifest
+
+
+def convert_cases(
+    release: Release,
+    cases: Sequence[Case],
+    options: Options,
+    *,
+    splits_dir: Path,
+    test_sets: Sequence[Sequence[str]] | None = None,
+    seed: int = 0,
+    num_processes: int = 2,
+    differing_mappings: bool = False,
+    arguments: Mapping[str, object] | None = None,
+) -> Summary:
+    """Convert cases into a raw data set of nnU-Net, and write its splits.
+
+    A case that cannot be converted does not stop the others. Finished cases of an earlier run are left alone.
+
+    Args:
+        release: what the cases are of.
+        cases: of different names.
+        options: where and how they are written.
+        splits_dir: the data set's folder in nnU-Net's preprocessed folder; made if missing.
+        test_sets: subjects of each fold's validation set; None for a seeded draw.
+        seed: of that draw.
+        num_processes: cases at a time.
+        differing_mappings: whether masks without pose may have their axes in different orders within the release.
+        arguments: what the user gave, for the record.
+
+    Raises: UserError for what concerns all cases: nothing to convert, a folder that holds something else or was made
+        with other options, a subject that is in no test set.
+    """
+    folder = options.dataset_dir
+    if not cases:
+        raise UserError("There is no case to convert; see that the folder of label maps is the right one.")
+    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    if twice:
+        files = ", ".join(case.label_relative for case in cases if case.name == twice[0])
+        raise UserError(f"{files} would both be the case {twice[0]}; expected one label map a case: remove the others.")
+    if test_sets is not None:
+        splits_from_test_sets(test_sets, {case.name: case.subject for case in cases if not case.is_test})
+    columns = (*COLUMNS, *(f"voxels_{name}" for name in release.labels))
+    record = _earlier_record(folder, release, options)
+    summary = Summary(rows=read_manifest(folder, columns))
+    _check_options(record, release, options, summary.rows, cases)
+
+    made_folder = not options.dry_run and not folder.exists()
+    if not options.dry_run:
+        _prepare(folder, options, cases)
+        record |= {
+            "converted_by": release.converted_by,
+            "version": __version__,
+            "release": release.key,
+            "labels": dict(release.labels),
+            "options": options.of_content(),
+            "arguments": {key: _plain(value) for key, value in (arguments or {}).items()},
+        }
+        write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    earlier = set(summary.rows)
+    jobs = [CaseJob(case, release, options, summary.rows.get(case.name)) for case in cases]
+    for job, future in tqdm(
+        run_jobs(convert_case, jobs, num_processes), total=len(jobs), desc="converting", unit="case"
+    ):
+        try:
+            outcome = future.result()
+        except Exception as error:  # the process died, for want of memory or by force
+            outcome = CaseOutcome(problem=f"its process ended ({error!r}); run again, with fewer processes (-np).")
+        _take(summary, job, outcome)
+        if not options.dry_run and outcome.row is not None and not outcome.kept:
+            write_manifest(folder, columns, summary.rows.values())
+    if not release.has_pose and not differing_mappings:
+        _refuse_differing_mappings(summary, earlier, options)
+    if options.dry_run:
+        return summary
+
+    if not summary.rows:
+        if made_folder:
+            shutil.rmtree(folder)
+        return summary
+    write_manifest(folder, columns, summary.rows.values())
+    _write_problems(folder, summary.problems)
+    _write_dataset_json(folder, release, options, summary.rows)
+    _write_splits(summary, splits_dir, test_sets, seed, record, options)
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    return summary
+
+
+def told(summary: Summary, options: Options) -> str:
+    """A run's outcome in words, with a table of what failed."""
+    verb = "would be converted" if options.dry_run else "converted"
+    lines = [f"{len(summary.converted)} cases {verb}, {len(summary.kept)} were there from an earlier run."]
+    if options.dry_run:
+        for name in summary.converted:
+            row = summary.rows[name]
+            lines.append(
+                f"  {name}: {row['image_source']} + {row['label_source']}, side {row['side'] or 'unknown'}"
+                f"{', mirrored' if row['mirrored'] == 'yes' else ''}, mapping {row['mapping']} "
+                f"(evidence {row['mapping_evidence']})"
+            )
+    elif summary.rows:
+        training = sum(row["subset"] == "training" for row in summary.rows.values())
+        lines.append(f"{options.dataset_dir} holds {training} training and {len(summary.rows) - training} test cases.")
+    mappings = Counter(row["mapping"] for row in summary.rows.values())
+    if summary.rows:
+        lines.append("Axis mappings: " + ", ".join(f"{text} in {n} cases" for text, n in mappings.most_common()))
+    lines += summary.notes
+    if summary.problems:
+        lines.append(f"{len(summary.problems)} cases failed:")
+        width = max(len(name) for name in summary.problems)
+        for name, problem in sorted(summary.problems.items()):
+            wrapped = textwrap.wrap(problem, 118 - width, break_long_words=False, break_on_hyphens=False)
+            lines += [f"  {name if i == 0 else '':{width}}  {line}" for i, line in enumerate(wrapped)]
+    return "\n".join(lines)
+
+
+def _take(summary: Summary, job: CaseJob, outcome: CaseOutcome) -> None:
+    name = job.case.name
+    if outcome.problem is not None:
+        summary.problems[name] = outcome.problem
+        return
+    summary.rows[name] = outcome.row
+    (summary.kept if outcome.kept else summary.converted).append(name)
+
+
+def _earlier_record(folder: Path, release: Release, options: Options) -> dict:
+    """What conversion.json says of earlier runs.
+
+    Raises: UserError if the folder holds something that is no conversion of ours.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        refuse_filled(folder)
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("no record")
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}); delete the data set's folder and convert again.") from error
+    return record
+
+
+def _check_options(
+    record: Mapping, release: Release, options: Options, rows: Mapping[str, object], cases: Sequence[Case]
+) -> None:
+    """Raises: UserError if an earlier run made other cases than this one would."""
+    if not record:
+        return
+    now = {"release": release.key, "labels": dict(release.labels), "options": options.of_content()}
+    changed = [key for key, value in now.items() if record.get(key) != value]
+    if not changed:
+        return
+    others = sorted(set(rows) - {case.name for case in cases})
+    if options.overwrite and not others and "release" not in changed:
+        return
+    told = "; ".join(f"{key} {record.get(key)} then, {now[key]} now" for key in changed)
+    mend = "choose another number with -d"
+    if not others and "release" not in changed:
+        mend = "--overwrite makes all cases anew"
+    raise UserError(f"{options.dataset_dir} was converted otherwise ({told}); {mend}.")
+
+
+def _prepare(folder: Path, options: Options, cases: Sequence[Case]) -> None:
+    """Make the folders, and clear away what an interrupted run left half done."""
+    for subset, wanted in (("Tr", True), ("Ts", any(case.is_test for case in cases))):
+        for kind in ("images", "labels"):
+            if wanted:
+                (folder / f"{kind}{subset}").mkdir(parents=True, exist_ok=True)
+            for file in (folder / f"{kind}{subset}").glob("part_*"):
+                file.unlink()
+    # Until the end nnU-Net shall not take the data set for a whole one.
+    (folder / "dataset.json").unlink(missing_ok=True)
+
+
+def _refuse_differing_mappings(summary: Summary, earlier: set[str], options: Options) -> None:
+    """All masks of a release were stored the same way; a case that says otherwise was mistaken for another one.
+
+    The same way may be in space, or in the order of the slices' names, as whoever stored the mask had read them. A
+    case converted earlier is told and left.
+    """
+    if not summary.rows:
+        return
+    ways = [{name: _stored_mapping(row, by_name) for name, row in summary.rows.items()} for by_name in (False, True)]
+    counts = []
+    for way in ways:
+        # What earlier runs found agreed on counts for more than what is new.
+        counted = Counter(way[name] for name in way if name in earlier) or Counter(way.values())
+        counts.append(counted.most_common())
+    best = max((0, 1), key=lambda k: counts[k][0][1])
+    way, ranking = ways[best], counts[best]
+    tied = len(ranking) > 1 and ranking[0][1] == ranking[1][1]
+    for name, mapping in way.items():
+        if mapping == ranking[0][0] and not tied:
+            continue
+        row = summary.rows[name]
+        others = "; ".join(f"{text} in {count} cases" for text, count in ranking)
+        summary.problems[name] = (
+            f"its mask's axes are {row['mapping']} by the voxels (evidence {row['mapping_evidence']}), and the release "
+            f"has {others}; expected all masks of a release to be stored alike: check that mask and image belong "
+            "together, or give --differing_mappings if they really differ."
+        )
+        if name in earlier:
+            continue
+        for file in () if options.dry_run else (row["image_file"], row["label_file"], f"previews/{name}.png"):
+            if file and not Path(file).is_absolute():
+                (options.dataset_dir / file).unlink(missing_ok=True)
+        del summary.rows[name]
+        summary.converted.remove(name)
+
+
+def _stored_mapping(row: Mapping[str, str], by_name: bool) -> str:
+    """Mapping from the mask to the image in space, or to the image with its slices in the order of their names."""
+    if not by_name or row["slices_named_towards"] not in ("L", "P", "I"):
+        return row["mapping"]
+    axis = {"I": 0, "P": 1, "L": 2}[row["slices_named_towards"]]  # of the array (z, y, x)
+    mapping = AxisMapping.parse(row["mapping"])
+    return str(AxisMapping(mapping.order, tuple(sorted(set(mapping.flips) ^ {axis}))))
+
+
+def _write_problems(folder: Path, problems: Mapping[str, str]) -> None:
+    if not problems:
+        (folder / PROBLEMS).unlink(missing_ok=True)
+        return
+    rows = [{"case": name, "problem": problem} for name, problem in sorted(problems.items())]
+    write_table(folder / PROBLEMS, ("case", "problem"), rows)
+
+
+def _write_dataset_json(folder: Path, release: Release, options: Options, rows: Mapping[str, dict[str, str]]) -> None:
+    training = {name: row for name, row in sorted(rows.items()) if row["subset"] == "training"}
+    more = {}
+    if options.reference:
+        # nnU-Net takes a path that is not absolute as one in the data set's folder.
+        more["dataset"] = {
+            name: {"images": [row["image_file"]], "label": row["label_file"]} for name, row in training.items()
+        }
+    mirrored = sum(row["mirrored"] == "yes" for row in rows.values())
+    write_dataset_json(
+        folder,
+        name=folder.name,
+        labels=release.labels,
+        num_training=len(training),
+        file_ending=".nii.gz",
+        overwrite_image_reader_writer=READER,
+        description=release.description
+        + (f" {mirrored} left knees were mirrored into right ones ({MANIFEST})." if mirrored else ""),
+        reference=release.reference,
+        license=release.licence,
+        converted_by=release.converted_by,
+        **more,
+    )
+
+
+def _write_splits(
+    summary: Summary,
+    splits_dir: Path,
+    test_sets: Sequence[Sequence[str]] | None,
+    seed: int,
+    record: dict,
+    options: Options,
+) -> None:
+    """Write splits_final.json, unless the user has put other splits there."""
+    subjects = {name: row["subject"] for name, row in summary.rows.items() if row["subset"] == "training"}
+    drawn = test_sets is None
+    test_sets = seeded_test_sets(subjects, seed) if drawn else test_sets
+    if not test_sets or not subjects:
+        summary.notes.append("No splits were written: there is one subject only; train with fold 'all'.")
+        return
+    absent = sorted({subject for members in test_sets for subject in members} - set(subjects.values()))
+    record["splits"] = {"seed": seed} if drawn else {"test_sets": [len(members) for members in test_sets]}
+    record["subjects_not_converted"] = absent
+    if absent:
+        listed = "\n".join(textwrap.wrap(", ".join(absent), 116, initial_indent="  ", subsequent_indent="  "))
+        summary.notes.append(f"{len(absent)} subjects of the split file were not converted:\n{listed}")
+    splits = splits_from_test_sets(test_sets, subjects)
+    empty = [str(fold) for fold, split in enumerate(splits) if not split["val"] or not split["train"]]
+    if empty:
+        summary.notes.append(f"Fold {', '.join(empty)} has no case to validate or none to train; it cannot be trained.")
+    text = json.dumps(splits, indent=2) + "\n"
+    file = splits_dir / "splits_final.json"
+    if file.is_file() and not options.overwrite:
+        present = file.read_bytes()
+        if present != text.encode() and hashlib.sha256(present).hexdigest() != record.get("splits_sha256"):
+            summary.problems["splits"] = f"{file} holds other splits and was left alone; --overwrite replaces them."
+            return
+    splits_dir.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    record["splits_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    summary.notes.append(
+        f"{file}: {', '.join(str(len(split['val'])) for split in splits)} cases validate in folds 0 to "
+        f"{len(splits) - 1}, " + (f"drawn with seed {seed}, by subject." if drawn else "as published, by subject.")
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

@@ -1,0 +1,344 @@
+"""Left or right knee: what the series description, the subject table and the anatomy in the labels say of it.
+
+A knee filed under the wrong side looks perfect in every picture: a left knee is the mirror image of a right one. Only
+comparing independent sources can show the mistake, and so a conflict between any two of them is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.errors import UserError
+
+#: From this |score| on the anatomy tells the side; 1 is a typical knee, 0 a symmetric one.
+LEAST_SCORE = 0.5
+#: Fewer asymmetries than these tell nothing: one bone with its cartilage has three.
+LEAST_FEATURES = 3
+#: At most one asymmetry in this many may speak against the others.
+FEATURES_PER_EXCEPTION = 5
+#: One asymmetry counts for this much at most, in units of a typical knee: a spur must not outvote the rest.
+MOST_OF_ONE = 1.5
+
+#: What each asymmetry measures in a right knee, in the unit of its function below: rounded means of 20 real knees
+#: (OAI ZIB-UQ). They are the unit in which the asymmetries are averaged, nothing else was fitted.
+TYPICAL_OF_RIGHT: dict[str, float] = {
+    "trochlea_lateral_mm": 11.0,
+    "trochlea_higher_mm": 2.7,
+    "femoral_shaft_lateral_mm": 5.0,
+    "tibial_tuberosity_lateral_mm": 6.5,
+    "tibial_plateau_shorter_mm": 0.95,
+    "tibial_cartilage_rounder": 0.3,
+}
+
+#: Distance of the voxels looked at: the asymmetries are millimetres large and are means over thousands of voxels.
+_SAMPLING_MM = 1.45
+#: Width of the femoral condyles and of the tibial plateau of an adult; in the 20 knees 65 to 87 mm.
+_WIDTH_MM = (55.0, 105.0)
+#: So much bone may touch the first or the last sagittal slice; more means that a part of the joint is not seen.
+_MOST_CUT_MM2 = 300.0
+#: Fewer sampled voxels than this are noise, or a volume too small to measure in.
+_LEAST_POINTS = 100
+#: Medial and lateral tibial cartilage lie about 42 mm apart; nearer than this the names do not fit the labels.
+_LEAST_COMPARTMENT_DISTANCE_MM = 15.0
+_COMPARTMENT_DISTANCE_MM = 42.0
+
+_SIDES = ("right", "left")
+
+
+@dataclasses.dataclass(frozen=True)
+class SideEvidence:
+    """What the anatomy says.
+
+    side: "right", "left", or None where it cannot be told.
+    score: unitless; above 0 speaks for right, below 0 for left; 1 is a typical right knee, -1 a typical left one, and
+        from ``LEAST_SCORE`` on it may tell the side. 0 where nothing could be measured.
+    """
+
+    side: str | None
+    score: float
+
+
+def side_from_text(text: str) -> str | None:
+    """The side that a series description or a file name gives, for example SAG_3D_DESS_RIGHT.
+
+    Only the words RIGHT and LEFT count, in capitals or not, with no letter before or after them. RT and LT do not:
+    they are also short for other things (rotation, radiotherapy, "less than").
+
+    Returns: "right", "left", or None where neither word occurs, or both do.
+    """
+    words = {word.lower() for word in re.findall(r"[^\W\d_]+", text)}
+    named = [side for side in _SIDES if side in words]
+    return named[0] if len(named) == 1 else None
+
+
+def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mapping[str, int]) -> SideEvidence:
+    """Tell a right knee from a left one by the shape of its bones and cartilages.
+
+    Where the names tell medial from lateral tibial cartilage, the way from one to the other decides. Otherwise up to
+    six asymmetries are measured, each in a frame that its own bone gives, so that neither a turned leg nor a bent
+    knee matters (``_femoral_asymmetries``, ``_tibial_asymmetries``). Each is divided by its value in a typical right
+    knee, cut off at ``MOST_OF_ONE``, and the score is their mean. The side is told only if at least
+    ``LEAST_FEATURES`` could be measured, |score| reaches ``LEAST_SCORE`` and at most one in
+    ``FEATURES_PER_EXCEPTION`` of them has the other sign. Mirroring the labels negates every asymmetry.
+
+    Args:
+        labels: (Z, Y, X), z to superior, y to anterior, x to the patient's right: "RAS" of SimpleITK, as numpy.
+        spacing_mm: distance of voxels in mm, same order.
+        names: label name -> value, as ``nnunetv2_anomaly.labels.LABELS``; "medial_tibial_cartilage" and
+            "lateral_tibial_cartilage" may stand for "tibial_cartilage". Lesions count as their bone. Of femur and
+            tibia one with its cartilage is enough; the patella is not looked at, most data sets do not label it.
+
+    Returns: the evidence; side None where the labels do not look like one whole knee of an adult, or speak with two
+        voices.
+
+    Raises: ValueError unless labels have three axes and spacing_mm three positive numbers.
+    """
+    spacing = np.array([float(s) for s in spacing_mm])
+    if np.ndim(labels) != 3 or spacing.shape != (3,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
+        raise ValueError(
+            f"labels of shape {np.shape(labels)} and spacing_mm {tuple(spacing_mm)}: expected three axes (z, y, x) "
+            "and three positive distances in mm"
+        )
+    if min(labels.shape) < 2:
+        return SideEvidence(None, 0.0)
+    sampled, axes = _sample(labels, spacing)
+    parts = {
+        part: _points(sampled, axes, [names[name] for name in of_part if name in names])
+        for part, of_part in {
+            "femur": ("femoral_bone", "femoral_lesion"),
+            "femoral_cartilage": ("femoral_cartilage",),
+            "tibia": ("tibial_bone", "tibial_lesion"),
+            "tibial_cartilage": ("tibial_cartilage", "medial_tibial_cartilage", "lateral_tibial_cartilage"),
+            "medial": ("medial_tibial_cartilage",),
+            "lateral": ("lateral_tibial_cartilage",),
+        }.items()
+    }
+    if min(len(parts["medial"]), len(parts["lateral"])) > 0:
+        return _side_from_compartments(parts["medial"], parts["lateral"])
+    if not _looks_like_a_knee(parts, axes):
+        return SideEvidence(None, 0.0)
+    asymmetries = _femoral_asymmetries(parts["femur"], parts["femoral_cartilage"])
+    asymmetries |= _tibial_asymmetries(parts["tibia"], parts["tibial_cartilage"])
+    return _weigh(asymmetries)
+
+
+def agreed_side(description: str | None, table: str | None, anatomy: SideEvidence | None) -> str | None:
+    """The one side that all sources tell which tell any.
+
+    Args:
+        description: "right", "left" or None, from ``side_from_text``.
+        table: the same, from the subject table.
+        anatomy: from ``side_from_labels``; None where it was not looked at.
+
+    Returns: "right", "left", or None if no source tells.
+
+    Raises:
+        UserError: two of them conflict; the sentence shows all three.
+        ValueError: a side is neither "right", nor "left", nor None.
+    """
+    told = {"description": description, "table": table, "anatomy": anatomy.side if anatomy else None}
+    for source, side in told.items():
+        if side not in (*_SIDES, None):
+            raise ValueError(f"side of the {source} is {side!r}; expected 'right', 'left' or None")
+    sides = {side for side in told.values() if side is not None}
+    if len(sides) > 1:
+        score = "" if anatomy is None else f" (score {anatomy.score:+.2f}; right is above 0, a typical knee has 1)"
+        raise UserError(
+            f"the side of this knee is {description or 'not told'} by the series description, "
+            f"{table or 'not told'} by the subject table and {told['anatomy'] or 'not told'} by the anatomy in the "
+            f"labels{score}; expected one side from all that tell it; look at the image, then correct the source that "
+            "is wrong, or leave this knee out"
+        )
+    return sides.pop() if sides else None
+
+
+def _sample(labels: NDArray, spacing: NDArray[np.float64]) -> tuple[NDArray, list[NDArray[np.float64]]]:
+    """Every n-th voxel, about ``_SAMPLING_MM`` apart, and where these lie in mm from the middle of the volume.
+
+    Along x the voxels are taken from both ends to the middle: a mirrored volume then yields the mirrored voxels.
+    """
+    steps = np.maximum(1, np.round(_SAMPLING_MM / spacing)).astype(int)
+    width = labels.shape[2]
+    half = np.arange(0, (width + 1) // 2, steps[2])
+    indices = [
+        np.arange(0, labels.shape[0], steps[0]),
+        np.arange(0, labels.shape[1], steps[1]),
+        np.union1d(half, width - 1 - half),
+    ]
+    axes = [(i - (n - 1) / 2) * s for i, n, s in zip(indices, labels.shape, spacing, strict=True)]
+    return labels[:: steps[0], :: steps[1]][:, :, indices[2]], axes
+
+
+def _points(sampled: NDArray, axes: Sequence[NDArray[np.float64]], values: Sequence[int]) -> NDArray[np.float64]:
+    """(N, 3): the voxels that have one of the values, (z, y, x) in mm."""
+    found = np.nonzero(np.isin(sampled, values)) if values else ([], [], [])
+    return np.stack([axis[np.asarray(index, int)] for axis, index in zip(axes, found, strict=True)], axis=1)
+
+
+def _side_from_compartments(medial: NDArray[np.float64], lateral: NDArray[np.float64]) -> SideEvidence:
+    """Lateral lies to the patient's right of medial in a right knee. Points (N, 3) in mm; score 1 = 42 mm apart."""
+    distance = float(np.median(lateral[:, 2]) - np.median(medial[:, 2]))
+    told = abs(distance) >= _LEAST_COMPARTMENT_DISTANCE_MM
+    return SideEvidence(_SIDES[distance < 0] if told else None, distance / _COMPARTMENT_DISTANCE_MM)
+
+
+def _looks_like_a_knee(parts: Mapping[str, NDArray[np.float64]], axes: Sequence[NDArray[np.float64]]) -> bool:
+    """Whether both ends of the joint's width are seen and the femur stands on the tibia."""
+    femur, tibia = parts["femur"], parts["tibia"]
+    area = float(np.diff(axes[0]).mean() * np.diff(axes[1]).mean())
+    for bone in (femur, tibia):
+        for end in (axes[2][0], axes[2][-1]):
+            if (bone[:, 2] == end).sum() * area > _MOST_CUT_MM2:
+                return False
+    if len(femur) and len(tibia):
+        return bool(np.median(femur[:, 0]) > np.median(tibia[:, 0]))
+    return True
+
+
+def _weigh(asymmetries: Mapping[str, float]) -> SideEvidence:
+    """Score and side from asymmetries, named and in the units of ``TYPICAL_OF_RIGHT``."""
+    if len(asymmetries) < LEAST_FEATURES:
+        return SideEvidence(None, 0.0)
+    relative = np.array([value / TYPICAL_OF_RIGHT[name] for name, value in asymmetries.items()])
+    score = float(np.clip(relative, -MOST_OF_ONE, MOST_OF_ONE).mean())
+    against = int((relative * score < 0).sum())
+    told = abs(score) >= LEAST_SCORE and against <= len(relative) // FEATURES_PER_EXCEPTION
+    return SideEvidence(_SIDES[score < 0] if told else None, score)
+
+
+def _femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64]) -> dict[str, float]:
+    """Asymmetries of the femur between its right and its left half.
+
+    The frame: x along the broadest extent of the condyles seen from above, tilted so that both condyles end at one
+    height; origin at the lowest point, the hindmost point and the middle of the condyles.
+
+    - trochlea_lateral_mm: mean x of the cartilage on the anterior half. The trochlea lies lateral, its lateral facet
+      is the broader one.
+    - trochlea_higher_mm: mean height of that cartilage on the right, less that on the left. The lateral facet reaches
+      further up.
+    - femoral_shaft_lateral_mm: mean x of the bone 40 to 60 mm up. The shaft stands oblique on the condyles, and the
+      medial condyle overhangs it more.
+
+    Args: bone, cartilage: (N, 3), (z, y, x) in mm.
+    Returns: those that can be measured, positive in a right knee; none where size or sense is not a knee's.
+    """
+    if min(len(bone), len(cartilage)) < _LEAST_POINTS:
+        return {}
+    points = np.concatenate([bone, cartilage])
+    for _ in range(3):
+        low = points[:, 0] < np.percentile(points[:, 0], 0.5) + 25
+        points = _turn(points, 1, _direction_of_breadth(points[low]))
+        points[:, 2] -= _middle(points[low, 2])
+        right, left = (points[low & (side * points[:, 2] > 0)] for side in (1, -1))
+        if min(len(right), len(left)) < _LEAST_POINTS:
+            return {}
+        right, left = (half[half[:, 0] <= np.percentile(half[:, 0], 3)].mean(axis=0) for half in (right, left))
+        points = _turn(points, 0, math.atan2(right[0] - left[0], right[2] - left[2]))
+    points[:, 0] -= np.percentile(points[:, 0], 0.5)
+    low = points[:, 0] < 25
+    points[:, 2] -= _middle(points[low, 2])
+    depth = np.percentile(points[low, 1], (1, 99))
+    points[:, 1] -= depth.mean()
+    bone, cartilage = points[: len(bone)], points[len(bone) :]
+    if not _WIDTH_MM[0] <= _extent(points[low, 2]) <= _WIDTH_MM[1]:
+        return {}
+    found = {}
+    trochlea = cartilage[(cartilage[:, 1] > 0) & (cartilage[:, 0] > 10)]
+    right, left = (trochlea[side * trochlea[:, 2] > 0] for side in (1, -1))
+    if min(len(right), len(left)) >= _LEAST_POINTS // 2:
+        found["trochlea_lateral_mm"] = float(trochlea[:, 2].mean())
+        found["trochlea_higher_mm"] = float(right[:, 0].mean() - left[:, 0].mean())
+    shaft = bone[(bone[:, 0] > 40) & (bone[:, 0] < 60)]
+    if len(shaft) >= _LEAST_POINTS and shaft[:, 0].max() > 50:
+        found["femoral_shaft_lateral_mm"] = float(shaft[:, 2].mean())
+    return found
+
+
+def _tibial_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64]) -> dict[str, float]:
+    """Asymmetries of the tibia between its right and its left half.
+
+    The frame: x along the broadest extent of the plateau seen from above, tilted so that both plateaus end at one
+    height; origin at the height of the eminence and in the middle of the plateau.
+
+    - tibial_tuberosity_lateral_mm: mean x of the foremost tenth of the bone 25 to 45 mm down, less that of all of it.
+    - tibial_plateau_shorter_mm: standard deviation along y of the bone 4 to 16 mm down on the left, less that on the
+      right: the lateral plateau is the shorter one.
+    - tibial_cartilage_rounder: logarithm of the ratio length to breadth (standard deviations along y and x) of the
+      cartilage on the left, less that on the right, unitless: the lateral cartilage is round, the medial one long.
+
+    Args: bone, cartilage: (N, 3), (z, y, x) in mm.
+    Returns: those that can be measured, positive in a right knee; none where the size is not a knee's.
+    """
+    if len(bone) < _LEAST_POINTS:
+        return {}
+    points = np.concatenate([bone, cartilage])
+    count = len(bone)
+    for _ in range(3):
+        bone = points[:count]
+        top = np.percentile(bone[:, 0], 98)
+        plateau = (bone[:, 0] > top - 18) & (bone[:, 0] < top - 4)
+        if plateau.sum() < _LEAST_POINTS:
+            return {}
+        points = _turn(points, 1, _direction_of_breadth(bone[plateau]))
+        points[:, 2] -= _middle(points[:count][plateau, 2])
+        bone = points[:count]
+        reach = np.percentile(np.abs(bone[plateau, 2]), 99)
+        # The middle third holds the eminence, whose spines differ in height; spurs sit on the rim.
+        distance = np.abs(bone[:, 2])
+        heights = [
+            bone[(side * bone[:, 2] > 0) & (distance > 0.35 * reach) & (distance < 0.85 * reach), 0] for side in (1, -1)
+        ]
+        if min(len(h) for h in heights) < _LEAST_POINTS:
+            return {}
+        right, left = (np.percentile(h, 95) for h in heights)
+        points = _turn(points, 0, math.atan2(right - left, 1.2 * reach))
+    points[:, 0] -= np.percentile(points[:count, 0], 98)
+    bone = points[:count]
+    plateau = (bone[:, 0] > -16) & (bone[:, 0] < -4)
+    points[:, 2] -= _middle(bone[plateau, 2])
+    bone, cartilage = points[:count], points[count:]
+    if not _WIDTH_MM[0] <= _extent(bone[plateau, 2]) <= _WIDTH_MM[1]:
+        return {}
+    right, left = (bone[plateau & (side * bone[:, 2] > 0)] for side in (1, -1))
+    found = {"tibial_plateau_shorter_mm": float(left[:, 1].std() - right[:, 1].std())}
+    shaft = bone[(bone[:, 0] > -45) & (bone[:, 0] < -25)]
+    if len(shaft) >= _LEAST_POINTS and shaft[:, 0].min() < -35:
+        front = shaft[:, 1] > np.percentile(shaft[:, 1], 90)
+        found["tibial_tuberosity_lateral_mm"] = float(shaft[front, 2].mean() - shaft[:, 2].mean())
+    if len(cartilage):
+        cartilage = cartilage[:, 1:] - (0.0, _middle(cartilage[:, 2]))
+        right, left = (cartilage[side * cartilage[:, 1] > 0] for side in (1, -1))
+        if min(len(right), len(left)) >= _LEAST_POINTS // 2:
+            right, left = (np.log(half[:, 0].std() / half[:, 1].std()) for half in (right, left))
+            found["tibial_cartilage_rounder"] = float(left - right)
+    return found
+
+
+def _turn(points: NDArray[np.float64], axis: int, angle: float) -> NDArray[np.float64]:
+    """Turn points (N, 3) in the plane of x and ``axis`` so that what lay at ``angle`` (radians) lies on x."""
+    turned = points.copy()
+    turned[:, 2] = points[:, 2] * math.cos(angle) + points[:, axis] * math.sin(angle)
+    turned[:, axis] = points[:, axis] * math.cos(angle) - points[:, 2] * math.sin(angle)
+    return turned
+
+
+def _direction_of_breadth(points: NDArray[np.float64]) -> float:
+    """Angle in radians, within a quarter turn of x, of the broadest extent of points (N, 3) seen from above."""
+    (yy, xy), (_, xx) = np.cov(points[:, 1:].T)
+    return 0.5 * math.atan2(2 * xy, xx - yy)
+
+
+def _middle(values: NDArray[np.float64]) -> float:
+    """Middle between the two ends, less the outermost hundredth on each side."""
+    return float(np.percentile(values, (1, 99)).mean())
+
+
+def _extent(values: NDArray[np.float64]) -> float:
+    """Distance of the two ends, less the outermost hundredth on each side."""
+    return float(np.subtract(*np.percentile(values, (99, 1))))

@@ -1,0 +1,246 @@
+"""Where the files of a subject and visit are: OAI's packages, folders of converted images, folders of label maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.volumes.files import FILE_ENDINGS, image_stem
+
+BASELINE = "00m"
+
+#: month of the visit -> number that OAI's packages of it begin with, and that the visit's code V00, V01 ... ends in
+VISIT_NUMBERS = {
+    "00m": 0,
+    "12m": 1,
+    "18m": 2,
+    "24m": 3,
+    "30m": 4,
+    "36m": 5,
+    "48m": 6,
+    "72m": 8,
+    "96m": 10,
+}
+
+_VISIT_OF_NUMBER = {number: visit for visit, number in VISIT_NUMBERS.items()}
+
+_SUBJECT = re.compile(r"(?<!\d)(\d{7})(?!\d)")  # OAI's public subject numbers
+_PACKAGE = re.compile(r"(\d{1,2})\.[A-Za-z0-9]+(\.\d+)?")  # 0.C.2, 5.E.1, 10.E.1
+_MONTH = re.compile(r"(?<![0-9A-Za-z])(\d{2})m(?![A-Za-z])", re.IGNORECASE)
+_VISIT_CODE = re.compile(r"(?<![0-9A-Za-z])V(\d{2})(?![0-9A-Za-z])", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """A DICOM series' folder or an image file that may be a case's image."""
+
+    path: Path
+    relative: str  # to the folder that the user gave, with forward slashes
+    is_series: bool
+
+
+class OaiPackages:
+    """OAI's image packages as downloaded: <root>/36m/5.E.1/<subject>/<yyyymmdd>/<barcode>/ with the slices.
+
+    A root may be a package, a visit's folder, the folder of the visits, or lie one or two folders above it.
+    """
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        """Find the packages below the roots.
+
+        Raises: UserError if a root is missing or holds no package.
+        """
+        self._packages: dict[str, list[tuple[Path, Path]]] = {visit: [] for visit in VISIT_NUMBERS}
+        self._roots = list(roots)
+        seen: set[Path] = set()
+        for root in roots:
+            if not root.is_dir():
+                raise UserError(f"{root} is no folder; expected OAI's image packages, such as 00m/0.E.1/<subject>/.")
+            packages = list(_packages_below(root))
+            if not packages:
+                raise UserError(
+                    f"{root} holds no OAI package; expected folders such as 00m/0.E.1/<subject>/<date>/<barcode>/."
+                )
+            for visit, package in packages:
+                if package.resolve() not in seen:
+                    seen.add(package.resolve())
+                    self._packages[visit].append((package, root))
+
+    def series_of_visit(self, subject: str, visit: str) -> list[ImageSource]:
+        """Every folder with a series of a subject's visit, of whatever kind, each once.
+
+        Raises: UserError if the visit was not downloaded, or not for this subject.
+        """
+        packages = self._packages.get(visit, [])
+        if not packages:
+            raise UserError(
+                f"no package of visit {visit} below {self._told_roots()}; expected {visit}/"
+                f"{VISIT_NUMBERS.get(visit, '?')}.*/{subject}/."
+            )
+        # The same folder below two roots is one download twice.
+        found: dict[str, ImageSource] = {}
+        for package, root in packages:
+            for folder in sorted((package / subject).glob("*/*/")):
+                key = folder.relative_to(package.parent).as_posix()
+                found.setdefault(key, ImageSource(folder, _relative(folder, root), is_series=True))
+        if not found:
+            told = ", ".join(str(package) for package, _ in packages)
+            raise UserError(f"no series of subject {subject} in visit {visit}; looked in {told}.")
+        return list(found.values())
+
+    def series_at(self, path: str) -> ImageSource:
+        """The baseline series at a path below OAI's baseline folder, as package/subject/date/barcode.
+
+        Raises: UserError if it is not there.
+        """
+        parents = {package.parent: root for package, root in self._packages[BASELINE]}
+        for parent, root in parents.items():
+            if (parent / path).is_dir():
+                return ImageSource(parent / path, _relative(parent / path, root), is_series=True)
+        told = ", ".join(str(parent / path) for parent in parents) or f"{self._told_roots()} holds no baseline package"
+        raise UserError(f"the series {path} is missing; expected its slices in {told}.")
+
+    def _told_roots(self) -> str:
+        return ", ".join(str(root) for root in self._roots)
+
+
+def _packages_below(folder: Path, depth: int = 4) -> Iterator[tuple[str, Path]]:
+    """(visit, package's folder) at and below a folder; what lies in a package is not looked through."""
+    found = _PACKAGE.fullmatch(folder.name)
+    visit = _VISIT_OF_NUMBER.get(int(found[1])) if found else None
+    if visit is not None:
+        # A package in another visit's folder is not what either name says: nothing is taken from it.
+        if folder.parent.name == visit or folder.parent.name not in VISIT_NUMBERS:
+            yield visit, folder
+    elif depth > 0 and not _SUBJECT.fullmatch(folder.name):
+        for child in sorted(folder.glob("*/")):
+            yield from _packages_below(child, depth - 1)
+
+
+class ImageFolder:
+    """Images that were converted before: files named by subject, and by visit where there are several."""
+
+    def __init__(self, folder: Path) -> None:
+        """List the images.
+
+        Raises: UserError if the folder is missing or holds no image that is named by a subject.
+        """
+        self._folder = folder
+        self._files: dict[str, list[tuple[str | None, Path]]] = {}
+        for file in image_files(folder):
+            subject, visit = subject_of(file), visit_of(file)
+            if subject is not None:
+                self._files.setdefault(subject, []).append((visit, file))
+        if not self._files:
+            raise UserError(
+                f"{folder} holds no image named by its subject; expected files such as 9001104.nii.gz or "
+                f"9001104_36m_0000.nii.gz ({', '.join(FILE_ENDINGS)})."
+            )
+
+    def images_of(self, subject: str, visit: str) -> list[ImageSource]:
+        """The images that may be of a subject's visit: those named by it, else those named by no visit.
+
+        Raises: UserError if there is none.
+        """
+        files = self._files.get(subject, [])
+        fitting = [file for month, file in files if month == visit] or [file for month, file in files if month is None]
+        if not fitting:
+            told = ", ".join(file.name for _, file in files)
+            raise UserError(
+                f"no image of subject {subject}, visit {visit}, in {self._folder}"
+                + (f", which holds {told} of this subject" if told else "")
+                + f"; expected {subject}.nii.gz or {subject}_{visit}.nii.gz."
+            )
+        return [ImageSource(file, _relative(file, self._folder), is_series=False) for file in fitting]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files in a folder and the folders in it, sorted; hidden ones and unfinished ones are passed over.
+
+    Raises: UserError if the folder is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it.")
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.name.lower().endswith(FILE_ENDINGS) and not file.name.startswith((".", "part_")) and file.is_file()
+    )
+
+
+def label_files(folder: Path) -> list[Path]:
+    """Label maps in a folder.
+
+    Raises: UserError if it is missing or holds none.
+    """
+    files = image_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no label map; expected files ending in {', '.join(FILE_ENDINGS)}.")
+    return files
+
+
+def subject_of(file: Path) -> str | None:
+    """OAI's public subject number, seven digits, in a file's name; None unless there is just one."""
+    found = set(_SUBJECT.findall(image_stem(file)))
+    return found.pop() if len(found) == 1 else None
+
+
+def visit_of(file: Path) -> str | None:
+    """Month of the visit ("00m", "12m", ...) in a file's name, told so or as OAI's code (V00, V01, ...); else None."""
+    stem = image_stem(file).replace("_", " ")
+    months = {f"{month}m" for month in _MONTH.findall(stem)} & set(VISIT_NUMBERS)
+    codes = {int(code) for code in _VISIT_CODE.findall(stem)}
+    months |= {visit for visit, number in VISIT_NUMBERS.items() if number in codes}
+    return months.pop() if len(months) == 1 else None
+
+
+def read_series_paths(file: Path) -> dict[str, str]:
+    """Read OAI ZIB's list of series: a line a subject, "9001104: 0.E.1/9001104/20050825/10498212".
+
+    Commas at line ends, Windows line ends, blank lines, backslashes and a byte order mark do not matter.
+
+    Returns: subject -> path below OAI's baseline folder.
+
+    Raises: UserError if the file is missing, a line is of another form, or a subject is told twice.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is no file; expected OAI ZIB's list of series, oai_mri_paths.txt.")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text file in UTF-8 ({error}).") from error
+    paths: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.strip().rstrip(",;").strip().strip('"').replace("\\", "/")
+        if not text:
+            continue
+        parts = re.fullmatch(r"(\d{7})\s*:\s*\"?(?:\.?/)?(?:00m/)?([^\s:\"]+?)/?\"?", text)
+        steps = parts[2].split("/") if parts else []
+        if not parts or ".." in steps or parts[1] not in steps:
+            raise UserError(
+                f"{file}, line {number}: {line.strip()!r}; expected a subject and the path of its series, such as "
+                "9001104: 0.E.1/9001104/20050825/10498212."
+            )
+        if paths.get(parts[1], parts[2]) != parts[2]:
+            raise UserError(f"{file}, line {number}: subject {parts[1]} is told a second time with another path.")
+        paths[parts[1]] = parts[2]
+    if not paths:
+        raise UserError(f"{file} is empty; expected a line such as 9001104: 0.E.1/9001104/20050825/10498212.")
+    return paths
+
+
+def find_series_paths_file(folders: Iterable[Path]) -> Path | None:
+    """OAI ZIB's list of series in the release's folder, its folder of segmentations, or beside the masks."""
+    for folder in folders:
+        for place in ("segmentation/doc", "doc", "../doc", "."):
+            file = folder / place / "oai_mri_paths.txt"
+            if file.is_file():
+                return file
+    return None
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

@@ -1,0 +1,127 @@
+"""What is known of the subjects besides their images: a table with one line a subject, or a subject and visit."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnunetv2_anomaly.errors import UserError
+
+#: the codes of OAI's tables
+_SIDES = {"1": "right", "2": "left", "right": "right", "left": "left", "r": "right", "l": "left", "": None}
+_SEXES = {"1": "male", "2": "female", "male": "male", "female": "female", "m": "male", "f": "female", "": None}
+
+#: column, in small letters -> field of ``Subject``; further columns are left alone and go nowhere
+_COLUMNS = {
+    "subjectid": "subject",
+    "visit": "visit",
+    "kneeside": "side",
+    "klgrade": "kl_grade",
+    "gender": "sex",
+    "age": "age_years",
+    "bmi": "bmi",
+    "path": "series_path",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One line of the table; None where it says nothing."""
+
+    subject: str
+    visit: str | None = None
+    side: str | None = None  # "right" or "left"
+    kl_grade: int | None = None  # Kellgren-Lawrence, 0 to 4
+    sex: str | None = None
+    age_years: float | None = None
+    bmi: float | None = None  # kg/m2
+    series_path: str | None = None  # below the baseline folder: package/subject/date/barcode
+
+
+class SubjectTable:
+    """Lines by subject, and by visit where the table has a column for it."""
+
+    def __init__(self, lines: Mapping[tuple[str, str | None], Subject]) -> None:
+        self._lines = dict(lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def get(self, subject: str, visit: str | None = None) -> Subject | None:
+        """The line of this visit, else the one that holds for all visits, else None."""
+        return self._lines.get((subject, visit)) or self._lines.get((subject, None))
+
+    def series_paths(self) -> dict[str, str]:
+        """Subject -> path of its baseline series, where the table has one."""
+        return {line.subject: line.series_path for line in self._lines.values() if line.series_path}
+
+
+def read_subjects(file: Path) -> SubjectTable:
+    """Read a subject table (CSV with a heading).
+
+    Columns, in any order and case: SubjectID; and, where given, Visit (00m, 12m, ...), KneeSide (1 right, 2 left),
+    KLGrade (0 to 4), Gender (1 male, 2 female), Age (years), BMI (kg/m2), Path (of the series below OAI's baseline
+    folder). Empty cells are unknown. Anything else in it, such as bar codes, is not taken over.
+
+    Raises: UserError for a missing file, a missing SubjectID column, a value out of range, or a subject told twice.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is no file; expected a subject table (CSV with a column SubjectID).")
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as a table ({error}); expected CSV in UTF-8.") from error
+    heading = {(name or "").strip().lower(): name for name in (rows[0] if rows else {})}
+    if "subjectid" not in heading:
+        raise UserError(f"{file} has no column SubjectID, or no line; its columns are {', '.join(heading) or 'none'}.")
+    lines: dict[tuple[str, str | None], Subject] = {}
+    for number, row in enumerate(rows, start=2):
+        cells = {field: (row.get(heading.get(column)) or "").strip() for column, field in _COLUMNS.items()}
+        if not any(cells.values()):
+            continue
+        subject = _parse(cells, f"{file}, line {number}")
+        key = (subject.subject, subject.visit)
+        if key in lines and lines[key] != subject:
+            raise UserError(
+                f"{file}, line {number}: subject {subject.subject} is told a second time with other values; expected "
+                "one line a subject, or one a visit with a column Visit."
+            )
+        lines[key] = subject
+    return SubjectTable(lines)
+
+
+def _parse(cells: Mapping[str, str], place: str) -> Subject:
+    if not cells["subject"]:
+        raise UserError(f"{place}: SubjectID is empty; expected the subject's number.")
+    grade = _number(cells["kl_grade"], "KLGrade", place)
+    if grade is not None and grade not in (0, 1, 2, 3, 4):
+        raise UserError(f"{place}: KLGrade is {cells['kl_grade']}; expected 0 to 4, or nothing.")
+    return Subject(
+        subject=cells["subject"],
+        visit=cells["visit"].lower() or None,
+        side=_coded(cells["side"], _SIDES, "KneeSide", "1 (right) or 2 (left)", place),
+        kl_grade=None if grade is None else int(grade),
+        sex=_coded(cells["sex"], _SEXES, "Gender", "1 (male) or 2 (female)", place),
+        age_years=_number(cells["age_years"], "Age", place),
+        bmi=_number(cells["bmi"], "BMI", place),
+        series_path=cells["series_path"].strip("/, ") or None,
+    )
+
+
+def _coded(text: str, codes: Mapping[str, str | None], column: str, expected: str, place: str) -> str | None:
+    key = text.lower().removesuffix(".0")
+    if key not in codes:
+        raise UserError(f"{place}: {column} is {text}; expected {expected}, or nothing.")
+    return codes[key]
+
+
+def _number(text: str, column: str, place: str) -> float | None:
+    if not text or text.lower() == "nan":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{place}: {column} is {text}; expected a number, or nothing.") from None

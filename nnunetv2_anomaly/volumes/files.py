@@ -1,0 +1,154 @@
+"""Image files, read and written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from nnunetv2_anomaly.errors import UserError
+
+#: endings of the image files that are read anywhere in this package; MetaImage headers (.mhd) name their own .raw
+FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+
+_NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+
+def image_stem(path: Path) -> str:
+    """File name without its image ending.
+
+    Raises: ValueError if it has none of ``FILE_ENDINGS``.
+    """
+    for ending in FILE_ENDINGS:
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)]
+    raise ValueError(f"{path.name} ends in none of {FILE_ENDINGS}")
+
+
+def read_image(path: Path) -> sitk.Image:
+    """Read a 3D image of one value a voxel, in its own pose and type, without its metadata dictionary.
+
+    Raises: UserError if it is missing, unreadable, cut short, or not such an image.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file; expected an image ({', '.join(FILE_ENDINGS)}).")
+    check_whole(path)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(_unreadable(path, error)) from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(
+            f"{path} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} value(s) a "
+            "voxel; expected a 3D image with one."
+        )
+    # Headers may hold what identifies a person; only voxels and pose go on.
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    return image
+
+
+def read_header(path: Path) -> sitk.ImageFileReader:
+    """Size, pose and type of an image file, without its voxels.
+
+    Raises: UserError if it is missing or unreadable.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file; expected an image ({', '.join(FILE_ENDINGS)}).")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UserError(_unreadable(path, error)) from error
+    return reader
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image, compressed, beside its place, and rename it once it is whole.
+
+    Raises: OSError if the disk is full or the folder cannot be written to; nothing is left behind then.
+    """
+    with written_beside(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), True)
+        except RuntimeError as error:
+            raise OSError(f"{path} could not be written: {_last_line(error)}") from error
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; what was written there takes ``path``'s place at the end, if it is whole.
+
+    Raises: OSError if a NIfTI file came out too short. ITK and the NIfTI library do not notice a full disk.
+    """
+    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
+    try:
+        yield temporary
+        if temporary.name.lower().endswith(_NIFTI_ENDINGS):
+            try:
+                check_whole(temporary)
+            except UserError as error:
+                told = "the file came out too short, so the disk is likely full"
+                raise OSError(errno.ENOSPC, told, str(path)) from error
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_whole(path: Path) -> None:
+    """See that a NIfTI file holds all the voxels its header promises; ITK fills what is missing with zeros silently.
+
+    Files of other kinds are left to ITK, which does see it.
+
+    Raises: UserError if it is cut short or damaged.
+    """
+    if not path.name.lower().endswith(_NIFTI_ENDINGS):
+        return
+    told = f"{path} is cut short or damaged; copy or download it again."
+    try:
+        voxels = nibabel.load(path).dataobj
+        expected = voxels.offset + int(np.prod(voxels.shape, dtype=np.int64)) * voxels.dtype.itemsize
+        if path.name.lower().endswith(".gz"):
+            # The last four bytes of a gzip file tell the length of what it holds; a file cut short ends in others.
+            # What does not fit may still be whole (several members, padding): then it has to be unpacked.
+            with path.open("rb") as file:
+                file.seek(-4, os.SEEK_END)
+                found = int.from_bytes(file.read(4), "little")
+            if found != expected % 2**32:
+                with gzip.open(path) as file:
+                    found = sum(len(block) for block in iter(lambda: file.read(1 << 24), b""))
+                if found < expected:
+                    raise UserError(told)
+        elif path.stat().st_size < expected:
+            raise UserError(told)
+    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(told) from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{path} cannot be read as an image ({_last_line(error)}); check that it is complete, or get it again."
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
