@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.conversion.dicom import DicomSeries, read_series, read_series_image, series_description
-from nnunetv2_anomaly.conversion.grids import Grid, corner_distance_mm, differences, oriented
+from nnunetv2_anomaly.conversion.grids import Grid, corner_distance_mm, differences, oriented, posed
 from nnunetv2_anomaly.conversion.mapping import IDENTITY, MappingEvidence, mapping_evidence
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.side import agreed_side, side_from_labels, side_from_text
@@ -199,7 +199,7 @@ def _convert(job: CaseJob) -> dict[str, str]:
     mapping = IDENTITY if release.has_pose else evidence.best
     _check_mapping(evidence, release, case, chosen)
     labels = mapping.apply(labels)
-    if np.array_equal(labels, sitk.GetArrayViewFromImage(image)):
+    if _same_voxels(labels, sitk.GetArrayViewFromImage(image)):
         raise UserError(f"{chosen.source.path} is the label map itself, and not its image; give the folder of images.")
 
     told = side_from_text(chosen.description), case.known.side if case.known else None
@@ -211,13 +211,14 @@ def _convert(job: CaseJob) -> dict[str, str]:
             "neither series, nor table, nor labels tell whether it is a left knee, and --mirror_left was given; name "
             "its side in the subject table (--subjects, column KneeSide)."
         )
-    merged = np.zeros(256, np.uint8)
-    for value, target in release.merged_values().items():
-        merged[value] = target
-    labels = merged[labels]
+    merged = release.merged_values()
+    if any(value != target for value, target in merged.items()):
+        table = np.zeros(256, np.uint8)
+        table[list(merged)] = list(merged.values())
+        labels = table[labels]
     label_counts = count_values(labels)
     if mirrored:
-        labels, image = labels[:, :, ::-1], _like(sitk.GetArrayViewFromImage(image)[:, :, ::-1], image)
+        labels, image = labels[:, :, ::-1], posed(sitk.GetArrayViewFromImage(image)[:, :, ::-1], Grid.of(image))
 
     row = dict.fromkeys(COLUMNS, "")
     row |= {
@@ -262,7 +263,7 @@ def _write(job: CaseJob, chosen: _Image, image: sitk.Image, labels: NDArray[np.u
     if job.options.reference and _usable_as_it_is(job, chosen):
         row["label_file"] = os.path.abspath(job.case.label_file)
     else:
-        write_image(_like(labels, image), folder / label_file)
+        write_image(posed(labels, Grid.of(image)), folder / label_file)
         row |= {"label_file": label_file.as_posix(), "label_sha256": sha256_of(folder / label_file)}
     if job.options.previews:
         save_label_figure(
@@ -383,18 +384,15 @@ def _table_cells(case: Case) -> dict[str, str]:
     }
 
 
-def _like(voxels: NDArray, image: sitk.Image) -> sitk.Image:
-    """Voxels (z, y, x) in an image's pose."""
-    result = sitk.GetImageFromArray(np.ascontiguousarray(voxels))
-    result.SetSpacing(image.GetSpacing())
-    result.SetOrigin(image.GetOrigin())
-    result.SetDirection(image.GetDirection())
-    return result
-
-
 def _finite(image: sitk.Image) -> bool:
     voxels = sitk.GetArrayViewFromImage(image)
     return np.issubdtype(voxels.dtype, np.integer) or bool(np.isfinite(voxels).all())
+
+
+def _same_voxels(voxels: NDArray, others: NDArray) -> bool:
+    """Whether two arrays of one shape are equal; where they are not, a slice in the middle usually tells."""
+    middle = len(voxels) // 2
+    return np.array_equal(voxels[middle], others[middle]) and np.array_equal(voxels, others)
 
 
 def _number_of_slices(image: _Image) -> str:

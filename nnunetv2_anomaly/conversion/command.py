@@ -49,17 +49,22 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
         series_uids=frozenset(getattr(args, "series", ())),
     )
     given = {key: value for key, value in vars(args).items() if not callable(value)}
-    summary = convert_cases(
-        release,
-        cases,
-        options,
-        splits_dir=environment_folder("nnUNet_preprocessed") / folder.name,
-        test_sets=read_test_sets(args.splits) if args.splits else None,
-        seed=args.seed,
-        num_processes=args.num_processes,
-        differing_mappings=getattr(args, "differing_mappings", False),
-        arguments=given,
-    )
+    try:
+        summary = convert_cases(
+            release,
+            cases,
+            options,
+            splits_dir=environment_folder("nnUNet_preprocessed") / folder.name,
+            test_sets=read_test_sets(args.splits) if args.splits else None,
+            seed=args.seed,
+            num_processes=args.num_processes,
+            differing_mappings=getattr(args, "differing_mappings", False),
+            arguments=given,
+        )
+    except OSError as error:  # of the tables; a case that cannot be written is in the summary
+        raise UserError(
+            f"{error}; what was finished before stays: make room, or see to the permissions, and run again."
+        ) from error
     print(told(summary, options), flush=True)
     return 1 if summary.problems else 0
 
@@ -74,6 +79,9 @@ def main_of(command: str, run: Callable[[argparse.Namespace], int], argv: Sequen
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
 
 
 def image_lookup(

@@ -20,8 +20,8 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import BONE_OF_LESION
 
 #: least margin and least score (bits) at which a mapping is believed
-CLEAR_MARGIN = 0.1
-CLEAR_SCORE = 0.02
+CLEAR_MARGIN = 0.2
+CLEAR_SCORE = 0.03
 
 #: A move is worth telling in an error message where the moved mask scores as much as this (bits); less is chance.
 _TELLING_SCORE = 0.1
@@ -38,11 +38,18 @@ _STEP = 1 / 32
 #: gains less by any move; one that lies off by 1 mm as a whole gains more on a sharp image.
 _GAIN = 1.25
 
-#: border places drawn per pair of labels, voxels looked at in search of them, and shares of equal size that the
-#: intensities are cut into
+#: The next best mappings are moved, too, where they score at least this share of the best one.
+_WORTH_MOVING = 0.3
+
+#: border places drawn per pair of labels, and voxels looked at in search of them
 _PLACES_PER_PAIR = 2000
 _SEARCHED_VOXELS = 3_000_000
+
+#: Intensities are cut into this many bins of equal counts, and as many of equal width. A small mask gets fewer: a
+#: histogram with few counts a bin finds a difference between any two sides.
 _BINS = 24
+_FEWEST_BINS = 4
+_COUNTS_PER_BIN = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +107,7 @@ class MappingEvidence:
     ``margin`` compares the score s of the best mapping with the strongest rival's r: (s - r) / max(s, r), unitless, 1
     where no rival explains anything, 0 where one is as good, negative where one is better. Rivals are the other
     mappings; the mask whose eight regions are each moved by about 4 mm, in whichever of 26 directions suits the region
-    best, so that another knee finds a rival everywhere; and the mask moved as a whole by ``displacement``, if that
+    best, so that another knee finds a rival everywhere; and the mask moved as a whole (``displacement``), if that
     improves the score by a quarter or more.
     """
 
@@ -108,7 +115,8 @@ class MappingEvidence:
     score: float
     runner_up: AxisMapping | None
     runner_up_score: float
-    displacement: tuple[int, int, int]  # voxels (z, y, x) by which the mask would have to move to fit best
+    displaced: AxisMapping  # under which a moved mask fits best of all, nearly always the best mapping itself
+    displacement: tuple[int, int, int]  # how it is to be moved then, voxels (z, y, x) of the image; no move is one, too
     displaced_score: float  # of the mask moved so
     regional_score: float  # of the mask whose eight regions are each moved by about 4 mm, as fits them best
     margin: float
@@ -136,10 +144,10 @@ class MappingEvidence:
         """One sentence on why the mapping is not clear; empty where it is."""
         if self.clear:
             return ""
-        if self.moved and self.displaced_score >= _TELLING_SCORE:
+        if self.moved and self.displaced_score >= min(_TELLING_SCORE, self.regional_score):
             return (
-                f"under the best mapping ({self.best}) the mask fits better when moved by {self.displacement} voxels "
-                f"(z, y, x): {self.displaced_score:.3f} instead of {self.score:.3f} bits"
+                f"the mask fits better when moved by {self.displacement} voxels (z, y, x) under the mapping "
+                f"{self.displaced}, {self.displaced_score:.3f} bits, than in its place under any, {self.score:.3f} bits"
             )
         if self.score < CLEAR_SCORE:
             return (
@@ -192,12 +200,19 @@ def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
     scores = {mapping: fit.score(mapping) for mapping in candidates}
     ranking = sorted(candidates, key=lambda mapping: -scores[mapping])  # stable: ties keep the candidates' order
     best, runner_up = ranking[0], ranking[1] if len(ranking) > 1 else None
-    steps = _voxels(image.shape, _STEP)
+    steps, reach = _voxels(image.shape, _STEP), _voxels(image.shape, _REACH)
     moves = [tuple(int(s * k) for s, k in zip(steps, signs, strict=True)) for signs in _SIGNS]
     moved = [fit.regional_scores(best, move) for move in moves]
     regional_score = float(np.max(moved, axis=0).sum())
     known = {(0, 0, 0): scores[best], **{m: float(r.sum()) for m, r in zip(moves, moved, strict=True)}}
-    displacement, displaced_score = _best_displacement(fit, best, known, _voxels(image.shape, _REACH))
+    displaced, displacement, displaced_score = best, *_best_displacement(fit, best, known, reach)
+    for mapping in ranking[1:4] if scores[best] >= CLEAR_SCORE else ():
+        # A mask that lies off by a little may fit better mirrored than in its own orientation, knees being nearly
+        # symmetric: then it is its own orientation, moved, that is the rival.
+        if scores[mapping] >= _WORTH_MOVING * scores[best]:
+            move, score = _best_displacement(fit, mapping, {(0, 0, 0): scores[mapping]}, reach)
+            if score > displaced_score:
+                displaced, displacement, displaced_score = mapping, move, score
     runner_up_score = scores[runner_up] if runner_up is not None else 0.0
     rival = max(runner_up_score, regional_score, 0.0)
     if displaced_score >= _GAIN * scores[best]:
@@ -208,6 +223,7 @@ def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
         score=scores[best],
         runner_up=runner_up,
         runner_up_score=runner_up_score,
+        displaced=displaced,
         displacement=displacement,
         displaced_score=displaced_score,
         regional_score=regional_score,
@@ -323,8 +339,10 @@ class _Fit:
 
     def __init__(self, image: NDArray, borders: _Borders) -> None:
         self.image, self.borders = image, borders
-        self.edges = _bin_edges(image)
-        self.shape = (8, int(borders.kinds.max()) + 1, 2, self.edges.size + 1)
+        kinds = int(borders.kinds.max()) + 1
+        counts_per_histogram = borders.kinds.size / (8 * kinds)
+        self.edges = _bin_edges(image, int(np.clip(counts_per_histogram / _COUNTS_PER_BIN, _FEWEST_BINS, _BINS)))
+        self.shape = (8, kinds, 2, self.edges.size + 1)
         self.codes = np.ravel_multi_index(
             (borders.regions, borders.kinds, borders.sides, np.zeros_like(borders.sides)), self.shape
         )
@@ -367,8 +385,8 @@ def _entropy_bits(shares: NDArray) -> NDArray[np.float64]:
     return -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=-1)
 
 
-def _bin_edges(image: NDArray) -> NDArray[np.float64]:
-    """Edges of intensity bins: of equal counts, and of equal width, so that a rare tissue gets bins of its own.
+def _bin_edges(image: NDArray, count: int) -> NDArray[np.float64]:
+    """Edges of ``count`` bins of equal counts and as many of equal width, so that a rare tissue gets its own.
 
     Raises: UserError if the image is constant.
     """
@@ -381,8 +399,8 @@ def _bin_edges(image: NDArray) -> NDArray[np.float64]:
     low, high = np.quantile(seen, (0.005, 0.998))
     if low == high:
         low, high = seen.min(), seen.max()
-    counts = np.quantile(seen, np.linspace(0, 1, _BINS + 1)[1:])
-    return np.unique(np.concatenate([counts, np.linspace(low, high, _BINS + 1)]))
+    equal_counts = np.quantile(seen, np.linspace(0, 1, count + 1)[1:])
+    return np.unique(np.concatenate([equal_counts, np.linspace(low, high, count + 1)]))
 
 
 def _best_displacement(

@@ -132,7 +132,10 @@ def convert_cases(
     write_manifest(folder, columns, summary.rows.values())
     _write_problems(folder, summary.problems)
     _write_dataset_json(folder, release, options, summary.rows)
-    _write_splits(summary, splits_dir, test_sets, seed, record, options)
+    # Drawn from all cases given, so that one that fails today has its place when it is mended.
+    given = {case.name: case.subject for case in cases if not case.is_test and case.subject}
+    drawn = seeded_test_sets(given | _training_subjects(summary), seed) if test_sets is None else None
+    _write_splits(summary, splits_dir, drawn or test_sets, f"drawn with seed {seed}" if drawn else "", record, options)
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     return summary
 
@@ -302,25 +305,30 @@ def _write_dataset_json(folder: Path, release: Release, options: Options, rows: 
     )
 
 
+def _training_subjects(summary: Summary) -> dict[str, str]:
+    return {name: row["subject"] for name, row in summary.rows.items() if row["subset"] == "training"}
+
+
 def _write_splits(
     summary: Summary,
     splits_dir: Path,
     test_sets: Sequence[Sequence[str]] | None,
-    seed: int,
+    drawn: str,
     record: dict,
     options: Options,
 ) -> None:
-    """Write splits_final.json, unless the user has put other splits there."""
-    subjects = {name: row["subject"] for name, row in summary.rows.items() if row["subset"] == "training"}
-    drawn = test_sets is None
-    test_sets = seeded_test_sets(subjects, seed) if drawn else test_sets
+    """Write splits_final.json, unless the user has put other splits there.
+
+    Args: drawn: how the test sets were drawn; empty if they were published.
+    """
+    subjects = _training_subjects(summary)
     if not test_sets or not subjects:
         summary.notes.append("No splits were written: there is one subject only; train with fold 'all'.")
         return
     absent = sorted({subject for members in test_sets for subject in members} - set(subjects.values()))
-    record["splits"] = {"seed": seed} if drawn else {"test_sets": [len(members) for members in test_sets]}
+    record["splits"] = drawn or "published"
     record["subjects_not_converted"] = absent
-    if absent:
+    if absent and not drawn:
         listed = "\n".join(textwrap.wrap(", ".join(absent), 116, initial_indent="  ", subsequent_indent="  "))
         summary.notes.append(f"{len(absent)} subjects of the split file were not converted:\n{listed}")
     splits = splits_from_test_sets(test_sets, subjects)
@@ -329,17 +337,18 @@ def _write_splits(
         summary.notes.append(f"Fold {', '.join(empty)} has no case to validate or none to train; it cannot be trained.")
     text = json.dumps(splits, indent=2) + "\n"
     file = splits_dir / "splits_final.json"
-    if file.is_file() and not options.overwrite:
-        present = file.read_bytes()
-        if present != text.encode() and hashlib.sha256(present).hexdigest() != record.get("splits_sha256"):
+    if file.is_file() and file.read_bytes() != text.encode():
+        ours = hashlib.sha256(file.read_bytes()).hexdigest() == record.get("splits_sha256")
+        if not ours and not options.overwrite:
             summary.problems["splits"] = f"{file} holds other splits and was left alone; --overwrite replaces them."
             return
+        summary.notes.append("The splits have changed: what was trained on a fold before is of the earlier ones.")
     splits_dir.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     record["splits_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     summary.notes.append(
         f"{file}: {', '.join(str(len(split['val'])) for split in splits)} cases validate in folds 0 to "
-        f"{len(splits) - 1}, " + (f"drawn with seed {seed}, by subject." if drawn else "as published, by subject.")
+        f"{len(splits) - 1}, {drawn or 'as published'}, by subject."
     )
 
 

@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
 
-#: From this |score| on the anatomy tells the side; 1 is a typical knee, 0 a symmetric one.
-LEAST_SCORE = 0.5
+#: From this |score| on the anatomy tells the side; 1 is a typical knee, 0 a symmetric one. The 20 real knees have 0.79
+#: or more.
+LEAST_SCORE = 0.6
 #: Fewer asymmetries than these tell nothing: one bone with its cartilage has three.
 LEAST_FEATURES = 3
 #: At most one asymmetry in this many may speak against the others.
 FEATURES_PER_EXCEPTION = 5
+#: The mean over either bone must reach this, in the direction of the score: two bones, two witnesses.
+LEAST_OF_BONE = 0.3
+#: An asymmetry this many times that of a typical knee is not a knee's; in the 20 real ones at most 2.3.
+MOST_OF_A_KNEE = 3.0
 #: One asymmetry counts for this much at most, in units of a typical knee: a spur must not outvote the rest.
 MOST_OF_ONE = 1.5
 
@@ -40,8 +45,9 @@ TYPICAL_OF_RIGHT: dict[str, float] = {
 _SAMPLING_MM = 1.45
 #: Width of the femoral condyles and of the tibial plateau of an adult; in the 20 knees 65 to 87 mm.
 _WIDTH_MM = (55.0, 105.0)
-#: So much bone may touch the first or the last sagittal slice; more means that a part of the joint is not seen.
-_MOST_CUT_MM2 = 300.0
+#: A whole bone ends in a small cap: area of its outermost sampled slice, per mm of slice distance. In the 20 knees up
+#: to 230; above 900 with 30 mm of the field of view gone.
+_MOST_CUT_MM2_PER_MM = 350.0
 #: Fewer sampled voxels than this are noise, or a volume too small to measure in.
 _LEAST_POINTS = 100
 #: Medial and lateral tibial cartilage lie about 42 mm apart; nearer than this the names do not fit the labels.
@@ -57,7 +63,7 @@ class SideEvidence:
 
     side: "right", "left", or None where it cannot be told.
     score: unitless; above 0 speaks for right, below 0 for left; 1 is a typical right knee, -1 a typical left one, and
-        from ``LEAST_SCORE`` on it may tell the side. 0 where nothing could be measured.
+        from ``LEAST_SCORE`` on it may tell the side. 0 where too little could be measured.
     """
 
     side: str | None
@@ -84,8 +90,15 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
     six asymmetries are measured, each in a frame that its own bone gives, so that neither a turned leg nor a bent
     knee matters (``_femoral_asymmetries``, ``_tibial_asymmetries``). Each is divided by its value in a typical right
     knee, cut off at ``MOST_OF_ONE``, and the score is their mean. The side is told only if at least
-    ``LEAST_FEATURES`` could be measured, |score| reaches ``LEAST_SCORE`` and at most one in
-    ``FEATURES_PER_EXCEPTION`` of them has the other sign. Mirroring the labels negates every asymmetry.
+    ``LEAST_FEATURES`` could be measured, |score| reaches ``LEAST_SCORE``, at most one in
+    ``FEATURES_PER_EXCEPTION`` of them has the other sign, none exceeds ``MOST_OF_A_KNEE``, and either bone alone
+    reaches ``LEAST_OF_BONE``. Mirroring the labels negates every asymmetry.
+
+    Measured on the 20 real knees, labels 1 to 4: all told right and, mirrored, all left, the scores 0.79 to 1.18; with
+    each knee left out of its own unit the same; turned by up to 10 degrees about any axis 1 of 240 is not told. A
+    mean knee of another source (CLAIR-Knee-103R) has 1.11. None was told the wrong side, neither cropped, nor with
+    cartilage removed, nor with axes reversed. The phantoms of ``nnunetv2_anomaly.simulation`` are nearly symmetric
+    and never told. 0.05 s for a volume of 160 x 384 x 384.
 
     Args:
         labels: (Z, Y, X), z to superior, y to anterior, x to the patient's right: "RAS" of SimpleITK, as numpy.
@@ -107,7 +120,7 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
         )
     if min(labels.shape) < 2:
         return SideEvidence(None, 0.0)
-    sampled, axes = _sample(labels, spacing)
+    sampled, axes, distance_mm = _sample(labels, spacing)
     parts = {
         part: _points(sampled, axes, [names[name] for name in of_part if name in names])
         for part, of_part in {
@@ -121,11 +134,18 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
     }
     if min(len(parts["medial"]), len(parts["lateral"])) > 0:
         return _side_from_compartments(parts["medial"], parts["lateral"])
-    if not _looks_like_a_knee(parts, axes):
+    if not _looks_like_a_knee(parts, distance_mm):
         return SideEvidence(None, 0.0)
-    asymmetries = _femoral_asymmetries(parts["femur"], parts["femoral_cartilage"])
-    asymmetries |= _tibial_asymmetries(parts["tibia"], parts["tibial_cartilage"])
-    return _weigh(asymmetries)
+    femoral = _femoral_asymmetries(parts["femur"], parts["femoral_cartilage"])
+    tibial = _tibial_asymmetries(parts["tibia"], parts["tibial_cartilage"])
+    for asymmetries, bone, cartilage in (
+        (femoral, "femur", "femoral_cartilage"),
+        (tibial, "tibia", "tibial_cartilage"),
+    ):
+        # A bone that is all there and cannot be measured is cut off, or no adult's: the other one is then no proof.
+        if not asymmetries and min(len(parts[bone]), len(parts[cartilage])) >= _LEAST_POINTS:
+            return SideEvidence(None, 0.0)
+    return _weigh(femoral, tibial)
 
 
 def agreed_side(description: str | None, table: str | None, anatomy: SideEvidence | None) -> str | None:
@@ -158,8 +178,10 @@ def agreed_side(description: str | None, table: str | None, anatomy: SideEvidenc
     return sides.pop() if sides else None
 
 
-def _sample(labels: NDArray, spacing: NDArray[np.float64]) -> tuple[NDArray, list[NDArray[np.float64]]]:
-    """Every n-th voxel, about ``_SAMPLING_MM`` apart, and where these lie in mm from the middle of the volume.
+def _sample(
+    labels: NDArray, spacing: NDArray[np.float64]
+) -> tuple[NDArray, list[NDArray[np.float64]], NDArray[np.float64]]:
+    """Every n-th voxel, about ``_SAMPLING_MM`` apart; where these lie in mm from the middle; their distances in mm.
 
     Along x the voxels are taken from both ends to the middle: a mirrored volume then yields the mirrored voxels.
     """
@@ -172,7 +194,7 @@ def _sample(labels: NDArray, spacing: NDArray[np.float64]) -> tuple[NDArray, lis
         np.union1d(half, width - 1 - half),
     ]
     axes = [(i - (n - 1) / 2) * s for i, n, s in zip(indices, labels.shape, spacing, strict=True)]
-    return labels[:: steps[0], :: steps[1]][:, :, indices[2]], axes
+    return labels[:: steps[0], :: steps[1]][:, :, indices[2]], axes, spacing * steps
 
 
 def _points(sampled: NDArray, axes: Sequence[NDArray[np.float64]], values: Sequence[int]) -> NDArray[np.float64]:
@@ -188,27 +210,34 @@ def _side_from_compartments(medial: NDArray[np.float64], lateral: NDArray[np.flo
     return SideEvidence(_SIDES[distance < 0] if told else None, distance / _COMPARTMENT_DISTANCE_MM)
 
 
-def _looks_like_a_knee(parts: Mapping[str, NDArray[np.float64]], axes: Sequence[NDArray[np.float64]]) -> bool:
+def _looks_like_a_knee(parts: Mapping[str, NDArray[np.float64]], distance_mm: NDArray[np.float64]) -> bool:
     """Whether both ends of the joint's width are seen and the femur stands on the tibia."""
     femur, tibia = parts["femur"], parts["tibia"]
-    area = float(np.diff(axes[0]).mean() * np.diff(axes[1]).mean())
+    most = _MOST_CUT_MM2_PER_MM * distance_mm[2] / (distance_mm[0] * distance_mm[1])
     for bone in (femur, tibia):
-        for end in (axes[2][0], axes[2][-1]):
-            if (bone[:, 2] == end).sum() * area > _MOST_CUT_MM2:
+        # Its own outermost slices, not the volume's: labels may also have been blanked beyond a cut.
+        for end in (bone[:, 2].min(), bone[:, 2].max()) if len(bone) else ():
+            if (bone[:, 2] == end).sum() > most:
                 return False
     if len(femur) and len(tibia):
         return bool(np.median(femur[:, 0]) > np.median(tibia[:, 0]))
     return True
 
 
-def _weigh(asymmetries: Mapping[str, float]) -> SideEvidence:
-    """Score and side from asymmetries, named and in the units of ``TYPICAL_OF_RIGHT``."""
-    if len(asymmetries) < LEAST_FEATURES:
+def _weigh(*bones: Mapping[str, float]) -> SideEvidence:
+    """Score and side from the asymmetries of each bone, named and in the units of ``TYPICAL_OF_RIGHT``."""
+    relative = [np.array([value / TYPICAL_OF_RIGHT[name] for name, value in bone.items()]) for bone in bones if bone]
+    if sum(map(len, relative)) < LEAST_FEATURES:
         return SideEvidence(None, 0.0)
-    relative = np.array([value / TYPICAL_OF_RIGHT[name] for name, value in asymmetries.items()])
-    score = float(np.clip(relative, -MOST_OF_ONE, MOST_OF_ONE).mean())
-    against = int((relative * score < 0).sum())
-    told = abs(score) >= LEAST_SCORE and against <= len(relative) // FEATURES_PER_EXCEPTION
+    every = np.concatenate(relative)
+    score = float(np.clip(every, -MOST_OF_ONE, MOST_OF_ONE).mean())
+    sign = math.copysign(1.0, score)
+    told = (
+        abs(score) >= LEAST_SCORE
+        and (every * sign < 0).sum() <= len(every) // FEATURES_PER_EXCEPTION
+        and np.abs(every).max() <= MOST_OF_A_KNEE
+        and min(sign * np.clip(bone, -MOST_OF_ONE, MOST_OF_ONE).mean() for bone in relative) >= LEAST_OF_BONE
+    )
     return SideEvidence(_SIDES[score < 0] if told else None, score)
 
 

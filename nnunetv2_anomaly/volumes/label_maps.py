@@ -46,10 +46,12 @@ def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
 def count_values(voxels: NDArray) -> dict[int, int]:
     """How many voxels have each value, in the values' order.
 
-    Args: voxels: of an integer type, any shape.
+    Args: voxels: of an integer type, at least one axis.
     """
     if voxels.dtype.itemsize <= 2 and np.issubdtype(voxels.dtype, np.unsignedinteger):
-        counts = np.bincount(voxels.ravel())  # several times as fast as sorting them
+        # Several times as fast as sorting them, and slice by slice in little memory.
+        length = np.iinfo(voxels.dtype).max + 1
+        counts = sum(np.bincount(part.ravel(), minlength=length) for part in voxels)
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     values, counts = np.unique(voxels, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))

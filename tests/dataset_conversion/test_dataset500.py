@@ -135,7 +135,7 @@ def test_a_failure_leaves_nothing_behind(simulated, tmp_path, monkeypatch):
     def fail(*_args, **_keywords):
         raise OSError("disk full")
 
-    monkeypatch.setattr("nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees.generate_dataset_json", fail)
+    monkeypatch.setattr("nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees.write_dataset_json", fail)
     with pytest.raises(OSError, match="disk full"):
         convert(simulated, tmp_path / "Dataset500_X", num_test=1)
     assert list(tmp_path.iterdir()) == []
