@@ -5,6 +5,17 @@ are tried. Under the right one, and with the right image, the labels' borders li
 just on one side of a border differs from what is seen just on its other side. Under any other, and on another knee,
 both sides look alike, since borders run through tissue that knows nothing of them. Neither the scale of the
 intensities nor the sign of any contrast matters.
+
+Measured on the 20 masks of OAI ZIB-UQ with images simulated from them at full size. Images as they are, and with blur
+of 1 or 2 voxels, noise of 3 or 5 times the usual, a bias field, a third of the contrast; masks as they are, and without
+patella, with smooth errors of 1 or 1.5 voxels rms, with a voxel more or less all round: 560 of 560 were accepted on
+their own image, margins 0.22 to 0.92, and 0 of 1900 on another knee's, margins up to 0.02. The thresholds were chosen
+with these numbers in view. A simulated image follows its mask exactly, which no real one does; on a real mean image of
+103 knees the borders between bone and cartilage tell 0.85 to 0.92 bits.
+
+Limits: a single label with errors of 1.5 voxels is mostly refused (tibia alone: 24 of 80 accepted). Voxels of 3 mm are
+too coarse to tell every knee from every other: of masks of other phantoms at 2.2 to 2.9 mm, 1 of 3200 was accepted.
+Blur by 2 mm or borders half a voxel off make such coarse masks fail on their own image often, too.
 """
 
 from __future__ import annotations
@@ -21,7 +32,7 @@ from nnunetv2_anomaly.labels import BONE_OF_LESION
 
 #: least margin and least score (bits) at which a mapping is believed
 CLEAR_MARGIN = 0.2
-CLEAR_SCORE = 0.03
+CLEAR_SCORE = 0.025
 
 #: A move is worth telling in an error message where the moved mask scores as much as this (bits); less is chance.
 _TELLING_SCORE = 0.1
@@ -144,7 +155,7 @@ class MappingEvidence:
         """One sentence on why the mapping is not clear; empty where it is."""
         if self.clear:
             return ""
-        if self.moved and self.displaced_score >= min(_TELLING_SCORE, self.regional_score):
+        if self.moved and self.displaced_score >= _TELLING_SCORE:
             return (
                 f"the mask fits better when moved by {self.displacement} voxels (z, y, x) under the mapping "
                 f"{self.displaced}, {self.displaced_score:.3f} bits, than in its place under any, {self.score:.3f} bits"
@@ -158,8 +169,8 @@ class MappingEvidence:
         if self.runner_up is not None and self.runner_up_score >= self.regional_score:
             return f"{found}, another one ({self.runner_up}) nearly as much, {self.runner_up_score:.3f} bits"
         return (
-            f"{found}, and its parts fit nearly as well or better when each is moved in a direction of its own, "
-            f"{self.regional_score:.3f} bits: it may be another knee's mask"
+            f"{found}, and moved by a few voxels, as a whole or in parts, the mask fits nearly as well or better, "
+            f"{max(self.regional_score, self.displaced_score):.3f} bits: it may be another knee's mask"
         )
 
 

@@ -31,7 +31,7 @@ from nnunetv2_anomaly.conversion.manifest import (
     write_table,
     write_text,
 )
-from nnunetv2_anomaly.conversion.mapping import AxisMapping
+from nnunetv2_anomaly.conversion.mapping import CLEAR_MARGIN, CLEAR_SCORE, AxisMapping
 from nnunetv2_anomaly.conversion.raw_dataset import READER, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_test_sets
@@ -120,7 +120,9 @@ def convert_cases(
         _take(summary, job, outcome)
         if not options.dry_run and outcome.row is not None and not outcome.kept:
             write_manifest(folder, columns, summary.rows.values())
-    if not release.has_pose and not differing_mappings:
+    if release.has_pose:
+        _note_unconfirmed(summary)
+    elif not differing_mappings:
         _refuse_differing_mappings(summary, earlier, options)
     if options.dry_run:
         return summary
@@ -261,6 +263,20 @@ def _refuse_differing_mappings(summary: Summary, earlier: set[str], options: Opt
                 (options.dataset_dir / file).unlink(missing_ok=True)
         del summary.rows[name]
         summary.converted.remove(name)
+
+
+def _note_unconfirmed(summary: Summary) -> None:
+    """Masks with a pose are believed; where the voxels do not bear it out clearly, somebody should look."""
+    doubtful = [
+        f"{name} ({row['mapping_evidence']})"
+        for name, row in summary.rows.items()
+        if float(row["mapping_evidence"]) < CLEAR_MARGIN or float(row["mapping_score_bits"]) < CLEAR_SCORE
+    ]
+    if doubtful:
+        summary.notes.append(
+            f"The voxels of {len(doubtful)} cases do not clearly bear out that the mask is the image's own, as their "
+            f"headers say; look at them (--previews): {', '.join(doubtful)}"
+        )
 
 
 def _stored_mapping(row: Mapping[str, str], by_name: bool) -> str:

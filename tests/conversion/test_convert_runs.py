@@ -468,6 +468,17 @@ def test_cm_merges_or_keeps_compartments(tmp_path, keep):
     assert manifest_of(dataset)["oaizib_405"]["subset"] == "test"
 
 
+def test_cm_whose_voxels_do_not_bear_out_the_header_is_named(tmp_path, capsys):
+    cm_tree(tmp_path / "cm")
+    other = zib_labels(make_knee(77).labels)
+    other.CopyInformation(sitk.ReadImage(str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz")))
+    sitk.WriteImage(other, str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz"))
+    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "voxels of 1 cases do not clearly bear out" in told
+    assert "oaizib_002 (-" in told
+
+
 def test_cm_whose_header_and_voxels_disagree_is_refused(tmp_path, capsys):
     knees = cm_tree(tmp_path / "cm")
     flipped = sitk.GetImageFromArray(sitk.GetArrayFromImage(knees["oaizib_002"].labels)[::-1].copy())

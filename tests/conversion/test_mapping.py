@@ -208,7 +208,16 @@ def test_an_image_of_noise_is_refused(knees):
     evidence = mapping_evidence(noise, knees[0][1])
 
     assert not evidence.clear
-    assert "hardly tell anything" in evidence.reason()
+    assert evidence.margin < 0
+    assert evidence.score < 0.05
+
+
+def test_labels_that_tell_nothing_are_told_so():
+    noise = np.random.default_rng(0).normal(size=(64, 96, 96))
+    labels = np.zeros(noise.shape, np.uint8)
+    labels[10:40, 20:70, 30:60] = 1
+
+    assert "hardly tell anything" in mapping_evidence(noise, labels).reason()
 
 
 def test_a_header_that_the_voxels_contradict_is_told(knees):
@@ -237,6 +246,16 @@ def test_a_mask_without_borders_is_refused(knees, value, told):
 def test_a_constant_image_is_refused(knees):
     with pytest.raises(UserError, match="same intensity everywhere"):
         mapping_evidence(np.full(KNEE_SHAPE, 7), knees[0][1])
+
+
+def test_the_margin_is_the_distance_to_the_best_rival():
+    image, labels = blobs()
+    evidence = mapping_evidence(image, labels)
+    rival = max(evidence.runner_up_score, evidence.regional_score)
+
+    assert evidence.displacement == (0, 0, 0)
+    assert evidence.margin == pytest.approx(1 - rival / evidence.score)
+    assert 0.8 < evidence.score <= 1
 
 
 @pytest.mark.skipif(not REAL_MAPS.is_dir(), reason="the published segmentations are not at hand")
