@@ -99,6 +99,15 @@ SETTINGS: dict[str, Setting] = {
     "start_detector_from_inpainter": Setting(
         True, "true or false", _is_truth_value, "A starts with G's weights instead of random ones"
     ),
+    "inpainter_from_fold_all": Setting(
+        False,
+        "true or false",
+        _is_truth_value,
+        "a fold's A is distilled from the G of fold 'all', as in the paper; that G has seen the fold's validation cases",
+    ),
+    "prestage_augmentation": Setting(
+        True, "true or false", _is_truth_value, "nnU-Net's augmentation in the pre-stage; the paper used none"
+    ),
     "skip_cases_without_foreground": Setting(
         False, "true or false", _is_truth_value, "leave cases without foreground out of the pre-stage, not stop there"
     ),
@@ -138,6 +147,12 @@ SETTINGS: dict[str, Setting] = {
         "a list of axes (0, 1, 2), empty for none, or null for nnU-Net's choice",
         _or_none(_is_axes),
         "axes mirrored in training and at prediction; the detector knows which way a knee is up",
+    ),
+    "seed": Setting(
+        None,
+        "a whole number from 0, or null for none",
+        _or_none(_is_whole(0)),
+        "of initial weights, augmentation and order; two runs agree where nnUNet_n_proc_DA=0 and on one device",
     ),
     "num_iterations_per_epoch": Setting(250, "a whole number from 1", _is_whole(1), "training batches in an epoch"),
     "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", _is_whole(1), "validation batches an epoch"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -25,6 +27,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
     detector_downsamplings: int = default("detector_downsamplings")
     compressor_code_length: int = default("compressor_code_length")
     mirror_axes: Sequence[int] | None = default("mirror_axes")
+    seed: int | None = default("seed")
     num_iterations_per_epoch: int = default("num_iterations_per_epoch")
     num_val_iterations_per_epoch: int = default("num_val_iterations_per_epoch")
 
@@ -40,6 +43,10 @@ class AnomalyTrainerBase(nnUNetTrainer):
         # The base's __init__ has just set attributes of the same names to its own defaults.
         for name, value in self.settings(self.configuration_manager).items():
             setattr(self, name, value)
+        if self.seed is not None:
+            random.seed(self.seed)
+            np.random.seed(self.seed % 2**32)
+            torch.manual_seed(self.seed)
         if self.is_cascaded:
             raise UnsupportedError(
                 f"{type(self).__name__} does not support the cascade: the configuration '{configuration}' wants the "

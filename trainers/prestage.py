@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.losses.prestage import PreStageLoss
 from nnunetv2_anomaly.prestage.construction import build_prestage_network
-from nnunetv2_anomaly.prestage.handover import CHECKPOINT_KEY, describe_quality, read_checkpoint
+from nnunetv2_anomaly.prestage.handover import CHECKPOINT_KEY, describe_quality, find_checkpoint, read_checkpoint
 from nnunetv2_anomaly.prestage.preparation import cache_folder, intensity_statistics, prepare_cases
 from nnunetv2_anomaly.prestage.quality import ErasedRegionQuality, erased_region_quality
 from nnunetv2_anomaly.prestage.schedule import PhaseLRScheduler, learning_rate_of_phase
@@ -51,12 +51,18 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
     distillation_epochs: int = default("distillation_epochs")
     prestage_learning_rate: float | None = default("prestage_learning_rate")
     start_detector_from_inpainter: bool = default("start_detector_from_inpainter")
+    inpainter_from_fold_all: bool = default("inpainter_from_fold_all")
+    prestage_augmentation: bool = default("prestage_augmentation")
     skip_cases_without_foreground: bool = default("skip_cases_without_foreground")
     lesion_labels: list[str] | None = default("lesion_labels")
     bone_labels: list[str] | None = default("bone_labels")
 
     def set_up(self) -> None:
-        """Two phases, no deep supervision, a checkpoint after every epoch."""
+        """Two phases, or the second alone, no deep supervision, a checkpoint after every epoch."""
+        if self.inpainter_from_fold_all and self.fold != "all":
+            self.inpainting_epochs = 0
+        if not self.prestage_augmentation:
+            self.get_training_transforms = self._transforms_without_augmentation
         self.num_epochs = self.inpainting_epochs + self.distillation_epochs
         self.enable_deep_supervision = False
         self.save_every = 1  # the networks are small, and so nothing is lost when a run is killed
@@ -87,7 +93,8 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         """Adam over what the current phase trains, with the phase's own schedule (method paper, Section 4.1)."""
         distilling = self.module.distilling
         start = self.inpainting_epochs if distilling else 0
-        epochs = self.distillation_epochs if distilling else self.inpainting_epochs
+        # Without a phase 1 its optimiser is made all the same, and replaced before the first step.
+        epochs = self.distillation_epochs if distilling else max(self.inpainting_epochs, 1)
         learning_rate, exponent = learning_rate_of_phase(
             epochs * self.num_iterations_per_epoch, distilling=distilling, chosen=self.prestage_learning_rate
         )
@@ -103,6 +110,21 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's augmentation; labels stay labels, because the hole mask rides along under the segmentation."""
         return nnUNetTrainer.get_training_transforms(*args, **{**kwargs, "regions": None})
+
+    def _transforms_without_augmentation(
+        self, patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, *_: Any, **kwargs: Any
+    ) -> BasicTransform:
+        kwargs = {name: value for name, value in kwargs.items() if name != "use_mask_for_norm"}
+        return self.get_validation_transforms(deep_supervision_scales, **kwargs)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """As in the base; without augmentation patches are loaded as large as they are trained on."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.prestage_augmentation:
+            return (0.0, 0.0), False, self.configuration_manager.patch_size, mirror_axes
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
 
     @staticmethod
     def get_validation_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
@@ -190,6 +212,8 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             mean = torch.tensor(self.intensities.rescaled_mean)
             self.module.inpainter.start_at(mean)
             detector.reconstructor.start_at(mean)
+            if self.inpainting_epochs == 0:
+                self.take_inpainter()
         self.print_to_log_file(
             f"Intensity range of {len(self.training_cases)} training cases, clipped to +-{self.intensity_clip:g}: "
             f"{np.round(self.intensities.low, 3)} to {np.round(self.intensities.high, 3)}, mean in [0, 1] "
@@ -205,6 +229,37 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             f"erase margin {self.erase_margin_voxels} voxels"
         )
         super().on_train_start()
+
+    def take_inpainter(self) -> None:
+        """G with C and the intensity range from fold 'all' of this pre-stage (method paper, stage 1).
+
+        Raises: UserError if that fold is not finished, or its networks do not fit.
+        """
+        folder = Path(self.output_folder).parent
+        number = int(self.plans_manager.dataset_name[len("Dataset") :].split("_")[0])
+        command = (
+            f"nnUNetv2_train {number} {self.configuration_name} all -tr {type(self).__name__} "
+            f"-p {self.plans_manager.plans_name}"
+        )
+        path = find_checkpoint(folder, "all", command)
+        source = read_checkpoint(path)["network_weights"]
+        wanted = {
+            name: source.get(name)
+            for name in self.module.state_dict()
+            if not name.startswith("detector.reconstructor.")
+        }
+        here = self.module.state_dict()
+        for name, tensor in wanted.items():
+            if tensor is None or tensor.shape != here[name].shape:
+                raise UserError(
+                    f"the inpainter in {path} does not fit: '{name}' is "
+                    f"{'missing' if tensor is None else tuple(tensor.shape)} there and {tuple(here[name].shape)} here; "
+                    f"train fold 'all' again with these plans: {command}"
+                )
+        self.module.load_state_dict(wanted, strict=False)
+        self.print_to_log_file(
+            f"G and C from {path}: they have seen all cases, this fold's validation cases included; A will not"
+        )
 
     def enter_distillation(self) -> None:
         """Phase 2: G and C frozen, A trained from here on, with an optimiser and a best score of its own."""

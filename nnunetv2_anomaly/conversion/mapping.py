@@ -353,6 +353,13 @@ class _Fit:
         kinds = int(borders.kinds.max()) + 1
         counts_per_histogram = borders.kinds.size / (8 * kinds)
         self.edges = _bin_edges(image, int(np.clip(counts_per_histogram / _COUNTS_PER_BIN, _FEWEST_BINS, _BINS)))
+        # Most images hold integers of 16 bits or less: looking their bins up is several times as fast as a search.
+        self.lowest, self.bin_of = 0, None
+        if np.issubdtype(image.dtype, np.integer) and image.dtype.itemsize <= 2:
+            limits = np.iinfo(image.dtype)
+            self.lowest = int(limits.min)
+            values = np.arange(self.lowest, int(limits.max) + 1)
+            self.bin_of = np.searchsorted(self.edges, values, side="right")
         self.shape = (8, kinds, 2, self.edges.size + 1)
         self.codes = np.ravel_multi_index(
             (borders.regions, borders.kinds, borders.sides, np.zeros_like(borders.sides)), self.shape
@@ -367,7 +374,11 @@ class _Fit:
             if k in mapping.flips:
                 position = last - position
             index.append(np.clip(position + move[k], 0, last) if move[k] else position)
-        bins = np.searchsorted(self.edges, self.image[tuple(index)], side="right")
+        values = self.image[tuple(index)]
+        if self.bin_of is None:
+            bins = np.searchsorted(self.edges, values, side="right")
+        else:
+            bins = self.bin_of[values.astype(np.intp) - self.lowest]
         return np.bincount(self.codes + bins, minlength=int(np.prod(self.shape))).reshape(self.shape)
 
     def score(self, mapping: AxisMapping, move: Sequence[int] = (0, 0, 0)) -> float:

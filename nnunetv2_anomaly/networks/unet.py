@@ -1,4 +1,4 @@
-"""The method's U-Net with element-wise skip sums, in 2D and 3D, for feature maps of any size."""
+"""The method's networks with element-wise skip sums, in 2D and 3D, for feature maps of any size."""
 
 from __future__ import annotations
 
@@ -33,16 +33,42 @@ def initialize_glorot(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def initialize_identity_or_glorot(module: nn.Module) -> None:
+    """Identity for dilated convolutions (Yu and Koltun 2016), else ``initialize_glorot``; for ``Module.apply``.
+
+    The identity initialiser lets a convolution pass its input through: the centre weight from channel c to channel c
+    is 1, every other weight and the bias are 0. It draws no random numbers.
+    """
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)) and max(module.dilation) > 1:
+        nn.init.dirac_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    else:
+        initialize_glorot(module)
+
+
+def pointwise_convolution(in_channels: int, out_channels: int, dimensions: int) -> nn.Module:
+    """1x1(x1) convolution with bias for two or three spatial axes: (B, in_channels, ...) -> (B, out_channels, ...)."""
+    return _CONVOLUTION[dimensions](in_channels, out_channels, kernel_size=1)
+
+
 class ConvolutionBlock(nn.Sequential):
     """3x3(x3) convolution with bias, instance normalisation, leaky ReLU of slope 0.1 (Appendix A).
 
-    An axis of n voxels leaves a stride s with ceil(n / s) voxels.
+    An axis of n voxels leaves a stride s with ceil(n / s) voxels, whatever the dilation.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Stride) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: Stride, dilation: int = 1) -> None:
         dimensions = len(stride)
         super().__init__(
-            _CONVOLUTION[dimensions](in_channels, out_channels, kernel_size=3, stride=tuple(stride), padding=1),
+            _CONVOLUTION[dimensions](
+                in_channels,
+                out_channels,
+                kernel_size=3,
+                stride=tuple(stride),
+                padding=dilation,
+                dilation=dilation,
+            ),
             _INSTANCE_NORM[dimensions](out_channels, affine=True),
             nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
         )
@@ -66,12 +92,98 @@ class UpsamplingSum(nn.Module):
         return leaky_relu(self.norm(upsampled.float() + skip.float()), NEGATIVE_SLOPE)
 
 
-class SummingUNet(nn.Module):
-    """The U-Net shape of G, A and UNET (method paper, Appendix A, Fig. 2, 3).
+class SummingTrunk(nn.Module):
+    """Encoder and decoder that the method's networks share (method paper, Appendix A, Fig. 2, 3).
 
     Level 1: two blocks. Each further level: one strided block, then one block; feature maps double. Up: transposed
-    convolution plus the encoder's feature map, normalisation, then two blocks. Last: a 1x1(x1) convolution, computed
-    in float32 also under autocast.
+    convolution plus the encoder's feature map, normalisation, then two blocks.
+
+    With dilations the last level is CAN's context aggregation module instead: one strided block, one dilated block per
+    dilation, then a block without dilation that doubles the feature maps once more.
+
+    A subclass adds its output layers and then initialises everything with
+    ``self.apply(initialize_identity_or_glorot)``: the order of the random draws is part of repeating a run from its
+    seed.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        features: int,
+        strides: Sequence[Stride],
+        bottleneck_channels: int = 0,
+        dilations: Sequence[int] = (),
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: channels of the input.
+            features: feature maps at full resolution.
+            strides: one entry per downsampling, each with one stride per spatial axis; two or three spatial axes.
+            bottleneck_channels: channels that the caller concatenates at the bottleneck (C's code image in G and A).
+            dilations: dilations of the context aggregation module, in voxels of the last level; none for a U-Net.
+        Raises: ValueError if strides are empty or differ in their number of axes.
+        """
+        super().__init__()
+        if not strides or len({len(stride) for stride in strides}) != 1 or len(strides[0]) not in _CONVOLUTION:
+            raise ValueError(f"strides must be a list of strides with two or three axes each, got {strides}")
+        self.dimensions = len(strides[0])
+        ones = (1,) * self.dimensions
+        widths = [features * 2**level for level in range(len(strides) + 1)]
+        self.encoder = nn.ModuleList(
+            [nn.Sequential(ConvolutionBlock(in_channels, features, ones), ConvolutionBlock(features, features, ones))]
+        )
+        for level, stride in enumerate(strides, start=1):
+            width = widths[level]
+            blocks = [ConvolutionBlock(widths[level - 1], width, stride)]
+            if dilations and level == len(strides):
+                blocks += [ConvolutionBlock(width, width, ones, dilation) for dilation in dilations]
+                blocks.append(ConvolutionBlock(width, 2 * width, ones))
+            else:
+                blocks.append(ConvolutionBlock(width, width, ones))
+            self.encoder.append(nn.Sequential(*blocks))
+        self.upsampling = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        deeper = (2 if dilations else 1) * widths[-1] + bottleneck_channels
+        #: channels of each of ``feature_maps``, deepest first
+        self.map_channels = [deeper, *reversed(widths[:-1])]
+        for level in range(len(strides) - 1, -1, -1):
+            self.upsampling.append(UpsamplingSum(deeper, widths[level], strides[level]))
+            self.decoder.append(
+                nn.Sequential(
+                    ConvolutionBlock(widths[level], widths[level], ones),
+                    ConvolutionBlock(widths[level], widths[level], ones),
+                )
+            )
+            deeper = widths[level]
+
+    def feature_maps(self, image: Tensor, bottleneck: Tensor | None = None) -> list[Tensor]:
+        """Feature maps of the bottleneck and of every decoder level.
+
+        Args:
+            image: (B, in_channels, ...) with the spatial axes of the strides.
+            bottleneck: (B, bottleneck_channels, ...) of the bottleneck's size, concatenated there.
+        Returns: one (B, map_channels[i], ...) per level, deepest first: the bottleneck's output with the concatenated
+            channels, then every decoder level; the last one has the image's size. Half precision under autocast.
+        """
+        skips = []
+        x = image
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        if bottleneck is not None:
+            x = torch.cat((x, bottleneck.to(x.dtype)), dim=1)
+        maps = [x]
+        for upsample, blocks, skip in zip(self.upsampling, self.decoder, reversed(skips[:-1]), strict=True):
+            maps.append(blocks(upsample(maps[-1], skip)))
+        return maps
+
+
+class SummingUNet(SummingTrunk):
+    """The U-Net shape of G, A and UNET (method paper, Appendix A, Fig. 2, 3): the trunk and a 1x1(x1) convolution.
+
+    The convolution is computed in float32 also under autocast.
     """
 
     def __init__(
@@ -83,45 +195,15 @@ class SummingUNet(nn.Module):
         strides: Sequence[Stride],
         bottleneck_channels: int = 0,
     ) -> None:
-        """Build the network.
-
-        Args:
-            in_channels, out_channels: channels of input and output.
-            features: feature maps at full resolution.
-            strides: one entry per downsampling, each with one stride per spatial axis; two or three spatial axes.
-            bottleneck_channels: channels that the caller concatenates at the bottleneck (C's code image in G and A).
-        Raises: ValueError if strides are empty or differ in their number of axes.
-        """
-        super().__init__()
-        if not strides or len({len(stride) for stride in strides}) != 1 or len(strides[0]) not in _CONVOLUTION:
-            raise ValueError(f"strides must be a list of strides with two or three axes each, got {strides}")
-        dimensions = len(strides[0])
-        ones = (1,) * dimensions
-        widths = [features * 2**level for level in range(len(strides) + 1)]
-        self.encoder = nn.ModuleList(
-            [nn.Sequential(ConvolutionBlock(in_channels, features, ones), ConvolutionBlock(features, features, ones))]
+        """Build the network with ``out_channels`` output channels; all else, errors included, as in SummingTrunk."""
+        super().__init__(
+            in_channels=in_channels,
+            features=features,
+            strides=strides,
+            bottleneck_channels=bottleneck_channels,
         )
-        for level, stride in enumerate(strides, start=1):
-            self.encoder.append(
-                nn.Sequential(
-                    ConvolutionBlock(widths[level - 1], widths[level], stride),
-                    ConvolutionBlock(widths[level], widths[level], ones),
-                )
-            )
-        self.upsampling = nn.ModuleList()
-        self.decoder = nn.ModuleList()
-        deeper = widths[-1] + bottleneck_channels
-        for level in range(len(strides) - 1, -1, -1):
-            self.upsampling.append(UpsamplingSum(deeper, widths[level], strides[level]))
-            self.decoder.append(
-                nn.Sequential(
-                    ConvolutionBlock(widths[level], widths[level], ones),
-                    ConvolutionBlock(widths[level], widths[level], ones),
-                )
-            )
-            deeper = widths[level]
-        self.output = _CONVOLUTION[dimensions](features, out_channels, kernel_size=1)
-        self.apply(initialize_glorot)
+        self.output = pointwise_convolution(features, out_channels, self.dimensions)
+        self.apply(initialize_identity_or_glorot)
 
     def forward(self, image: Tensor, bottleneck: Tensor | None = None) -> Tensor:
         """Scores before any output non-linearity.
@@ -131,15 +213,7 @@ class SummingUNet(nn.Module):
             bottleneck: (B, bottleneck_channels, ...) of the bottleneck's size, concatenated there.
         Returns: (B, out_channels, ...) of the image's size, float32.
         """
-        feature_maps = []
-        x = image
-        for stage in self.encoder:
-            x = stage(x)
-            feature_maps.append(x)
-        if bottleneck is not None:
-            x = torch.cat((x, bottleneck.to(x.dtype)), dim=1)
-        for upsample, blocks, skip in zip(self.upsampling, self.decoder, reversed(feature_maps[:-1]), strict=True):
-            x = blocks(upsample(x, skip))
+        x = self.feature_maps(image, bottleneck)[-1]
         with full_precision(x):
             return self.output(x.float())
 

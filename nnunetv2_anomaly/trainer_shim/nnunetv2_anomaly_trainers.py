@@ -8,7 +8,23 @@ the search for somebody else's trainer.
 
 import warnings
 
-TRAINERS = ("AnomalyPreStageTrainer", "AnomalyAwareTrainer")
+TRAINERS = (
+    "AnomalyPreStageTrainer",
+    "AnomalyAwareTrainer",
+    "UNETTrainer",
+    "UNETPlusTrainer",
+    "UNETSTrainer",
+    "CANTrainer",
+    "CANPlusTrainer",
+    "CANSTrainer",
+    "UNETTransferTrainer",
+    "UNETPlusTransferTrainer",
+    "UNETSTransferTrainer",
+    "CANTransferTrainer",
+    "CANPlusTransferTrainer",
+    "CANSTransferTrainer",
+    "AnomalyAwareTransferTrainer",
+)
 
 
 def __getattr__(name):

@@ -1,0 +1,66 @@
+"""``nnUNetv2_anomaly published_chain``: the paper's whole chain, as stock commands."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "The paper's chain of trainings: OAI ZIB, then OAI ZIB-UQ, then OAI AKOA, as nnU-Net's own commands."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options; the data sets have the numbers of nnUNetv2_anomaly convert."""
+    parser.add_argument("--zib", type=int, default=501, metavar="ID", help="data set of OAI ZIB (default: 501)")
+    parser.add_argument("--uq", type=int, default=502, metavar="ID", help="data set of OAI ZIB-UQ (default: 502)")
+    parser.add_argument("--akoa", type=int, default=503, metavar="ID", help="data set of OAI AKOA (default: 503)")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS"],
+        choices=["UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS"],
+        help="which of the six networks (default: all)",
+    )
+    parser.add_argument(
+        "-p",
+        "--plans",
+        default="nnUNetWholeImagePlans",
+        metavar="PLANS",
+        help="plans of OAI ZIB, moved to the other two (default: %(default)s)",
+    )
+    parser.add_argument("-c", "--configuration", default="3d_fullres", help="configuration (default: %(default)s)")
+    parser.add_argument(
+        "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to train (default: cuda)"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the commands, one a line, those that are done as comments"
+    )
+    parser.add_argument(
+        "--jobs",
+        action="store_true",
+        help="print the commands that can run now, independent of each other, one a line: for several GPUs or a job "
+        "array; ask again when they are done",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or run the chain; returns 0, or the status of the command that failed."""
+    # Imported here: nnU-Net takes seconds, which --help need not wait for.
+    from nnunetv2_anomaly.protocol.chain import Chain, run_chain
+
+    chain = Chain(
+        zib=args.zib,
+        uq=args.uq,
+        akoa=args.akoa,
+        networks=args.networks,
+        plans=args.plans,
+        configuration=args.configuration,
+        device=args.device,
+    )
+    if args.jobs:
+        for step in chain.ready_steps():
+            print(step.shown())
+        return 0
+    if args.dry_run:
+        for step in chain.steps():
+            print(f"# done: {step.shown()}" if step.is_done() else step.shown())
+        return 0
+    return run_chain(chain)

@@ -1,0 +1,240 @@
+"""Plans for nnU-Net whose patch is the whole image, batch 1, as the paper trains (method paper, Section 4.1).
+
+Spacing, normalisation, resampling and reader stay as nnU-Net planned them; the patch becomes the largest training
+image, and the network's topology follows from it by nnU-Net's own rule.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_anomaly.conversion.manifest import write_text
+from nnunetv2_anomaly.conversion.raw_dataset import environment_folder
+from nnunetv2_anomaly.errors import UserError
+
+WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
+
+#: key of plans.json that holds the name of the plans which ours were made from; nnU-Net keeps unknown keys
+PLANNED_FROM = "planned_from"
+
+#: nnU-Net's planners (2.8.1): the smallest edge of the bottleneck in voxels, and the most feature maps by dimensions
+MIN_BOTTLENECK_EDGE = 4
+MAX_FEATURES = {2: 512, 3: 320}
+
+#: files of a preprocessed data set's folder that are no plans
+_NO_PLANS = ("dataset", "dataset_fingerprint", "splits_final")
+
+
+@dataclass(frozen=True)
+class WholeImagePlan:
+    """What was planned for one data set.
+
+    ``configuration`` is 3d_fullres, or 2d; ``largest_image`` the per-axis maximum over the training images in voxels,
+    nnU-Net's axis order; ``written`` is False if the same file was there already.
+    """
+
+    file: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: str
+    largest_image: tuple[int, ...]
+    written: bool
+
+
+def plan_whole_image(
+    dataset: str, *, source_plans: str = "nnUNetPlans", plans_name: str = WHOLE_IMAGE_PLANS, overwrite: bool = False
+) -> WholeImagePlan:
+    """Write plans with the whole image as patch beside the plans they are made from, which stay as they are.
+
+    Args:
+        dataset: number or name, as everywhere in nnU-Net.
+        source_plans: plans of nnU-Net's to start from.
+        plans_name: of the new plans.
+        overwrite: replace other whole-image plans of that name; plans that this function did not write are never.
+    Raises: UserError if the data set or its plans, fingerprint or dataset.json are missing or unreadable, the plans
+        cannot be made whole-image plans, the new name is no name for plans, or other plans have it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name) or "__" in plans_name or plans_name in _NO_PLANS:
+        raise UserError(
+            f"the name of the new plans is {plans_name!r}; expected letters, digits, hyphens and single underscores, "
+            f"and none of {', '.join(_NO_PLANS)}"
+        )
+    if plans_name == source_plans:
+        raise UserError(f"the new plans cannot have the name {plans_name} of those they are made from; choose another")
+    folder = _preprocessed_folder(dataset)
+    source, fingerprint, dataset_json = _read_planned(folder, dataset, source_plans)
+    plans = whole_image_plans(source, fingerprint, plans_name)
+    (configuration,) = plans["configurations"]
+    planned = plans["configurations"][configuration]
+    file = folder / f"{plans_name}.json"
+    present = _read_json(file) if file.is_file() else None
+    if present is not None and present != plans:
+        if PLANNED_FROM not in present:
+            raise UserError(f"{file} holds plans that are not whole-image plans of ours; choose another --plans_name")
+        if not overwrite:
+            raise UserError(f"{file} exists and differs; replace it with --overwrite, or choose another --plans_name")
+    if present != plans:
+        write_text(file, json.dumps(plans, indent=4) + "\n")
+    return WholeImagePlan(
+        file=file,
+        plans=plans,
+        dataset_json=dataset_json,
+        configuration=configuration,
+        largest_image=largest_image(fingerprint, plans["transpose_forward"], planned["spacing"]),
+        written=present != plans,
+    )
+
+
+def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], plans_name: str) -> dict[str, Any]:
+    """The plans with one configuration, 3d_fullres or else 2d, of whole images; ``plans`` is left as it is.
+
+    The configuration stands for itself: what it inherited is written out. Cascade and 3d_lowres are left out.
+
+    Args:
+        plans: of nnU-Net, the content of nnUNetPlans.json.
+        fingerprint: of the data set, the content of dataset_fingerprint.json.
+        plans_name: of the result.
+    Raises: UserError if the plans have neither configuration, or one whose topology cannot be planned anew.
+    """
+    configurations = plans.get("configurations", {})
+    name = next((name for name in ("3d_fullres", "2d") if name in configurations), None)
+    if name is None:
+        raise UserError(
+            f"the plans have the configurations {', '.join(configurations) or 'none'}; expected 3d_fullres or 2d, as "
+            f"nnUNetv2_plan_and_preprocess plans them"
+        )
+    # nnU-Net's own resolution of inheritance, which also brings plans of older versions to today's form.
+    configuration = PlansManager(dict(plans)).get_configuration(name).configuration
+    for key in ("inherits_from", "previous_stage", "next_stage"):
+        configuration.pop(key, None)
+    size = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
+    patch_size, architecture = planned_for(configuration["architecture"], configuration["spacing"], size)
+    configuration.update(
+        data_identifier=f"{plans_name}_{name}",
+        batch_size=1,
+        batch_dice=False,
+        patch_size=patch_size,
+        architecture=architecture,
+    )
+    return {
+        **plans,
+        "plans_name": plans_name,
+        PLANNED_FROM: plans.get("plans_name"),
+        "configurations": {name: configuration},
+    }
+
+
+def largest_image(
+    fingerprint: Mapping[str, Any], transpose_forward: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[int, ...]:
+    """Per-axis maximum over all training images, after nnU-Net's cropping, transposition and resampling.
+
+    Args:
+        fingerprint: of the data set; its shapes (voxels) and spacings (mm) are in the reader's axis order.
+        transpose_forward: of the plans.
+        spacing_mm: target spacing of the configuration, transposed; with two axes the slices' own axis, the first, is
+            left out.
+    Returns: voxels, in the configuration's axis order.
+    Raises: UserError if the fingerprint holds no cases.
+    """
+    shapes, spacings = fingerprint.get("shapes_after_crop"), fingerprint.get("spacings")
+    if not shapes or not spacings or len(shapes) != len(spacings):
+        raise UserError("dataset_fingerprint.json holds no image sizes; run nnUNetv2_extract_fingerprint again")
+    axes = list(transpose_forward)[-len(spacing_mm) :]
+    resampled = [
+        compute_new_shape([shape[axis] for axis in axes], [spacing[axis] for axis in axes], list(spacing_mm))
+        for shape, spacing in zip(shapes, spacings, strict=True)
+    ]
+    return tuple(int(max(voxels)) for voxels in zip(*resampled, strict=True))
+
+
+def planned_for(
+    architecture: Mapping[str, Any], spacing_mm: Sequence[float], size: Sequence[int]
+) -> tuple[list[int], dict[str, Any]]:
+    """Patch and network for images of ``size`` voxels, by the rule of nnU-Net's planners.
+
+    An axis is halved until it would have fewer than 4 voxels, and one of coarser spacing waits until the others have
+    come within a factor of 2 of it. Feature maps double from the network's own first number up to its own limit, or
+    nnU-Net's where it has not come to one. Other numbers per stage (convolutions, blocks) are cut, or continued with
+    the last one. Network class, normalisation and non-linearity stay.
+
+    Args:
+        architecture: the section of the configuration.
+        spacing_mm, size: same axis order.
+    Returns: patch size, ``size`` rounded up to a multiple of the strides' product axis by axis; architecture.
+    Raises: UserError if the architecture has no strides, kernel sizes and feature maps per stage.
+    """
+    keywords = dict(architecture["arch_kwargs"])
+    features = keywords.get("features_per_stage")
+    if not keywords.get("strides") or "kernel_sizes" not in keywords or not isinstance(features, (list, tuple)):
+        raise UserError(
+            f"the network {architecture['network_class_name']} of these plans has no strides, kernel_sizes and "
+            f"features_per_stage, which would be planned anew; start from plans of nnU-Net's own planners with -p"
+        )
+    _, strides, kernel_sizes, patch_size, _ = get_pool_and_conv_props(
+        list(spacing_mm), list(size), MIN_BOTTLENECK_EDGE, 999999
+    )
+    stages_before, stages = len(features), len(strides)
+    reached_limit = max(features) < features[0] * 2 ** (stages_before - 1)
+    limit = max(features) if reached_limit else max(MAX_FEATURES[len(spacing_mm)], *features)
+    for key, value in keywords.items():
+        if key.endswith(("_per_stage", "_per_stage_decoder")) and isinstance(value, (list, tuple)) and value:
+            wanted = stages - (stages_before - len(value))
+            keywords[key] = [*value, *[value[-1]] * (wanted - len(value))][:wanted]
+    keywords.update(
+        n_stages=stages,
+        features_per_stage=[min(features[0] * 2**stage, limit) for stage in range(stages)],
+        strides=[[int(step) for step in stride] for stride in strides],
+        kernel_sizes=[[int(edge) for edge in kernel] for kernel in kernel_sizes],
+    )
+    return [int(voxels) for voxels in patch_size], {**architecture, "arch_kwargs": keywords}
+
+
+def _preprocessed_folder(dataset: str) -> Path:
+    preprocessed = environment_folder("nnUNet_preprocessed")
+    try:
+        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except (RuntimeError, ValueError) as error:
+        found = "there more than once" if "More than one" in str(error) else "not known"
+        raise UserError(
+            f"the data set {dataset!r} is {found} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results; expected a "
+            f"number or a name like Dataset501_OAIZIB"
+        ) from error
+    return preprocessed / str(name)
+
+
+def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Plans, fingerprint and dataset.json of a planned data set."""
+    first = f"run nnUNetv2_plan_and_preprocess -d {dataset} first"
+    if not folder.is_dir():
+        raise UserError(f"there is no {folder}: the data set does not exist or is not planned yet; {first}")
+    if not (folder / "dataset_fingerprint.json").is_file():
+        raise UserError(f"{folder} has no dataset_fingerprint.json; {first}")
+    if not (folder / f"{plans}.json").is_file():
+        known = sorted(file.stem for file in folder.glob("*.json") if file.stem not in _NO_PLANS)
+        if not known:
+            raise UserError(f"{folder} has no plans; {first}")
+        raise UserError(f"{folder} has the plans {', '.join(known)} and not {plans}; name one of them with -p")
+    if not (folder / "dataset.json").is_file():
+        raise UserError(f"{folder} has no dataset.json; {first}")
+    return tuple(_read_json(folder / name) for name in (f"{plans}.json", "dataset_fingerprint.json", "dataset.json"))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); delete it, or make it again with nnU-Net") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no dictionary; delete it, or make it again with nnU-Net")
+    return content

@@ -1,0 +1,1 @@
+"""The paper's experiments as sequences of nnU-Net's own commands."""

@@ -1,0 +1,1 @@
+"""What training needs beside networks and losses: the order of cases, augmentation, pretrained weights."""

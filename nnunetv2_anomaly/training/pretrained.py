@@ -1,0 +1,167 @@
+"""From one data set's classes to another's: what a pretrained checkpoint brings, by label name (method paper, 4.3).
+
+nnU-Net's own ``-pretrained_weights`` copies all but the output layers. Here these follow.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_anomaly.errors import UserError
+
+#: key of a checkpoint under which the labels are kept that transfer learning added
+CHECKPOINT_KEY = "anomaly_transfer"
+#: what the state-dict keys of output layers contain; nnU-Net leaves them out when it copies pretrained weights
+OUTPUT_LAYER = ".seg_layers."
+_OPTION = "-pretrained_weights"
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A checkpoint to start from."""
+
+    path: Path
+    weights: Mapping[str, Tensor]
+    labels: Mapping[str, int]  # name -> value, of its data set
+    added_labels: tuple[str, ...]  # by an earlier transfer
+    trainer_name: str
+    dataset_name: str
+    plans_name: str
+    configuration: Mapping[str, Any]
+
+
+def given_weights_file(arguments: Sequence[str] | None = None) -> Path | None:
+    """The file after ``-pretrained_weights`` on the command line: nnU-Net tells its trainers in no other way.
+
+    Args: arguments: of the command; those of this process if None.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for place, argument in enumerate(arguments):
+        if argument == _OPTION and place + 1 < len(arguments):
+            return Path(arguments[place + 1])
+        if argument.startswith(f"{_OPTION}="):
+            return Path(argument.removeprefix(f"{_OPTION}="))
+    return None
+
+
+def read_pretrained(path: Path) -> PretrainedModel:
+    """A checkpoint of nnU-Net's or ours with the labels it was trained for.
+
+    Raises: UserError if it cannot be read or is no checkpoint of a training.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        arguments = checkpoint["init_args"]
+        plans = arguments["plans"]
+        return PretrainedModel(
+            path=path,
+            weights=checkpoint["network_weights"],
+            labels={name: int(value) for name, value in arguments["dataset_json"]["labels"].items()},
+            added_labels=tuple(checkpoint.get(CHECKPOINT_KEY, {}).get("added_labels", ())),
+            trainer_name=checkpoint["trainer_name"],
+            dataset_name=plans["dataset_name"],
+            plans_name=plans["plans_name"],
+            configuration=_resolved(plans["configurations"], arguments["configuration"]),
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
+            f"the checkpoint_final.pth of a training with plain labels"
+        ) from error
+
+
+def _resolved(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration with what it inherits."""
+    own = configurations[name]
+    parent = own.get("inherits_from")
+    return {**(_resolved(configurations, parent) if parent else {}), **own}
+
+
+def check_fits(source: PretrainedModel, network: nn.Module, move_command: str) -> None:
+    """See that all but the output layers fit, and these but for their number of classes.
+
+    Args:
+        source: the pretrained checkpoint.
+        network: the network to be trained, without wrappers.
+        move_command: what to tell the user to run where the plans differ.
+    Raises: UserError naming the first difference; nnU-Net itself would end in a traceback.
+    """
+    here = network.state_dict()
+    for name in sorted(here.keys() | source.weights.keys()):
+        theirs = tuple(source.weights[name].shape) if name in source.weights else None
+        ours = tuple(here[name].shape) if name in here else None
+        if OUTPUT_LAYER in name and theirs is not None and ours is not None:
+            theirs, ours = theirs[1:], ours[1:]
+        if theirs != ours:
+            raise UserError(
+                f"the pretrained weights {source.path} ({source.trainer_name}, {source.dataset_name}) do not fit: "
+                f"'{name}' is {theirs or 'missing'} there and {ours or 'missing'} here; expected the same kind of "
+                f"network on the same plans, so train both with the same trainer family, and move the plans: "
+                f"{move_command}"
+            )
+
+
+def differing_plans(source: PretrainedModel, configuration: Mapping[str, Any]) -> list[str]:
+    """In words, what the two configurations disagree in, of what matters to the weights."""
+    names = ("patch_size", "spacing", "normalization_schemes")
+    return [
+        f"{name} {source.configuration.get(name)} there, {configuration.get(name)} here"
+        for name in names
+        if _plain(source.configuration.get(name)) != _plain(configuration.get(name))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return [round(float(v), 4) if isinstance(v, (int, float)) else v for v in value] if value is not None else None
+
+
+def grow_output_layers(network: nn.Module, source: PretrainedModel, labels: Mapping[str, int]) -> tuple[list, list]:
+    """Give every class that the source knew, by name, its learned output channel; the others stay as initialised.
+
+    Args:
+        network: without wrappers; its output layers have one channel per value of ``labels``.
+        source: checked by ``check_fits``.
+        labels: name -> value of the data set to be trained on, background included.
+    Returns: names of the classes that were kept, and of those that are new.
+    Raises: UserError if no class but the background is known to the source.
+    """
+    kept = [name for name in labels if name in source.labels]
+    new = [name for name in labels if name not in source.labels]
+    if not any(labels[name] != 0 for name in kept):
+        raise UserError(
+            f"the pretrained weights {source.path} know the labels {', '.join(source.labels)}, and the data set has "
+            f"{', '.join(labels)}; expected some in common, by name: rename the labels in one of the dataset.json files"
+        )
+    to = torch.tensor([labels[name] for name in kept])
+    of = torch.tensor([source.labels[name] for name in kept])
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if OUTPUT_LAYER in name:
+                tensor[to.to(tensor.device)] = source.weights[name][of].to(tensor)
+    return kept, new
+
+
+def first_convolutions(encoder: nn.Module, number: int = 2) -> list[nn.Module]:
+    """The first convolution blocks of an encoder: each convolution with the normalisation that follows it.
+
+    Args: encoder: of a planned network, its modules in the order of the data's way through it.
+    """
+    blocks: list[nn.Module] = []
+    seen: set[int] = set()
+    for module in encoder.modules():
+        # Planned networks hold a block's convolution twice, by name and in a sequence.
+        own = {id(child) for child in module.children() if isinstance(child, (nn.Conv2d, nn.Conv3d))}
+        if own - seen:
+            blocks.append(module)
+            seen |= own
+        if len(blocks) == number:
+            break
+    return blocks

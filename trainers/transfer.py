@@ -1,0 +1,198 @@
+"""Transfer learning to more classes: start with ``-pretrained_weights``, keep what is known (method paper, 4.3)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2_anomaly.losses.published import WeightedDiceLoss
+from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
+from nnunetv2_anomaly.trainers.published import (
+    CANPlusTrainer,
+    CANSTrainer,
+    CANTrainer,
+    UNETPlusTrainer,
+    UNETSTrainer,
+    UNETTrainer,
+)
+from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
+from torch import nn
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.training.augmentation import loaded_patch_size, published_spatial_transform
+from nnunetv2_anomaly.training.pretrained import (
+    CHECKPOINT_KEY,
+    PretrainedModel,
+    check_fits,
+    differing_plans,
+    first_convolutions,
+    given_weights_file,
+    grow_output_layers,
+    read_pretrained,
+)
+
+
+class TransferProtocol(SegmentationTrainer):
+    """Output layers grow by label name, the first two convolution blocks are frozen, Adam at 2.5e-4, 50 epochs.
+
+    Weighted Dice (Eq. 6), 10 for classes that transfer learning has added, 1 for the others, 0 for a class that is
+    absent from reference and prediction; with the detector inside, Eq. 7. Scaling, rotation and translation as
+    published. The detector comes with the pretrained weights and is left as it is.
+    """
+
+    num_epochs: int = 50
+    transfer_learning_rate: ClassVar[float] = 2.5e-4
+    added_class_weight: ClassVar[float] = 10.0
+    frozen_convolution_blocks: ClassVar[int] = 2
+
+    def set_up(self) -> None:
+        """The published learning rate; nothing added yet."""
+        super().set_up()
+        self.initial_lr = self.transfer_learning_rate
+        self.added_labels: tuple[str, ...] = ()
+        self._source: PretrainedModel | None = None
+
+    # ------------------------------------------------------------ where it starts
+
+    def initialize(self) -> None:
+        """As in nnU-Net, once the pretrained weights are known to fit, so that nnU-Net can copy them.
+
+        Raises: UserError if there are none on the command line, or they do not fit.
+        """
+        if not self.resumed:
+            file = given_weights_file()
+            if file is None:
+                raise UserError(
+                    f"{type(self).__name__} starts from a trained model; give its checkpoint_final.pth to "
+                    f"nnUNetv2_train with -pretrained_weights"
+                )
+            self._source = read_pretrained(file)
+            labels = self.dataset_json["labels"]
+            new = [name for name in labels if name not in self._source.labels]
+            self.added_labels = tuple(n for n in labels if n in new or n in self._source.added_labels)
+        super().initialize()
+        if self._source is not None:
+            check_fits(self._source, self.module, self._move_command())
+
+    def install_detector(self) -> None:
+        """Nothing to fetch: the detector comes along with the pretrained weights."""
+
+    def report_detector(self, trained: None) -> None:
+        """Its quality was told when it was first taken from its pre-stage."""
+
+    def on_train_start(self) -> None:
+        """Grow the output layers from the checkpoint that nnU-Net has copied all else from, and say what was kept."""
+        if not self.was_initialized:
+            self.initialize()
+        if self._source is not None:
+            self._see_that_it_was_copied(self._source)
+            kept, new = grow_output_layers(self.module, self._source, self.dataset_json["labels"])
+            self.print_to_log_file(
+                f"Transfer from {self._source.path} ({self._source.trainer_name}, {self._source.dataset_name})\n"
+                f"classes kept: {', '.join(kept)}\nnew classes: {', '.join(new) or 'none'}\n"
+                f"weighted {self.added_class_weight:g} in the Dice loss: {', '.join(self.added_labels) or 'none'}"
+            )
+            differences = differing_plans(self._source, self.configuration_manager.configuration)
+            if differences:
+                self.print_to_log_file(
+                    f"WARNING: the plans differ from those of the pretrained model: {'; '.join(differences)}. To "
+                    f"train with its plans: {self._move_command()}, then preprocess with -plans_name, train with -p"
+                )
+        super().on_train_start()
+
+    def _see_that_it_was_copied(self, source: PretrainedModel) -> None:
+        frozen = [
+            name for name, parameter in self.module.named_parameters() if not parameter.requires_grad
+        ]  # what training will not touch: enough to tell this file's weights from random ones
+        here = self.module.state_dict()
+        if not all(torch.equal(here[name].cpu(), source.weights[name].cpu()) for name in frozen):
+            raise UserError(
+                f"the weights of {source.path} were not copied into the network; expected nnUNetv2_train "
+                f"-pretrained_weights to have done so"
+            )
+
+    def _move_command(self) -> str:
+        source = self._source
+        plans = source.plans_name
+        return (
+            f"nnUNetv2_move_plans_between_datasets -s {source.dataset_name} -t {self.plans_manager.dataset_name} "
+            f"-sp {plans} -tp {plans}_of_{source.dataset_name.split('_')[0]}"
+        )
+
+    # --------------------------------------------------------------- how it trains
+
+    def build_dice(self) -> nn.Module:
+        """Weighted Dice (Eq. 6)."""
+        labels = self.dataset_json["labels"]
+        weights = [1.0] * self.label_manager.num_segmentation_heads
+        for name in self.added_labels:
+            if labels[name] < len(weights):  # the ignore label has no output
+                weights[labels[name]] = self.added_class_weight
+        return WeightedDiceLoss(weights, self.label_manager.ignore_label)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """Freeze, then Adam with a constant learning rate over the rest; before nnU-Net wraps the network for DDP."""
+        for block in first_convolutions(self.segmenter.encoder, self.frozen_convolution_blocks):
+            block.requires_grad_(False)
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=self.initial_lr)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, 0.0)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """Patches are loaded as large as the augmentation needs."""
+        *_, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return (0.0, 0.0), False, loaded_patch_size(self.configuration_manager.patch_size), mirror_axes
+
+    @staticmethod
+    def get_training_transforms(
+        patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **keywords: Any
+    ) -> BasicTransform:
+        """Scaling, rotation and translation as published, then nnU-Net's validation transforms."""
+        keywords = {name: value for name, value in keywords.items() if name != "use_mask_for_norm"}
+        rest = nnUNetTrainer.get_validation_transforms(deep_supervision_scales, **keywords)
+        return ComposeTransforms([published_spatial_transform(patch_size), rest])
+
+    # ----------------------------------------------------------------- checkpoints
+
+    def extra_checkpoint_entries(self) -> dict[str, Any]:
+        """The classes that transfer learning has added: their weight, here and in a further transfer."""
+        return {**super().extra_checkpoint_entries(), CHECKPOINT_KEY: {"added_labels": list(self.added_labels)}}
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As in nnU-Net; the loss gets the weights that training began with."""
+        self.added_labels = read_pretrained(filename_or_checkpoint).added_labels
+        self._source = None
+        super().load_checkpoint(filename_or_checkpoint)
+        self.loss = self._build_loss()
+
+
+class UNETTransferTrainer(TransferProtocol, UNETTrainer):
+    """UNET, transferred."""
+
+
+class UNETPlusTransferTrainer(TransferProtocol, UNETPlusTrainer):
+    """UNET+, transferred."""
+
+
+class UNETSTransferTrainer(TransferProtocol, UNETSTrainer):
+    """UNET-S, transferred."""
+
+
+class CANTransferTrainer(TransferProtocol, CANTrainer):
+    """CAN, transferred."""
+
+
+class CANPlusTransferTrainer(TransferProtocol, CANPlusTrainer):
+    """CAN+, transferred."""
+
+
+class CANSTransferTrainer(TransferProtocol, CANSTrainer):
+    """CAN-S, transferred."""
+
+
+class AnomalyAwareTransferTrainer(TransferProtocol, AnomalyAwareTrainer):
+    """nnU-Net's planned network with the detector inside, transferred; batches and iterations are nnU-Net's."""
