@@ -22,7 +22,7 @@ from nnunetv2_anomaly.conversion.command import (
     main_of,
     run_conversion,
 )
-from nnunetv2_anomaly.conversion.release import Release
+from nnunetv2_anomaly.conversion.release import LICENCE, Release
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import OAI_ZIB_LABELS
 
@@ -30,7 +30,7 @@ RELEASE = Release(
     key="oai_zib",
     converted_by="nnunetv2_anomaly.dataset_conversion.Dataset501_OAIZIB",
     description="OAI ZIB: sagittal DESS of 507 knees, bones and cartilages of femur and tibia.",
-    licence="images: data use agreement of the Osteoarthritis Initiative; segmentations: as their publisher states",
+    licence=LICENCE,
     reference="Ambellan et al., Medical Image Analysis 52 (2019), doi:10.1016/j.media.2018.11.009",
     source_labels=OAI_ZIB_LABELS,
     labels=OAI_ZIB_LABELS,

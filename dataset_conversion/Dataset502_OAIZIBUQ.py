@@ -20,7 +20,7 @@ from nnunetv2_anomaly.conversion.command import (
     main_of,
     run_conversion,
 )
-from nnunetv2_anomaly.conversion.release import Release
+from nnunetv2_anomaly.conversion.release import LICENCE, Release
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import LABELS
 
@@ -28,7 +28,7 @@ RELEASE = Release(
     key="oai_zib_uq",
     converted_by="nnunetv2_anomaly.dataset_conversion.Dataset502_OAIZIBUQ",
     description="OAI ZIB-UQ: sagittal DESS of 20 knees, bones, cartilages and bone marrow lesions.",
-    licence="images: data use agreement of the Osteoarthritis Initiative; segmentations: as their publisher states",
+    licence=LICENCE,
     reference="Woo et al., arXiv:2211.16696",
     source_labels=LABELS,
     labels=LABELS,

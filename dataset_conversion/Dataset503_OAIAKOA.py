@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_anomaly.conversion.command import collect_cases, given_subjects, image_lookup, main_of, run_conversion
-from nnunetv2_anomaly.conversion.release import Release
+from nnunetv2_anomaly.conversion.release import LICENCE, Release
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import LABELS
 
@@ -21,7 +21,7 @@ RELEASE = Release(
     key="oai_akoa",
     converted_by="nnunetv2_anomaly.dataset_conversion.Dataset503_OAIAKOA",
     description="OAI AKOA: sagittal DESS of 24 patients at two visits, bones, cartilages and bone marrow lesions.",
-    licence="images: data use agreement of the Osteoarthritis Initiative; segmentations: as their publisher states",
+    licence=LICENCE,
     reference="Woo et al., arXiv:2211.16696",
     source_labels=LABELS,
     labels=LABELS,

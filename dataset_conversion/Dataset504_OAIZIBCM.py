@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_anomaly.conversion.command import main_of, run_conversion
-from nnunetv2_anomaly.conversion.release import Case, Release
+from nnunetv2_anomaly.conversion.release import LICENCE, Case, Release
 from nnunetv2_anomaly.conversion.sources import ImageSource, image_files, label_files
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import OAI_ZIB_LABELS, OAIZIB_CM_LABELS
@@ -26,7 +26,7 @@ RELEASE = Release(
     key="oaizib_cm",
     converted_by="nnunetv2_anomaly.dataset_conversion.Dataset504_OAIZIBCM",
     description="OAIZIB-CM: sagittal DESS of 507 knees, bones and cartilages of femur and tibia.",
-    licence="images: data use agreement of the Osteoarthritis Initiative; segmentations: as their publisher states",
+    licence=LICENCE,
     reference="Ambellan et al., Medical Image Analysis 52 (2019), doi:10.1016/j.media.2018.11.009; OAIZIB-CM",
     source_labels=OAIZIB_CM_LABELS,
     labels=OAI_ZIB_LABELS,

@@ -103,7 +103,7 @@ SETTINGS: dict[str, Setting] = {
         False,
         "true or false",
         _is_truth_value,
-        "a fold's A is distilled from the G of fold 'all', as in the paper; that G has seen the fold's validation cases",
+        "a fold's A is distilled from the G of fold 'all', as in the paper; that G has seen the validation cases",
     ),
     "prestage_augmentation": Setting(
         True, "true or false", _is_truth_value, "nnU-Net's augmentation in the pre-stage; the paper used none"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 
 MANIFEST = "manifest.csv"
 PROBLEMS = "problems.csv"
@@ -50,13 +50,3 @@ def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     writer.writeheader()
     writer.writerows(rows)
     write_text(file, text.getvalue())
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text in UTF-8, beside and renamed."""
-    temporary = file.with_name(f"part_{os.getpid()}_{file.name}")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

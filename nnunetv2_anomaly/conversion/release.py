@@ -9,6 +9,9 @@ from pathlib import Path
 from nnunetv2_anomaly.conversion.sources import ImageSource
 from nnunetv2_anomaly.conversion.subjects import Subject
 
+#: of every release on OAI's images
+LICENCE = "images: data use agreement of the Osteoarthritis Initiative; segmentations: as their publisher states"
+
 
 @dataclasses.dataclass(frozen=True)
 class Release:

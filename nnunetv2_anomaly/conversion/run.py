@@ -29,13 +29,13 @@ from nnunetv2_anomaly.conversion.manifest import (
     read_manifest,
     write_manifest,
     write_table,
-    write_text,
 )
 from nnunetv2_anomaly.conversion.mapping import CLEAR_MARGIN, CLEAR_SCORE, AxisMapping
 from nnunetv2_anomaly.conversion.raw_dataset import READER, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_test_sets
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.parallel import run_jobs
 
 RECORD = "conversion.json"

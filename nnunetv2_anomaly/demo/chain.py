@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.environment import nnunet_command
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 
 _EPOCH = re.compile(r"Epoch (\d+)\s*$")
 
@@ -122,6 +122,4 @@ class Chain:
             )
 
     def _write(self) -> None:
-        temporary = self.state_file.with_name(f"{self.state_file.name}.part")
-        temporary.write_text(json.dumps(self.state, indent=2))
-        os.replace(temporary, self.state_file)
+        write_text(self.state_file, json.dumps(self.state, indent=2))

@@ -7,7 +7,6 @@ import html
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunetv2_anomaly.demo.comparison import mean_and_count
+from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.labels import ANATOMY, BONES
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def write_report(path: Path, layout: DemoLayout, state: Mapping[str, Any], train
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>nnunetv2-anomaly demonstration</title>'
         f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page)
     return path
 
 

@@ -18,6 +18,7 @@ from nnunetv2_anomaly.demo.comparison import compare_models
 from nnunetv2_anomaly.demo.report import write_report
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_environment
+from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.labels import ANATOMY
 from nnunetv2_anomaly.prediction.detector_quality import measure_detector
 from nnunetv2_anomaly.settings import SECTION
@@ -98,9 +99,7 @@ def write_split(raw_folder: Path, preprocessed_folder: Path, num_validation: int
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2))
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=2))
 
 
 def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) -> Path:

@@ -42,7 +42,7 @@ from nnunetv2_anomaly.settings import SETTINGS, section_of
 GIB = 2**30
 CUDA_CONTEXT_BYTES = GIB // 2
 
-#: name -> shape, additive deep supervision, anomaly-aware (method paper, Section 4.2)
+#: name -> shape, additive deep supervision, anomaly-aware (method paper, Appendix A)
 PUBLISHED_NETWORKS: dict[str, tuple[NetworkShape, bool, bool]] = {
     "UNET": (UNET, False, False),
     "UNET+": (UNET, True, False),
@@ -140,9 +140,13 @@ def build_step(
     if not anomaly_aware:
         return TrainingStep(segmenter, dice, num_channels)
     network = AnomalyAwareNetwork(build_detector(configuration_manager, num_channels, settings), segmenter)
-    loss = AnomalyAwareLoss(
-        DiceAndFocalCrossEntropy(dice, settings["alpha"], None), settings["beta"], lambda: network.latest_error_image
-    )
+
+    def latest_error_image() -> Tensor:
+        assert network.latest_error_image is not None, "the loss is called after the forward pass"
+        return network.latest_error_image
+
+    scale = DiceAndFocalCrossEntropy(dice, settings["alpha"], None)
+    loss = AnomalyAwareLoss(scale, settings["beta"], latest_error_image)
     return TrainingStep(network, loss, num_channels)
 
 

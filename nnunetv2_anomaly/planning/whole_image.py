@@ -18,9 +18,9 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_anomaly.conversion.manifest import write_text
 from nnunetv2_anomaly.conversion.raw_dataset import environment_folder
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 
 WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
 
@@ -227,7 +227,11 @@ def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any
         raise UserError(f"{folder} has the plans {', '.join(known)} and not {plans}; name one of them with -p")
     if not (folder / "dataset.json").is_file():
         raise UserError(f"{folder} has no dataset.json; {first}")
-    return tuple(_read_json(folder / name) for name in (f"{plans}.json", "dataset_fingerprint.json", "dataset.json"))
+    return (
+        _read_json(folder / f"{plans}.json"),
+        _read_json(folder / "dataset_fingerprint.json"),
+        _read_json(folder / "dataset.json"),
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

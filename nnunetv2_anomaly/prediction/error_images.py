@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector
 from nnunetv2_anomaly.prestage.validation import DetectorWindow
@@ -135,9 +136,7 @@ def predict_error_images(
         "trainer": predictor.trainer_name,
         "cases": list(cases),
     }
-    temporary = output_folder / f"part_{os.getpid()}_error_images.json"
-    temporary.write_text(json.dumps(record, indent=2))
-    os.replace(temporary, output_folder / "error_images.json")
+    write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
     return written
 
 

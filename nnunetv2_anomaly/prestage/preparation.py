@@ -27,6 +27,7 @@ from scipy.ndimage import distance_transform_cdt
 from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 
 CACHE_FOLDER = "anomaly_erased_regions"
 _CACHE_VERSION = 1
@@ -102,12 +103,6 @@ def intensity_statistics(cases: Sequence[CaseStatistics]) -> IntensityStatistics
 def cache_folder(preprocessed_dataset_folder: str | Path, data_identifier: str, margin_voxels: int) -> Path:
     """Where the erased regions of a configuration's cases lie, one folder per margin."""
     return Path(preprocessed_dataset_folder) / CACHE_FOLDER / data_identifier / f"margin_{margin_voxels}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _case_files(dataset_class: type[nnUNetBaseDataset], folder: Path, case: str) -> tuple[Path, Path]:
@@ -205,7 +200,7 @@ def _prepare_case(
     )
     entry.unlink(missing_ok=True)  # never an entry that describes another region file
     _save_region(type(dataset), erased_region(labels, foreground_labels, margin_voxels), cache / case, patch_size)
-    _write_whole(entry, json.dumps({"fingerprint": fingerprint, "statistics": asdict(statistics)}))
+    write_text(entry, json.dumps({"fingerprint": fingerprint, "statistics": asdict(statistics)}))
     return statistics
 
 

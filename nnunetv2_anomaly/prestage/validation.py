@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from nnunetv2_anomaly.anomaly.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector, PreStageNetwork
 from nnunetv2_anomaly.prestage.quality import erased_region_quality
 from nnunetv2_anomaly.volumes.output import write_case
@@ -169,9 +169,7 @@ def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, A
     mean["num_cases"] = len(cases)
     mean["num_cases_with_lesion"] = sum(case["detector"]["lesion_auc"] is not None for case in cases)
     summary = _without_nan({"mean": mean, "metric_per_case": list(cases)})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(summary, indent=2, allow_nan=False))
-    os.replace(temporary, path)
+    write_text(path, json.dumps(summary, indent=2, allow_nan=False))
     return summary
 
 

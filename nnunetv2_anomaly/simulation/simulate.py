@@ -28,6 +28,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.anomaly.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS
 from nnunetv2_anomaly.parallel import run_jobs
 from nnunetv2_anomaly.simulation.dess import dess_like_image
@@ -438,9 +439,7 @@ def _write_like(volume: NDArray, reference: sitk.Image, path: Path) -> None:
 
 def _write_manifest(output_folder: Path, manifest: dict) -> None:
     ordered = {**manifest, "cases": dict(sorted(manifest["cases"].items()))}
-    temporary = output_folder / f"part_{os.getpid()}_{MANIFEST}"
-    temporary.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, output_folder / MANIFEST)
+    write_text(output_folder / MANIFEST, json.dumps(ordered, indent=2) + "\n")
 
 
 def _save_overview(output_folder: Path, manifest: dict) -> None:

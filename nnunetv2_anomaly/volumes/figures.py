@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,13 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from nnunetv2_anomaly.files import written_beside
+
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, beside and renamed, without a display."""
     FigureCanvasAgg(figure)
-    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
-    figure.savefig(temporary, dpi=90, format="png")
-    os.replace(temporary, path)
+    with written_beside(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")
 
 
 def save_reconstruction_figure(
@@ -145,8 +145,6 @@ def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], in
     for axis in (loss_axis, mse_axis, time_axis, rate_axis):
         axis.axvspan(-0.5, inpainting_epochs - 0.5, color="tab:blue", alpha=0.07, label="phase 1: G with C")
         if len(epochs) > inpainting_epochs:
-            axis.axvspan(
-                inpainting_epochs - 0.5, len(epochs) - 0.5, color="tab:orange", alpha=0.1, label="phase 2: A"
-            )
+            axis.axvspan(inpainting_epochs - 0.5, len(epochs) - 0.5, color="tab:orange", alpha=0.1, label="phase 2: A")
         axis.legend(loc="upper right")
     save_figure(figure, path)

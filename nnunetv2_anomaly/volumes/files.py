@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import written_beside
 
 #: endings of the image files that are read anywhere in this package; MetaImage headers (.mhd) name their own .raw
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
@@ -77,7 +78,7 @@ def write_image(image: sitk.Image, path: Path) -> None:
 
     Raises: OSError if the disk is full or the folder cannot be written to; nothing is left behind then.
     """
-    with written_beside(path) as temporary:
+    with image_written_beside(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), True)
         except RuntimeError as error:
@@ -85,13 +86,12 @@ def write_image(image: sitk.Image, path: Path) -> None:
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def image_written_beside(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to; what was written there takes ``path``'s place at the end, if it is whole.
 
     Raises: OSError if a NIfTI file came out too short. ITK and the NIfTI library do not notice a full disk.
     """
-    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
-    try:
+    with written_beside(path) as temporary:
         yield temporary
         if temporary.name.lower().endswith(_NIFTI_ENDINGS):
             try:
@@ -99,9 +99,6 @@ def written_beside(path: Path) -> Iterator[Path]:
             except UserError as error:
                 told = "the file came out too short, so the disk is likely full"
                 raise OSError(errno.ENOSPC, told, str(path)) from error
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_whole(path: Path) -> None:

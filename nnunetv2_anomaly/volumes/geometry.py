@@ -12,7 +12,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_imag
 from nibabel.orientations import io_orientation, ornt_transform
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_anomaly.volumes.files import write_image, written_beside
+from nnunetv2_anomaly.volumes.files import image_written_beside, write_image
 
 
 def to_original_grid(
@@ -59,7 +59,7 @@ def write_volume(volume: np.ndarray, properties: dict, path: Path) -> None:
         nifti = nibabel.Nifti1Image(volume.transpose((2, 1, 0)), affine=original if reoriented is None else reoriented)
         if reoriented is not None:  # NibabelIOWithReorient had turned the axes
             nifti = nifti.as_reoriented(ornt_transform(io_orientation(reoriented), io_orientation(original)))
-        with written_beside(path) as temporary:
+        with image_written_beside(path) as temporary:
             nibabel.save(nifti, temporary)
         return
     geometry = properties.get("sitk_stuff", {})
