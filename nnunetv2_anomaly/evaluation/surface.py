@@ -60,9 +60,10 @@ def evaluate_case(
     """Overlap and surface distances of every label of a case, in one pass.
 
     For reference A and prediction B: dsc = 2 |A and B| / (|A| + |B|), iou = |A and B| / |A or B|,
-    sensitivity = |A and B| / |A|, precision = |A and B| / |B|. asd_mm pools the distances of both directions and takes their mean (Eq. B.2),
-    hd_mm their maximum (Eq. B.3), hd95_mm their 95th percentile with linear interpolation; hd95_max_directed_mm is the
-    larger of the two directions' percentiles, which others call HD95. volume_difference_mm3 = prediction - reference.
+    sensitivity = |A and B| / |A|, precision = |A and B| / |B|. asd_mm pools the distances of both directions and takes
+    their mean (Eq. B.2), hd_mm their maximum (Eq. B.3), hd95_mm their 95th percentile with linear interpolation;
+    hd95_max_directed_mm is the larger of the two directions' percentiles, which others call HD95.
+    volume_difference_mm3 = prediction - reference.
 
     Where a label is in neither map, everything but the volumes is NaN: undefined. Where one map lacks it, overlap is 0,
     distances are NaN, and so is the ratio with the missing one's volume.
@@ -178,9 +179,12 @@ def _distances(
     reach = np.abs(offsets).max(axis=0)
     padded = np.pad(to, [(r, r) for r in reach])
     steps = offsets @ np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
-    places = np.argwhere(of)
-    codes = of[tuple(places.T)]
-    flat_places = np.ravel_multi_index(tuple((places + reach).T), padded.shape)
+    # Searched as one long row, which is several times as fast as along three axes.
+    places = np.flatnonzero(of.ravel() != 0)
+    codes = of.ravel()[places]
+    flat_places = np.ravel_multi_index(
+        tuple(index + r for index, r in zip(np.unravel_index(places, of.shape), reach, strict=True)), padded.shape
+    )
     distances = np.full(len(places), np.nan)
     present = {int(code) for code in np.unique(to[to > 0])}
     left = np.flatnonzero(np.isin(codes, list(present)))
@@ -198,7 +202,8 @@ def _distances(
     for code in np.unique(wanted):
         tree = cKDTree(np.argwhere(to == code) * spacing_mm)
         own = left[wanted == code]
-        distances[own], _ = tree.query(places[own] * spacing_mm)
+        points = np.stack(np.unravel_index(places[own], of.shape), axis=1)
+        distances[own], _ = tree.query(points * spacing_mm)
     return {int(code): distances[codes == code] for code in np.unique(codes)}
 
 
