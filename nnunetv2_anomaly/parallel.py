@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 import SimpleITK as sitk
@@ -38,13 +41,26 @@ def run_jobs(
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_processes, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(function, job): job for job in jobs}
+        with _interrupts_ignored():  # by the processes too, which inherit it: one of them is told, this one
+            futures = {pool.submit(function, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future
         finally:
             # After an error the jobs that have not begun are not worth waiting for.
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _one_thread() -> None:

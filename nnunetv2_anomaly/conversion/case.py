@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +17,18 @@ from nnunetv2_anomaly.conversion.dicom import DicomSeries, read_series, read_ser
 from nnunetv2_anomaly.conversion.grids import Grid, corner_distance_mm, differences, oriented, posed
 from nnunetv2_anomaly.conversion.mapping import IDENTITY, MappingEvidence, mapping_evidence
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
-from nnunetv2_anomaly.conversion.side import agreed_side, side_from_labels, side_from_text
-from nnunetv2_anomaly.conversion.sources import ImageSource
+from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
+from nnunetv2_anomaly.conversion.sources import ImageSource, source_key
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.volumes.figures import save_label_figure
-from nnunetv2_anomaly.volumes.files import image_stem, read_header, read_image, sha256_of, write_image
+from nnunetv2_anomaly.volumes.files import (
+    image_stem,
+    label_source_sha256,
+    read_header,
+    read_image,
+    sha256_of,
+    write_image,
+)
 from nnunetv2_anomaly.volumes.label_maps import count_values, read_label_map
 
 #: columns of the manifest before the voxel counts, in their order
@@ -55,6 +63,53 @@ COLUMNS = (
     "image_sha256",
     "label_file",
     "label_sha256",
+    "label_source_sha256",
+    "options",
+)
+
+#: of the OAI's series descriptions, and of DESS series elsewhere
+_IMAGING_WORDS = frozenset(
+    (
+        "SAG",
+        "COR",
+        "AX",
+        "SAGITTAL",
+        "CORONAL",
+        "AXIAL",
+        "3D",
+        "2D",
+        "DESS",
+        "WE",
+        "FS",
+        "T1",
+        "T2",
+        "PD",
+        "MAP",
+        "MPR",
+        "IW",
+        "TSE",
+        "SE",
+        "GRE",
+        "FLASH",
+        "SPGR",
+        "LOCALIZER",
+        "PRE",
+        "POST",
+        "BILATERAL",
+        "SCOUT",
+        "KNEE",
+        "THIGH",
+        "RIGHT",
+        "LEFT",
+        "RT",
+        "LT",
+        "R",
+        "L",
+        "THIN",
+        "THICK",
+        "SLAB",
+        "ECHO",
+    )
 )
 
 #: a label map this near the image's grid need not be written anew where files are only referred to
@@ -81,6 +136,7 @@ class CaseOutcome:
     row: dict[str, str] | None = None
     problem: str | None = None
     kept: bool = False  # the files of an earlier run are whole and were left alone
+    dropped: bool = False  # it failed, and nothing of it is in the data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +169,21 @@ def convert_case(job: CaseJob) -> CaseOutcome:
     Whatever is wrong with it is told in the outcome, so that a bad case does not stop the others.
     """
     outcome = _outcome(job)
-    if outcome.row is None and job.row is None and not job.options.dry_run:
-        # An image without its label map, from now or from an interrupted run, would be a case to nnU-Net.
-        for file in case_files(job.case):
-            (job.options.dataset_dir / file).unlink(missing_ok=True)
-    return outcome
+    if outcome.row is not None or job.options.dry_run or _is_there(job):
+        return outcome
+    # An image without its label map, from now or from an interrupted run, would be a case to nnU-Net.
+    for file in case_files(job.case):
+        (job.options.dataset_dir / file).unlink(missing_ok=True)
+    return dataclasses.replace(outcome, dropped=True)
+
+
+def _is_there(job: CaseJob) -> bool:
+    """Whether the files of an earlier run are there, made with the options of this one."""
+    return (
+        job.row is not None
+        and job.row["options"] == job.options.told()
+        and all((job.options.dataset_dir / job.row[f"{kind}_file"]).is_file() for kind in ("image", "label"))
+    )
 
 
 def _outcome(job: CaseJob) -> CaseOutcome:
@@ -154,32 +220,34 @@ def case_files(case: Case) -> tuple[Path, Path, Path]:
 
 def _finished(job: CaseJob) -> CaseOutcome | None:
     """The outcome if an earlier run finished this case and nothing has changed since; None if it is to be made anew."""
-    if job.options.overwrite:
+    if job.options.overwrite or not _is_there(job):
         return None
-    row, case = job.row, job.case
-    changed = []
-    for kind in ("image", "label"):
-        if not row[f"{kind}_sha256"]:  # named where it is, not written
-            continue
-        file = job.options.dataset_dir / row[f"{kind}_file"]
-        if not file.is_file():
-            return None
-        if sha256_of(file) != row[f"{kind}_sha256"]:
-            changed.append(f"{row[f'{kind}_file']} is not as it was written")
-    if row["label_source"] != case.label_relative:
-        changed.append(f"its label map was {row['label_source']} and is {case.label_relative}")
-    if case.problem is None and row["image_source"] not in {source.relative for source in case.images}:
+    row, case, folder = dict(job.row), job.case, job.options.dataset_dir
+    changed = [
+        f"{row[f'{kind}_file']} is not as it was then"
+        for kind in ("image", "label")
+        if sha256_of(folder / row[f"{kind}_file"]) != row[f"{kind}_sha256"]
+    ]
+    if case.label_file.is_file() and label_source_sha256(case.label_file) != row["label_source_sha256"]:
+        changed.append(f"its label map {case.label_relative} is not as it was then ({row['label_source']})")
+    keys = {source.key() for source in case.images}
+    if case.problem is None and source_key(row["image_source"], is_series=bool(row["series_uid"])) not in keys:
         changed.append(f"its image was {row['image_source']}")
-    if case.known is not None:
-        known = _table_cells(case)
-        changed += [
-            f"{name} was {row[name] or 'nothing'} and is {known[name] or 'nothing'}"
-            for name in _FROM_TABLE
-            if row[name] != known[name]
-        ]
+    known = _table_cells(case)
+    for name in _FROM_TABLE:
+        if case.known is not None and row[name] and row[name] != known[name]:
+            changed.append(f"{name} was {row[name]} and is {known[name] or 'nothing'}")
+        elif known[name]:
+            row[name] = known[name]
     if changed:
         raise UserError(f"converted before, and {'; '.join(changed)}; --overwrite makes it anew.")
-    return CaseOutcome(row=dict(row), kept=True)
+    anatomy = SideEvidence(row["side_in_labels"] or None, float(row["side_in_labels_score"]))
+    row["side"] = agreed_side(row["side_in_description"] or None, row["side_in_table"] or None, anatomy) or ""
+    preview = folder / case_files(case)[2]
+    if job.options.previews and not preview.is_file() and not job.options.dry_run:
+        image, labels = (oriented(read_image(folder / row[f"{kind}_file"])) for kind in ("image", "label"))
+        _draw(job, image, sitk.GetArrayViewFromImage(labels))
+    return CaseOutcome(row=row, kept=True)
 
 
 def _convert(job: CaseJob) -> dict[str, str]:
@@ -195,7 +263,13 @@ def _convert(job: CaseJob) -> dict[str, str]:
         raise UserError(f"{chosen.source.path} holds infinite voxels or NaN; get or convert the image again.")
 
     labels = sitk.GetArrayFromImage(oriented(label_image) if release.has_pose else label_image)
-    evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
+    try:
+        evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
+    except UserError as error:
+        raise UserError(
+            f"{case.label_file.name} over {chosen.source.relative}: {str(error).rstrip('.')}; expected the mask of "
+            "this very image: check that both are of the same knee and visit."
+        ) from error
     mapping = IDENTITY if release.has_pose else evidence.best
     _check_mapping(evidence, release, case, chosen)
     labels = mapping.apply(labels)
@@ -233,7 +307,7 @@ def _convert(job: CaseJob) -> dict[str, str]:
         "mirrored": "yes" if mirrored else "no",
         "image_source": chosen.source.relative,
         "label_source": case.label_relative,
-        "series_description": chosen.description if chosen.series else "",
+        "series_description": public_words(chosen.description) if chosen.series else "",
         "series_uid": chosen.series.series_uid if chosen.series else "",
         "size": " ".join(str(n) for n in image.GetSize()),
         "spacing_mm": " ".join(f"{s:.6g}" for s in image.GetSpacing()),
@@ -245,6 +319,7 @@ def _convert(job: CaseJob) -> dict[str, str]:
         "slices_named_towards": chosen.slices_named_towards(),
     }
     row |= _table_cells(case)
+    row |= {"label_source_sha256": label_source_sha256(case.label_file), "options": options.told()}
     row |= {f"voxels_{name}": str(label_counts.get(value, 0)) for name, value in release.labels.items()}
     if not options.dry_run:
         _write(job, chosen, image, np.ascontiguousarray(labels), row)
@@ -254,26 +329,30 @@ def _convert(job: CaseJob) -> dict[str, str]:
 def _write(job: CaseJob, chosen: _Image, image: sitk.Image, labels: NDArray[np.uint8], row: dict[str, str]) -> None:
     """Write what has to be written, and note in the row what and where."""
     folder = job.options.dataset_dir
-    image_file, label_file, preview = case_files(job.case)
+    image_file, label_file, _ = case_files(job.case)
     if job.options.reference:
-        row["image_file"] = os.path.abspath(chosen.source.path)
-    else:
+        image_file = Path(os.path.abspath(chosen.source.path))
+        if _usable_as_it_is(job, chosen):
+            label_file = Path(os.path.abspath(job.case.label_file))
+    if not image_file.is_absolute():
         write_image(image, folder / image_file)
-        row |= {"image_file": image_file.as_posix(), "image_sha256": sha256_of(folder / image_file)}
-    if job.options.reference and _usable_as_it_is(job, chosen):
-        row["label_file"] = os.path.abspath(job.case.label_file)
-    else:
+    if not label_file.is_absolute():
         write_image(posed(labels, Grid.of(image)), folder / label_file)
-        row |= {"label_file": label_file.as_posix(), "label_sha256": sha256_of(folder / label_file)}
+    for kind, file in (("image", image_file), ("label", label_file)):
+        row |= {f"{kind}_file": file.as_posix(), f"{kind}_sha256": sha256_of(folder / file)}
     if job.options.previews:
-        save_label_figure(
-            folder / preview,
-            title=job.case.name,
-            image=sitk.GetArrayViewFromImage(image),
-            labels=labels,
-            spacing=image.GetSpacing()[::-1],
-            names=job.release.labels,
-        )
+        _draw(job, image, labels)
+
+
+def _draw(job: CaseJob, image: sitk.Image, labels: NDArray[np.uint8]) -> None:
+    save_label_figure(
+        job.options.dataset_dir / case_files(job.case)[2],
+        title=job.case.name,
+        image=sitk.GetArrayViewFromImage(image),
+        labels=labels,
+        spacing=image.GetSpacing()[::-1],
+        names=job.release.labels,
+    )
 
 
 def _usable_as_it_is(job: CaseJob, chosen: _Image) -> bool:
@@ -297,8 +376,8 @@ def _only_image(case: Case) -> _Image:
     chosen = _header(case.images[0])
     if chosen.series is not None and "DESS" not in chosen.description.upper():
         raise UserError(
-            f"the series {chosen.source.relative} is called {chosen.description!r}; expected a DESS series, such as "
-            "SAG_3D_DESS_RIGHT: check the list of series."
+            f"the series {chosen.source.relative} is called {public_words(chosen.description)!r}; expected a DESS "
+            "series, such as SAG_3D_DESS_RIGHT: check the list of series."
         )
     return chosen
 
@@ -315,7 +394,7 @@ def _image_on_grid(case: Case, grid: Grid, options: Options) -> _Image:
         if source.is_series:
             description = series_description(source.path)
             if description is None or "DESS" not in description.upper():
-                others.append(description or "no DICOM")
+                others.append("no DICOM" if description is None else public_words(description))
                 continue
         try:
             candidate = _header(source)
@@ -324,16 +403,17 @@ def _image_on_grid(case: Case, grid: Grid, options: Options) -> _Image:
             continue
         name = source.relative
         if candidate.series:
-            name += f" ({candidate.description}, series {candidate.series.series_uid})"
+            name += f" ({public_words(candidate.description)}, series {candidate.series.series_uid})"
         difference = differences(candidate.grid, grid)
         if difference:
             told.append(f"{name}: {difference}")
-        elif options.series_uids and candidate.series and candidate.series.series_uid not in options.series_uids:
-            told.append(f"{name}: has the mask's grid, and is not among --series")
         else:
             distance = corner_distance_mm(candidate.grid, grid)
             told.append(f"{name}: has the mask's grid, corners {distance:.4f} mm apart, {_number_of_slices(candidate)}")
             fitting.append(candidate)
+    if len(fitting) > 1 and options.series_uids:
+        named = [image for image in fitting if image.series and image.series.series_uid in options.series_uids]
+        fitting = named or fitting
     if len(fitting) == 1:
         return fitting[0]
     if not told:
@@ -347,6 +427,11 @@ def _image_on_grid(case: Case, grid: Grid, options: Options) -> _Image:
         f"candidates for {case.label_file.name}, candidate against mask: {' | '.join(told)}; expected one with the "
         f"mask's grid, and {found} it: {mend}."
     )
+
+
+def public_words(description: str) -> str:
+    """A series description without whatever is no word of imaging: some scanners' users write names there."""
+    return re.sub(r"[^\W_]+", lambda word: word[0] if word[0].upper() in _IMAGING_WORDS else "?", description)
 
 
 def _header(source: ImageSource) -> _Image:

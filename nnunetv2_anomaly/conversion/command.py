@@ -65,8 +65,11 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
         raise UserError(
             f"{error}; what was finished before stays: make room, or see to the permissions, and run again."
         ) from error
+    unknown = [case.name for case in cases if case.known is None]
+    if getattr(args, "subjects", None) and unknown:
+        summary.notes.append(f"{args.subjects} has no line for {len(unknown)} cases: {', '.join(unknown)}.")
     print(told(summary, options), flush=True)
-    return 1 if summary.problems else 0
+    return 1 if summary.problems or summary.faults else 0
 
 
 def main_of(command: str, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:

@@ -14,10 +14,10 @@ MANIFEST = "manifest.csv"
 PROBLEMS = "problems.csv"
 
 
-def read_manifest(folder: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
     """Rows by case; none if there is no manifest.
 
-    Raises: UserError if it has other columns, or cannot be read.
+    Raises: UserError if it has other columns than the given ones, or cannot be read.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -30,6 +30,8 @@ def read_manifest(folder: Path, columns: Sequence[str]) -> dict[str, dict[str, s
         raise UserError(
             f"{file} cannot be read ({error!r}); delete the data set's folder and convert again."
         ) from error
+    if columns is None:
+        return rows
     if tuple(reader.fieldnames or ()) != tuple(columns) or any(None in row.values() for row in rows.values()):
         raise UserError(
             f"{file} has other columns than this conversion writes, so it is of another release, other options or "

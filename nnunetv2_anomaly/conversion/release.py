@@ -65,3 +65,7 @@ class Options:
     def of_content(self) -> dict[str, bool]:
         """Options that change what is written into a case's files."""
         return {"mirror_left": self.mirror_left, "reference": self.reference}
+
+    def told(self) -> str:
+        """``of_content`` in one word a option, as every row of the manifest has it."""
+        return " ".join(name for name, given in self.of_content().items() if given) or "none"

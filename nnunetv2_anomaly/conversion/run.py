@@ -5,6 +5,7 @@ DatasetXXX_Name/manifest.csv       a row a case: where it is from, what was foun
 DatasetXXX_Name/conversion.json    version, arguments, splits, subjects that are missing
 DatasetXXX_Name/problems.csv       cases that could not be converted, and why; only where there are any
 DatasetXXX_Name/previews/          a picture a case, on request
+DatasetXXX_Name/unlisted/          files found among the cases that are none
 $nnUNet_preprocessed/DatasetXXX_Name/splits_final.json
 """
 
@@ -13,10 +14,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,7 +41,14 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.parallel import run_jobs
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; two conversions into one folder are then not told apart
+    fcntl = None
+
 RECORD = "conversion.json"
+LOCK = "conversion.lock"
+UNLISTED = "unlisted"
 
 
 @dataclasses.dataclass
@@ -48,6 +58,7 @@ class Summary:
     converted: list[str] = dataclasses.field(default_factory=list)
     kept: list[str] = dataclasses.field(default_factory=list)  # from an earlier run
     problems: dict[str, str] = dataclasses.field(default_factory=dict)  # case -> why
+    faults: list[str] = dataclasses.field(default_factory=list)  # what is wrong beside the cases
     notes: list[str] = dataclasses.field(default_factory=list)  # what the user should know, and is no fault
     rows: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # the manifest
 
@@ -90,15 +101,29 @@ def convert_cases(
         files = ", ".join(case.label_relative for case in cases if case.name == twice[0])
         raise UserError(f"{files} would both be the case {twice[0]}; expected one label map a case: remove the others.")
     if test_sets is not None:
-        splits_from_test_sets(test_sets, {case.name: case.subject for case in cases if not case.is_test})
+        given = {case.name: case.subject for case in cases if not case.is_test and case.subject}
+        splits_from_test_sets(test_sets, given)
     columns = (*COLUMNS, *(f"voxels_{name}" for name in release.labels))
-    record = _earlier_record(folder, release, options)
-    summary = Summary(rows=read_manifest(folder, columns))
-    _check_options(record, release, options, summary.rows, cases)
-
-    made_folder = not options.dry_run and not folder.exists()
-    if not options.dry_run:
-        _prepare(folder, options, cases)
+    record = _earlier_record(folder)
+    rows = _earlier_rows(folder, columns, record, release, options, cases)
+    if options.dry_run:
+        return _convert_all(
+            release,
+            cases,
+            options,
+            rows,
+            record,
+            columns,
+            splits_dir,
+            test_sets,
+            seed,
+            num_processes,
+            differing_mappings,
+        )
+    made_folder = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _prepare(folder, cases)
         record |= {
             "converted_by": release.converted_by,
             "version": __version__,
@@ -108,37 +133,67 @@ def convert_cases(
             "arguments": {key: _plain(value) for key, value in (arguments or {}).items()},
         }
         write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    earlier = set(summary.rows)
-    jobs = [CaseJob(case, release, options, summary.rows.get(case.name)) for case in cases]
-    for job, future in tqdm(
-        run_jobs(convert_case, jobs, num_processes), total=len(jobs), desc="converting", unit="case"
-    ):
+        summary = _convert_all(
+            release,
+            cases,
+            options,
+            rows,
+            record,
+            columns,
+            splits_dir,
+            test_sets,
+            seed,
+            num_processes,
+            differing_mappings,
+        )
+        if summary.rows:
+            write_manifest(folder, columns, summary.rows.values())
+            _write_problems(folder, summary.problems)
+            _set_aside(folder, summary)
+            _write_dataset_json(folder, release, options, summary.rows)
+            write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    if made_folder and not summary.rows:
+        shutil.rmtree(folder)
+    return summary
+
+
+def _convert_all(
+    release: Release,
+    cases: Sequence[Case],
+    options: Options,
+    rows: dict[str, dict[str, str]],
+    record: dict,
+    columns: Sequence[str],
+    splits_dir: Path,
+    test_sets: Sequence[Sequence[str]] | None,
+    seed: int,
+    num_processes: int,
+    differing_mappings: bool,
+) -> Summary:
+    """Convert the cases and their splits; the manifest is written after every case, the rest is the caller's."""
+    summary = Summary(rows=rows)
+    jobs = [CaseJob(case, release, options, rows.get(case.name)) for case in cases]
+    finished = run_jobs(convert_case, jobs, num_processes)
+    for job, future in tqdm(finished, total=len(jobs), desc="converting", unit="case"):
         try:
             outcome = future.result()
         except Exception as error:  # the process died, for want of memory or by force
             outcome = CaseOutcome(problem=f"its process ended ({error!r}); run again, with fewer processes (-np).")
         _take(summary, job, outcome)
-        if not options.dry_run and outcome.row is not None and not outcome.kept:
-            write_manifest(folder, columns, summary.rows.values())
+        if not options.dry_run and not outcome.kept and (outcome.row is not None or outcome.dropped):
+            write_manifest(options.dataset_dir, columns, summary.rows.values())
+    if not options.dry_run:
+        _drop_lost(summary, options, {case.name for case in cases})
     if release.has_pose:
         _note_unconfirmed(summary)
     elif not differing_mappings:
-        _refuse_differing_mappings(summary, earlier, options)
-    if options.dry_run:
-        return summary
-
-    if not summary.rows:
-        if made_folder:
-            shutil.rmtree(folder)
-        return summary
-    write_manifest(folder, columns, summary.rows.values())
-    _write_problems(folder, summary.problems)
-    _write_dataset_json(folder, release, options, summary.rows)
-    # Drawn from all cases given, so that one that fails today has its place when it is mended.
-    given = {case.name: case.subject for case in cases if not case.is_test and case.subject}
-    drawn = seeded_test_sets(given | _training_subjects(summary), seed) if test_sets is None else None
-    _write_splits(summary, splits_dir, drawn or test_sets, f"drawn with seed {seed}" if drawn else "", record, options)
-    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        _refuse_differing_mappings(summary, record, options)
+    if summary.rows:
+        # Drawn from all cases given, so that one that fails today has its place when it is mended.
+        given = {case.name: case.subject for case in cases if not case.is_test and case.subject}
+        drawn = seeded_test_sets(given | _training_subjects(summary), seed) if test_sets is None else None
+        told_draw = f"drawn with seed {seed}" if test_sets is None else ""
+        _write_splits(summary, splits_dir, drawn if test_sets is None else test_sets, told_draw, record, options)
     return summary
 
 
@@ -161,6 +216,7 @@ def told(summary: Summary, options: Options) -> str:
     if summary.rows:
         lines.append("Axis mappings: " + ", ".join(f"{text} in {n} cases" for text, n in mappings.most_common()))
     lines += summary.notes
+    lines += summary.faults
     if summary.problems:
         lines.append(f"{len(summary.problems)} cases failed:")
         width = max(len(name) for name in summary.problems)
@@ -174,12 +230,14 @@ def _take(summary: Summary, job: CaseJob, outcome: CaseOutcome) -> None:
     name = job.case.name
     if outcome.problem is not None:
         summary.problems[name] = outcome.problem
+        if outcome.dropped:
+            summary.rows.pop(name, None)
         return
     summary.rows[name] = outcome.row
     (summary.kept if outcome.kept else summary.converted).append(name)
 
 
-def _earlier_record(folder: Path, release: Release, options: Options) -> dict:
+def _earlier_record(folder: Path) -> dict:
     """What conversion.json says of earlier runs.
 
     Raises: UserError if the folder holds something that is no conversion of ours.
@@ -197,19 +255,27 @@ def _earlier_record(folder: Path, release: Release, options: Options) -> dict:
     return record
 
 
-def _check_options(
-    record: Mapping, release: Release, options: Options, rows: Mapping[str, object], cases: Sequence[Case]
-) -> None:
-    """Raises: UserError if an earlier run made other cases than this one would."""
+def _earlier_rows(
+    folder: Path,
+    columns: Sequence[str],
+    record: Mapping,
+    release: Release,
+    options: Options,
+    cases: Sequence[Case],
+) -> dict[str, dict[str, str]]:
+    """The manifest of earlier runs.
+
+    Raises: UserError if they made other cases than this one would, and this one does not replace them all.
+    """
     if not record:
-        return
+        return {}
     now = {"release": release.key, "labels": dict(release.labels), "options": options.of_content()}
     changed = [key for key, value in now.items() if record.get(key) != value]
     if not changed:
-        return
-    others = sorted(set(rows) - {case.name for case in cases})
+        return read_manifest(folder, columns)
+    others = sorted(set(read_manifest(folder)) - {case.name for case in cases})
     if options.overwrite and not others and "release" not in changed:
-        return
+        return {} if "labels" in changed else read_manifest(folder, columns)
     told = "; ".join(f"{key} {record.get(key)} then, {now[key]} now" for key in changed)
     mend = "choose another number with -d"
     if not others and "release" not in changed:
@@ -217,52 +283,98 @@ def _check_options(
     raise UserError(f"{options.dataset_dir} was converted otherwise ({told}); {mend}.")
 
 
-def _prepare(folder: Path, options: Options, cases: Sequence[Case]) -> None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One conversion at a time into a folder.
+
+    Raises: UserError if another one is at work there.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another conversion is writing to {folder}; wait for its end, then run again.") from error
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def _prepare(folder: Path, cases: Sequence[Case]) -> None:
     """Make the folders, and clear away what an interrupted run left half done."""
     for subset, wanted in (("Tr", True), ("Ts", any(case.is_test for case in cases))):
         for kind in ("images", "labels"):
             if wanted:
                 (folder / f"{kind}{subset}").mkdir(parents=True, exist_ok=True)
-            for file in (folder / f"{kind}{subset}").glob("part_*"):
-                file.unlink()
     # Until the end nnU-Net shall not take the data set for a whole one.
     (folder / "dataset.json").unlink(missing_ok=True)
 
 
-def _refuse_differing_mappings(summary: Summary, earlier: set[str], options: Options) -> None:
+def _set_aside(folder: Path, summary: Summary) -> None:
+    """See that nnU-Net finds the manifest's cases and no others: half files go, others are put aside."""
+    listed = {folder / row[f"{kind}_file"] for row in summary.rows.values() for kind in ("image", "label")}
+    aside = []
+    for place in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        for file in sorted((folder / place).glob("*")):
+            if file.name.startswith("part_"):
+                file.unlink()
+            elif file not in listed:
+                (folder / UNLISTED / place).mkdir(parents=True, exist_ok=True)
+                os.replace(file, folder / UNLISTED / place / file.name)
+                aside.append(f"{place}/{file.name}")
+    if aside:
+        summary.notes.append(f"Files that are no case's were put into {folder / UNLISTED}: {', '.join(aside)}.")
+
+
+def _drop_lost(summary: Summary, options: Options, given: set[str]) -> None:
+    """Rows of cases that this run was not given, whose files are gone or were made with other options, are no cases."""
+    for name in sorted(set(summary.rows) - given):
+        row = summary.rows[name]
+        there = all((options.dataset_dir / row[f"{kind}_file"]).is_file() for kind in ("image", "label"))
+        if not there or row["options"] != options.told():
+            summary.problems[name] = "converted before, and its files are gone or of other options; convert it again."
+            del summary.rows[name]
+
+
+def _refuse_differing_mappings(summary: Summary, record: dict, options: Options) -> None:
     """All masks of a release were stored the same way; a case that says otherwise was mistaken for another one.
 
-    The same way may be in space, or in the order of the slices' names, as whoever stored the mask had read them. A
-    case converted earlier is told and left.
+    The same way may be in space, or in the order of the slices' names, as whoever stored the mask had read them. What
+    a run that came to its end found stands; otherwise the majority does.
     """
     if not summary.rows:
         return
     ways = [{name: _stored_mapping(row, by_name) for name, row in summary.rows.items()} for by_name in (False, True)]
-    counts = []
-    for way in ways:
-        # What earlier runs found agreed on counts for more than what is new.
-        counted = Counter(way[name] for name in way if name in earlier) or Counter(way.values())
-        counts.append(counted.most_common())
-    best = max((0, 1), key=lambda k: counts[k][0][1])
-    way, ranking = ways[best], counts[best]
-    tied = len(ranking) > 1 and ranking[0][1] == ranking[1][1]
-    for name, mapping in way.items():
-        if mapping == ranking[0][0] and not tied:
+    agreed = record.get("agreed_mapping")
+    if agreed is not None:
+        way, mapping, tied = ways[agreed["by_name"]], agreed["mapping"], False
+    else:
+        rankings = [Counter(way.values()).most_common() for way in ways]
+        by_name = max((False, True), key=lambda k: rankings[k][0][1])  # in space where both agree
+        way, ranking = ways[by_name], rankings[by_name]
+        mapping, tied = ranking[0][0], len(ranking) > 1 and ranking[0][1] == ranking[1][1]
+        if not tied:
+            record["agreed_mapping"] = {"by_name": by_name, "mapping": mapping}
+    counts = Counter(way.values()).most_common()
+    others = "; ".join(f"{text} in {count} cases" for text, count in counts)
+    for name, found in way.items():
+        if found == mapping and not tied:
             continue
-        row = summary.rows[name]
-        others = "; ".join(f"{text} in {count} cases" for text, count in ranking)
+        row = summary.rows.pop(name)
         summary.problems[name] = (
             f"its mask's axes are {row['mapping']} by the voxels (evidence {row['mapping_evidence']}), and the release "
             f"has {others}; expected all masks of a release to be stored alike: check that mask and image belong "
             "together, or give --differing_mappings if they really differ."
         )
-        if name in earlier:
-            continue
+        for done in (summary.converted, summary.kept):
+            if name in done:
+                done.remove(name)
         for file in () if options.dry_run else (row["image_file"], row["label_file"], f"previews/{name}.png"):
-            if file and not Path(file).is_absolute():
+            if not Path(file).is_absolute():
                 (options.dataset_dir / file).unlink(missing_ok=True)
-        del summary.rows[name]
-        summary.converted.remove(name)
 
 
 def _note_unconfirmed(summary: Summary) -> None:
@@ -356,9 +468,11 @@ def _write_splits(
     if file.is_file() and file.read_bytes() != text.encode():
         ours = hashlib.sha256(file.read_bytes()).hexdigest() == record.get("splits_sha256")
         if not ours and not options.overwrite:
-            summary.problems["splits"] = f"{file} holds other splits and was left alone; --overwrite replaces them."
+            summary.faults.append(f"{file} holds other splits and was left alone; --overwrite replaces them.")
             return
         summary.notes.append("The splits have changed: what was trained on a fold before is of the earlier ones.")
+    if options.dry_run:
+        return
     splits_dir.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     record["splits_sha256"] = hashlib.sha256(text.encode()).hexdigest()

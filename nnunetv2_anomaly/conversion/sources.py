@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,15 @@ class ImageSource:
     relative: str  # to the folder that the user gave, with forward slashes
     is_series: bool
 
+    def key(self) -> str:
+        """What it is, from wherever it is looked at: package/subject/date/barcode of a series, a file's name."""
+        return source_key(self.relative, is_series=self.is_series)
+
+
+def source_key(relative: str, *, is_series: bool) -> str:
+    """``ImageSource.key`` of a path as the manifest has it."""
+    return "/".join(relative.split("/")[-4 if is_series else -1 :])
+
 
 class OaiPackages:
     """OAI's image packages as downloaded: <root>/36m/5.E.1/<subject>/<yyyymmdd>/<barcode>/ with the slices.
@@ -67,7 +77,8 @@ class OaiPackages:
             for visit, package in packages:
                 if package.resolve() not in seen:
                     seen.add(package.resolve())
-                    self._packages[visit].append((package, root))
+                    # A package's name belongs to a series' place, also where the package itself was given.
+                    self._packages[visit].append((package, root if root != package else root.parent))
 
     def series_of_visit(self, subject: str, visit: str) -> list[ImageSource]:
         """Every folder with a series of a subject's visit, of whatever kind, each once.
@@ -80,12 +91,13 @@ class OaiPackages:
                 f"no package of visit {visit} below {self._told_roots()}; expected {visit}/"
                 f"{VISIT_NUMBERS.get(visit, '?')}.*/{subject}/."
             )
-        # The same folder below two roots is one download twice.
+        # The same folder below two roots is one download twice; an empty one is a download that failed.
         found: dict[str, ImageSource] = {}
         for package, root in packages:
             for folder in sorted((package / subject).glob("*/*/")):
                 key = folder.relative_to(package.parent).as_posix()
-                found.setdefault(key, ImageSource(folder, _relative(folder, root), is_series=True))
+                if key not in found or not any(found[key].path.iterdir()):
+                    found[key] = ImageSource(folder, _relative(folder, root), is_series=True)
         if not found:
             told = ", ".join(str(package) for package, _ in packages)
             raise UserError(f"no series of subject {subject} in visit {visit}; looked in {told}.")
@@ -96,12 +108,15 @@ class OaiPackages:
 
         Raises: UserError if it is not there.
         """
-        parents = {package.parent: root for package, root in self._packages[BASELINE]}
-        for parent, root in parents.items():
-            if (parent / path).is_dir():
-                return ImageSource(parent / path, _relative(parent / path, root), is_series=True)
-        told = ", ".join(str(parent / path) for parent in parents) or f"{self._told_roots()} holds no baseline package"
-        raise UserError(f"the series {path} is missing; expected its slices in {told}.")
+        name, _, rest = path.partition("/")
+        places = [(package / rest, root) for package, root in self._packages[BASELINE] if package.name == name]
+        there = [(folder, root) for folder, root in places if folder.is_dir()]
+        for folder, root in sorted(there, key=lambda place: not any(place[0].iterdir())):
+            return ImageSource(folder, _relative(folder, root), is_series=True)
+        told = ", ".join(str(folder) for folder, _ in places) or f"{BASELINE}/{name} below {self._told_roots()}"
+        raise UserError(
+            f"the series {path} is missing; expected its slices in {told}: download that package, or give its root."
+        )
 
     def _told_roots(self) -> str:
         return ", ".join(str(root) for root in self._roots)
@@ -111,7 +126,7 @@ def _packages_below(folder: Path, depth: int = 4) -> Iterator[tuple[str, Path]]:
     """(visit, package's folder) at and below a folder; what lies in a package is not looked through."""
     found = _PACKAGE.fullmatch(folder.name)
     visit = _VISIT_OF_NUMBER.get(int(found[1])) if found else None
-    if visit is not None:
+    if visit is not None and not any((folder / name).is_dir() for name in VISIT_NUMBERS):
         # A package in another visit's folder is not what either name says: nothing is taken from it.
         if folder.parent.name == visit or folder.parent.name not in VISIT_NUMBERS:
             yield visit, folder
@@ -164,11 +179,24 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it.")
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.name.lower().endswith(FILE_ENDINGS) and not file.name.startswith((".", "part_")) and file.is_file()
-    )
+    files: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        # A link may lead back to where the walk came from.
+        folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen)
+        seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
+        files += [
+            Path(place, name)
+            for name in names
+            if name.lower().endswith(FILE_ENDINGS) and not name.startswith((".", "part_"))
+        ]
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            shown = str(file).encode(errors="backslashreplace").decode()
+            raise UserError(f"{shown} has a name that is no UTF-8; expected one that is: rename it.") from None
+    return sorted(file for file in files if file.is_file())
 
 
 def label_files(folder: Path) -> list[Path]:

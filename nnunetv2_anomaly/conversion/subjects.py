@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from nnunetv2_anomaly.conversion.sources import BASELINE, VISIT_NUMBERS
 from nnunetv2_anomaly.errors import UserError
 
 #: the codes of OAI's tables
@@ -50,12 +51,22 @@ class SubjectTable:
         return len(self._lines)
 
     def get(self, subject: str, visit: str | None = None) -> Subject | None:
-        """The line of this visit, else the one that holds for all visits, else None."""
-        return self._lines.get((subject, visit)) or self._lines.get((subject, None))
+        """The line of this visit, else what a line without a visit tells of it, else None.
+
+        Such a line was made at baseline: grade, age and body mass index at another visit are unknown.
+        """
+        line = self._lines.get((subject, visit)) or self._lines.get((subject, None))
+        if line is not None and line.visit is None and visit not in (None, BASELINE):
+            return dataclasses.replace(line, kl_grade=None, age_years=None, bmi=None)
+        return line
 
     def series_paths(self) -> dict[str, str]:
         """Subject -> path of its baseline series, where the table has one."""
-        return {line.subject: line.series_path for line in self._lines.values() if line.series_path}
+        return {
+            line.subject: line.series_path
+            for line in self._lines.values()
+            if line.series_path and line.visit in (None, BASELINE)
+        }
 
 
 def read_subjects(file: Path) -> SubjectTable:
@@ -100,8 +111,8 @@ def _parse(cells: Mapping[str, str], place: str) -> Subject:
     if grade is not None and grade not in (0, 1, 2, 3, 4):
         raise UserError(f"{place}: KLGrade is {cells['kl_grade']}; expected 0 to 4, or nothing.")
     return Subject(
-        subject=cells["subject"],
-        visit=cells["visit"].lower() or None,
+        subject=cells["subject"].removesuffix(".0"),
+        visit=_visit(cells["visit"], place),
         side=_coded(cells["side"], _SIDES, "KneeSide", "1 (right) or 2 (left)", place),
         kl_grade=None if grade is None else int(grade),
         sex=_coded(cells["sex"], _SEXES, "Gender", "1 (male) or 2 (female)", place),
@@ -109,6 +120,14 @@ def _parse(cells: Mapping[str, str], place: str) -> Subject:
         bmi=_number(cells["bmi"], "BMI", place),
         series_path=cells["series_path"].strip("/, ") or None,
     )
+
+
+def _visit(text: str, place: str) -> str | None:
+    known = {visit: visit for visit in VISIT_NUMBERS} | {f"v{n:02d}": visit for visit, n in VISIT_NUMBERS.items()}
+    known |= {"baseline": BASELINE, "": None}
+    if text.lower() not in known:
+        raise UserError(f"{place}: Visit is {text}; expected one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on.")
+    return known[text.lower()]
 
 
 def _coded(text: str, codes: Mapping[str, str | None], column: str, expected: str, place: str) -> str | None:

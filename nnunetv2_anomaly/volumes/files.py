@@ -22,6 +22,20 @@ FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
 
+#: MetaImage's names of voxel types -> bytes
+_ELEMENT_BYTES = {
+    "MET_CHAR": 1,
+    "MET_UCHAR": 1,
+    "MET_SHORT": 2,
+    "MET_USHORT": 2,
+    "MET_INT": 4,
+    "MET_UINT": 4,
+    "MET_LONG_LONG": 8,
+    "MET_ULONG_LONG": 8,
+    "MET_FLOAT": 4,
+    "MET_DOUBLE": 8,
+}
+
 
 def image_stem(path: Path) -> str:
     """File name without its image ending.
@@ -42,10 +56,13 @@ def read_image(path: Path) -> sitk.Image:
     if not path.is_file():
         raise UserError(f"{path} is no file; expected an image ({', '.join(FILE_ENDINGS)}).")
     check_whole(path)
+    reader = _reader(path)
     try:
-        image = sitk.ReadImage(str(path))
+        image = reader.Execute()
     except RuntimeError as error:
         raise UserError(_unreadable(path, error)) from error
+    if np.iscomplexobj(sitk.GetArrayViewFromImage(image)):
+        raise UserError(f"{path} holds complex numbers; expected real ones.")
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(
             f"{path} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} value(s) a "
@@ -64,12 +81,19 @@ def read_header(path: Path) -> sitk.ImageFileReader:
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; expected an image ({', '.join(FILE_ENDINGS)}).")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader = _reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise UserError(_unreadable(path, error)) from error
+    return reader
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    if path.name.lower().endswith((".mhd", ".mha")):
+        reader.SetImageIO("MetaImageIO")  # which ITK finds for these endings in small letters alone
     return reader
 
 
@@ -102,12 +126,15 @@ def image_written_beside(path: Path) -> Iterator[Path]:
 
 
 def check_whole(path: Path) -> None:
-    """See that a NIfTI file holds all the voxels its header promises; ITK fills what is missing with zeros silently.
+    """See that a file holds all the voxels its header promises, and that they are finite numbers.
 
-    Files of other kinds are left to ITK, which does see it.
+    ITK fills what is missing of a NIfTI file with zeros, and takes 0 for what is not finite; of a .raw that is missing
+    or too short it says that the header is missing. Files of other kinds are left to ITK, which does see it.
 
-    Raises: UserError if it is cut short or damaged.
+    Raises: UserError if it is cut short or damaged, or holds infinite voxels or NaN.
     """
+    if path.name.lower().endswith(".mhd"):
+        _check_raw(path)
     if not path.name.lower().endswith(_NIFTI_ENDINGS):
         return
     told = f"{path} is cut short or damaged; copy or download it again."
@@ -127,10 +154,51 @@ def check_whole(path: Path) -> None:
                     raise UserError(told)
         elif path.stat().st_size < expected:
             raise UserError(told)
+        if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(np.asanyarray(voxels)).all():
+            raise UserError(f"{path} holds infinite voxels or NaN; get or convert the image again.")
     except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(told) from error
+
+
+def _check_raw(header: Path) -> None:
+    """The voxels beside a MetaImage header: there, and of the size that it tells.
+
+    Raises: UserError if they are not.
+    """
+    try:
+        lines = header.read_text(encoding="latin-1").splitlines()
+    except OSError as error:
+        raise UserError(f"{header} cannot be read ({error.strerror}).") from error
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines) if value}
+    name = fields.get("ElementDataFile", "LOCAL")
+    if name.split()[0] in ("LOCAL", "LIST") or "%" in name:
+        return  # within the header, or in several files: left to ITK
+    voxels = header.parent / name
+    if not voxels.is_file():
+        raise UserError(f"{voxels} is missing, which holds the voxels of {header.name}; copy both files.")
+    width = _ELEMENT_BYTES.get(fields.get("ElementType", ""))
+    if width is None or fields.get("CompressedData", "False") == "True" or "HeaderSize" in fields:
+        return
+    try:
+        count = int(np.prod([int(n) for n in fields["DimSize"].split()], dtype=np.int64))
+        count *= int(fields.get("ElementNumberOfChannels", 1))
+    except (KeyError, ValueError):
+        return  # ITK tells what is wrong with such a header
+    if voxels.stat().st_size != count * width:
+        raise UserError(
+            f"{voxels} has {voxels.stat().st_size} bytes and by {header.name} should have {count * width}; copy or "
+            "download both files again."
+        )
+
+
+def label_source_sha256(path: Path) -> str:
+    """SHA-256 of an image file, with its voxels where these are in a file of their own."""
+    beside = path.with_name(f"{image_stem(path)}.raw")
+    if path.name.lower().endswith(".mhd") and beside.is_file():
+        return hashlib.sha256((sha256_of(path) + sha256_of(beside)).encode()).hexdigest()
+    return sha256_of(path)
 
 
 def sha256_of(path: Path) -> str:

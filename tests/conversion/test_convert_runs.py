@@ -185,7 +185,7 @@ def test_changed_file_is_kept_until_overwrite_is_given(tree, tmp_path, capsys):
     shutil.copy(tmp_path / "raw/Dataset501_OAIZIB/labelsTr/9002817.nii.gz", label)
     edited = label.read_bytes()
     assert convert_zib(folder) == 1
-    assert "labelsTr/9001104.nii.gz is not as it was written" in " ".join(capsys.readouterr().out.split())
+    assert "labelsTr/9001104.nii.gz is not as it was then" in " ".join(capsys.readouterr().out.split())
     assert label.read_bytes() == edited
     assert convert_zib(folder, "--overwrite") == 0
     assert_same_voxels(label, knees["9001104"].labels)
@@ -301,6 +301,139 @@ def test_table_goes_into_the_manifest_and_bar_codes_do_not(tree, tmp_path):
     assert "16610498212" not in (dataset / "manifest.csv").read_text()
 
 
+def test_table_that_comes_later_is_taken_over_and_one_that_says_nothing_is_told(tree, tmp_path, capsys):
+    folder, _ = tree
+    assert convert_zib(folder) == 0
+    table = tmp_path / "subjects.csv"
+    table.write_text("SubjectID,KneeSide,KLGrade\n9001104.0,1,2\n")
+    assert convert_zib(folder, "--subjects", table) == 0
+    assert manifest_of(tmp_path / "raw/Dataset501_OAIZIB")["9001104"]["kl_grade"] == "2"
+    assert "has no line for 2 cases: 9002430, 9002817" in capsys.readouterr().out
+    table.write_text("SubjectID,KneeSide\n9001104,2\n")
+    assert convert_zib(folder, "--subjects", table) == 1
+
+
+def test_names_in_a_series_description_are_not_taken_over(tmp_path):
+    knee = Knee(knee_of(0).image, zib_labels(knee_of(0).labels), "right")
+    series = write_visit(tmp_path / "oai", "00m", "9001104", knee, description="SAG_3D_DESS_RIGHT Doe^Janet")
+    write_zib_release(tmp_path / "zib", {"9001104": (knee, series.relative_to(tmp_path / "oai/00m").as_posix())})
+    assert convert_zib(tmp_path) == 0
+    row = manifest_of(tmp_path / "raw/Dataset501_OAIZIB")["9001104"]
+    assert row["series_description"] == "SAG_3D_DESS_RIGHT ?^?"
+    assert row["side"] == "right"
+
+
+def test_two_packages_as_roots(tmp_path):
+    release = {}
+    for index, subject in enumerate(SUBJECTS[:2]):
+        knee = Knee(knee_of(index).image, zib_labels(knee_of(index).labels), knee_of(index).side)
+        series = write_visit(tmp_path / "oai", "00m", subject, knee, package=("0.C.2", "0.E.1")[index])
+        release[subject] = (knee, series.relative_to(tmp_path / "oai/00m").as_posix())
+    write_zib_release(tmp_path / "zib", release)
+    roots = [tmp_path / "oai/00m/0.C.2", tmp_path / "oai/00m/0.E.1"]
+    assert convert("oai_zib", "--zib", tmp_path / "zib", "--oai", *roots) == 0
+    assert convert("oai_zib", "--zib", tmp_path / "zib", "--oai", *roots[:1], "-d", 601) == 1
+    # Seen from another root, a finished case is the same.
+    assert convert_zib(tmp_path) == 0
+
+
+def test_overwriting_that_was_interrupted_is_completed_and_not_mixed(tree, tmp_path, monkeypatch):
+    folder, _ = tree
+    assert convert_zib(folder) == 0
+    from nnunetv2_anomaly.conversion import run
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    write = run.write_manifest
+    monkeypatch.setattr(run, "write_manifest", lambda *given: (write(*given), killed()))
+    assert convert_zib(folder, "--mirror_left", "--overwrite") == 130
+    monkeypatch.setattr(run, "write_manifest", write)
+    dataset = tmp_path / "raw/Dataset501_OAIZIB"
+    assert not (dataset / "dataset.json").exists()
+    assert convert_zib(folder, "--mirror_left") == 0
+    assert manifest_of(dataset)["9002430"]["mirrored"] == "yes"
+    assert {row["options"] for row in manifest_of(dataset).values()} == {"mirror_left"}
+
+
+def test_case_that_fails_after_it_was_lost_is_not_counted(tree, tmp_path):
+    folder, _ = tree
+    shutil.copytree(folder, tmp_path / "tree")
+    assert convert_zib(tmp_path / "tree") == 0
+    dataset = tmp_path / "raw/Dataset501_OAIZIB"
+    (dataset / "labelsTr/9001104.nii.gz").unlink()
+    _no_series(tmp_path / "tree")
+    assert convert_zib(tmp_path / "tree") == 1
+    assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == 2
+    assert set(manifest_of(dataset)) == {"9002430", "9002817"}
+    assert not (dataset / "imagesTr/9001104_0000.nii.gz").exists()
+
+
+def test_files_that_are_no_case_are_put_aside(tree, tmp_path, capsys):
+    folder, _ = tree
+    assert convert_zib(folder) == 0
+    dataset = tmp_path / "raw/Dataset501_OAIZIB"
+    shutil.copy(dataset / "imagesTr/9001104_0000.nii.gz", dataset / "imagesTr/mine_0000.nii.gz")
+    assert convert_zib(folder) == 0
+    assert "imagesTr/mine_0000.nii.gz" in capsys.readouterr().out
+    assert (dataset / "unlisted/imagesTr/mine_0000.nii.gz").is_file()
+    assert len(list((dataset / "imagesTr").iterdir())) == 3
+
+
+def test_one_conversion_at_a_time(tree, tmp_path, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    folder, _ = tree
+    dataset = tmp_path / "raw/Dataset501_OAIZIB"
+    assert convert_zib(folder) == 0
+    with (dataset / "conversion.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert convert_zib(folder) == 1
+    assert "another conversion is writing" in capsys.readouterr().err
+
+
+def test_odd_file_among_the_masks_fails_alone(tmp_path, capsys):
+    write_tree(tmp_path)
+    masks = tmp_path / "zib/segmentation/segmentation_masks"
+    for ending in ("mhd", "raw"):
+        shutil.copy(masks / f"9001104.segmentation_masks.{ending}", masks / f"average.{ending}")
+    splits = tmp_path / "splits.txt"
+    splits.write_text("Test set 1:\n9001104\n9002430\nTest set 2:\n9002817\n")
+    assert convert_zib(tmp_path, "--splits", splits) == 1
+    told = capsys.readouterr().out
+    assert "average.mhd does not tell its subject" in " ".join(told.split())
+    assert len(manifest_of(tmp_path / "raw/Dataset501_OAIZIB")) == 3
+
+
+def test_dry_run_tells_what_the_splits_would_meet(tree, tmp_path, capsys):
+    folder, _ = tree
+    own = tmp_path / "preprocessed/Dataset501_OAIZIB/splits_final.json"
+    own.parent.mkdir()
+    own.write_text("[]")
+    assert convert_zib(folder, "--dry_run") == 1
+    assert "holds other splits" in capsys.readouterr().out
+
+
+def test_changed_mask_is_noticed(tmp_path, capsys):
+    knees = write_tree(tmp_path)
+    assert convert_zib(tmp_path) == 0
+    labels = sitk.GetArrayFromImage(knees["9001104"].labels)
+    labels[tuple(np.argwhere(labels == 1)[0])] = 0
+    changed = sitk.GetImageFromArray(labels)
+    changed.CopyInformation(knees["9001104"].labels)
+    masks = tmp_path / "zib/segmentation/segmentation_masks"
+    write_zib_mask(masks / "9001104.segmentation_masks.mhd", changed, order=(1, 0, 2), flips=(0, 2))
+    assert convert_zib(tmp_path) == 1
+    assert "its label map 9001104.segmentation_masks.mhd is not as it was" in " ".join(capsys.readouterr().out.split())
+    assert convert_zib(tmp_path, "--previews", "--overwrite") == 0
+
+
+def test_previews_of_finished_cases(tree, tmp_path):
+    folder, _ = tree
+    assert convert_zib(folder) == 0
+    assert convert_zib(folder, "--previews") == 0
+    assert len(list((tmp_path / "raw/Dataset501_OAIZIB/previews").iterdir())) == 3
+
+
 def test_split_file_becomes_splits(tree, tmp_path, capsys):
     folder, _ = tree
     file = tmp_path / "splits.txt"
@@ -362,11 +495,16 @@ def test_reference_points_to_the_images(tree, tmp_path):
     described = json.loads((dataset / "dataset.json").read_text())
     files = get_filenames_of_train_images_and_targets(str(dataset), described)
     reader = determine_reader_writer_from_dataset_json(described)()
+    assert convert("oai_zib", "--labels", masks, "--images", tmp_path / "images", "--reference") == 0
     for subject, knee in knees.items():
         image, _ = reader.read_images(files[subject]["images"])
         labels, _ = reader.read_seg(files[subject]["label"])
         np.testing.assert_array_equal(image[0], sitk.GetArrayFromImage(knee.image))
         np.testing.assert_array_equal(labels[0], sitk.GetArrayFromImage(knee.labels))
+    shutil.copy(tmp_path / "images/9002430.nii.gz", tmp_path / "images/9002817.nii.gz")
+    (tmp_path / "images/9001104.nii.gz").unlink()
+    assert convert("oai_zib", "--labels", masks, "--images", tmp_path / "images", "--reference") == 1
+    assert set(json.loads((dataset / "dataset.json").read_text())["dataset"]) == {"9002430", "9002817"}
 
 
 def test_uq_takes_the_listed_series_and_keeps_lesions(tree, tmp_path, capsys):
@@ -430,6 +568,7 @@ def test_akoa_refuses_a_repeat_with_the_same_grid_until_one_is_named(tmp_path, c
     assert "10500070" in told
     assert "2 of them have it" in told
     uid = pydicom.dcmread(repeat / "001").SeriesInstanceUID
+    assert convert(*words, "--series", uid, "-d", 603) == 0  # the others have one candidate each
     assert convert(*words, "--series", uid) == 0
     assert manifest_of(tmp_path / "raw/Dataset503_OAIAKOA")["9001104_36m"]["series_uid"] == uid
 

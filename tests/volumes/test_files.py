@@ -82,6 +82,33 @@ def test_file_that_came_out_short_does_not_take_the_place_of_a_good_one(tmp_path
     assert [f.name for f in tmp_path.iterdir()] == ["image.nii.gz"]
 
 
+@pytest.mark.parametrize(("change", "expected"), [(-500, "bytes and by"), (500, "bytes and by"), (None, "is missing")])
+def test_voxels_beside_a_header(tmp_path, change, expected):
+    sitk.WriteImage(noise(), str(tmp_path / "mask.mhd"))
+    voxels = tmp_path / "mask.raw"
+    if change is None:
+        voxels.unlink()
+    else:
+        os.truncate(voxels, voxels.stat().st_size + change)
+    with pytest.raises(UserError, match=rf"mask\.raw .*{expected}|mask\.raw {expected}"):
+        read_image(tmp_path / "mask.mhd")
+
+
+def test_metaimage_in_capitals(tmp_path):
+    sitk.WriteImage(noise(), str(tmp_path / "mask.mhd"))
+    (tmp_path / "mask.mhd").rename(tmp_path / "MASK.MHD")
+    assert read_image(tmp_path / "MASK.MHD").GetSize() == (40, 30, 20)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(tmp_path, value):
+    array = np.zeros((3, 4, 5), np.float32)
+    array[1, 1, 1] = value
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "image.nii.gz"))
+    with pytest.raises(UserError, match="infinite voxels or NaN"):
+        read_image(tmp_path / "image.nii.gz")
+
+
 def test_stem_of_image_files():
     from pathlib import Path
 
