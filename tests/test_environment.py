@@ -49,7 +49,7 @@ def test_the_shims_folder_holds_the_shim():
 
 def test_lines_set_the_variables_in_a_shell(tmp_path, monkeypatch):
     monkeypatch.setenv(TRAINER_VARIABLE, "/some one's/trainers")
-    base = tmp_path / "a folder's $HOME; \"name\""
+    base = tmp_path / 'a folder\'s $HOME; "name"'
     shown = "; ".join(f'printf "%s\\n" "${name}"' for name in (*FOLDER_VARIABLES, TRAINER_VARIABLE))
     script = "\n".join([*environment_lines(base), shown])
     lines = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()

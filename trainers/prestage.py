@@ -242,7 +242,18 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             f"-p {self.plans_manager.plans_name}"
         )
         path = find_checkpoint(folder, "all", command)
-        source = read_checkpoint(path)["network_weights"]
+        checkpoint = read_checkpoint(path)
+        source = checkpoint["network_weights"]
+        theirs = {
+            "erase_margin_voxels": checkpoint[CHECKPOINT_KEY].get("erase_margin_voxels"),
+            "intensity_clip": float(source.get("detector.intensity_clip", self.intensity_clip)),
+        }
+        for name, value in theirs.items():
+            if value != getattr(self, name):
+                raise UserError(
+                    f"the inpainter in {path} was trained with {name} {value}, and this fold has "
+                    f"{getattr(self, name)}; expected one setting, so train fold 'all' again: {command}"
+                )
         wanted = {
             name: source.get(name)
             for name in self.module.state_dict()
@@ -257,8 +268,10 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
                     f"train fold 'all' again with these plans: {command}"
                 )
         self.module.load_state_dict(wanted, strict=False)
+        detector = self.module.detector
         self.print_to_log_file(
-            f"G and C from {path}: they have seen all cases, this fold's validation cases included; A will not"
+            f"G and C from {path}: they have seen all cases, this fold's validation cases included; A will not. The "
+            f"intensity range is theirs, {detector.intensity_low.tolist()} to {detector.intensity_high.tolist()}"
         )
 
     def enter_distillation(self) -> None:
@@ -356,6 +369,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
                 "distilling": self.module.distilling,
                 "training_cases": self.training_cases,
                 "quality": self.quality,
+                "erase_margin_voxels": self.erase_margin_voxels,
             }
         }
 

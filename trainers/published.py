@@ -16,11 +16,13 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2_anomaly.losses.published import MultiClassDiceLoss
-from nnunetv2_anomaly.networks.published import CAN, UNET, NetworkShape, PublishedNetwork
 from nnunetv2_anomaly.trainers.segmentation import AnomalyAwareSegmentation, SegmentationTrainer
+from torch import distributed as dist
 from torch import nn
 
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.losses.published import MultiClassDiceLoss
+from nnunetv2_anomaly.networks.published import CAN, UNET, NetworkShape, PublishedNetwork
 from nnunetv2_anomaly.prestage.construction import planned_strides
 from nnunetv2_anomaly.training.loading import EveryCaseOnceLoader
 
@@ -43,6 +45,7 @@ class PublishedProtocol(SegmentationTrainer):
         super().set_up()
         self.enable_deep_supervision = False
         self.initial_lr = self.published_learning_rate
+        self.save_every = 1  # an epoch of whole images is long, and the networks are small
         # With one sample a batch, nnU-Net's way of taking the last third of it for the foreground never takes any.
         self.probabilistic_oversampling = True
 
@@ -50,9 +53,8 @@ class PublishedProtocol(SegmentationTrainer):
         """Nothing to switch: one output."""
 
     def _set_batch_size_and_oversample(self) -> None:
-        super()._set_batch_size_and_oversample()
-        if not self.is_ddp:
-            self.batch_size = 1
+        """One case, on each GPU where there are several; nnU-Net would share out the plans' batch."""
+        self.batch_size = 1
 
     def build_dice(self) -> nn.Module:
         """Multi-class Dice, background included (Eq. 3)."""
@@ -69,9 +71,9 @@ class PublishedProtocol(SegmentationTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, 0.0)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
-        """Nothing is turned, so that patches are loaded as large as they are trained on."""
-        *_, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        return (0.0, 0.0), False, self.configuration_manager.patch_size, mirror_axes
+        """Nothing is turned or mirrored, so that patches are loaded as large as they are trained on."""
+        self.inference_allowed_mirroring_axes = None
+        return (0.0, 0.0), False, self.configuration_manager.patch_size, None
 
     @staticmethod
     def get_training_transforms(
@@ -88,10 +90,16 @@ class PublishedProtocol(SegmentationTrainer):
         are ordered, so that an interrupted run goes on with the cases that it would have had.
         """
         training, validation = self.get_tr_and_val_datasets()
+        if not training.identifiers or not validation.identifiers:
+            raise UserError(
+                f"fold {self.fold} has {len(training.identifiers)} training and {len(validation.identifiers)} "
+                f"validation case(s); expected at least one of each, so mend splits_final.json or train fold 'all'"
+            )
+        together = self.batch_size * (dist.get_world_size() if self.is_ddp else 1)
         if self.num_iterations_per_epoch is None:
-            self.num_iterations_per_epoch = -(-len(training.identifiers) // self.batch_size)
+            self.num_iterations_per_epoch = -(-len(training.identifiers) // together)
         if self.num_val_iterations_per_epoch is None:
-            self.num_val_iterations_per_epoch = -(-len(validation.identifiers) // self.batch_size)
+            self.num_val_iterations_per_epoch = -(-len(validation.identifiers) // together)
         patch_size = self.configuration_manager.patch_size
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -138,6 +146,8 @@ class PublishedProtocol(SegmentationTrainer):
             transforms=transforms,
             first_batch=self.current_epoch * iterations,
             num_workers=max(1, processes),
+            rank=self.local_rank if self.is_ddp else 0,
+            world_size=dist.get_world_size() if self.is_ddp else 1,
         )
         if processes == 0:
             return SingleThreadedAugmenter(loader, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +10,6 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2_anomaly.losses.published import WeightedDiceLoss
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.published import (
     CANPlusTrainer,
@@ -23,6 +23,7 @@ from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import nn
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.losses.published import WeightedDiceLoss
 from nnunetv2_anomaly.training.augmentation import loaded_patch_size, published_spatial_transform
 from nnunetv2_anomaly.training.pretrained import (
     CHECKPOINT_KEY,
@@ -33,6 +34,7 @@ from nnunetv2_anomaly.training.pretrained import (
     given_weights_file,
     grow_output_layers,
     read_pretrained,
+    without_ignore,
 )
 
 
@@ -53,6 +55,9 @@ class TransferProtocol(SegmentationTrainer):
         """The published learning rate; nothing added yet."""
         super().set_up()
         self.initial_lr = self.transfer_learning_rate
+        self.save_every = 1
+        #: the checkpoint to start from; None for the one after -pretrained_weights on the command line
+        self.pretrained_weights: Path | None = None
         self.added_labels: tuple[str, ...] = ()
         self._source: PretrainedModel | None = None
 
@@ -64,14 +69,14 @@ class TransferProtocol(SegmentationTrainer):
         Raises: UserError if there are none on the command line, or they do not fit.
         """
         if not self.resumed:
-            file = given_weights_file()
+            file = self.pretrained_weights or given_weights_file()
             if file is None:
                 raise UserError(
                     f"{type(self).__name__} starts from a trained model; give its checkpoint_final.pth to "
                     f"nnUNetv2_train with -pretrained_weights"
                 )
             self._source = read_pretrained(file)
-            labels = self.dataset_json["labels"]
+            labels = without_ignore(self.dataset_json["labels"])
             new = [name for name in labels if name not in self._source.labels]
             self.added_labels = tuple(n for n in labels if n in new or n in self._source.added_labels)
         super().initialize()
@@ -90,7 +95,7 @@ class TransferProtocol(SegmentationTrainer):
             self.initialize()
         if self._source is not None:
             self._see_that_it_was_copied(self._source)
-            kept, new = grow_output_layers(self.module, self._source, self.dataset_json["labels"])
+            kept, new = grow_output_layers(self.module, self._source, without_ignore(self.dataset_json["labels"]))
             self.print_to_log_file(
                 f"Transfer from {self._source.path} ({self._source.trainer_name}, {self._source.dataset_name})\n"
                 f"classes kept: {', '.join(kept)}\nnew classes: {', '.join(new) or 'none'}\n"
@@ -130,8 +135,7 @@ class TransferProtocol(SegmentationTrainer):
         labels = self.dataset_json["labels"]
         weights = [1.0] * self.label_manager.num_segmentation_heads
         for name in self.added_labels:
-            if labels[name] < len(weights):  # the ignore label has no output
-                weights[labels[name]] = self.added_class_weight
+            weights[labels[name]] = self.added_class_weight
         return WeightedDiceLoss(weights, self.label_manager.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
@@ -143,9 +147,9 @@ class TransferProtocol(SegmentationTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, 0.0)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
-        """Patches are loaded as large as the augmentation needs."""
-        *_, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        return (0.0, 0.0), False, loaded_patch_size(self.configuration_manager.patch_size), mirror_axes
+        """Patches are loaded as large as the augmentation needs; nothing is mirrored."""
+        self.inference_allowed_mirroring_axes = None
+        return (0.0, 0.0), False, loaded_patch_size(self.configuration_manager.patch_size), None
 
     @staticmethod
     def get_training_transforms(

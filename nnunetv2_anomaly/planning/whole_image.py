@@ -73,7 +73,13 @@ def plan_whole_image(
         raise UserError(f"the new plans cannot have the name {plans_name} of those they are made from; choose another")
     folder = _preprocessed_folder(dataset)
     source, fingerprint, dataset_json = _read_planned(folder, dataset, source_plans)
-    plans = whole_image_plans(source, fingerprint, plans_name)
+    try:
+        plans = whole_image_plans(source, fingerprint, plans_name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / source_plans}.json is not as nnU-Net writes plans ({type(error).__name__}: {error}); run "
+            f"nnUNetv2_plan_and_preprocess -d {dataset} again"
+        ) from error
     (configuration,) = plans["configurations"]
     planned = plans["configurations"][configuration]
     file = folder / f"{plans_name}.json"

@@ -19,33 +19,35 @@ from nnunetv2_anomaly.errors import UserError
 
 FOLDS = ("0", "1", "2", "3", "4")
 PRE_STAGE = "AnomalyPreStageTrainer"
+PLANS = "nnUNetPlans"
 WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command, the files that tell that it is done, and those that it needs."""
+    """One command, the files that tell that it is done, and the steps that come before it."""
 
     command: tuple[str, ...]
     makes: tuple[Path, ...]
-    needs: tuple[Path, ...] = ()
-    num_cases: int | None = None  # of a preprocessed folder, which is there from its first case on
+    after: tuple[Step, ...] = ()
+    num_cases: int | None = None  # of folders, which are there from their first case on
 
     def is_done(self) -> bool:
         """Whether everything that it makes is there."""
         if self.num_cases is not None:
-            return all(len(list(path.glob("*.pkl"))) >= self.num_cases for path in self.makes)
+            return bool(self.makes) and all(_number_of_cases(path) >= self.num_cases for path in self.makes)
         return all(path.exists() for path in self.makes)
 
     def is_ready(self) -> bool:
-        """Whether everything that it needs is there."""
-        return all(path.exists() for path in self.needs)
+        """Whether all that comes before it is done."""
+        return all(step.is_done() for step in self.after)
 
     def to_run(self) -> tuple[str, ...]:
         """The command, continuing a training that was interrupted."""
-        folder = self.makes[0].parent.parent if self.makes[0].name == "summary.json" else self.makes[0].parent
-        begun = any((folder / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best", "final"))
-        if self.command[0] != "nnUNetv2_train" or not begun:
+        if self.command[0] != "nnUNetv2_train":
+            return self.command
+        folder = self.makes[-1].parent  # of the checkpoint
+        if not any((folder / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best", "final")):
             return self.command
         # What was begun brings its weights along, and nnU-Net takes only one of the two.
         command = list(self.command)
@@ -71,39 +73,60 @@ class Chain:
     configuration: str
     device: str
 
-    def steps(self) -> list[Step]:
-        """All steps, each after what it needs.
+    def __post_init__(self) -> None:
+        if len({self.zib, self.uq, self.akoa}) != 3:
+            raise UserError(
+                f"the data sets are {self.zib}, {self.uq} and {self.akoa}; expected three different ones: OAI ZIB, "
+                "OAI ZIB-UQ and OAI AKOA"
+            )
 
-        Raises: UserError if a data set has not been preprocessed by nnU-Net, or nnU-Net's folders are not set.
+    def steps(self) -> list[Step]:
+        """All steps, each after those it needs.
+
+        Raises: UserError if a data set is missing, nnU-Net's folders are not set, or the plans do not exist and are
+            none that this chain makes.
         """
         steps: list[Step] = []
-        aware = [network for network in self.networks if network.endswith("S")]
+
+        def add(step: Step) -> Step:
+            steps.append(step)
+            return step
+
+        networks = list(dict.fromkeys(self.networks))
+        aware = [network for network in networks if network.endswith("S")]
         own = self._dataset(self.zib)
         moved = f"{self.plans}Of{self.zib:03d}"
-        steps += [self._plan(dataset) for dataset in (self.zib, self.uq, self.akoa)]
+        planned = {dataset: add(self._plan(dataset)) for dataset in (self.zib, self.uq, self.akoa)}
+        whole = planned[self.zib]
         if self.plans == WHOLE_IMAGE_PLANS:
-            steps.append(self._plan_whole_image())
-        steps.append(self._preprocess(self.zib, self.plans))
+            whole = add(self._plan_whole_image(whole))
+        elif self.plans != PLANS and not self._plans_file(self.zib, self.plans).is_file():
+            raise UserError(
+                f"{self._plans_file(self.zib, self.plans)} does not exist; expected plans that nnU-Net has made, "
+                f"{PLANS}, or {WHOLE_IMAGE_PLANS}"
+            )
+        ready = {self.zib: add(self._preprocess(self.zib, self.plans, whole))}
         for dataset in (self.uq, self.akoa):
-            steps.append(self._move_plans(dataset, moved))
-            steps.append(self._preprocess(dataset, moved))
+            plans = add(self._move_plans(dataset, moved, whole, planned[dataset]))
+            ready[dataset] = add(self._preprocess(dataset, moved, plans))
+        detectors = {}
         if aware:
-            steps += [self._train(self.zib, fold, PRE_STAGE, self.plans) for fold in (*FOLDS, "all")]
-        for network in self.networks:
-            detector = PRE_STAGE if network in aware else None
-            steps += [
-                self._train(self.zib, fold, f"{network}Trainer", self.plans, detector_of=detector)
-                for fold in (*FOLDS, "all")
-            ]
+            for fold in (*FOLDS, "all"):
+                detectors[fold] = add(self._train(self.zib, fold, PRE_STAGE, self.plans, (ready[self.zib],)))
+        for network in networks:
+            for fold in (*FOLDS, "all"):
+                before = (ready[self.zib], *([detectors[fold]] if network in aware else []))
+                last = add(self._train(self.zib, fold, f"{network}Trainer", self.plans, before))
             source = self._checkpoint(own, f"{network}Trainer", self.plans, "all")
             transfer = f"{network}TransferTrainer"
-            steps.append(self._train(self.uq, "all", transfer, moved, source=source))
+            on_uq = add(self._train(self.uq, "all", transfer, moved, (ready[self.uq], last), source=source))
             source = self._checkpoint(self._dataset(self.uq), transfer, moved, "all")
-            steps += [self._train(self.akoa, fold, transfer, moved, source=source) for fold in FOLDS]
+            for fold in FOLDS:
+                add(self._train(self.akoa, fold, transfer, moved, (ready[self.akoa], on_uq), source=source))
         return steps
 
     def ready_steps(self) -> list[Step]:
-        """Steps that are not done and need nothing that is missing: they do not depend on each other."""
+        """Steps that are not done and wait for none that is not: they do not depend on each other."""
         return [step for step in self.steps() if not step.is_done() and step.is_ready()]
 
     # --------------------------------------------------------------------- steps
@@ -114,49 +137,43 @@ class Chain:
         fold: str,
         trainer: str,
         plans: str,
+        after: tuple[Step, ...],
         *,
         source: Path | None = None,
-        detector_of: str | None = None,
     ) -> Step:
-        dataset = self._dataset(dataset_id)
-        checkpoint = self._checkpoint(dataset, trainer, plans, fold)
-        needs = [self._preprocessed(dataset, plans)]
+        checkpoint = self._checkpoint(self._dataset(dataset_id), trainer, plans, fold)
         command = ["nnUNetv2_train", str(dataset_id), self.configuration, fold, "-tr", trainer, "-p", plans]
         if self.device != "cuda":
             command += ["-device", self.device]
         if source is not None:
             command += ["-pretrained_weights", str(source)]
-            needs.append(source)
-        if detector_of is not None:
-            needs.append(self._checkpoint(dataset, detector_of, plans, fold))
         # The summary comes last: a training whose validation was interrupted is not done.
-        return Step(tuple(command), (checkpoint.parent / "validation" / "summary.json", checkpoint), tuple(needs))
+        return Step(tuple(command), (checkpoint.parent / "validation" / "summary.json", checkpoint), after)
 
     def _plan(self, dataset_id: int) -> Step:
         command = ("nnUNetv2_plan_and_preprocess", "-d", str(dataset_id), "--verify_dataset_integrity", "--no_pp")
-        return Step(command, (self._plans_file(dataset_id, "nnUNetPlans"),))
+        return Step(command, (self._plans_file(dataset_id, PLANS),))
 
-    def _plan_whole_image(self) -> Step:
+    def _plan_whole_image(self, after: Step) -> Step:
         command = ("nnUNetv2_anomaly", "plan_whole_image", "-d", str(self.zib))
-        made, needed = (self._plans_file(self.zib, name) for name in (WHOLE_IMAGE_PLANS, "nnUNetPlans"))
-        return Step(command, (made,), (needed,))
+        return Step(command, (self._plans_file(self.zib, WHOLE_IMAGE_PLANS),), (after,))
 
-    def _preprocess(self, dataset_id: int, plans: str) -> Step:
-        dataset = self._dataset(dataset_id)
-        described = json.loads((environment_folder("nnUNet_raw") / dataset / "dataset.json").read_text())
+    def _preprocess(self, dataset_id: int, plans: str, after: Step) -> Step:
+        folder = environment_folder("nnUNet_preprocessed") / self._dataset(dataset_id)
+        described = environment_folder("nnUNet_raw") / self._dataset(dataset_id) / "dataset.json"
+        number = _read_json(described).get("numTraining")
+        if not isinstance(number, int):
+            raise UserError(f"{described} has no numTraining; expected a raw data set of nnU-Net's")
         command = ("nnUNetv2_preprocess", "-d", str(dataset_id), "-plans_name", plans, "-c", self.configuration)
-        return Step(
-            command,
-            (self._preprocessed(dataset, plans),),
-            (self._plans_file(dataset_id, plans),),
-            num_cases=described["numTraining"],
-        )
+        data = self._data_folder(self._plans_file(dataset_id, plans))
+        # nnU-Net copies the references last.
+        makes = (data, folder / "gt_segmentations") if data else ()
+        return Step(command, makes, (after,), num_cases=number)
 
-    def _move_plans(self, dataset_id: int, moved: str) -> Step:
+    def _move_plans(self, dataset_id: int, moved: str, *after: Step) -> Step:
         source, target = self._dataset(self.zib), self._dataset(dataset_id)
         command = ("nnUNetv2_move_plans_between_datasets", "-s", source, "-t", target, "-sp", self.plans, "-tp", moved)
-        needs = (self._plans_file(self.zib, self.plans), self._plans_file(dataset_id, "nnUNetPlans"))
-        return Step(command, (self._plans_file(dataset_id, moved),), needs)
+        return Step(command, (self._plans_file(dataset_id, moved),), after)
 
     # --------------------------------------------------------------------- files
 
@@ -178,9 +195,41 @@ class Chain:
         model = f"{trainer}__{plans}__{self.configuration}"
         return environment_folder("nnUNet_results") / dataset / model / f"fold_{fold}" / "checkpoint_final.pth"
 
-    def _preprocessed(self, dataset: str, plans: str) -> Path:
-        """What nnU-Net's preprocessing leaves: the folder that the plans name."""
-        return environment_folder("nnUNet_preprocessed") / dataset / f"{plans}_{self.configuration}"
+    def _data_folder(self, plans_file: Path) -> Path | None:
+        """Where nnU-Net's preprocessing writes to, by the plans; None until these are there.
+
+        Raises: UserError if the plans have no such configuration.
+        """
+        if not plans_file.is_file():
+            return None
+        configurations = _read_json(plans_file).get("configurations", {})
+        name: str | None = self.configuration
+        while name is not None:
+            if name not in configurations:
+                raise UserError(
+                    f"{plans_file} has no configuration {name}; expected one of {', '.join(configurations)}: give it "
+                    "with -c"
+                )
+            if "data_identifier" in configurations[name]:
+                return plans_file.parent / configurations[name]["data_identifier"]
+            name = configurations[name].get("inherits_from")
+        raise UserError(f"{plans_file}: the configuration {self.configuration} names no preprocessed data")
+
+
+def _number_of_cases(folder: Path) -> int:
+    """Cases in a preprocessed folder, or in that of the references."""
+    ending = "" if folder.name == "gt_segmentations" else ".pkl"
+    return len(list(folder.glob(f"*{ending}")))
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no table; expected nnU-Net's file of that name")
+    return content
 
 
 def run_chain(chain: Chain) -> int:

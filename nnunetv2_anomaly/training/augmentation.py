@@ -48,7 +48,8 @@ def loaded_patch_size(patch_size: Sequence[int]) -> list[int]:
         angles = [angle if axis == a else 0.0 for a in range(3)]
         turned = rotate_coords_3d(corners, *angles) if len(half) == 3 else rotate_coords_2d(corners, angle)
         largest = np.maximum(largest, np.abs(turned).max(axis=1))
-    return [int(n) for n in np.ceil(2 * largest / SCALING[0]) + 2 * TRANSLATION_VOXELS]
+    # Even, so that the middle lies between two voxels, and the way of the shift is the same on either side.
+    return [2 * int(np.ceil(n / SCALING[0])) + 2 * TRANSLATION_VOXELS for n in largest]
 
 
 def published_spatial_transform(patch_size: Sequence[int]) -> SpatialTransform:

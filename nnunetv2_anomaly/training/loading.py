@@ -27,11 +27,27 @@ class EveryCaseOnceLoader(nnUNetDataLoader):
     workers in turn, as batchgenerators' MultiThreadedAugmenter does, so delivers them in order.
     """
 
-    def __init__(self, *arguments: Any, first_batch: int = 0, num_workers: int = 1, **keywords: Any) -> None:
-        """Args: as nnU-Net's loader; first_batch: where the sequence begins; num_workers: processes that share it."""
+    def __init__(
+        self,
+        *arguments: Any,
+        first_batch: int = 0,
+        num_workers: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        **keywords: Any,
+    ) -> None:
+        """Build the loader.
+
+        Args:
+            arguments, keywords: as nnU-Net's loader.
+            first_batch: where the sequence begins, in batches of this rank.
+            num_workers: processes that share a rank's batches.
+            rank, world_size: of distributed training; the ranks take the sequence's batches in turn.
+        """
         super().__init__(*arguments, **keywords)
         self._next_batch = first_batch
         self._num_workers = num_workers
+        self._rank, self._world_size = rank, world_size
         self._begun = False
 
     def get_indices(self) -> list[str]:
@@ -39,6 +55,6 @@ class EveryCaseOnceLoader(nnUNetDataLoader):
         if not self._begun:  # only in the worker is its number known
             self._next_batch += self.thread_id
             self._begun = True
-        first = self._next_batch * self.batch_size
+        first = (self._next_batch * self._world_size + self._rank) * self.batch_size
         self._next_batch += self._num_workers
         return [self.indices[case_at(first + k, len(self.indices))] for k in range(self.batch_size)]

@@ -22,6 +22,17 @@ CHECKPOINT_KEY = "anomaly_transfer"
 #: what the state-dict keys of output layers contain; nnU-Net leaves them out when it copies pretrained weights
 OUTPUT_LAYER = ".seg_layers."
 _OPTION = "-pretrained_weights"
+#: what reading a file ends in that is no checkpoint
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +56,19 @@ def given_weights_file(arguments: Sequence[str] | None = None) -> Path | None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for place, argument in enumerate(arguments):
-        if argument == _OPTION and place + 1 < len(arguments):
-            return Path(arguments[place + 1])
-        if argument.startswith(f"{_OPTION}="):
-            return Path(argument.removeprefix(f"{_OPTION}="))
+        option, _, value = argument.partition("=")
+        # argparse takes what begins like one option only; "-p" is another.
+        if len(option) > 2 and _OPTION.startswith(option):
+            if value:
+                return Path(value)
+            if place + 1 < len(arguments):
+                return Path(arguments[place + 1])
     return None
+
+
+def without_ignore(labels: Mapping[str, int]) -> dict[str, int]:
+    """Labels that have an output channel: nnU-Net's ignore label has none."""
+    return {name: value for name, value in labels.items() if name != "ignore"}
 
 
 def read_pretrained(path: Path) -> PretrainedModel:
@@ -61,17 +80,27 @@ def read_pretrained(path: Path) -> PretrainedModel:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         arguments = checkpoint["init_args"]
         plans = arguments["plans"]
+        labels = without_ignore(arguments["dataset_json"]["labels"])
         return PretrainedModel(
             path=path,
-            weights=checkpoint["network_weights"],
-            labels={name: int(value) for name, value in arguments["dataset_json"]["labels"].items()},
+            weights=dict(checkpoint["network_weights"]),
+            labels={name: int(value) for name, value in labels.items()},
             added_labels=tuple(checkpoint.get(CHECKPOINT_KEY, {}).get("added_labels", ())),
             trainer_name=checkpoint["trainer_name"],
             dataset_name=plans["dataset_name"],
             plans_name=plans["plans_name"],
             configuration=_resolved(plans["configurations"], arguments["configuration"]),
         )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(
             f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
             f"the checkpoint_final.pth of a training with plain labels"

@@ -137,6 +137,39 @@ def test_2d(published_trainer):
     assert trainer.segmenter.dimensions == 2
 
 
+def test_every_epoch_leaves_a_checkpoint_to_continue_from(published_trainer, monkeypatch):
+    trainer = published_trainer("CANTrainer")
+    trainer.num_epochs = 3
+    start = trainer.on_train_epoch_start
+
+    def killed_in_the_third():
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+        start()
+
+    monkeypatch.setattr(trainer, "on_train_epoch_start", killed_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    latest = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=False)
+    assert latest["current_epoch"] == 2
+
+
+def test_fold_without_validation_cases_is_refused_before_it_begins(published_trainer, monkeypatch):
+    trainer = published_trainer("UNETTrainer")
+    trainer.initialize()
+    training, _ = trainer.do_split()
+    monkeypatch.setattr(trainer, "do_split", lambda: (training, []))
+    with pytest.raises(SystemExit, match="0 validation case"):
+        trainer.get_dataloaders()
+
+
+def test_nothing_is_mirrored_at_prediction_either(trainer_factory):
+    trainer = trainer_factory("UNETTrainer", anomaly={"mirror_axes": [0, 1, 2]})
+    trainer.initialize()
+    trainer.get_dataloaders()
+    assert trainer.inference_allowed_mirroring_axes is None
+
+
 def test_missing_levels_are_told(published_trainer):
     trainer = published_trainer("UNETTrainer")
     trainer.on_train_start()
@@ -164,6 +197,10 @@ def test_a_folds_detector_from_the_inpainter_of_all_cases(trainer_factory, resul
     assert trainer.training_cases == sorted(training)
     aware = trainer_factory("AnomalyAwareTrainer")  # the fold rule holds: A has seen the fold's training cases alone
     aware.on_train_start()
+    with pytest.raises(SystemExit, match=r"trained with intensity_clip 5\.0, and this fold has 2"):
+        trainer_factory(
+            "AnomalyPreStageTrainer", anomaly={"inpainter_from_fold_all": True, "intensity_clip": 2.0}
+        ).run_training()
     shutil.rmtree(whole.output_folder)
     with pytest.raises(SystemExit, match="nnUNetv2_train 801 3d_small all -tr AnomalyPreStageTrainer"):
         trainer_factory("AnomalyPreStageTrainer", anomaly={"inpainter_from_fold_all": True}).run_training()

@@ -42,3 +42,10 @@ def test_batches_of_several_go_through_the_same_sequence():
     singles, pairs = loader(5), loader(5, batch_size=2)
     expected = [singles.get_indices()[0] for _ in range(10)]
     assert [case for _ in range(5) for case in pairs.get_indices()] == expected
+
+
+def test_ranks_share_out_the_sequence():
+    alone = loader(6)
+    expected = [alone.get_indices()[0] for _ in range(12)]
+    ranks = [loader(6, rank=rank, world_size=2) for rank in range(2)]
+    assert [ranks[k % 2].get_indices()[0] for k in range(12)] == expected

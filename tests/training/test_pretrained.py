@@ -13,6 +13,7 @@ from nnunetv2_anomaly.training.pretrained import (
     given_weights_file,
     grow_output_layers,
     read_pretrained,
+    without_ignore,
 )
 
 OLD = {"background": 0, "femoral_bone": 1, "femoral_cartilage": 2}
@@ -52,6 +53,8 @@ def save(path: Path, model: nn.Module, labels=OLD, **more) -> Path:
         (["501", "-pretrained_weights=x.pth"], Path("x.pth")),
         (["501", "3d_fullres", "0"], None),
         (["501", "-pretrained_weights"], None),
+        (["501", "-pretrained", "x.pth", "-p", "plans"], Path("x.pth")),
+        (["501", "-p", "plans"], None),
     ],
 )
 def test_file_on_the_command_line(arguments, expected):
@@ -74,6 +77,13 @@ def test_output_channels_follow_the_labels_names(tmp_path):
             assert torch.equal(after[NEW[label]], old.state_dict()[name][OLD[label]])
         for label in added:
             assert torch.equal(after[NEW[label]], before[name][NEW[label]])
+
+
+def test_ignore_label_is_no_class(tmp_path):
+    source = read_pretrained(save(tmp_path / "x.pth", network(2), {"background": 0, "femoral_bone": 1, "ignore": 2}))
+    assert source.labels == {"background": 0, "femoral_bone": 1}
+    labels = without_ignore({"background": 0, "femoral_lesion": 1, "femoral_bone": 2, "ignore": 3})
+    assert grow_output_layers(network(3), source, labels) == (["background", "femoral_bone"], ["femoral_lesion"])
 
 
 def test_what_a_checkpoint_tells(tmp_path):
