@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 HELP = "The paper's chain of trainings: OAI ZIB, then OAI ZIB-UQ, then OAI AKOA, as nnU-Net's own commands."
 
@@ -61,6 +62,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.dry_run:
         for step in chain.steps():
-            print(f"# done: {step.shown()}" if step.is_done() else step.shown())
+            print(f"# done: {shlex.join(step.command)}" if step.is_done() else step.shown())
         return 0
     return run_chain(chain)
