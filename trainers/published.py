@@ -152,7 +152,13 @@ class PublishedProtocol(SegmentationTrainer):
         if processes == 0:
             return SingleThreadedAugmenter(loader, None)
         return MultiThreadedAugmenter(
-            loader, None, processes, num_cached_per_queue=2, pin_memory=self.device.type == "cuda", wait_time=0.002
+            loader,
+            None,
+            processes,
+            num_cached_per_queue=2,
+            seeds=None if self.seed is None else [(self.seed + number) % 2**32 for number in range(processes)],
+            pin_memory=self.device.type == "cuda",
+            wait_time=0.002,
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 #: of the permutations; the same for every run, so that two runs see the cases in one order
@@ -55,6 +57,9 @@ class EveryCaseOnceLoader(nnUNetDataLoader):
         if not self._begun:  # only in the worker is its number known
             self._next_batch += self.thread_id
             self._begun = True
+            if multiprocessing.parent_process() is not None:
+                # A forked process has none of its parent's threads, and torch would wait for them for ever.
+                torch.set_num_threads(1)
         first = (self._next_batch * self._world_size + self._rank) * self.batch_size
         self._next_batch += self._num_workers
         return [self.indices[case_at(first + k, len(self.indices))] for k in range(self.batch_size)]

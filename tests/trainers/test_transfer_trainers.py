@@ -1,6 +1,7 @@
 """Transfer learning: what comes along, what is frozen, what is new."""
 
 import copy
+import signal
 import sys
 from pathlib import Path
 
@@ -146,3 +147,30 @@ def test_without_weights_and_with_foreign_ones_a_sentence(trainer_factory, sourc
         torch.nn.init.normal_(parameter)
     with pytest.raises(UserError, match="were not copied"):
         trainer.on_train_start()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarm on this system to end a wait")
+def test_workers_do_not_wait_for_threads_that_they_do_not_have(trainer_factory, source, monkeypatch):
+    """nnU-Net lets torch use every core of a CPU; a worker is forked after that."""
+    trainer = start(trainer_factory, monkeypatch, "UNET", source("UNET"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    threads = torch.get_num_threads()
+
+    def too_long(*_):
+        raise TimeoutError("no batch within a minute")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    torch.set_num_threads(2)
+    try:
+        torch.randn(600, 600) @ torch.randn(600, 600)  # the threads begin to live
+        signal.alarm(60)
+        loaders = trainer.get_dataloaders()
+        for _ in range(3):
+            assert next(loaders[0])["data"].shape == (1, 1, 16, 16, 16)
+        signal.alarm(0)
+        for loader in loaders:
+            loader._finish()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        torch.set_num_threads(threads)
