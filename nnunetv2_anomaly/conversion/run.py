@@ -20,6 +20,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -106,20 +107,22 @@ def convert_cases(
     columns = (*COLUMNS, *(f"voxels_{name}" for name in release.labels))
     record = _earlier_record(folder)
     rows = _earlier_rows(folder, columns, record, release, options, cases)
+    convert = partial(
+        _convert_all,
+        release,
+        cases,
+        options,
+        rows,
+        record,
+        columns,
+        splits_dir,
+        test_sets,
+        seed,
+        num_processes,
+        differing_mappings,
+    )
     if options.dry_run:
-        return _convert_all(
-            release,
-            cases,
-            options,
-            rows,
-            record,
-            columns,
-            splits_dir,
-            test_sets,
-            seed,
-            num_processes,
-            differing_mappings,
-        )
+        return convert()
     made_folder = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -133,19 +136,7 @@ def convert_cases(
             "arguments": {key: _plain(value) for key, value in (arguments or {}).items()},
         }
         write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-        summary = _convert_all(
-            release,
-            cases,
-            options,
-            rows,
-            record,
-            columns,
-            splits_dir,
-            test_sets,
-            seed,
-            num_processes,
-            differing_mappings,
-        )
+        summary = convert()
         if summary.rows:
             write_manifest(folder, columns, summary.rows.values())
             _write_problems(folder, summary.problems)
