@@ -91,16 +91,7 @@ def read_pretrained(path: Path) -> PretrainedModel:
             plans_name=plans["plans_name"],
             configuration=_resolved(plans["configurations"], arguments["configuration"]),
         )
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
             f"the checkpoint_final.pth of a training with plain labels"

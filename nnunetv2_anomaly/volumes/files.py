@@ -6,7 +6,7 @@ import errno
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,15 +167,10 @@ def _check_raw(header: Path) -> None:
 
     Raises: UserError if they are not.
     """
-    try:
-        lines = header.read_text(encoding="latin-1").splitlines()
-    except OSError as error:
-        raise UserError(f"{header} cannot be read ({error.strerror}).") from error
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines) if value}
-    name = fields.get("ElementDataFile", "LOCAL")
-    if name.split()[0] in ("LOCAL", "LIST") or "%" in name:
+    fields = _header_fields(header)
+    voxels = _voxel_file(header, fields)
+    if voxels is None:
         return  # within the header, or in several files: left to ITK
-    voxels = header.parent / name
     if not voxels.is_file():
         raise UserError(f"{voxels} is missing, which holds the voxels of {header.name}; copy both files.")
     width = _ELEMENT_BYTES.get(fields.get("ElementType", ""))
@@ -195,10 +190,25 @@ def _check_raw(header: Path) -> None:
 
 def label_source_sha256(path: Path) -> str:
     """SHA-256 of an image file, with its voxels where these are in a file of their own."""
-    beside = path.with_name(f"{image_stem(path)}.raw")
-    if path.name.lower().endswith(".mhd") and beside.is_file():
+    beside = _voxel_file(path, _header_fields(path)) if path.name.lower().endswith(".mhd") else None
+    if beside is not None and beside.is_file():
         return hashlib.sha256((sha256_of(path) + sha256_of(beside)).encode()).hexdigest()
     return sha256_of(path)
+
+
+def _header_fields(header: Path) -> dict[str, str]:
+    """Name -> value of a MetaImage header. Raises: UserError if it cannot be read."""
+    try:
+        lines = header.read_text(encoding="latin-1").splitlines()
+    except OSError as error:
+        raise UserError(f"{header} cannot be read ({error.strerror}).") from error
+    return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines) if value.strip()}
+
+
+def _voxel_file(header: Path, fields: Mapping[str, str]) -> Path | None:
+    """The one file that a MetaImage header names for its voxels; None if these are in it, or in several files."""
+    name = fields.get("ElementDataFile", "LOCAL")
+    return None if name.split()[0] in ("LOCAL", "LIST") or "%" in name else header.parent / name
 
 
 def sha256_of(path: Path) -> str:
