@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from scipy.ndimage import label as connected_components
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.evaluation import surface_metrics
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,8 @@ class LabelResult:
 def compare_label(reference: sitk.Image, prediction: sitk.Image) -> tuple[float, float, float]:
     """Dice, Hausdorff distance in mm (method paper, Eq. B.3) and islands of two binary masks of one geometry."""
     a, b = sitk.GetArrayViewFromImage(reference) > 0, sitk.GetArrayViewFromImage(prediction) > 0
-    total = int(a.sum()) + int(b.sum())
-    dsc = 2.0 * int((a & b).sum()) / total if total else float("nan")
-    distance = float("nan")
-    if a.any() and b.any():
-        # Both are 3D binary images: SimpleITK's filter measures between all voxels, which has the same maximum as
-        # between boundaries.
-        measure = sitk.HausdorffDistanceImageFilter()
-        measure.Execute(reference, prediction)
-        distance = measure.GetHausdorffDistance()
-    return dsc, distance, connected_components(b)[1] - 1.0 if b.any() else float("nan")
+    metrics = surface_metrics(a, b, reference.GetSpacing()[::-1])
+    return metrics["dsc"], metrics["hd_mm"], connected_components(b)[1] - 1.0 if b.any() else float("nan")
 
 
 def compare_models(
