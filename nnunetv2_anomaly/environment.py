@@ -48,6 +48,20 @@ def with_shim(current: str | None) -> str:
     return os.pathsep.join(folders.values())
 
 
+def environment_folder(variable: str) -> Path:
+    """One of nnU-Net's folders.
+
+    Raises: UserError if its environment variable is not set.
+    """
+    folder = os.environ.get(variable)
+    if not folder:
+        raise UserError(
+            f"The environment variable {variable} is not set; set nnU-Net's folders, for example with "
+            'eval "$(nnUNetv2_anomaly env --base DIR)".'
+        )
+    return Path(folder)
+
+
 def nnunet_folders(base: Path) -> dict[str, Path]:
     """nnU-Net's three folders below one base folder.
 

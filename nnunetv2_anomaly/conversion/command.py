@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunetv2_anomaly.conversion.arguments import COMMANDS, add_arguments
-from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder, environment_folder
+from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.run import convert_cases, told
 from nnunetv2_anomaly.conversion.sources import (
@@ -25,6 +25,7 @@ from nnunetv2_anomaly.conversion.sources import (
 )
 from nnunetv2_anomaly.conversion.splits import read_test_sets
 from nnunetv2_anomaly.conversion.subjects import SubjectTable, read_subjects
+from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
-from nnunetv2_anomaly.environment import FOLDER_VARIABLES
+from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder
 from nnunetv2_anomaly.errors import UserError
 
 #: Images are stored along right, anterior, superior, and nnU-Net is told to turn whatever it reads that way. So a
@@ -60,20 +60,6 @@ def refuse_filled(folder: Path) -> None:
     """Raises: UserError if there is anything but an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; delete it, or choose another number or name.")
-
-
-def environment_folder(variable: str) -> Path:
-    """One of nnU-Net's folders.
-
-    Raises: UserError if its environment variable is not set.
-    """
-    folder = os.environ.get(variable)
-    if not folder:
-        raise UserError(
-            f"The environment variable {variable} is not set; set nnU-Net's folders, for example with "
-            'eval "$(nnUNetv2_anomaly env --base DIR)".'
-        )
-    return Path(folder)
 
 
 def write_dataset_json(

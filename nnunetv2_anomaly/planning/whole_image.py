@@ -18,9 +18,9 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_anomaly.conversion.raw_dataset import environment_folder
+from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.files import read_json, write_text
 
 WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
 
@@ -83,7 +83,7 @@ def plan_whole_image(
     (configuration,) = plans["configurations"]
     planned = plans["configurations"][configuration]
     file = folder / f"{plans_name}.json"
-    present = _read_json(file) if file.is_file() else None
+    present = read_json(file) if file.is_file() else None
     if present is not None and present != plans:
         if PLANNED_FROM not in present:
             raise UserError(f"{file} holds plans that are not whole-image plans of ours; choose another --plans_name")
@@ -236,17 +236,7 @@ def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any
     if not (folder / "dataset.json").is_file():
         raise UserError(f"{folder} has no dataset.json; {first}")
     return (
-        _read_json(folder / f"{plans}.json"),
-        _read_json(folder / "dataset_fingerprint.json"),
-        _read_json(folder / "dataset.json"),
+        read_json(folder / f"{plans}.json"),
+        read_json(folder / "dataset_fingerprint.json"),
+        read_json(folder / "dataset.json"),
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete it, or make it again with nnU-Net") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no dictionary; delete it, or make it again with nnU-Net")
-    return content

@@ -7,15 +7,14 @@ chain goes on where it was interrupted, on whichever machine.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_anomaly.conversion.raw_dataset import environment_folder
-from nnunetv2_anomaly.environment import nnunet_command, nnunet_environment
+from nnunetv2_anomaly.environment import environment_folder, nnunet_command, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import read_json
 
 FOLDS = ("0", "1", "2", "3", "4")
 PRE_STAGE = "AnomalyPreStageTrainer"
@@ -161,7 +160,7 @@ class Chain:
     def _preprocess(self, dataset_id: int, plans: str, after: Step) -> Step:
         folder = environment_folder("nnUNet_preprocessed") / self._dataset(dataset_id)
         described = environment_folder("nnUNet_raw") / self._dataset(dataset_id) / "dataset.json"
-        number = _read_json(described).get("numTraining")
+        number = read_json(described).get("numTraining")
         if not isinstance(number, int):
             raise UserError(f"{described} has no numTraining; expected a raw data set of nnU-Net's")
         command = ("nnUNetv2_preprocess", "-d", str(dataset_id), "-plans_name", plans, "-c", self.configuration)
@@ -202,7 +201,7 @@ class Chain:
         """
         if not plans_file.is_file():
             return None
-        configurations = _read_json(plans_file).get("configurations", {})
+        configurations = read_json(plans_file).get("configurations", {})
         name: str | None = self.configuration
         while name is not None:
             if name not in configurations:
@@ -220,16 +219,6 @@ def _number_of_cases(folder: Path) -> int:
     """Cases in a preprocessed folder, or in that of the references."""
     ending = "" if folder.name == "gt_segmentations" else ".pkl"
     return len(list(folder.glob(f"*{ending}")))
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no table; expected nnU-Net's file of that name")
-    return content
 
 
 def run_chain(chain: Chain) -> int:
