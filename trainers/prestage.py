@@ -29,6 +29,7 @@ from nnunetv2_anomaly.prestage.quality import ErasedRegionQuality, erased_region
 from nnunetv2_anomaly.prestage.schedule import PhaseLRScheduler, learning_rate_of_phase
 from nnunetv2_anomaly.prestage.validation import CaseForValidation, labels_named, validate_case, write_summary
 from nnunetv2_anomaly.settings import default
+from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.volumes.figures import save_prestage_progress
 
 #: logged once an epoch, beside nnU-Net's train_losses, val_losses, lrs and timestamps
@@ -111,11 +112,10 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         """nnU-Net's augmentation; labels stay labels, because the hole mask rides along under the segmentation."""
         return nnUNetTrainer.get_training_transforms(*args, **{**kwargs, "regions": None})
 
-    def _transforms_without_augmentation(
-        self, patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, *_: Any, **kwargs: Any
-    ) -> BasicTransform:
-        kwargs = {name: value for name, value in kwargs.items() if name != "use_mask_for_norm"}
-        return self.get_validation_transforms(deep_supervision_scales, **kwargs)
+    @staticmethod
+    def _transforms_without_augmentation(*args: Any, **kwargs: Any) -> BasicTransform:
+        """Labels stay labels here, too."""
+        return transforms_without_augmentation(*args, **{**kwargs, "regions": None})
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """As in the base; without augmentation patches are loaded as large as they are trained on."""

@@ -13,7 +13,6 @@ from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2_anomaly.trainers.segmentation import AnomalyAwareSegmentation, SegmentationTrainer
@@ -24,7 +23,9 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.losses.published import MultiClassDiceLoss
 from nnunetv2_anomaly.networks.published import CAN, UNET, NetworkShape, PublishedNetwork
 from nnunetv2_anomaly.prestage.construction import planned_strides
+from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.training.loading import EveryCaseOnceLoader
+from nnunetv2_anomaly.training.optimization import adam_at_constant_rate
 
 
 class PublishedProtocol(SegmentationTrainer):
@@ -66,9 +67,7 @@ class PublishedProtocol(SegmentationTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """Adam with a constant learning rate, over what is trained."""
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.initial_lr)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, 0.0)
+        return adam_at_constant_rate(self.network, self.initial_lr, self.num_epochs)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """Nothing is turned or mirrored, so that patches are loaded as large as they are trained on."""
@@ -76,12 +75,9 @@ class PublishedProtocol(SegmentationTrainer):
         return (0.0, 0.0), False, self.configuration_manager.patch_size, None
 
     @staticmethod
-    def get_training_transforms(
-        patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **keywords: Any
-    ) -> BasicTransform:
-        """No augmentation: nnU-Net's validation transforms."""
-        keywords = {name: value for name, value in keywords.items() if name != "use_mask_for_norm"}
-        return nnUNetTrainer.get_validation_transforms(deep_supervision_scales, **keywords)
+    def get_training_transforms(*arguments: Any, **keywords: Any) -> BasicTransform:
+        """No augmentation."""
+        return transforms_without_augmentation(*arguments, **keywords)
 
     def get_dataloaders(self):
         """Every training case once an epoch, in an order that the epoch's number gives; validation cases likewise.

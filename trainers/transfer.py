@@ -9,7 +9,6 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.published import (
     CANPlusTrainer,
@@ -24,7 +23,12 @@ from torch import nn
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.losses.published import WeightedDiceLoss
-from nnunetv2_anomaly.training.augmentation import loaded_patch_size, published_spatial_transform
+from nnunetv2_anomaly.training.augmentation import (
+    loaded_patch_size,
+    published_spatial_transform,
+    transforms_without_augmentation,
+)
+from nnunetv2_anomaly.training.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.training.pretrained import (
     CHECKPOINT_KEY,
     PretrainedModel,
@@ -142,9 +146,7 @@ class TransferProtocol(SegmentationTrainer):
         """Freeze, then Adam with a constant learning rate over the rest; before nnU-Net wraps the network for DDP."""
         for block in first_convolutions(self.segmenter.encoder, self.frozen_convolution_blocks):
             block.requires_grad_(False)
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.initial_lr)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, 0.0)
+        return adam_at_constant_rate(self.network, self.initial_lr, self.num_epochs)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """Patches are loaded as large as the augmentation needs; nothing is mirrored."""
@@ -152,12 +154,9 @@ class TransferProtocol(SegmentationTrainer):
         return (0.0, 0.0), False, loaded_patch_size(self.configuration_manager.patch_size), None
 
     @staticmethod
-    def get_training_transforms(
-        patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **keywords: Any
-    ) -> BasicTransform:
+    def get_training_transforms(patch_size: Any, *arguments: Any, **keywords: Any) -> BasicTransform:
         """Scaling, rotation and translation as published, then nnU-Net's validation transforms."""
-        keywords = {name: value for name, value in keywords.items() if name != "use_mask_for_norm"}
-        rest = nnUNetTrainer.get_validation_transforms(deep_supervision_scales, **keywords)
+        rest = transforms_without_augmentation(patch_size, *arguments, **keywords)
         return ComposeTransforms([published_spatial_transform(patch_size), rest])
 
     # ----------------------------------------------------------------- checkpoints

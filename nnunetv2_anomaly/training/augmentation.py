@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from batchgenerators.augmentations.utils import rotate_coords_2d, rotate_coords_3d
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 SCALING = (0.9, 1.1)
 ROTATION_DEGREES = 10.0
@@ -32,6 +34,14 @@ class RotationAboutOneAxis:
         elif dim == 0:
             self._axis = int(np.random.randint(dimensions))
         return np.random.uniform(-ROTATION_DEGREES, ROTATION_DEGREES) * pi / 180 if dim == self._axis else 0.0
+
+
+def transforms_without_augmentation(
+    patch_size: Any, rotation: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **keywords: Any
+) -> BasicTransform:
+    """nnU-Net's validation transforms, for what nnU-Net hands its training transforms."""
+    keywords = {name: value for name, value in keywords.items() if name != "use_mask_for_norm"}
+    return nnUNetTrainer.get_validation_transforms(deep_supervision_scales, **keywords)
 
 
 def loaded_patch_size(patch_size: Sequence[int]) -> list[int]:
