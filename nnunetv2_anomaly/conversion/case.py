@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.conversion.dicom import DicomSeries, read_series, read_series_image, series_description
-from nnunetv2_anomaly.conversion.grids import Grid, corner_distance_mm, differences, oriented, posed
+from nnunetv2_anomaly.conversion.grids import OPPOSITE, Grid, corner_distance_mm, differences, oriented, posed
 from nnunetv2_anomaly.conversion.mapping import IDENTITY, MappingEvidence, mapping_evidence
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
@@ -160,7 +160,7 @@ class _Image:
             return ""
         first, last = (_natural(self.series.files[index].name) for index in (0, -1))
         letter = self.grid.orientation[2]
-        return letter if first <= last else {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}[letter]
+        return letter if first <= last else OPPOSITE[letter]
 
 
 def convert_case(job: CaseJob) -> CaseOutcome:
@@ -169,7 +169,7 @@ def convert_case(job: CaseJob) -> CaseOutcome:
     Whatever is wrong with it is told in the outcome, so that a bad case does not stop the others.
     """
     outcome = _outcome(job)
-    if outcome.row is not None or job.options.dry_run or _is_there(job):
+    if outcome.row is not None or job.options.dry_run or is_there(job.row, job.options):
         return outcome
     # An image without its label map, from now or from an interrupted run, would be a case to nnU-Net.
     for file in case_files(job.case):
@@ -177,12 +177,12 @@ def convert_case(job: CaseJob) -> CaseOutcome:
     return dataclasses.replace(outcome, dropped=True)
 
 
-def _is_there(job: CaseJob) -> bool:
-    """Whether the files of an earlier run are there, made with the options of this one."""
+def is_there(row: Mapping[str, str] | None, options: Options) -> bool:
+    """Whether the files that a row of the manifest names are there, made with these options."""
     return (
-        job.row is not None
-        and job.row["options"] == job.options.told()
-        and all((job.options.dataset_dir / job.row[f"{kind}_file"]).is_file() for kind in ("image", "label"))
+        row is not None
+        and row["options"] == options.told()
+        and all((options.dataset_dir / row[f"{kind}_file"]).is_file() for kind in ("image", "label"))
     )
 
 
@@ -220,7 +220,7 @@ def case_files(case: Case) -> tuple[Path, Path, Path]:
 
 def _finished(job: CaseJob) -> CaseOutcome | None:
     """The outcome if an earlier run finished this case and nothing has changed since; None if it is to be made anew."""
-    if job.options.overwrite or not _is_there(job):
+    if job.options.overwrite or not is_there(job.row, job.options):
         return None
     row, case, folder = dict(job.row), job.case, job.options.dataset_dir
     changed = [

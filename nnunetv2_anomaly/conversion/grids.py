@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 #: It is that of the published masks, and of nnU-Net's SimpleITKIOWithReorient, which the data sets name as reader.
 ORIENTATION = "RAS"
 
+#: direction -> the other way along the same line
+OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+
 #: Grids whose corners lie closer together than this are the same one. Positions in DICOM headers are rounded, and
 #: 160 slices multiply the rounding of one step; another examination of the same knee is off by millimetres.
 TOLERANCE_MM = 0.05
@@ -65,10 +68,9 @@ def axes_to(orientation: str) -> tuple[list[int], list[int]]:
 
     Returns: (order, flips): new axis k is old axis order[k]; the old axes in flips run the other way.
     """
-    opposite = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
     order, flips = [], []
     for letter in ORIENTATION:
-        axis = next(a for a in range(3) if orientation[a] in (letter, opposite[letter]))
+        axis = next(a for a in range(3) if orientation[a] in (letter, OPPOSITE[letter]))
         order.append(axis)
         if orientation[axis] != letter:
             flips.append(axis)

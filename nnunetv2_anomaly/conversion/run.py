@@ -19,14 +19,13 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.conversion.case import COLUMNS, CaseJob, CaseOutcome, convert_case
+from nnunetv2_anomaly.conversion.case import COLUMNS, CaseJob, CaseOutcome, convert_case, is_there
 from nnunetv2_anomaly.conversion.manifest import (
     MANIFEST,
     PROBLEMS,
@@ -102,66 +101,55 @@ def convert_cases(
         files = ", ".join(case.label_relative for case in cases if case.name == twice[0])
         raise UserError(f"{files} would both be the case {twice[0]}; expected one label map a case: remove the others.")
     if test_sets is not None:
-        given = {case.name: case.subject for case in cases if not case.is_test and case.subject}
-        splits_from_test_sets(test_sets, given)
+        splits_from_test_sets(test_sets, _subjects(cases))
     columns = (*COLUMNS, *(f"voxels_{name}" for name in release.labels))
     record = _earlier_record(folder)
     rows = _earlier_rows(folder, columns, record, release, options, cases)
-    convert = partial(
-        _convert_all,
-        release,
-        cases,
-        options,
-        rows,
-        record,
-        columns,
-        splits_dir,
-        test_sets,
-        seed,
-        num_processes,
-        differing_mappings,
-    )
-    if options.dry_run:
-        return convert()
-    made_folder = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _prepare(folder, cases)
-        record |= {
-            "converted_by": release.converted_by,
-            "version": __version__,
-            "release": release.key,
-            "labels": dict(release.labels),
-            "options": options.of_content(),
-            "arguments": {key: _plain(value) for key, value in (arguments or {}).items()},
-        }
-        write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-        summary = convert()
+    made_folder = not options.dry_run and not folder.exists()
+    with nullcontext() if options.dry_run else _locked(folder):
+        if not options.dry_run:
+            _prepare(folder, cases)
+            record |= {
+                "converted_by": release.converted_by,
+                "version": __version__,
+                "release": release.key,
+                "labels": dict(release.labels),
+                "options": options.of_content(),
+                "arguments": {key: _plain(value) for key, value in (arguments or {}).items()},
+            }
+            _write_record(folder, record)
+        summary = _convert_each(release, cases, options, rows, columns, num_processes)
+        if release.has_pose:
+            _note_unconfirmed(summary)
+        elif not differing_mappings:
+            _refuse_differing_mappings(summary, record, options)
         if summary.rows:
+            drawn = ""
+            if test_sets is None:
+                # From all cases given, so that one that fails today has its place when it is mended.
+                test_sets = seeded_test_sets(_subjects(cases) | _training_subjects(summary), seed)
+                drawn = f"drawn with seed {seed}"
+            _write_splits(summary, splits_dir, test_sets, drawn, record, options)
+        if summary.rows and not options.dry_run:
             write_manifest(folder, columns, summary.rows.values())
             _write_problems(folder, summary.problems)
             _set_aside(folder, summary)
             _write_dataset_json(folder, release, options, summary.rows)
-            write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+            _write_record(folder, record)
     if made_folder and not summary.rows:
         shutil.rmtree(folder)
     return summary
 
 
-def _convert_all(
+def _convert_each(
     release: Release,
     cases: Sequence[Case],
     options: Options,
     rows: dict[str, dict[str, str]],
-    record: dict,
     columns: Sequence[str],
-    splits_dir: Path,
-    test_sets: Sequence[Sequence[str]] | None,
-    seed: int,
     num_processes: int,
-    differing_mappings: bool,
 ) -> Summary:
-    """Convert the cases and their splits; the manifest is written after every case, the rest is the caller's."""
+    """Convert the cases side by side; the manifest is written after every one."""
     summary = Summary(rows=rows)
     jobs = [CaseJob(case, release, options, rows.get(case.name)) for case in cases]
     finished = run_jobs(convert_case, jobs, num_processes)
@@ -175,16 +163,6 @@ def _convert_all(
             write_manifest(options.dataset_dir, columns, summary.rows.values())
     if not options.dry_run:
         _drop_lost(summary, options, {case.name for case in cases})
-    if release.has_pose:
-        _note_unconfirmed(summary)
-    elif not differing_mappings:
-        _refuse_differing_mappings(summary, record, options)
-    if summary.rows:
-        # Drawn from all cases given, so that one that fails today has its place when it is mended.
-        given = {case.name: case.subject for case in cases if not case.is_test and case.subject}
-        drawn = seeded_test_sets(given | _training_subjects(summary), seed) if test_sets is None else None
-        told_draw = f"drawn with seed {seed}" if test_sets is None else ""
-        _write_splits(summary, splits_dir, drawn if test_sets is None else test_sets, told_draw, record, options)
     return summary
 
 
@@ -276,10 +254,11 @@ def _earlier_rows(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One conversion at a time into a folder.
+    """One conversion at a time into a folder, which is made if need be.
 
     Raises: UserError if another one is at work there.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
         return
@@ -323,9 +302,7 @@ def _set_aside(folder: Path, summary: Summary) -> None:
 def _drop_lost(summary: Summary, options: Options, given: set[str]) -> None:
     """Rows of cases that this run was not given, whose files are gone or were made with other options, are no cases."""
     for name in sorted(set(summary.rows) - given):
-        row = summary.rows[name]
-        there = all((options.dataset_dir / row[f"{kind}_file"]).is_file() for kind in ("image", "label"))
-        if not there or row["options"] != options.told():
+        if not is_there(summary.rows[name], options):
             summary.problems[name] = "converted before, and its files are gone or of other options; convert it again."
             del summary.rows[name]
 
@@ -422,6 +399,15 @@ def _write_dataset_json(folder: Path, release: Release, options: Options, rows: 
         converted_by=release.converted_by,
         **more,
     )
+
+
+def _write_record(folder: Path, record: Mapping) -> None:
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _subjects(cases: Sequence[Case]) -> dict[str, str]:
+    """Case -> subject, of the training cases whose subject is known."""
+    return {case.name: case.subject for case in cases if not case.is_test and case.subject}
 
 
 def _training_subjects(summary: Summary) -> dict[str, str]:
