@@ -14,7 +14,6 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.conversion.dicom import DicomSeries, read_series, read_series_image, series_description
-from nnunetv2_anomaly.conversion.grids import OPPOSITE, Grid, corner_distance_mm, differences, oriented, posed
 from nnunetv2_anomaly.conversion.mapping import IDENTITY, MappingEvidence, mapping_evidence
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
@@ -29,6 +28,7 @@ from nnunetv2_anomaly.volumes.files import (
     sha256_of,
     write_image,
 )
+from nnunetv2_anomaly.volumes.grids import OPPOSITE, Grid, corner_distance_mm, differences, oriented, posed
 from nnunetv2_anomaly.volumes.label_maps import count_values, read_label_map
 
 #: columns of the manifest before the voxel counts, in their order

@@ -25,9 +25,9 @@ from oai_tree import (
 )
 
 from nnunetv2_anomaly.command_line.main import main
-from nnunetv2_anomaly.conversion.grids import Grid, corner_distance_mm
 from nnunetv2_anomaly.conversion.mapping import AxisMapping
 from nnunetv2_anomaly.labels import BONE_OF_LESION
+from nnunetv2_anomaly.volumes.grids import Grid, corner_distance_mm
 
 SUBJECTS = ("9001104", "9002430", "9002817")
 

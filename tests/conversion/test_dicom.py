@@ -26,8 +26,8 @@ from oai_tree import (
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from nnunetv2_anomaly.conversion.dicom import read_series, read_series_image, series_description
-from nnunetv2_anomaly.conversion.grids import TOLERANCE_MM, Grid, corner_distance_mm, oriented
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.volumes.grids import TOLERANCE_MM, Grid, corner_distance_mm, oriented
 
 
 def small_image(size=(4, 12, 10), spacing_mm=(0.7, 0.3646, 0.3646), dtype=np.int16, seed=0):

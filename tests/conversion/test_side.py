@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_anomaly.conversion import grids, side
+from nnunetv2_anomaly.conversion import side
 from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import LABELS
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
+from nnunetv2_anomaly.volumes import grids
 
 REAL_MAPS = Path(__file__).parents[3] / "shared" / "data" / "oai_zib_uq"
 SPACING_MM = (2.0, 2.0, 2.0)

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_anomaly.conversion.grids import (
+from nnunetv2_anomaly.volumes.grids import (
     ORIENTATION,
     TOLERANCE_MM,
     Grid,

@@ -1,0 +1,56 @@
+"""What an evaluation found, as tables that everything after it is made from: statistics, tables, figures, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+#: columns of ``Evaluation.cases`` before the metrics of ``surface.METRICS``
+CASE_COLUMNS = ("case", "model", "fold", "group", "label", "processing", "status")
+
+#: values of the column ``processing``: the prediction as it is (the paper's HD*), and after post-processing
+RAW, CLEANED = "raw", "cleaned"
+
+#: values of the column ``status``: which of the two maps has the label
+BOTH, NEITHER, MISSED, INVENTED = "both", "neither", "missed", "invented"
+
+#: columns of ``Evaluation.bones``
+BONE_COLUMNS = (
+    "case", "model", "fold", "group", "bone", "lesion", "rule", "threshold", "reference_mm3", "prediction_mm3", "dsc",
+    "outcome",
+)  # fmt: skip
+
+#: values of the column ``rule``: lesions smaller than ``threshold`` mm3 are gone from both maps; or, beyond that, voxels
+#: of the prediction's lesions whose softmax output is lower than ``threshold``
+SIZE, PROBABILITY = "size", "probability"
+
+#: columns of ``Evaluation.lesions``
+LESION_COLUMNS = ("case", "model", "fold", "group", "bone", "lesion", "map", "volume_mm3", "overlap", "found")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured of some models on the same cases.
+
+    Attributes:
+        models: their names, in the order in which they were given; the first one is the baseline.
+        labels: name -> the values of the label map that it stands for, in the order of the values; no background.
+        groups: names of the groups of cases, in order; empty where the cases were not grouped.
+        cases: a row per case, model, label and processing: ``CASE_COLUMNS``, ``surface.METRICS`` and ``components``,
+            the number of connected components of the label in the prediction. What an undefined distance is replaced
+            with, where it is, stands in the rows already; ``status`` tells them.
+        bones: a row per case, model, bone, rule and threshold (``BONE_COLUMNS``); empty without lesion labels.
+            ``dsc`` is NaN where neither map has a lesion; ``outcome`` is TP, FN, TN or FP.
+        lesions: a row per case, model and lesion (``LESION_COLUMNS``): a connected component of the ``map``, which is
+            "reference" or "prediction"; ``overlap`` is the share of its voxels that hold the same label in the other
+            map, and ``found`` tells whether that is any.
+    """
+
+    models: tuple[str, ...]
+    labels: Mapping[str, tuple[int, ...]]
+    groups: tuple[str, ...]
+    cases: pd.DataFrame
+    bones: pd.DataFrame
+    lesions: pd.DataFrame
