@@ -12,6 +12,7 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.volumes.colours import write_colour_tables
 
 #: Images are stored along right, anterior, superior, and nnU-Net is told to turn whatever it reads that way. So a
 #: model that learned on one of the data sets sees new images as it learned them, whichever way their files run.
@@ -65,7 +66,7 @@ def refuse_filled(folder: Path) -> None:
 def write_dataset_json(
     folder: Path, *, name: str, labels: Mapping[str, int], num_training: int, **more: object
 ) -> None:
-    """Write dataset.json, beside and renamed.
+    """Write dataset.json, beside and renamed, and the labels' colours for 3D Slicer and ITK-SNAP.
 
     Args:
         folder: of the data set, or where it is being made.
@@ -88,3 +89,4 @@ def write_dataset_json(
         os.replace(temporary / "dataset.json", folder / "dataset.json")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    write_colour_tables(folder, labels)

@@ -33,8 +33,10 @@ from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, L
 from nnunetv2_anomaly.parallel import run_jobs
 from nnunetv2_anomaly.simulation.dess import dess_like_image
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
-from nnunetv2_anomaly.volumes.figures import save_figure
+from nnunetv2_anomaly.volumes.colours import write_colour_tables
+from nnunetv2_anomaly.volumes.figures import label_palette, save_figure
 from nnunetv2_anomaly.volumes.files import FILE_ENDINGS, image_stem, write_image
+from nnunetv2_anomaly.volumes.grids import Grid, oriented, turned_back
 from nnunetv2_anomaly.volumes.label_maps import read_label_map
 
 #: the stored int16 value of the simulation's level 1.0
@@ -46,9 +48,6 @@ MANIFEST = "manifest.json"
 _SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions")
 
 _OVERVIEW_CASES = 4
-_LABEL_COLOURS = ListedColormap(
-    ["black", "tan", "deepskyblue", "peru", "limegreen", "khaki", "violet", "red", "orangered", "crimson"]
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +148,7 @@ def simulate_folder(
         else:
             progress.write(f"None of the {len(sources)} knees holds a lesion.")
     _save_overview(output_folder, manifest)
+    write_colour_tables(output_folder, LABELS)
     return manifest
 
 
@@ -369,17 +369,10 @@ def _simulate_case(job: _Job) -> dict:
             label_image = resample_labels(label_image, job.size, job.spacing_mm)
     labels = sitk.GetArrayFromImage(label_image)
     # The simulation wants superior, anterior and right along the array's axes; the files stay in their own pose.
-    axes, flipped = _axes_to_anatomy(label_image)
-    spacing = label_image.GetSpacing()[::-1]
-    simulated = dess_like_image(
-        np.flip(labels.transpose(axes), flipped),
-        [spacing[axis] for axis in axes],
-        rng,
-        extra_lesions=job.extra_lesions,
-    )
-    image, anomalies = (
-        np.flip(volume, flipped).transpose(np.argsort(axes)) for volume in (simulated.image, simulated.anomalies)
-    )
+    turned = oriented(label_image)
+    spacing = turned.GetSpacing()[::-1]
+    simulated = dess_like_image(sitk.GetArrayFromImage(turned), spacing, rng, extra_lesions=job.extra_lesions)
+    image, anomalies = (turned_back(volume, Grid.of(label_image)) for volume in (simulated.image, simulated.anomalies))
     stored = np.rint(image * INTENSITY_SCALE).astype(np.int16)
     for volume, path in zip((stored, labels, anomalies), _case_files(Path(job.output_folder), job.case), strict=True):
         _write_like(volume, label_image, path)
@@ -415,21 +408,6 @@ def _phantom_grid(
     return size, spacing_mm or tuple((extent / size).tolist())
 
 
-def _axes_to_anatomy(image: sitk.Image) -> tuple[list[int], list[int]]:
-    """Which array axes run along superior, anterior, right, and which of these three have to be flipped for it."""
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    remaining = [0, 1, 2]
-    axes, flipped = [], []
-    # Rows of the direction matrix are left, posterior, superior; columns are the image's x, y, z.
-    for place, (row, sign) in enumerate(((2, 1.0), (1, -1.0), (0, -1.0))):
-        column = max(remaining, key=lambda c: abs(direction[row, c]))
-        remaining.remove(column)
-        axes.append(2 - column)
-        if direction[row, column] * sign < 0:
-            flipped.append(place)
-    return axes, flipped
-
-
 def _write_like(volume: NDArray, reference: sitk.Image, path: Path) -> None:
     """Write an array (z, y, x) in the geometry of a reference, beside and renamed."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume))
@@ -448,13 +426,14 @@ def _save_overview(output_folder: Path, manifest: dict) -> None:
     # Knees with lesions first, they have more to show.
     shown = sorted(sorted(cases), key=lambda case: not any(cases[case]["anomaly_volumes_mm3"].values()))
     shown = sorted(shown[:_OVERVIEW_CASES])
+    palette = label_palette(LABELS, LABELS.values())
+    colours = ListedColormap([palette[value] for value in sorted(palette)])
     figure = Figure(figsize=(10, 3.4 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 3, squeeze=False)
     for row, case in zip(axes, shown, strict=True):
-        images = [sitk.ReadImage(str(path)) for path in _case_files(output_folder, case)]
-        order, flipped = _axes_to_anatomy(images[0])
-        image, labels, anomalies = (np.flip(sitk.GetArrayFromImage(i).transpose(order), flipped) for i in images)
-        spacing = [images[0].GetSpacing()[::-1][axis] for axis in order]
+        images = [oriented(sitk.ReadImage(str(path))) for path in _case_files(output_folder, case)]
+        image, labels, anomalies = (sitk.GetArrayFromImage(i) for i in images)
+        spacing = images[0].GetSpacing()[::-1]
         interesting = anomalies if anomalies.any() else np.isin(labels, BONES)
         index = int(np.argmax((interesting > 0).sum((0, 1))))
         for axis in row:
@@ -471,7 +450,7 @@ def _save_overview(output_folder: Path, manifest: dict) -> None:
         for axis, overlay in ((row[1], labels), (row[2], anomalies)):
             axis.imshow(
                 np.ma.masked_equal(overlay[:, :, index], 0),
-                cmap=_LABEL_COLOURS,
+                cmap=colours,
                 vmin=-0.5,
                 vmax=9.5,
                 alpha=0.45,

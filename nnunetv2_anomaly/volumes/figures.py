@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -12,13 +14,33 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nnunetv2_anomaly.files import written_beside
+from nnunetv2_anomaly.volumes.colours import label_colours
+
+
+def figure_bytes(figure: Figure, kind: Literal["png", "svg"], dpi: float = 90) -> bytes:
+    """A figure as the content of a PNG or SVG file, without a display.
+
+    The same figure gives the same bytes in every run: an SVG has no date and no random names in it, and its text is
+    text.
+    """
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "nnunetv2_anomaly", "svg.fonttype": "none"}):
+        figure.savefig(buffer, dpi=dpi, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, beside and renamed, without a display."""
-    FigureCanvasAgg(figure)
+    """Write a figure as PNG, or as SVG where the path ends so, beside and renamed."""
+    content = figure_bytes(figure, "svg" if path.suffix.lower() == ".svg" else "png")
     with written_beside(path) as temporary:
-        figure.savefig(temporary, dpi=90, format="png")
+        temporary.write_bytes(content)
+
+
+def label_palette(names: Mapping[str, int], present: Collection[int]) -> dict[int, tuple[float, ...]]:
+    """Value -> red, green and blue, each 0 to 1, of the named labels and of those that are present without a name."""
+    unnamed = {f"label {value}": value for value in present if value not in names.values()}
+    return {value: tuple(part / 255 for part in rgb) for value, rgb in label_colours({**names, **unnamed}).items()}
 
 
 def save_reconstruction_figure(
@@ -88,7 +110,7 @@ def save_label_figure(
     path.parent.mkdir(exist_ok=True)
     low, high = np.percentile(image[::4, ::4, ::4], (1, 99.5))
     values = [int(value) for value in np.unique(labels[::2, ::2, ::2]) if value > 0]
-    palette = matplotlib.colormaps["tab10"]
+    palette = label_palette(names, values)
     figure = Figure(figsize=(9.5, 13.5), layout="constrained")
     figure.suptitle(title)
     planes = (("sagittal", 2), ("coronal", 1), ("axial", 0))
@@ -106,9 +128,9 @@ def save_label_figure(
             plot.set_yticks([])
         for value in values:
             if (outlined == value).any():
-                row[1].contour(outlined == value, levels=[0.5], colors=[palette((value - 1) % 10)], linewidths=0.8)
+                row[1].contour(outlined == value, levels=[0.5], colors=[palette[value]], linewidths=0.8)
         row[0].set_ylabel(f"{name}, slice {index}")
-    named = [(palette((value - 1) % 10), name) for name, value in names.items() if value in values]
+    named = [(palette[value], name) for name, value in names.items() if value in values]
     lines = [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in named]
     figure.legend(handles=lines, loc="outside lower center", ncols=4)
     save_figure(figure, path)

@@ -87,11 +87,25 @@ def oriented(image: sitk.Image) -> sitk.Image:
     grid = Grid.of(image)
     if grid.orientation == ORIENTATION:
         return image
+    order, flips = _array_axes(grid)
+    return posed(np.flip(sitk.GetArrayViewFromImage(image), flips).transpose(order), grid.oriented())
+
+
+def turned_back(voxels: NDArray, grid: Grid) -> NDArray:
+    """Voxels in the axis order that a file has.
+
+    Args:
+        voxels: (Z, Y, X) as ``oriented`` gives them.
+        grid: of the file, in its own order.
+    """
+    order, flips = _array_axes(grid)
+    return np.ascontiguousarray(np.flip(voxels.transpose(np.argsort(order)), flips))
+
+
+def _array_axes(grid: Grid) -> tuple[list[int], list[int]]:
+    """``axes_to`` for arrays, whose axes are those of the image in reverse."""
     order, flips = axes_to(grid.orientation)
-    # The axes of an array are those of the image in reverse.
-    voxels = np.flip(sitk.GetArrayViewFromImage(image), [2 - axis for axis in flips])
-    voxels = voxels.transpose([2 - axis for axis in reversed(order)])
-    return posed(voxels, grid.oriented())
+    return [2 - axis for axis in reversed(order)], [2 - axis for axis in flips]
 
 
 def posed(voxels: NDArray, grid: Grid) -> sitk.Image:

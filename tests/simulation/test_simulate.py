@@ -55,6 +55,8 @@ def test_a_phantom_folder_is_written_whole(simulated):
         "anomalies",
         "images",
         "labels",
+        "labels_3dslicer.ctbl",
+        "labels_itksnap.txt",
         "manifest.json",
         "overview.png",
     ]
