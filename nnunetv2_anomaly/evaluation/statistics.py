@@ -1,0 +1,206 @@
+"""Whether models differ: over all of them at once as in the paper, and case by case (method paper, Section 5).
+
+Tukey's honestly significant difference, the paper's test, takes the models' values for independent samples. They are
+not: models are evaluated on the same cases, and cases differ more than models do. The paired test, which is ours, uses
+that, and finds smaller differences.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+#: metrics that are tested where nothing else is asked for
+METRICS = ("dsc", "asd_mm", "hd_mm", "hd95_mm")
+
+#: a difference is significant below it (method paper, Section 5)
+SIGNIFICANCE = 0.05
+
+#: columns of ``tukey``
+TUKEY_COLUMNS = (
+    "processing", "label", "metric", "model_a", "model_b", "n_a", "n_b", "mean_a", "mean_b", "difference", "lower",
+    "upper", "p", "significant",
+)  # fmt: skip
+
+#: columns of ``paired``
+PAIRED_COLUMNS = (
+    "processing", "label", "metric", "model_a", "model_b", "n", "mean_a", "mean_b", "difference", "p", "p_holm",
+    "significant",
+)  # fmt: skip
+
+
+def tukey(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """Tukey's honestly significant difference of all pairs of models (method paper, Section 5).
+
+    For every processing, label and metric the models' values are the groups of one test; where groups differ in size,
+    it is Tukey and Kramer's. NaN values are left out. A model with fewer than two values is left out of the test, and
+    its pairs have no p; no pair has one where all values equal their group's mean.
+
+    Args:
+        cases: ``Evaluation.cases``.
+        metrics: columns of it.
+
+    Returns: ``TUKEY_COLUMNS``; a row per processing, label, metric and pair of models, each in the order in which they
+        are first met. n, mean: of the values that are defined. difference = mean_a - mean_b with its simultaneous 95 %
+        confidence interval from lower to upper; means, difference and interval in the metric's unit, p unitless.
+        significant: p < ``SIGNIFICANCE``; False where p is NaN. Empty with one model.
+
+    Raises: ValueError for a metric that is no column, for infinite values, and for a model that has a case twice.
+    """
+    rows = []
+    for key, values in _models_by_case(cases, metrics):
+        groups = {model: column[~np.isnan(column)] for model, column in values.items()}
+        tested = [model for model, group in groups.items() if len(group) > 1]
+        differs = len(tested) > 1 and any(np.ptp(groups[model]) > 0 for model in tested)
+        if differs:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                # The integral behind p warns where p is 0 or 1 but for rounding.
+                warnings.simplefilter("ignore")
+                result = stats.tukey_hsd(*(groups[model] for model in tested))
+                interval = result.confidence_interval(1 - SIGNIFICANCE)
+        for a, b in itertools.combinations(groups, 2):
+            mean_a, mean_b = _mean(groups[a]), _mean(groups[b])
+            lower = upper = p = math.nan
+            if differs and a in tested and b in tested:
+                at = tested.index(a), tested.index(b)
+                lower, upper, p = (float(table[at]) for table in (interval.low, interval.high, result.pvalue))
+            rows.append(
+                {**key, "model_a": a, "model_b": b, "n_a": len(groups[a]), "n_b": len(groups[b])}
+                | {"mean_a": mean_a, "mean_b": mean_b, "difference": mean_a - mean_b}
+                | {"lower": lower, "upper": upper, "p": p, "significant": p < SIGNIFICANCE}
+            )
+    return pd.DataFrame(rows, columns=list(TUKEY_COLUMNS))
+
+
+def paired(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test of all pairs of models on the cases they share (ours; Wilcoxon 1945, Holm 1979).
+
+    For every processing, label and metric, and every pair of models that have cases in common: the two-sided test on
+    the cases where both have a value; cases with a difference of 0 do not rank. Without any difference p is 1, without
+    any such case NaN. p_holm is Holm's correction over the pairs of one processing, label and metric that have a p.
+
+    Args:
+        cases: ``Evaluation.cases``.
+        metrics: columns of it.
+
+    Returns: ``PAIRED_COLUMNS``; a row per processing, label, metric and pair of models, each in the order in which they
+        are first met. n: cases where both have a value; means, and difference = mean_a - mean_b, over them, in the
+        metric's unit, p unitless. significant: p_holm < ``SIGNIFICANCE``; False where it is NaN. Empty with one model.
+
+    Raises: ValueError for a metric that is no column, for infinite values, and for a model that has a case twice.
+    """
+    rows = []
+    for key, values in _models_by_case(cases, metrics):
+        own = cases[(cases["processing"] == key["processing"]) & (cases["label"] == key["label"])]
+        cases_of = {model: set(own.loc[own["model"] == model, "case"]) for model in values}
+        pairs = []
+        for a, b in itertools.combinations(values, 2):
+            if not cases_of[a] & cases_of[b]:
+                continue
+            both = ~np.isnan(values[a]) & ~np.isnan(values[b])
+            of_a, of_b = values[a][both], values[b][both]
+            pairs.append(
+                {**key, "model_a": a, "model_b": b, "n": len(of_a), "mean_a": _mean(of_a), "mean_b": _mean(of_b)}
+                | {"difference": _mean(of_a - of_b), "p": _wilcoxon(of_a, of_b)}
+            )
+        corrected = holm([pair["p"] for pair in pairs])
+        rows += [
+            pair | {"p_holm": float(p), "significant": bool(p < SIGNIFICANCE)}
+            for pair, p in zip(pairs, corrected, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
+
+
+def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
+    """Holm's step-down correction (Holm, Scandinavian Journal of Statistics 1979).
+
+    Of m sorted p-values the i-th, from 0, is multiplied by m - i; none is then smaller than one before it, or larger
+    than 1.
+
+    Args:
+        p_values: (m,), unitless. NaN stays NaN and does not count.
+
+    Returns: (m,), corrected, in the order given.
+
+    Raises: ValueError for values that are not in [0, 1].
+    """
+    values = np.asarray(p_values, dtype=float)
+    corrected = np.full(values.shape, math.nan)
+    defined = np.flatnonzero(~np.isnan(values))
+    if ((values[defined] < 0) | (values[defined] > 1)).any():
+        raise ValueError(f"p-values are {values}; expected numbers from 0 to 1, or NaN")
+    order = defined[np.argsort(values[defined], kind="stable")]
+    scaled = values[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return corrected
+
+
+def daggers(table: pd.DataFrame, baseline: str) -> frozenset[tuple[str, str, str, str]]:
+    """Which cells of a table of results to mark: what differs significantly from the baseline.
+
+    Args:
+        table: of ``tukey`` or ``paired``.
+        baseline: name of the model that the others are compared with.
+
+    Returns: (processing, label, metric, model) of every model that differs from the baseline, in either direction.
+
+    Raises: ValueError if the table has pairs, but none with the baseline.
+    """
+    marked = set()
+    models = {*table["model_a"], *table["model_b"]}
+    if models and baseline not in models:
+        raise ValueError(f"the baseline {baseline!r} is in no pair; expected one of {sorted(models)}")
+    for row in table[table["significant"].astype(bool)].itertuples():
+        if baseline in (row.model_a, row.model_b):
+            model = row.model_b if row.model_a == baseline else row.model_a
+            marked.add((row.processing, row.label, row.metric, model))
+    return frozenset(marked)
+
+
+def _models_by_case(
+    cases: pd.DataFrame, metrics: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, NDArray[np.float64]]]]:
+    """Of every processing, label and metric: these three, and by model its values, a case at the same place in all.
+
+    NaN where a model lacks the case.
+    """
+    missing = [metric for metric in metrics if metric not in cases.columns]
+    if missing:
+        raise ValueError(f"metrics {missing} are no columns of the cases; expected some of {list(cases.columns)}")
+    models = list(cases["model"].unique())
+    for (processing, label), own in cases.groupby(["processing", "label"], sort=False, observed=True):
+        twice = own.loc[own.duplicated(["case", "model"]), ["case", "model"]]
+        if len(twice):
+            raise ValueError(
+                f"{processing} {label}: model {twice['model'].iloc[0]!r} has case {twice['case'].iloc[0]!r} twice; "
+                "expected one row of each"
+            )
+        for metric in metrics:
+            values = own.pivot(index="case", columns="model", values=metric).reindex(columns=models).astype(float)
+            if np.isinf(values.to_numpy()).any():
+                raise ValueError(f"{metric} of {processing} {label} has infinite values; expected numbers, or NaN")
+            key = {"processing": processing, "label": label, "metric": metric}
+            yield key, {model: values[model].to_numpy() for model in models}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _wilcoxon(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    if not len(first):
+        return math.nan
+    if (first == second).all():  # scipy's versions differ: NaN, an error or 1
+        return 1.0
+    with warnings.catch_warnings():
+        # With ties scipy takes an approximation, and some of its versions say so.
+        warnings.simplefilter("ignore")
+        return float(stats.wilcoxon(first, second).pvalue)
