@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+#: at most this many names are listed in a sentence
+_SHOWN = 8
+
 
 class UserError(SystemExit, ValueError):
     """A mistake in what was given: what was given, what was expected, what to do.
@@ -17,3 +22,9 @@ class UserError(SystemExit, ValueError):
 
 class UnsupportedError(UserError, NotImplementedError):
     """Something that nnU-Net offers and this package does not: said at the start of a run, not at epoch 300."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first few of many."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

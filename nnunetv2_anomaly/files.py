@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_anomaly.errors import UserError
+
+#: How ``written_beside`` calls what it writes. No more than that is left out: a file may be called part_one.
+_HALF_WRITTEN = re.compile(r"part_\d+_")
 
 
 @contextmanager
@@ -24,6 +28,38 @@ def written_beside(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_half_written(name: str) -> bool:
+    """Whether a file of that name is what a run that was killed was writing."""
+    return _HALF_WRITTEN.match(name) is not None
+
+
+@contextmanager
+def written_into(output: Path) -> Iterator[None]:
+    """Turn a failure to write into an output folder into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{output} cannot be written to ({error.strerror}); give another folder with -o.") from error
+
+
+def take_output_folder(output: Path, marker: str, what: str) -> None:
+    """Make an output folder, or take that of an earlier run, without what this one was writing when it was killed.
+
+    Args:
+        output: the folder.
+        marker: file in it that tells that such a run wrote it.
+        what: such a run's result, for the sentence.
+    Raises: UserError if it holds anything else, or cannot be written to.
+    """
+    with written_into(output):
+        output.mkdir(parents=True, exist_ok=True)
+        half = [entry for entry in output.rglob("part_*") if is_half_written(entry.name) and entry.is_file()]
+        if not (output / marker).is_file() and set(output.iterdir()) - set(half):
+            raise UserError(f"{output} is not empty and holds no {what}; give another folder with -o.")
+        for entry in half:
+            entry.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
 import SimpleITK as sitk
 
+from nnunetv2_anomaly.errors import UserError
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def default_processes() -> int:
+    """As many as there are cores, at most four: each takes memory."""
+    return min(4, os.cpu_count() or 1)
 
 
 def run_jobs(
@@ -29,6 +38,8 @@ def run_jobs(
         num_processes: at most this many at a time, one core each.
 
     Yields: the job, and its finished future, whose ``result()`` returns or raises what the function did.
+
+    Raises: UserError if a process was killed, as systems do where memory runs out.
     """
     if min(num_processes, len(jobs)) <= 1:
         for job in jobs:
@@ -45,6 +56,11 @@ def run_jobs(
             futures = {pool.submit(function, job): job for job in jobs}
         try:
             for future in as_completed(futures):
+                if isinstance(future.exception(), BrokenProcessPool):
+                    raise UserError(
+                        "a process ended without a word, most likely because memory ran out; run again with fewer at a "
+                        "time (-np 1)."
+                    ) from future.exception()
                 yield futures[future], future
         finally:
             # After an error the jobs that have not begun are not worth waiting for.

@@ -11,7 +11,10 @@ from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError
 
 #: verb -> module of this package with HELP, add_arguments(parser) and run(args) -> int
-VERBS = ("demo", "convert", "simulate", "plan_whole_image", "published_chain", "error_images", "doctor", "env")
+VERBS = (
+    "demo", "convert", "simulate", "plan_whole_image", "published_chain", "error_images", "postprocess", "evaluate",
+    "doctor", "env",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

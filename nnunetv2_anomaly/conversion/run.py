@@ -38,7 +38,7 @@ from nnunetv2_anomaly.conversion.raw_dataset import READER, refuse_filled, write
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_test_sets
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.files import is_half_written, write_text
 from nnunetv2_anomaly.parallel import run_jobs
 
 try:
@@ -289,7 +289,7 @@ def _set_aside(folder: Path, summary: Summary) -> None:
     aside = []
     for place in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         for file in sorted((folder / place).glob("*")):
-            if file.name.startswith("part_"):
+            if is_half_written(file.name):
                 file.unlink()
             elif file not in listed:
                 (folder / UNLISTED / place).mkdir(parents=True, exist_ok=True)

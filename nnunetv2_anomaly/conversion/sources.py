@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import is_half_written
 from nnunetv2_anomaly.volumes.files import FILE_ENDINGS, image_stem
 
 BASELINE = "00m"
@@ -188,7 +189,7 @@ def image_files(folder: Path) -> list[Path]:
         files += [
             Path(place, name)
             for name in names
-            if name.lower().endswith(FILE_ENDINGS) and not name.startswith((".", "part_"))
+            if name.lower().endswith(FILE_ENDINGS) and not (name.startswith(".") or is_half_written(name))
         ]
     for file in files:
         try:

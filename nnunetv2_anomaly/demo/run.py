@@ -6,20 +6,19 @@ import copy
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nnunetv2_anomaly.conversion.manifest import write_table
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import convert
 from nnunetv2_anomaly.demo.chain import Chain, Step
-from nnunetv2_anomaly.demo.comparison import compare_models
-from nnunetv2_anomaly.demo.report import write_report
+from nnunetv2_anomaly.demo.report import MODELS, write_demo_report
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_environment
 from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.labels import ANATOMY
 from nnunetv2_anomaly.prediction.detector_quality import measure_detector
 from nnunetv2_anomaly.settings import SECTION
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
@@ -30,6 +29,8 @@ PLANS = "nnUNetDemoPlans"
 CONFIGURATION = "3d_demo"
 FOLD = 0
 PRESTAGE, AWARE = "AnomalyPreStageTrainer", "AnomalyAwareTrainer"
+#: the paper's 50 voxels in a slice of the OAI's images
+MAX_DISTANCE_MM = 18
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
     layout = DemoLayout(folder)
     chain.run(_steps(layout, size, device, torch_device, processes))
     trainers = {"prestage": PRESTAGE, "naive": size.naive_trainer, "aware": AWARE}
-    report = write_report(folder / "report.html", layout, chain.state, trainers)
+    report = write_demo_report(folder / "report.html", layout, chain.state, trainers)
     print(f"Report: {report}")
     return report
 
@@ -185,9 +186,14 @@ class DemoLayout:
         return self.folder / "error_images"
 
     @property
-    def comparison(self) -> Path:
-        """Dice and distances of every case, label and model."""
-        return self.folder / "comparison.json"
+    def lesions(self) -> Path:
+        """Which test cases hold a lesion, as a table for the evaluation."""
+        return self.folder / "lesions.csv"
+
+    @property
+    def evaluation(self) -> Path:
+        """What the verb evaluate wrote."""
+        return self.folder / "evaluation"
 
     def model(self, trainer: str) -> Path:
         """A trainer's model folder."""
@@ -283,17 +289,25 @@ def _steps(layout: DemoLayout, size: DemoSize, device: str, torch_device: torch.
                 show_progress=False,
             ),
         ),
-        in_process("compare", "Comparing the predictions", lambda: _compare(layout, size)),
+        in_process("lesions", "Writing which cases hold a lesion", lambda: _write_lesions(layout)),
+        Step(
+            name="evaluate",
+            title="Evaluating both",
+            command=(
+                "nnUNetv2_anomaly", "evaluate", "-ref", str(layout.raw / "labelsTs"), "-o", str(layout.evaluation),
+                "-pred", f"{MODELS['naive']}={layout.predictions(size.naive_trainer)}",
+                f"{MODELS['aware']}={layout.predictions(AWARE)}", "--max_distance_mm", str(MAX_DISTANCE_MM),
+                "--subjects", str(layout.lesions), "--group_by", "holds", "-np", str(processes),
+                "--images", str(layout.raw / "imagesTs"), "--error_images", str(layout.error_images),
+            ),
+        ),
     ]  # fmt: skip
 
 
-def _compare(layout: DemoLayout, size: DemoSize) -> None:
+def _write_lesions(layout: DemoLayout) -> None:
     manifest = json.loads((layout.simulated / "manifest.json").read_text())
-    lesion_cases = [case for case, entry in manifest["cases"].items() if entry["intensity_auc"] is not None]
-    results = compare_models(
-        layout.raw / "labelsTs",
-        {"naive": layout.predictions(size.naive_trainer), "aware": layout.predictions(AWARE)},
-        ANATOMY,
-        lesion_cases,
-    )
-    _write_json(layout.comparison, [asdict(result) for result in results])
+    rows = [
+        {"case": case, "holds": "no lesion" if entry["intensity_auc"] is None else "a lesion"}
+        for case, entry in manifest["cases"].items()
+    ]
+    write_table(layout.lesions, ("case", "holds"), rows)

@@ -1,5 +1,19 @@
 """The clean-up that follows prediction (method paper, Appendix C)."""
 
-from nnunetv2_anomaly.postprocessing.components import remove_distant_components
+from nnunetv2_anomaly.postprocessing.components import (
+    Removal,
+    clean_distant_components,
+    clean_small_lesions,
+    count_components,
+    remove_distant_components,
+    remove_small_lesions,
+)
 
-__all__ = ["remove_distant_components"]
+__all__ = [
+    "Removal",
+    "clean_distant_components",
+    "clean_small_lesions",
+    "count_components",
+    "remove_distant_components",
+    "remove_small_lesions",
+]

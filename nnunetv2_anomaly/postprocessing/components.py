@@ -1,78 +1,390 @@
-"""Components of a label that lie far from its largest one (method paper, Appendix C)."""
+"""Connected components of labels, and which of them a clean-up removes (method paper, Appendix C).
+
+Voxels of one label that touch at a face, an edge or a corner are connected (26 neighbours, 8 in 2D); different labels
+never are. The components of all labels are found in one pass over the box that holds them, and so are their
+boundaries, which the evaluation needs too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import cc3d
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
+
+#: by what share a distance or a volume may pass a limit and still count as equal: spacings in files are rounded
+_ROUNDING = 1e-6
+
+#: voxels that are compared at once: few enough to stay in the processor's memory
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A component that a clean-up removed.
+
+    Attributes:
+        label: what it was.
+        num_voxels: its size.
+        volume_mm3: the same in mm3 (mm2 in 2D); None where no spacing was given.
+        distance: from the label's largest component, in the limit's unit, voxels or mm; None where its size decided.
+        became: the value that its voxels have now, 0 or a bone's label.
+        centre: its centre of mass, rounded to an index in the array's axis order.
+    """
+
+    label: int
+    num_voxels: int
+    volume_mm3: float | None
+    distance: float | None
+    became: int
+    centre: tuple[int, ...]
 
 
 def remove_distant_components(
-    segmentation: NDArray, labels: Collection[int], max_distance_voxels: float = 50
+    segmentation: NDArray,
+    labels: Collection[int],
+    max_distance_voxels: float = 50,
+    *,
+    max_distance_mm: float | None = None,
+    spacing_mm: Sequence[float] | None = None,
 ) -> NDArray:
     """Of each label keep the largest component, and the smaller ones that are near it.
 
-    A smaller component goes when it is more than ``max_distance_voxels`` away from the largest, measured between the
-    centres of the nearest voxels, in voxels. Never "largest only": degenerate cartilage comes in fragments. Voxels that
-    touch at a corner are connected. Of several largest components of one size the one whose first voxel comes first in
-    the array counts as the largest.
+    The array of ``clean_distant_components``, whose arguments these are.
+    """
+    return clean_distant_components(
+        segmentation, labels, max_distance_voxels, max_distance_mm=max_distance_mm, spacing_mm=spacing_mm
+    )[0]
+
+
+def clean_distant_components(
+    segmentation: NDArray,
+    labels: Collection[int],
+    max_distance_voxels: float = 50,
+    *,
+    max_distance_mm: float | None = None,
+    spacing_mm: Sequence[float] | None = None,
+) -> tuple[NDArray, list[Removal]]:
+    """Of each label keep the largest component, and the smaller ones that are near it; tell which went.
+
+    A smaller component goes when it is farther from the largest than the limit, measured between the centres of their
+    nearest voxels; at exactly the limit it stays. Never "largest only": degenerate cartilage comes in fragments. Of
+    several largest components of one size the one whose first voxel comes first in the array counts as the largest.
 
     Args:
-        segmentation: (Z, Y, X), integers, 0 is background; it is not changed.
-        labels: which labels to clean; others stay as they are.
-        max_distance_voxels: unitless, from 0.
+        segmentation: integers, two or three axes, 0 is background; it is not changed.
+        labels: which labels to clean, from 1; others stay as they are.
+        max_distance_voxels: the limit in voxels, whichever way they lie, as in the paper; from 0.
+        max_distance_mm: the limit in mm, which holds instead where it is given; needs ``spacing_mm``.
+        spacing_mm: distance of voxels along each axis, in the array's axis order; beside a limit in voxels it only
+            tells the volumes of what was removed.
 
-    Returns: a new array of the same shape and type, 0 where something was removed.
+    Returns: a new array of the same shape and type, 0 where something was removed; and what was, in the order of
+        ``labels``, within a label in the order of the first voxels.
 
-    Raises: ValueError if the array has not three axes, or the distance is negative.
+    Raises: ValueError for another number of axes or spacings, values or labels that are no such numbers, a negative
+        limit, or one in mm without spacing.
     """
+    segmentation, labels, spacing = _checked(segmentation, labels, spacing_mm)
+    limit = max_distance_voxels if max_distance_mm is None else max_distance_mm
+    if not limit >= 0:
+        raise ValueError(f"the largest distance is {limit}; expected 0 or more")
+    if max_distance_mm is not None and spacing is None:
+        raise ValueError(f"max_distance_mm is {max_distance_mm} without spacing_mm, the distance of voxels")
+    unit = np.ones(segmentation.ndim) if max_distance_mm is None else np.array(spacing)
+    components = _Components(segmentation, labels)
+    distances = components.distances_from_largest(unit)
+    far = [(c, 0, float(distances[c])) for c in components.ordered() if distances[c] > limit * (1 + _ROUNDING)]
+    return components.without(far, spacing)
+
+
+def remove_small_lesions(
+    segmentation: NDArray,
+    labels: Collection[int],
+    min_volume_mm3: float,
+    spacing_mm: Sequence[float],
+    *,
+    bone_of_lesion: Mapping[int, int] | None = None,
+) -> NDArray:
+    """Remove the components of lesion labels that are smaller than a volume.
+
+    The array of ``clean_small_lesions``, whose arguments these are.
+    """
+    return clean_small_lesions(segmentation, labels, min_volume_mm3, spacing_mm, bone_of_lesion=bone_of_lesion)[0]
+
+
+def clean_small_lesions(
+    segmentation: NDArray,
+    labels: Collection[int],
+    min_volume_mm3: float,
+    spacing_mm: Sequence[float],
+    *,
+    bone_of_lesion: Mapping[int, int] | None = None,
+) -> tuple[NDArray, list[Removal]]:
+    """Remove the components of lesion labels that are smaller than a volume; tell which went.
+
+    A component of exactly that volume stays.
+
+    Args:
+        segmentation: integers, two or three axes, 0 is background; it is not changed.
+        labels: which labels to clean, from 1; others stay as they are.
+        min_volume_mm3: the smallest volume that stays, mm3 (mm2 in 2D); from 0.
+        spacing_mm: distance of voxels along each axis, in the array's axis order.
+        bone_of_lesion: lesion label -> label of the bone that holds it. A component that has a face neighbour of its
+            bone becomes bone; the others, and all of them where this is None, become 0.
+
+    Returns: a new array of the same shape and type; and what was removed, in the order of ``labels``, within a label in
+        the order of the first voxels.
+
+    Raises: ValueError for another number of axes or spacings, values or labels that are no such numbers, or a negative
+        volume.
+    """
+    segmentation, labels, spacing = _checked(segmentation, labels, spacing_mm)
+    if spacing is None or not min_volume_mm3 >= 0:
+        raise ValueError(f"spacing_mm is {spacing_mm}, the smallest volume {min_volume_mm3}; expected 0 or more")
+    num_enough = min_volume_mm3 / math.prod(spacing) * (1 - _ROUNDING)
+    components = _Components(segmentation, labels)
+    small = [c for c in components.ordered() if components.num_voxels[c] < num_enough]
+    became = dict.fromkeys(small, 0)
+    for lesion, bone in (bone_of_lesion or {}).items():
+        of_lesion = [c for c in small if components.label_of(c) == lesion]
+        became |= dict.fromkeys(components.touching(of_lesion, bone), bone)
+    return components.without([(c, became[c], None) for c in small], spacing)
+
+
+def count_components(segmentation: NDArray, labels: Collection[int]) -> dict[int, int]:
+    """How many connected components each label has.
+
+    Args:
+        segmentation: integers, two or three axes.
+        labels: which labels, from 1.
+
+    Returns: label -> number of its components, 0 where it is absent, in the order of ``labels``.
+
+    Raises: ValueError for another number of axes, or values or labels that are no such numbers.
+    """
+    segmentation, labels, _ = _checked(segmentation, labels, None)
+    components = _Components(segmentation, labels)
+    counts = np.bincount(components.codes[1:], minlength=len(labels) + 1)
+    return {label: int(counts[code]) for code, label in enumerate(labels, start=1)}
+
+
+def in_one_box(
+    volumes: Sequence[NDArray], groups: Sequence[Collection[int]], margin: Sequence[int]
+) -> tuple[list[NDArray[np.unsignedinteger]], NDArray[np.intp]]:
+    """Groups of values numbered from 1, all else 0, in the box that holds them, with a margin of 0 around it.
+
+    Args:
+        volumes: integers, of one shape, two or three axes.
+        groups: values from 1; none is in two groups.
+        margin: voxels on both sides of each axis, from 1.
+
+    Returns: the volumes, of one shape, of the smallest unsigned type; and which index of a volume is their index 0, per
+        axis.
+    """
+    numbered = [_numbered(volume, groups) for volume in volumes]
+    box = []
+    for layers in zip(*(_occupied_layers(volume) for volume in numbered), strict=True):
+        occupied = np.flatnonzero(np.logical_or.reduce(layers))
+        box.append(slice(occupied[0], occupied[-1] + 1) if occupied.size else slice(0, 0))
+    for index, volume in enumerate(numbered):
+        cropped = volume[tuple(box)]
+        inner = tuple(slice(m, m + n) for m, n in zip(margin, cropped.shape, strict=True))
+        numbered[index] = np.zeros(cropped.shape + 2 * np.asarray(margin), volume.dtype)
+        numbered[index][inner] = cropped
+    return numbered, np.array([s.start for s in box], np.intp) - np.asarray(margin)
+
+
+def _numbered(volume: NDArray, groups: Sequence[Collection[int]]) -> NDArray[np.unsignedinteger]:
+    """Which group each voxel's value belongs to."""
+    largest = max((value for group in groups for value in group), default=0)
+    table = np.zeros(largest + 2, np.min_scalar_type(len(groups)))
+    for number, group in enumerate(groups, start=1):
+        table[list(group)] = number
+    stays = len(groups) == largest and np.array_equal(table[:-1], np.arange(largest + 1))
+    result = np.empty_like(volume, table.dtype, order="C")
+    # Part by part: values become indices of 64 bits on the way.
+    for values, numbers in zip(volume, result, strict=True):
+        if stays:
+            known = values <= largest
+            known &= values >= 0
+            np.multiply(values, known, out=numbers, casting="unsafe")
+        else:
+            # What is beyond the table is as its two ends are: in no group.
+            np.take(table, values.astype(np.intp), out=numbers, mode="clip")
+    return result
+
+
+def _occupied_layers(volume: NDArray) -> list[NDArray[np.bool_]]:
+    """Along each axis, which layers hold anything but 0."""
+    others = range(volume.ndim - 1)
+    # Seen along the first axis the volume is flat: the other axes are read from that.
+    shadow = np.bitwise_or.reduce(volume, axis=0)
+    along = [shadow.any(axis=tuple(set(others) - {axis})) for axis in others]
+    return [volume.any(axis=tuple(range(1, volume.ndim))), *along]
+
+
+class Boundary:
+    """The boundary voxels of all labels of a map: those with a face neighbour of another value.
+
+    Attributes:
+        shape: of the map with its margin.
+        steps: how far apart neighbours along each axis are in its flat form.
+        flat: the map, flat; 0 where no boundary is.
+        places: where the boundary voxels are in ``flat``, in order.
+        codes: the boundary voxels' values.
+    """
+
+    def __init__(self, padded: NDArray[np.unsignedinteger]):
+        """Find them. Args: padded: a map in memory order, with a margin of 0 of one voxel or more."""
+        self.shape = padded.shape
+        self.steps = np.array(padded.strides) // padded.itemsize
+        # Compared as one long row, in pieces that stay in the processor's memory: several times as fast as along each
+        # axis. The margin keeps the lines apart.
+        codes, margin = padded.ravel(), self.steps[0]
+        self.flat = np.zeros_like(codes)
+        places = []
+        for start in range(margin, codes.size - margin, CHUNK):
+            stop = min(start + CHUNK, codes.size - margin)
+            own = codes[start:stop]
+            differs = np.zeros(own.shape, bool)
+            for step in self.steps:
+                differs |= own != codes[start - step : stop - step]
+                differs |= own != codes[start + step : stop + step]
+            found = np.multiply(own, differs, out=self.flat[start:stop])
+            places.append(np.flatnonzero(found != 0) + start)
+        self.places = np.concatenate(places)
+        self.codes = self.flat[self.places]
+
+    def points(self, chosen: NDArray, spacing: ArrayLike) -> NDArray[np.float64]:
+        """Positions (n, axes) of some of the boundary voxels, an index of ``places``, in the spacing's unit."""
+        return np.stack(np.unravel_index(self.places[chosen], self.shape), axis=1) * np.asarray(spacing)
+
+    def distances(self, chosen: NDArray, points: NDArray[np.float64], spacing: ArrayLike) -> NDArray[np.float64]:
+        """The distance of each point (n, axes) to the nearest of some of the boundary voxels, in the spacing's unit."""
+        # Built without balance and tight boxes the tree is there sooner, and finds far points in a third of the time.
+        tree = cKDTree(self.points(chosen, spacing), leafsize=32, balanced_tree=False, compact_nodes=False)
+        return tree.query(points)[0]
+
+
+def _checked(
+    segmentation: NDArray, labels: Collection[int], spacing_mm: Sequence[float] | None
+) -> tuple[NDArray, list[int], tuple[float, ...] | None]:
+    """The arguments as they are used, each label once."""
     segmentation = np.asarray(segmentation)
-    if segmentation.ndim != 3 or max_distance_voxels < 0:
-        raise ValueError(f"shape {segmentation.shape}, distance {max_distance_voxels}; expected three axes, 0 or more")
-    cleaned = segmentation.copy()
-    foreground = np.isin(segmentation, list(labels)) & (segmentation != 0)
-    if not foreground.any():
-        return cleaned
-    box = tuple(
-        slice(found[0], found[-1] + 1)
-        for found in (np.flatnonzero(foreground.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
-    )
-    # One pass for all labels: neighbours of different values are never connected.
-    components = cc3d.connected_components(np.where(foreground, segmentation, 0)[box].astype(np.uint16))
-    sizes = np.bincount(components.ravel())
-    first = np.full(len(sizes), components.size)
-    numbers, places = np.unique(components, return_index=True)
-    first[numbers] = places
-    label_of = segmentation[box].ravel()[np.minimum(first, components.size - 1)]
-    removed = []
-    for label in np.unique(label_of[1:]):
-        own = [number for number in range(1, len(sizes)) if label_of[number] == label]
-        if len(own) < 2:
-            continue
-        largest = min(own, key=lambda number: (-sizes[number], first[number]))
-        near = cKDTree(np.argwhere(_surface(components == largest)))
-        for number in own:
-            if number != largest:
-                distances, _ = near.query(np.argwhere(components == number), k=1)
-                # Squared distances between voxels are whole numbers: exactly 50 is told from more than 50.
-                if round(float(distances.min()) ** 2) > max_distance_voxels**2:
-                    removed.append(number)
-    cleaned[box][np.isin(components, removed)] = 0
-    return cleaned
+    labels = list(dict.fromkeys(labels))
+    if segmentation.ndim not in (2, 3) or not np.issubdtype(segmentation.dtype, np.integer):
+        raise ValueError(f"shape {segmentation.shape} of {segmentation.dtype}; expected two or three axes of integers")
+    if not all(isinstance(label, int | np.integer) and label > 0 for label in labels):
+        raise ValueError(f"labels are {labels}; expected whole numbers from 1")
+    if spacing_mm is None:
+        return segmentation, labels, None
+    spacing = tuple(float(s) for s in spacing_mm)
+    if len(spacing) != segmentation.ndim or not all(0 < s < math.inf for s in spacing):
+        raise ValueError(f"spacing_mm is {spacing}; expected {segmentation.ndim} positive numbers")
+    return segmentation, labels, spacing
 
 
-def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels with a face neighbour outside the mask: the nearest ones to anything outside are among them."""
-    inner = mask.copy()
-    for axis in range(3):
-        for step in (1, -1):
-            shifted = np.zeros_like(mask)
-            to = [slice(None)] * 3
-            of = [slice(None)] * 3
-            to[axis], of[axis] = (slice(1, None), slice(None, -1)) if step == 1 else (slice(None, -1), slice(1, None))
-            shifted[tuple(to)] = mask[tuple(of)]
-            inner &= shifted
-    return mask & ~inner
+class _Components:
+    """All components of some labels of an array, numbered from 1.
+
+    Attributes:
+        num_voxels: of each component; of number 0 it says nothing.
+        codes: the place of each component's label in ``labels``, counted from 1.
+    """
+
+    def __init__(self, segmentation: NDArray, labels: Sequence[int]):
+        self.segmentation, self.labels = segmentation, labels
+        (self._padded,), self._origin = in_one_box(
+            [segmentation], [[label] for label in labels], [1] * segmentation.ndim
+        )
+        # Neighbours of different values are never connected.
+        numbers = cc3d.connected_components(self._padded, connectivity=26 if segmentation.ndim == 3 else 8)
+        self._numbers = numbers.ravel()
+        # Sizes, labels and voxels are read from runs of equal numbers, which are far fewer than voxels.
+        starts = np.flatnonzero(self._numbers[1:] != self._numbers[:-1]) + 1
+        of_run, lengths = self._numbers[starts], np.diff(starts, append=self._numbers.size)
+        inside = of_run != 0
+        self._starts, self._lengths, self._of_run = starts[inside], lengths[inside], of_run[inside]
+        self.num_voxels = np.bincount(self._of_run, self._lengths, 1).astype(int).tolist()
+        self._first = np.zeros(len(self.num_voxels), np.intp)
+        # Of several values for one place the last one stays: the first run.
+        self._first[self._of_run[::-1]] = self._starts[::-1]
+        self.codes = self._padded.ravel()[self._first]
+
+    def label_of(self, component: int) -> int:
+        """The label of a component."""
+        return self.labels[self.codes[component] - 1]
+
+    def ordered(self) -> list[int]:
+        """All components, label by label, within a label in the order of their first voxels."""
+        return (np.lexsort([self._first[1:], self.codes[1:]]) + 1).tolist()
+
+    def distances_from_largest(self, unit: NDArray) -> NDArray[np.float64]:
+        """How far each component is from its label's largest one, that one's own distance being 0."""
+        distances = np.zeros(len(self.num_voxels))
+        of_code: dict[int, list[int]] = {}
+        for component in self.ordered():
+            of_code.setdefault(int(self.codes[component]), []).append(component)
+        of_code = {code: components for code, components in of_code.items() if len(components) > 1}
+        if not of_code:
+            return distances
+        boundary = Boundary(self._padded)
+        of_voxel = self._numbers[boundary.places]
+        for code, components in of_code.items():
+            largest = max(components, key=lambda component: self.num_voxels[component])
+            others = np.flatnonzero((boundary.codes == code) & (of_voxel != largest))
+            found = boundary.distances(of_voxel == largest, boundary.points(others, unit), unit)
+            distances[components] = np.inf
+            np.minimum.at(distances, of_voxel[others], found)
+            distances[largest] = 0
+        return distances
+
+    def touching(self, components: Sequence[int], value: int) -> set[int]:
+        """Those of some components that have a face neighbour of a value."""
+        voxels, of_voxel = self._voxels(components)
+        found: set[int] = set()
+        for axis, size in enumerate(self.segmentation.shape):
+            for step in (-1, 1):
+                neighbours = voxels.copy()
+                neighbours[axis] = np.clip(neighbours[axis] + step, 0, size - 1)
+                found.update(of_voxel[self.segmentation[tuple(neighbours)] == value].tolist())
+        return found
+
+    def without(
+        self, removed: Sequence[tuple[int, int, float | None]], spacing: Sequence[float] | None
+    ) -> tuple[NDArray, list[Removal]]:
+        """The array without some components: each with what it becomes, and its distance; and what is to be told."""
+        cleaned, removals = self.segmentation.copy(), []
+        values = np.zeros(len(self.num_voxels), cleaned.dtype)
+        for component, became, _ in removed:
+            values[component] = became
+        voxels, of_voxel = self._voxels([component for component, *_ in removed])
+        cleaned[tuple(voxels)] = values[of_voxel]
+        sums = [np.bincount(of_voxel, indices, len(self.num_voxels)) for indices in voxels]
+        for component, became, distance in removed:
+            size = self.num_voxels[component]
+            removals.append(
+                Removal(
+                    label=int(self.label_of(component)),
+                    num_voxels=size,
+                    volume_mm3=None if spacing is None else size * math.prod(spacing),
+                    distance=distance,
+                    became=int(became),
+                    centre=tuple(round(float(total[component]) / size) for total in sums),
+                )
+            )
+        return cleaned, removals
+
+    def _voxels(self, components: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.unsignedinteger]]:
+        """Indices (axes, n) of some components' voxels in the array, and which component each is of."""
+        chosen = np.isin(self._of_run, components)
+        starts, lengths = self._starts[chosen], self._lengths[chosen]
+        # Each run's voxels follow its first one.
+        steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        indices = np.unravel_index(np.repeat(starts, lengths) + steps, self._padded.shape)
+        return np.stack(indices) + self._origin[:, None], np.repeat(self._of_run[chosen], lengths)

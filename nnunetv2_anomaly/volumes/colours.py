@@ -32,8 +32,9 @@ _KNOWN: dict[str, Colour] = {
 
 # Bright enough to be seen on a dark image, and none so pale that it looks like one.
 _CANDIDATES: tuple[Colour, ...] = tuple(
-    tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue / 36, saturation, value))
+    (round(255 * red), round(255 * green), round(255 * blue))
     for value, saturation, hue in itertools.product((1.0, 0.8, 0.6), (1.0, 0.7, 0.45), range(36))
+    for red, green, blue in [colorsys.hsv_to_rgb(hue / 36, saturation, value)]
 )
 
 _ITKSNAP_HEAD = """\

@@ -20,27 +20,32 @@ from nnunetv2_anomaly.volumes.colours import label_colours
 def figure_bytes(figure: Figure, kind: Literal["png", "svg"], dpi: float = 90) -> bytes:
     """A figure as the content of a PNG or SVG file, without a display.
 
-    The same figure gives the same bytes in every run: an SVG has no date and no random names in it, and its text is
-    text.
+    The same figure gives the same bytes in every run, whatever was made of it before: it is laid out once, an SVG has
+    no date and no random names in it. The text of an SVG is text.
     """
     FigureCanvasAgg(figure)
+    if figure.get_layout_engine() is not None:
+        # Laid out anew for each resolution, the parts would be moved by fractions of a pixel, and names made of places.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "nnunetv2_anomaly", "svg.fonttype": "none"}):
         figure.savefig(buffer, dpi=dpi, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, dpi: float = 90) -> None:
     """Write a figure as PNG, or as SVG where the path ends so, beside and renamed."""
-    content = figure_bytes(figure, "svg" if path.suffix.lower() == ".svg" else "png")
+    content = figure_bytes(figure, "svg" if path.suffix.lower() == ".svg" else "png", dpi)
     with written_beside(path) as temporary:
         temporary.write_bytes(content)
 
 
-def label_palette(names: Mapping[str, int], present: Collection[int]) -> dict[int, tuple[float, ...]]:
+def label_palette(names: Mapping[str, int], present: Collection[int]) -> dict[int, tuple[float, float, float]]:
     """Value -> red, green and blue, each 0 to 1, of the named labels and of those that are present without a name."""
     unnamed = {f"label {value}": value for value in present if value not in names.values()}
-    return {value: tuple(part / 255 for part in rgb) for value, rgb in label_colours({**names, **unnamed}).items()}
+    colours = label_colours({**names, **unnamed})
+    return {value: (red / 255, green / 255, blue / 255) for value, (red, green, blue) in colours.items()}
 
 
 def save_reconstruction_figure(

@@ -6,7 +6,7 @@ import errno
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,8 +48,12 @@ def image_stem(path: Path) -> str:
     raise ValueError(f"{path.name} ends in none of {FILE_ENDINGS}")
 
 
-def read_image(path: Path) -> sitk.Image:
-    """Read a 3D image of one value a voxel, in its own pose and type, without its metadata dictionary.
+def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
+    """Read an image of one value a voxel, in its own pose and type, without its metadata dictionary.
+
+    Args:
+        path: file to read.
+        dimensions: how many axes it may have.
 
     Raises: UserError if it is missing, unreadable, cut short, or not such an image.
     """
@@ -63,10 +67,10 @@ def read_image(path: Path) -> sitk.Image:
         raise UserError(_unreadable(path, error)) from error
     if np.iscomplexobj(sitk.GetArrayViewFromImage(image)):
         raise UserError(f"{path} holds complex numbers; expected real ones.")
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+    if image.GetDimension() not in dimensions or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(
             f"{path} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} value(s) a "
-            "voxel; expected a 3D image with one."
+            f"voxel; expected a {' or '.join(f'{n}D' for n in dimensions)} image with one."
         )
     # Headers may hold what identifies a person; only voxels and pose go on.
     for key in image.GetMetaDataKeys():

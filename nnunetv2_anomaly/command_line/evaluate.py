@@ -1,0 +1,141 @@
+"""``nnUNetv2_anomaly evaluate``: the paper's metrics, lesion detection, statistics, tables, figures and a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of
+
+HELP = "Compare predictions of one or several models with the references: tables, tests, figures, report.html."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument(
+        "-pred",
+        "-pred2",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="[NAME=]FOLDER",
+        help="predictions of a model, or nnU-Net's results folder TRAINER__PLANS__CONFIGURATION, whose folds' "
+        "validation is gathered; several models one after another, the first is the baseline of the tests",
+    )
+    parser.add_argument(
+        "-ref", type=Path, metavar="FOLDER", help="references (default: those of a results folder's data set)"
+    )
+    parser.add_argument(
+        "-o", type=Path, required=True, metavar="FOLDER", help="where everything goes; run again to continue"
+    )
+    parser.add_argument(
+        "-djfile",
+        type=Path,
+        metavar="FILE",
+        help="dataset.json (default: the one beside the predictions, or the references)",
+    )
+    parser.add_argument("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
+    parser.add_argument("--folds", nargs="+", metavar="FOLD", help="cases of these folds alone (default: all)")
+    parser.add_argument(
+        "--splits",
+        type=Path,
+        metavar="FILE",
+        help="splits_final.json, which tells each case's fold (default: of the data set)",
+    )
+    parser.add_argument(
+        "--subjects", type=Path, metavar="CSV", help="table with a column case or SubjectID, by which cases are grouped"
+    )
+    parser.add_argument(
+        "--group_by", default="KLGrade", metavar="COLUMN", help="its column (default: KLGrade, Kellgren-Lawrence)"
+    )
+    parser.add_argument(
+        "--group_limit",
+        type=float,
+        metavar="X",
+        help="up to it is one group, above another (default: 2 for KLGrade, else every value is a group)",
+    )
+    parser.add_argument(
+        "--missing",
+        choices=("diagonal", "exclude"),
+        default="diagonal",
+        help="what a distance is where a label is missing from just one of the two maps: the image's diagonal, or "
+        "nothing; tables count them either way (default: diagonal)",
+    )
+    parser.add_argument("--ignore_extra", action="store_true", help="leave predictions without a reference alone")
+    parser.add_argument(
+        "--without_probabilities", action="store_true", help="do not read softmax outputs for the lesions' ROC"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report"
+    )
+    parser.add_argument(
+        "--error_images", type=Path, metavar="FOLDER", help="error images, CASE_error.nii.gz, for the pictures"
+    )
+    add_clean_up_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; returns 0."""
+    # pandas, SciPy and matplotlib take seconds to import: not for a mere --help.
+    from nnunetv2_anomaly.errors import UserError
+    from nnunetv2_anomaly.evaluation.case import EvaluationSettings
+    from nnunetv2_anomaly.evaluation.groups import read_groups
+    from nnunetv2_anomaly.evaluation.pairing import named_folders
+    from nnunetv2_anomaly.evaluation.run import (
+        evaluate_models,
+        find_pairs,
+        prepare_output,
+        write_evaluation,
+    )
+    from nnunetv2_anomaly.parallel import default_processes
+    from nnunetv2_anomaly.volumes.dataset_description import find_dataset_description
+    from nnunetv2_anomaly.volumes.segmentations import chosen_reader
+
+    if args.np is not None and args.np < 1:
+        raise UserError(f"-np is {args.np}; expected 1 or more.")
+    for option, folder in (("--images", args.images), ("--error_images", args.error_images)):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"{option} {folder} is no folder; give one, or leave it out.")
+    folders = named_folders(args.pred)
+    dataset = find_dataset_description(args.djfile, list(folders.values()), args.ref)
+    clean_up = clean_up_of(args, dataset)
+    pairs = find_pairs(
+        folders,
+        dataset,
+        reference_folder=args.ref,
+        folds=args.folds,
+        splits_file=args.splits,
+        ignore_extra=args.ignore_extra,
+    )
+    cases = list(pairs.references)
+    groups = None
+    if args.subjects is not None:
+        groups = read_groups(args.subjects, cases, column=args.group_by, limit=args.group_limit)
+    settings = EvaluationSettings(
+        file_ending=dataset.file_ending,
+        reader=chosen_reader(dataset, pairs.references[cases[0]]),
+        labels=dataset.labels,
+        ignore=dataset.ignore,
+        clean_up=clean_up,
+        missing=args.missing,
+        with_probabilities=not (args.without_probabilities or dataset.has_regions),
+    )
+    notes = list(pairs.told)
+    if groups is not None and groups.without:
+        notes.append(
+            f"{len(groups.without)} cases are in no group, as {args.subjects} tells no {groups.column} of them."
+        )
+    for note in notes:
+        print(note)
+    arguments = {name: value for name, value in vars(args).items() if name != "run"}
+    arguments = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    prepare_output(args.o, arguments)
+    evaluation = evaluate_models(
+        pairs, dataset, args.o, settings, groups=groups, num_processes=args.np or default_processes()
+    )
+    report = write_evaluation(
+        args.o, evaluation, pairs, dataset, settings, arguments,
+        images=args.images, error_images=args.error_images, notes=notes,
+    )  # fmt: skip
+    print(f"{len(cases)} cases of {len(pairs.models)} model(s); tables, figures and {report}")
+    return 0

@@ -1,0 +1,55 @@
+"""``nnUNetv2_anomaly postprocess``: the paper's clean-up of predictions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of
+
+HELP = "Remove stray parts of bones and cartilages, and lesions that are too small or too uncertain."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="predictions")
+    parser.add_argument(
+        "-o", type=Path, required=True, metavar="FOLDER", help="where the cleaned ones go; run again to continue"
+    )
+    parser.add_argument(
+        "-djfile", type=Path, metavar="FILE", help="dataset.json (default: the one beside the predictions)"
+    )
+    parser.add_argument("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="clean anew what was cleaned with other settings before"
+    )
+    add_clean_up_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Clean; returns 0."""
+    # pandas and SciPy take seconds to import: not for a mere --help.
+    from nnunetv2_anomaly.errors import UserError
+    from nnunetv2_anomaly.parallel import default_processes
+    from nnunetv2_anomaly.postprocessing.run import postprocess_folder
+    from nnunetv2_anomaly.volumes.dataset_description import find_dataset_description
+
+    if args.np is not None and args.np < 1:
+        raise UserError(f"-np is {args.np}; expected 1 or more.")
+    if not args.i.is_dir():
+        raise UserError(f"{args.i} is no folder; expected one with predictions.")
+    dataset = find_dataset_description(args.djfile, [args.i])
+    table = postprocess_folder(
+        args.i,
+        args.o,
+        dataset,
+        clean_up_of(args, dataset),
+        num_processes=args.np or default_processes(),
+        overwrite=args.overwrite,
+    )
+    touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
+    print(
+        f"{table['case'].nunique()} cases cleaned, {touched['case'].nunique()} of them changed; "
+        f"{args.o / 'removed.csv'} tells what went."
+    )
+    return 0

@@ -1,0 +1,221 @@
+"""One case: the predictions of every model against the reference, as they are and cleaned, and its lesions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.evaluation.detection import detect
+from nnunetv2_anomaly.evaluation.results import BOTH, CLEANED, INVENTED, MISSED, NEITHER, RAW
+from nnunetv2_anomaly.evaluation.surface import evaluate_case
+from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
+from nnunetv2_anomaly.postprocessing.components import count_components
+from nnunetv2_anomaly.records import fingerprint, load_record, save_record
+from nnunetv2_anomaly.volumes.label_maps import count_values
+from nnunetv2_anomaly.volumes.segmentations import Segmentation, SegmentationFiles, probability_channels
+
+#: what becomes of distances where just one of the two maps has a label
+DIAGONAL, EXCLUDE = "diagonal", "exclude"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What the numbers of a case depend on, besides its files.
+
+    Attributes:
+        file_ending, reader: of the data set's segmentations (``volumes.segmentations.SegmentationFiles``).
+        labels: name -> values that it stands for.
+        ignore: value of the ignore label, or None.
+        clean_up: what makes HD of HD*.
+        missing: "diagonal" puts the image's diagonal for a distance where just one of the maps has the label,
+            "exclude" leaves it undefined.
+        with_probabilities: whether softmax outputs beside the predictions are used.
+    """
+
+    file_ending: str
+    reader: str | None
+    labels: Mapping[str, tuple[int, ...]]
+    ignore: int | None
+    clean_up: CleanUp
+    missing: str = DIAGONAL
+    with_probabilities: bool = True
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """What one process is given.
+
+    Attributes:
+        case: name.
+        reference: file.
+        predictions, probabilities: model -> file.
+        settings: the same for every case.
+        record: file that keeps what was found, for the next run.
+    """
+
+    case: str
+    reference: Path
+    predictions: Mapping[str, Path]
+    probabilities: Mapping[str, Path]
+    settings: EvaluationSettings
+    record: Path
+
+
+def evaluate_one(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
+    """Rows of ``Evaluation``'s three tables for one case, without fold and group.
+
+    Taken from the task's record, where neither files nor settings have changed since; else measured and recorded.
+
+    Returns: "cases", "bones", "lesions" -> rows.
+
+    Raises: UserError for a file that cannot be read, labels that the data set has not, or another geometry.
+    """
+    files = [task.reference, *task.predictions.values(), *task.probabilities.values()]
+    state = fingerprint(files, {"settings": dataclasses.asdict(task.settings), "models": list(task.predictions)})
+    kept = load_record(task.record, state)
+    if kept is not None:
+        return kept
+    found = _measure(task)
+    save_record(task.record, state, found)
+    return found
+
+
+def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
+    settings = task.settings
+    files = SegmentationFiles(settings.file_ending, settings.reader)
+    reference = read_known(files, task.reference, settings)
+    ignored = None if settings.ignore is None else reference.voxels == settings.ignore
+    reference_voxels = _without(reference.voxels, ignored)
+    rows: dict[str, list[dict[str, Any]]] = {"cases": [], "bones": [], "lesions": []}
+    for model, file in task.predictions.items():
+        prediction = read_known(files, file, settings)
+        difference = reference.difference(prediction)
+        if difference:
+            raise UserError(
+                f"{file} lies on another grid than its reference {task.reference} ({difference}); expected the same "
+                "geometry: predict the image that the reference belongs to."
+            )
+        voxels = _without(prediction.voxels, ignored)
+        softmax = task.probabilities.get(model)
+        row = {"case": task.case, "model": model}
+        try:
+            rows["cases"] += [
+                {**row, **found}
+                for found in _label_rows(settings, files, reference_voxels, voxels, prediction, softmax)
+            ]
+            for kind, found in _lesion_rows(settings, files, reference_voxels, voxels, prediction, softmax):
+                rows[kind].append({**row, **found})
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{softmax or file}: {error}.") from error
+    return rows
+
+
+def read_known(files: SegmentationFiles, path: Path, settings: EvaluationSettings) -> Segmentation:
+    """Read a segmentation that may hold the data set's labels alone.
+
+    Raises: UserError if it cannot be read, or holds other labels.
+    """
+    segmentation = files.read(path)
+    known = {0, settings.ignore, *(value for values in settings.labels.values() for value in values)}
+    unknown = {value: count for value, count in count_values(segmentation.voxels).items() if value not in known}
+    if unknown:
+        told = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
+        labels = ", ".join(f"{'+'.join(map(str, values))} {name}" for name, values in settings.labels.items())
+        raise UserError(f"{path} holds unknown labels: {told}; expected {labels}; check dataset.json (-djfile).")
+    return segmentation
+
+
+def _without(voxels: NDArray, ignored: NDArray[np.bool_] | None) -> NDArray:
+    """Voxels that the reference leaves open count as background in both maps."""
+    return voxels if ignored is None or not ignored.any() else np.where(ignored, 0, voxels).astype(voxels.dtype)
+
+
+def _label_rows(
+    settings: EvaluationSettings,
+    files: SegmentationFiles,
+    reference: NDArray,
+    voxels: NDArray,
+    prediction: Segmentation,
+    softmax: Path | None,
+) -> Iterator[dict[str, Any]]:
+    spacing = prediction.spacing_mm
+    diagonal = math.dist([0] * voxels.ndim, [(n - 1) * s for n, s in zip(voxels.shape, spacing, strict=True)])
+    missing_mm = diagonal if settings.missing == DIAGONAL else math.nan
+    keys = {name: values[0] if len(values) == 1 else values for name, values in settings.labels.items()}
+    channels = None
+    if settings.clean_up.lesion_probability is not None and softmax is not None:
+        channels = (files.in_order(channel, prediction) for channel in probability_channels(softmax))
+    cleaned = settings.clean_up.apply(voxels, spacing, channels)
+    changed = bool(cleaned.removals) or any(cleaned.uncertain_voxels.values())
+    found = None
+    for processing, map_voxels in ((RAW, voxels), (CLEANED, cleaned.segmentation)):
+        if found is None or changed:
+            metrics = evaluate_case(reference, map_voxels, spacing, list(keys.values()), missing_distance_mm=missing_mm)
+            components = _components(map_voxels, keys)
+            found = [
+                {
+                    "label": name,
+                    "status": _status(metrics[key]),
+                    **metrics[key],
+                    "components": components[name],
+                }
+                for name, key in keys.items()
+            ]
+        yield from ({**row, "processing": processing} for row in found)
+
+
+def _components(voxels: NDArray, keys: Mapping[str, int | tuple[int, ...]]) -> dict[str, int]:
+    single = {name: key for name, key in keys.items() if isinstance(key, int)}
+    counts = count_components(voxels, list(single.values())) if single else {}
+    numbers = {name: counts[key] for name, key in single.items()}
+    for name, key in keys.items():
+        if name not in single:
+            numbers[name] = count_components(np.isin(voxels, key).astype(np.uint8), [1])[1]
+    return numbers
+
+
+def _status(metrics: Mapping[str, float]) -> str:
+    in_reference, in_prediction = metrics["reference_volume_mm3"] > 0, metrics["prediction_volume_mm3"] > 0
+    if in_reference:
+        return BOTH if in_prediction else MISSED
+    return INVENTED if in_prediction else NEITHER
+
+
+def _lesion_rows(
+    settings: EvaluationSettings,
+    files: SegmentationFiles,
+    reference: NDArray,
+    voxels: NDArray,
+    prediction: Segmentation,
+    softmax: Path | None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("bones" or "lesions", row)."""
+    bone_of_lesion = settings.clean_up.bone_of_lesion
+    if not bone_of_lesion:
+        return
+    channels = {}
+    if softmax is not None and settings.with_probabilities:
+        number = 0
+        for number, channel in enumerate(probability_channels(softmax), start=1):
+            if number - 1 in bone_of_lesion:
+                channels[number - 1] = files.in_order(channel, prediction)
+        if number <= max(bone_of_lesion):
+            raise ValueError(f"the softmax output has {number} classes, and lesions have label {max(bone_of_lesion)}")
+    names = {values[0]: name for name, values in settings.labels.items() if len(values) == 1}
+    for lesion, bone in bone_of_lesion.items():
+        detected = detect(
+            reference == lesion, voxels == lesion, prediction.spacing_mm, probability=channels.get(lesion)
+        )
+        of = {"bone": names[lesion if bone is None else bone], "lesion": names[lesion]}
+        yield from (("bones", {**of, **point}) for point in detected.points)
+        yield from (("lesions", {**of, **found}) for found in detected.lesions)

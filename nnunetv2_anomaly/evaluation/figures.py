@@ -1,0 +1,616 @@
+"""An evaluation's figures: box plots, ROC, volumes, sizes of lesions, and cases with their predictions."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.evaluation import detection
+from nnunetv2_anomaly.evaluation.results import INVENTED, MISSED, PROBABILITY, SIZE, Evaluation
+from nnunetv2_anomaly.evaluation.surface import DISTANCES
+from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words, size_in_words
+from nnunetv2_anomaly.volumes.figures import label_palette
+
+# Okabe and Ito's colours, which people of any colour vision tell apart, without the yellow that white paper swallows.
+_MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+
+_MARKERS = "osD^vP*Xp<>hd8"
+
+#: of a case's disagreement: reference alone, prediction alone, both with different labels
+_MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"
+
+#: outline of what is marked beside the labels
+_MARKED = "#FF2A2A"
+
+#: a logarithmic axis where values differ by more than this factor
+_LOGARITHMIC_FROM = 30.0
+
+_MODELS_PER_ROW = 4
+_MARGIN_MM = 12.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with what is said of it.
+
+    Attributes:
+        name: of its file, without ending.
+        title: plain text.
+        alt: what it shows, for those who do not see it.
+        figure: ready to be written.
+    """
+
+    name: str
+    title: str
+    alt: str
+    figure: Figure
+
+
+def model_colours(models: Sequence[str]) -> dict[str, str]:
+    """A colour per model, the same one in every figure; beyond seven models they come again, darker.
+
+    Args:
+        models: names, in the evaluation's order.
+
+    Returns: name -> "#rrggbb".
+    """
+    colours = {}
+    for place, model in enumerate(models):
+        turn, colour = divmod(place, len(_MODEL_COLOURS))
+        hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(_MODEL_COLOURS[colour]))
+        rgb = colorsys.hls_to_rgb(hue, lightness * 0.6**turn, saturation)
+        colours[model] = "#" + "".join(f"{round(255 * part):02X}" for part in rgb)
+    return colours
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: no formula between dollars, and in a legend in any case."""
+    text = text.replace("$", r"\$")
+    # Names in a legend that begin so are hidden.
+    return f" {text}" if text.startswith("_") else text
+
+
+def evaluation_figures(evaluation: Evaluation) -> list[Drawing]:
+    """Every figure that the evaluation has data for."""
+    drawings = [
+        Drawing(
+            f"box_{measure.name}",
+            f"{measure.title} of each label",
+            f"Box plots of {measure.title} for each label, models side by side; the numbers are in the tables.",
+            box_figure(evaluation, measure),
+        )
+        for measure in MEASURES
+    ]
+    if len(evaluation.bones):
+        counts = detection.counts(evaluation.bones)
+        drawings += [
+            Drawing(
+                "roc",
+                "ROC of lesion detection",
+                "Sensitivity over 1 - specificity for each bone and for all, a curve per model; areas in the legend.",
+                roc_figure(counts, evaluation.models),
+            ),
+            Drawing(
+                "lesion_volumes",
+                "Lesion volumes, Bland and Altman",
+                "Difference of lesion volumes, prediction - reference, over their mean, a panel per model.",
+                volume_figure(evaluation),
+            ),
+        ]
+    if len(evaluation.lesions):
+        drawings.append(
+            Drawing(
+                "lesion_sizes",
+                "Lesions found and missed, by size",
+                "Bars of the number of lesions by volume: found and missed of the reference, true and false of the "
+                "prediction, for each model.",
+                lesion_size_figure(detection.lesion_wise(evaluation.lesions), evaluation.models),
+            )
+        )
+    return drawings
+
+
+def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
+    """Box plots of one measure: a panel per label, models side by side, every case a point.
+
+    Boxes from the first to the third quartile with the median; whiskers to the farthest value within 1.5 interquartile
+    ranges of the box. A cross is a case in which just one map has the label. Where a box is not of all cases, their
+    number stands beneath it. Panels of a distance share their axis, which is logarithmic where values differ by more
+    than a factor of 30; those of DSC each have their own, as bones and lesions have little in common.
+    """
+    models, labels = evaluation.models, list(evaluation.labels)
+    is_distance = measure.metric in DISTANCES
+    cases = evaluation.cases[evaluation.cases["processing"] == measure.processing]
+    values = cases[measure.metric].to_numpy(dtype=float) * measure.factor
+    cases = cases.assign(value=values)[np.isfinite(values)]
+    colours = model_colours(models)
+    width = max(1.25, 0.34 * len(models) + 0.3) + (0.0 if is_distance else 0.35)
+    columns = max(1, min(len(labels), int(12.5 / width)))
+    # As many in every row, as far as that goes.
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / columns))
+    figure, axes = _panels(len(labels), columns, width, 3.2, sharey=is_distance)
+    num_cases = evaluation.cases["case"].nunique()
+    crosses = False
+    parts = dict(iter(cases.groupby(["label", "model"], observed=True)))
+    for axis, label in zip(axes, labels, strict=True):
+        told = []
+        for place, model in enumerate(models):
+            part = parts.get((label, model), cases.iloc[:0])
+            crosses |= _box(axis, place, part, colours[model])
+            told.append(f"n = {len(part)}" if len(part) < num_cases else "")
+        axis.set_title(_title(in_words(label), max(14, int(11 * width))), fontsize=9)
+        axis.set_xticks(range(len(models)), told, rotation=0 if len(models) == 1 else 90)
+        axis.tick_params(axis="x", length=0)
+        axis.set_xlim(-0.6, len(models) - 0.4)
+        axis.grid(axis="y", color="0.88", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        if not is_distance:
+            axis.margins(y=0.08)
+            axis.locator_params(axis="y", nbins=6)
+    if is_distance and axes:
+        _distance_axis(axes[0], cases["value"].to_numpy())
+    figure.supylabel(measure.title, fontsize=10)
+    handles: list[Line2D | Patch] = [
+        Patch(facecolor=f"{colours[model]}55", edgecolor=colours[model], label=plain(model)) for model in models
+    ]
+    if crosses:
+        handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="label in one map alone"))
+    _legend(figure, handles)
+    return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D | Patch], *, beneath: bool = False) -> None:
+    """One for the whole figure, in as many columns as its width has room for."""
+    # Inches: about what a letter takes, and what the sample before it does.
+    widths = [0.078 * len(str(handle.get_label())) + 0.6 for handle in handles]
+    columns = len(handles)
+    if sum(widths) > figure.get_figwidth():
+        columns = max(1, int(figure.get_figwidth() / max(widths)))
+    where: Literal["outside lower center", "outside upper center"]
+    where = "outside lower center" if beneath else "outside upper center"
+    figure.legend(handles=list(handles), loc=where, ncols=columns, frameon=False, fontsize=9)
+
+
+def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str) -> bool:
+    """Draw one box and its points. Returns: whether there is a cross among them."""
+    if not len(part):
+        return False
+    values = part["value"].to_numpy()
+    line = {"color": colour, "linewidth": 1.0}
+    axis.boxplot(
+        [values], positions=[at], widths=[0.72], patch_artist=True, showfliers=False, manage_ticks=False,
+        boxprops={"facecolor": f"{colour}33", "edgecolor": colour, "linewidth": 1.0},
+        whiskerprops=line, capprops=line, medianprops={"color": colour, "linewidth": 2.0}, zorder=2,
+    )  # fmt: skip
+    # Spread over the box by the order of the cases, which has nothing to do with the values; the same in every run.
+    spread = ((0.5 + np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.56
+    crossed = part["status"].isin((MISSED, INVENTED)).to_numpy()
+    size = float(np.clip(200 / len(values), 2.5, 14))
+    axis.scatter(at + spread[~crossed], values[~crossed], s=size, color=colour, alpha=0.6, linewidths=0, zorder=3)
+    axis.scatter(
+        at + spread[crossed], values[crossed], s=1.6 * size + 4, marker="x", color=colour, linewidths=0.8, zorder=3
+    )
+    return bool(crossed.any())
+
+
+def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
+    positive = values[values > 0]
+    if not positive.size or (values < 0).any() or positive.max() / positive.min() <= _LOGARITHMIC_FROM:
+        if values.size:
+            axis.set_ylim(bottom=0)
+        return
+    low, high = float(positive.min()), float(positive.max())
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in ((1, 2, 5) if len(decades) < 6 else (1,))]
+    if positive.size == values.size:
+        axis.set_yscale("log")
+    else:
+        # Zero has no logarithm: below the smallest distance the axis goes on evenly down to it.
+        axis.set_yscale("symlog", linthresh=low)
+        ticks = [0.0, *(tick for tick in ticks if tick >= low)]
+    axis.yaxis.set_major_locator(FixedLocator(ticks))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
+    """ROC of every bone and of all: a curve per model, its thresholds marked, its area in the panel's legend.
+
+    The large mark, of another shape for each model, is the prediction as it is; small discs are thresholds of size,
+    small squares of softmax output.
+
+    Args:
+        counts: of ``detection.counts``.
+        models: names, in the evaluation's order.
+    """
+    bones = list(counts["bone"].unique())
+    # "all" comes after the bones of a model, and bones that later models add come after it.
+    bones.sort(key=lambda bone: bone == detection.ALL)
+    figure, axes = _panels(len(bones), min(4, max(1, len(bones))), 3.3, 3.4)
+    colours = model_colours(models)
+    for axis, bone in zip(axes, bones, strict=True):
+        axis.plot([0, 1], [0, 1], color="0.75", linewidth=0.8, linestyle=":")
+        curves = []
+        for place, model in enumerate(models):
+            points = counts[(counts["bone"] == bone) & (counts["model"] == model)]
+            # Curves that lie on each other still show both colours.
+            width = 2.4 - 0.9 * place / max(1, len(models) - 1)
+            if len(points):
+                curves.append(_roc_curve(axis, points, colours[model], width, _MARKERS[place % len(_MARKERS)]))
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
+        axis.set_title(plain(in_words(bone)), fontsize=10)
+        axis.grid(color="0.9", linewidth=0.6)
+        axis.legend(handles=curves, loc="lower right", fontsize=7.5, framealpha=0.8, edgecolor="none")
+    grey: dict[str, Any] = {"color": "0.3", "linestyle": "none"}
+    handles = [Line2D([], [], color=colours[model], linewidth=2, label=plain(model)) for model in models]
+    handles.append(Line2D([], [], marker="o", markersize=7, markerfacecolor="white", label="as predicted", **grey))
+    handles.append(Line2D([], [], marker="o", markersize=4, label="threshold of size", **grey))
+    if (counts["rule"] == PROBABILITY).any():
+        handles.append(Line2D([], [], marker="s", markersize=4, label="threshold of softmax output", **grey))
+    _legend(figure, handles)
+    return figure
+
+
+def _roc_curve(axis: Axes, points: pd.DataFrame, colour: str, width: float, marker: str) -> Line2D:
+    """Draw one model's curve and thresholds. Returns: its line for the legend."""
+    along, up = detection.roc(points)
+    area = detection.auc(along, up)
+    axis.plot(along, up, alpha=0.9, color=colour, linewidth=width)
+    for rule, sign in ((SIZE, "o"), (PROBABILITY, "s")):
+        of_rule = points[points["rule"] == rule]
+        axis.plot(1 - of_rule["specificity"], of_rule["sensitivity"], sign, markersize=3.2, color=colour)
+    as_it_is = points[(points["rule"] == SIZE) & (points["threshold"] == 0)]
+    (mark,) = axis.plot(
+        1 - as_it_is["specificity"], as_it_is["sensitivity"], marker, color=colour, markersize=7,
+        markerfacecolor="white", markeredgewidth=1.8, zorder=4,
+    )  # fmt: skip
+    line = Line2D([], [], color=colour, linewidth=width, label="no curve" if math.isnan(area) else f"AUC {area:.3f}")
+    line.set(marker=marker, markersize=7, markerfacecolor="white", markeredgewidth=mark.get_markeredgewidth())
+    return line
+
+
+def volume_figure(evaluation: Evaluation) -> Figure:
+    """Bland and Altman's plot of lesion volumes per model: difference over mean, bias, and limits of agreement.
+
+    A point is a bone of a case in which at least one of the maps has a lesion, of the predictions as they are.
+    """
+    bones = evaluation.bones[(evaluation.bones["rule"] == SIZE) & (evaluation.bones["threshold"] == 0)]
+    bones = bones[(bones["reference_mm3"] > 0) | (bones["prediction_mm3"] > 0)]
+    agreement = detection.volume_agreement(evaluation.bones)
+    agreement = agreement[agreement["bone"] == detection.ALL].set_index("model")
+    markers = dict(zip(evaluation.bones["bone"].unique(), _MARKERS, strict=False))
+    models, colours = evaluation.models, model_colours(evaluation.models)
+    figure, axes = _panels(len(models), min(3, len(models)), 3.9, 3.4, sharex=True, sharey=True)
+    for axis, model in zip(axes, models, strict=True):
+        own = bones[bones["model"] == model]
+        for bone, part in own.groupby("bone", sort=False):
+            reference, prediction = part["reference_mm3"].to_numpy(), part["prediction_mm3"].to_numpy()
+            axis.scatter(
+                (reference + prediction) / 2, prediction - reference, s=16, alpha=0.6, linewidths=0,
+                color=colours[model], marker=markers.get(bone, "."),
+            )  # fmt: skip
+        axis.axhline(0, color="0.75", linewidth=0.8)
+        if model in agreement.index:
+            row = agreement.loc[model]
+            for name, style, title, side in (
+                ("bias_mm3", "-", "bias", "bottom"),
+                ("upper_mm3", "--", "+1.96 sd", "bottom"),
+                ("lower_mm3", "--", "-1.96 sd", "top"),
+            ):
+                if math.isfinite(row[name]):
+                    axis.axhline(row[name], color="0.2", linewidth=1.1, linestyle=style)
+                    axis.annotate(
+                        f"{title} {row[name]:.0f}", (1, row[name]), (-3, 2 if side == "bottom" else -2),
+                        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va=side,
+                        fontsize=7.5,
+                        bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
+                    )  # fmt: skip
+        axis.set_title(_title(f"{model} (n = {len(own)})", 40), fontsize=10)
+        axis.grid(color="0.92", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    means = bones[["reference_mm3", "prediction_mm3"]].mean(axis=1)
+    if len(means) and means.max() / means.min() > _LOGARITHMIC_FROM:
+        axes[0].set_xscale("log")
+    figure.supxlabel("mean of reference and prediction [mm³]", fontsize=10)
+    figure.supylabel("prediction - reference [mm³]", fontsize=10)
+    handles = [
+        Line2D([], [], linestyle="none", marker=marker, color="0.3", label=plain(in_words(bone)))
+        for bone, marker in markers.items()
+    ]
+    if handles:
+        _legend(figure, handles)
+    return figure
+
+
+def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figure:
+    """Lesions by volume: of the reference, found or missed; of the prediction, true or false.
+
+    Args:
+        lesion_wise: of ``detection.lesion_wise``; its bone "all" is shown.
+        models: names, in the evaluation's order.
+    """
+    own = lesion_wise[lesion_wise["bone"] == detection.ALL]
+    bins = list(own[["from_mm3", "to_mm3"]].drop_duplicates().itertuples(index=False, name=None))
+    colours = model_colours(models)
+    width = min(13.0, max(8.0, 3.0 + 0.25 * 2 * len(bins) * (len(models) + 1)))
+    figure = Figure(figsize=(width, 3.9), layout="constrained")
+    panels = (
+        ("lesions of the reference", "reference", "found"),
+        ("lesions of the prediction", "predicted", "true"),
+    )
+    for axis, (title, whole, part) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        for place, bounds in enumerate(bins):
+            for number, model in enumerate(models):
+                row = own[(own["model"] == model) & (own["from_mm3"] == bounds[0]) & (own["to_mm3"] == bounds[1])]
+                if not len(row) or not row[whole].iloc[0]:
+                    continue
+                every, met = int(row[whole].iloc[0]), int(row[part].iloc[0])
+                at = place + (number - (len(models) - 1) / 2) * 0.84 / len(models)
+                size = 0.76 / len(models)
+                axis.bar(at, met, size, color=colours[model])
+                axis.bar(
+                    at, every - met, size, bottom=met, facecolor=f"{colours[model]}22", edgecolor=colours[model],
+                    linewidth=0.8, hatch="////",
+                )  # fmt: skip
+                axis.annotate(
+                    f"{met}/{every}", (at, every), (0, 2), textcoords="offset points", ha="center", va="bottom",
+                    fontsize=7, rotation=90 if len(models) > 2 else 0,
+                )  # fmt: skip
+        axis.set_xticks(range(len(bins)), [size_in_words(*bounds) for bounds in bins])
+        axis.set_xlim(-0.5, len(bins) - 0.5)
+        axis.margins(y=0.18)
+        axis.tick_params(axis="x", length=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("volume [mm³]")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("number of lesions")
+    handles = [Patch(color=colours[model], label=plain(model)) for model in models]
+    handles += [
+        Patch(color="0.4", label="found, or true"),
+        Patch(facecolor="0.95", edgecolor="0.4", hatch="////", label="missed, or false"),
+    ]
+    _legend(figure, handles)
+    return figure
+
+
+def _panels(
+    number: int, columns: int, width: float, height: float, *, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, in rows of ``columns``; the places that are left over stay empty."""
+    rows = max(1, math.ceil(number / columns))
+    figure = Figure(figsize=(max(5.5, columns * width + 0.4), rows * height + 0.5), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
+    for axis in axes[number:]:
+        axis.set_axis_off()
+    return figure, axes[:number]
+
+
+def _title(text: str, width: int) -> str:
+    return plain("\n".join(textwrap.wrap(text, width, break_long_words=True)))
+
+
+def case_figure(
+    title: str,
+    image: NDArray | None,
+    reference: NDArray,
+    predictions: Mapping[str, NDArray],
+    error_image: NDArray | None,
+    spacing_mm: Sequence[float],
+    labels: Mapping[str, int],
+    *,
+    marked: tuple[str, NDArray] | None = None,
+) -> Figure:
+    """A case on the sagittal slice on which the predictions, all together, disagree most with the reference.
+
+    With ``marked``, on the slice with most of that, and with its outline in every panel.
+
+    Reference and predictions with filled labels and outlines; beneath each prediction where it disagrees, and the
+    outlines of the reference; beneath the reference the error image, or else the image by itself. Superior is up and
+    anterior to the right; in a volume of a single axial slice anterior is up. (Y, X) is shown as pictures are stored,
+    its first row on top.
+
+    Args:
+        title: shown above.
+        image: (Z superior, Y anterior, X right), any unit; without one the labels are shown on black.
+        reference: same shape, integers; 0 is background.
+        predictions: model -> same shape, integers.
+        error_image: same shape, squared error, unitless; or None.
+        spacing_mm: one per axis, in the arrays' axis order.
+        labels: name -> value, for colours and legend.
+        marked: name and mask, of the same shape, of what is no label; without a voxel it chooses no slice.
+
+    Raises: ValueError for different shapes, or no prediction.
+    """
+    planes = _planes(image, reference, predictions, error_image, spacing_mm, None if marked is None else marked[1])
+    shown = (planes.reference, *planes.predictions.values())
+    present = sorted({int(value) for plane in shown for value in np.unique(plane) if value != 0})
+    palette = label_palette(labels, present)
+    white = dict.fromkeys(palette, "white")
+    models = list(planes.predictions)
+    per_row = min(len(models), _MODELS_PER_ROW)
+    blocks = math.ceil(len(models) / _MODELS_PER_ROW)
+    width = {1: 3.3, 2: 3.3, 3: 3.0}.get(per_row, 2.7)
+    height = width * float(np.clip(planes.height_over_width, 0.35, 2.0))
+    figure = Figure(figsize=((1 + per_row) * width, 2 * blocks * (height + 0.35) + 1.2), layout="constrained")
+    where = "" if planes.index is None else f", sagittal slice {planes.index}"
+    figure.suptitle(plain(f"{title}{where}"), fontsize=11)
+    axes = figure.subplots(2 * blocks, 1 + per_row, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for block in range(blocks):
+        above, beneath = axes[2 * block], axes[2 * block + 1]
+        _show(above[0], planes, "reference")
+        _overlay(above[0], planes, planes.reference, palette)
+        for place, model in enumerate(models[block * _MODELS_PER_ROW : (block + 1) * _MODELS_PER_ROW], start=1):
+            predicted = planes.predictions[model]
+            _show(above[place], planes, model)
+            _overlay(above[place], planes, predicted, palette)
+            _show(beneath[place], planes, "disagreement", brightness=0.75)
+            beneath[place].imshow(_disagreement(planes.reference, predicted), **planes.view)
+            _outlines(beneath[place], planes.reference, white, 0.5)
+    if planes.error is not None:
+        axes[1, 0].set_title("error image", fontsize=9)
+        limit = max(float(np.nanquantile(planes.error, 0.999)), 1e-6)
+        drawn = axes[1, 0].imshow(planes.error, cmap="inferno", vmin=0, vmax=limit, **planes.view)
+        _outlines(axes[1, 0], planes.reference, white, 0.5)
+        bar = figure.colorbar(drawn, ax=axes[1, 0], location="left", fraction=0.05, pad=0.03)
+        bar.ax.tick_params(labelsize=7)
+    elif planes.grey is not None:
+        _show(axes[1, 0], planes, "image")
+    if planes.marked is not None:
+        for axis in axes.flat:
+            if axis.images:
+                _outlines(axis, planes.marked, {1: _MARKED}, 1.2)
+    names = {value: name for name, value in labels.items()}
+    handles = [Patch(color=palette[v], label=plain(in_words(names.get(v, f"label {v}")))) for v in present]
+    handles += [
+        Patch(color=_MISSED, label="disagreement: reference alone"),
+        Patch(color=_EXTRA, label="disagreement: prediction alone"),
+        Patch(color=_OTHER, label="disagreement: another label"),
+    ]
+    if marked is not None:
+        handles.append(Patch(facecolor="none", edgecolor=_MARKED, label=plain(marked[0])))
+    _legend(figure, handles, beneath=True)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """One slice of a case, cut to its labels: (rows, columns) each.
+
+    index: of the sagittal slice; None in 2D. grey: in [0, 1]. height_over_width: in mm. view: for ``imshow``.
+    """
+
+    index: int | None
+    reference: NDArray
+    predictions: dict[str, NDArray]
+    grey: NDArray | None
+    error: NDArray | None
+    marked: NDArray | None
+    height_over_width: float
+    view: dict[str, Any]
+
+
+def _planes(
+    image: NDArray | None,
+    reference: NDArray,
+    predictions: Mapping[str, NDArray],
+    error_image: NDArray | None,
+    spacing_mm: Sequence[float],
+    marked: NDArray | None,
+) -> _Planes:
+    arrays = {"reference": reference, **predictions}
+    more = (("image", image), ("error image", error_image), ("marked", marked))
+    arrays |= {name: array for name, array in more if array is not None}
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1 or reference.ndim not in (2, 3) or len(spacing_mm) != reference.ndim:
+        raise ValueError(f"shapes {shapes} and spacing_mm {spacing_mm}; expected one shape with two or three axes")
+    if not predictions:
+        raise ValueError("no prediction was given; expected at least one")
+    flat = reference.ndim == 2 or reference.shape[0] == 1
+    if flat:
+        index = None
+    elif marked is not None and marked.any():
+        index = int(np.count_nonzero(marked, axis=(0, 1)).argmax())
+    else:
+        index = _slice_of_disagreement(reference, list(predictions.values()))
+    vertical, horizontal = spacing_mm[-2:] if flat else spacing_mm[:2]
+
+    def sliced(volume: NDArray) -> NDArray:
+        return np.asarray(volume).reshape(volume.shape[-2:]) if index is None else np.asarray(volume[:, :, index])
+
+    target, predicted = sliced(reference), {model: sliced(volume) for model, volume in predictions.items()}
+    box = _box_around([target, *predicted.values()], (vertical, horizontal))
+    target = target[box]
+    grey = None
+    if image is not None:
+        # Every fourth voxel of the volume tells its range well enough.
+        sample = np.asarray(image[..., ::4, ::4] if flat else image[::4, ::4, ::4], dtype=float)
+        sample = sample[np.isfinite(sample)]
+        low, high = np.percentile(sample, (1, 99.5)) if sample.size else (0.0, 1.0)
+        grey = np.clip((sliced(image)[box].astype(float) - low) / max(high - low, 1e-12), 0, 1)
+    return _Planes(
+        index,
+        target,
+        {model: plane[box] for model, plane in predicted.items()},
+        grey,
+        None if error_image is None else sliced(error_image)[box],
+        None if marked is None else (sliced(marked)[box] != 0).astype(np.uint8),
+        target.shape[0] * vertical / (target.shape[1] * horizontal),
+        {
+            "origin": "upper" if reference.ndim == 2 else "lower",
+            "aspect": vertical / horizontal,
+            "interpolation": "nearest",
+        },
+    )
+
+
+def _slice_of_disagreement(reference: NDArray, predictions: Sequence[NDArray]) -> int:
+    """Index along X; where all agree, that of the most reference, and where there is none, the middle."""
+    differing = sum(np.count_nonzero(prediction != reference, axis=(0, 1)) for prediction in predictions)
+    if not differing.any():
+        differing = np.count_nonzero(reference, axis=(0, 1))
+    return int(differing.argmax()) if differing.any() else reference.shape[2] // 2
+
+
+def _box_around(planes: Sequence[NDArray], spacing_mm: tuple[float, float]) -> tuple[slice, slice]:
+    """All labels and a margin; the whole plane without any."""
+    occupied = np.any([plane != 0 for plane in planes], axis=0)
+    if not occupied.any():
+        return slice(None), slice(None)
+    box = []
+    for axis, spacing in enumerate(spacing_mm):
+        found = np.flatnonzero(occupied.any(axis=1 - axis))
+        margin = math.ceil(_MARGIN_MM / spacing)
+        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
+    return box[0], box[1]
+
+
+def _show(axis: Axes, planes: _Planes, title: str, brightness: float = 1.0) -> None:
+    grey = np.zeros(planes.reference.shape) if planes.grey is None else planes.grey * brightness
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, **planes.view)
+    axis.set_title(_title(title, 30), fontsize=9)
+
+
+def _overlay(axis: Axes, planes: _Planes, plane: NDArray, palette: Mapping[int, tuple[float, ...]]) -> None:
+    filled = np.zeros((*plane.shape, 4))
+    for value, colour in palette.items():
+        if value != 0:
+            filled[plane == value] = (*colour, 0.34)
+    axis.imshow(filled, **planes.view)
+    _outlines(axis, plane, palette, 0.9)
+
+
+def _outlines(axis: Axes, plane: NDArray, palette: Mapping[int, Any], width: float) -> None:
+    if min(plane.shape) < 2:
+        return  # contours need two rows and two columns
+    for value, colour in palette.items():
+        mask = plane == value
+        if value != 0 and mask.any() and not mask.all():
+            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
+
+
+def _disagreement(reference: NDArray, prediction: NDArray) -> NDArray[np.float64]:
+    """(rows, columns, 4), transparent where both agree."""
+    coloured = np.zeros((*reference.shape, 4))
+    differ = reference != prediction
+    coloured[differ & (prediction == 0)] = (*to_rgb(_MISSED), 1)
+    coloured[differ & (reference == 0)] = (*to_rgb(_EXTRA), 1)
+    coloured[differ & (reference != 0) & (prediction != 0)] = (*to_rgb(_OTHER), 1)
+    return coloured

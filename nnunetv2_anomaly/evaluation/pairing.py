@@ -1,0 +1,224 @@
+"""Which predictions belong to which reference: folders of predictions, and nnU-Net's results folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.files import read_json
+from nnunetv2_anomaly.volumes.dataset_description import segmentation_files
+
+
+@dataclass(frozen=True)
+class Model:
+    """Predictions of one model.
+
+    Attributes:
+        name: as the tables show it.
+        folder: of predictions, or nnU-Net's results folder of a trained model.
+        is_results_folder: whether the predictions are those of its folds' validation.
+        files, probabilities: case -> prediction, and its softmax output (.npz) where there is one.
+        folds: case -> fold whose validation it is from; only of a results folder.
+    """
+
+    name: str
+    folder: Path
+    is_results_folder: bool
+    files: Mapping[str, Path]
+    probabilities: Mapping[str, Path]
+    folds: Mapping[str, str]
+
+
+def is_results_folder(folder: Path) -> bool:
+    """Whether it is nnU-Net's results folder of a trained model: folds, and the plans they were trained with."""
+    # Plans stand beside predictions as well, and their cases may have such names.
+    return (folder / "plans.json").is_file() and any(entry.is_dir() for entry in folder.glob("fold_*"))
+
+
+def named_folders(texts: Sequence[str]) -> dict[str, Path]:
+    """Model name -> folder, from words like ``FOLDER`` or ``NAME=FOLDER``.
+
+    A results folder is called by its trainer, any other one by its own name.
+
+    Raises: UserError if a name comes twice, is empty, or a folder is missing.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, separator, place = text.partition("=")
+        if not separator or Path(text).is_dir():
+            place = text
+            name = Path(os.path.abspath(text)).name  # also of . and ..
+            name = name.split("__")[0] if is_results_folder(Path(text)) else name
+        folder = Path(place)
+        if not name.strip() or not place or not folder.is_dir():
+            raise UserError(f"{text} names no folder that exists; give -pred FOLDER or -pred NAME=FOLDER.")
+        if name in found:
+            raise UserError(
+                f"two models are called {name} ({found[name]} and {folder}); give each its name: -pred NAME=FOLDER."
+            )
+        found[name] = folder
+    return found
+
+
+def find_model(name: str, folder: Path, file_ending: str, folds: Sequence[str] | None = None) -> Model:
+    """The predictions of a folder, or of the folds of a results folder.
+
+    Args:
+        name: of the model.
+        folder: of predictions, or nnU-Net's results folder.
+        file_ending: of the data set.
+        folds: which folds of a results folder; None takes all but "all".
+    Raises: UserError if nothing is there, a fold has no validation, or a case is in two of them.
+    """
+    if not is_results_folder(folder):
+        files = segmentation_files(folder, file_ending)
+        return Model(name, folder, False, files, _probabilities(files, file_ending), {})
+    found = (entry.name.removeprefix("fold_") for entry in folder.glob("fold_*") if entry.name != "fold_all")
+    chosen = list(dict.fromkeys(folds)) if folds else sorted(found, key=lambda fold: (len(fold), fold))
+    if not chosen:
+        raise UserError(f"{folder} has no fold but fold_all; give --folds all, or predict and give the predictions.")
+    files = {}
+    of_fold: dict[str, str] = {}
+    for fold in chosen:
+        validation = folder / f"fold_{fold}" / "validation"
+        if not validation.is_dir():
+            raise UserError(
+                f"{validation} does not exist; let nnU-Net validate the fold (nnUNetv2_train ... {fold} --val), or "
+                "choose others with --folds."
+            )
+        for case, file in segmentation_files(validation, file_ending).items():
+            if case in files:
+                raise UserError(
+                    f"{case} is in the validation of folds {of_fold[case]} and {fold} of {folder}; expected one."
+                )
+            files[case], of_fold[case] = file, fold
+    return Model(name, folder, True, files, _probabilities(files, file_ending), of_fold)
+
+
+def _probabilities(files: Mapping[str, Path], file_ending: str) -> dict[str, Path]:
+    beside = {case: file.with_name(file.name[: -len(file_ending)] + ".npz") for case, file in files.items()}
+    return {case: file for case, file in beside.items() if file.is_file()}
+
+
+def default_reference_folder(models: Sequence[Model]) -> Path:
+    """Where the references of a results folder's data set lie, as nnU-Net looks for them.
+
+    Raises: UserError if no model is a results folder, or neither place is there.
+    """
+    results = next((model.folder for model in models if model.is_results_folder), None)
+    if results is None:
+        raise UserError("no reference folder was given; give it with -ref.")
+    dataset = read_json(results / "plans.json").get("dataset_name", results.absolute().parent.name)
+    places = [
+        Path(os.environ[variable]) / dataset / folder
+        for variable, folder in (("nnUNet_raw", "labelsTr"), ("nnUNet_preprocessed", "gt_segmentations"))
+        if os.environ.get(variable)
+    ]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        told = " and ".join(map(str, places)) or "nnUNet_raw and nnUNet_preprocessed are not set"
+        raise UserError(f"the references of {results} were not found ({told}); give their folder with -ref.")
+    return found
+
+
+def read_splits(file: Path) -> dict[str, str]:
+    """Case -> fold that validates it, from nnU-Net's splits_final.json.
+
+    Raises: UserError if it cannot be read, or a case is validated twice.
+    """
+    try:
+        splits = json.loads(file.read_text(encoding="utf-8"))
+        of_fold: dict[str, str] = {}
+        for fold, split in enumerate(splits):
+            for case in split["val"]:
+                if case in of_fold:
+                    raise UserError(f"{file}: {case} is validated by folds {of_fold[case]} and {fold}; expected one.")
+                of_fold[case] = str(fold)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} cannot be read as nnU-Net's splits_final.json ({error}).") from error
+    return of_fold
+
+
+def default_splits(models: Sequence[Model]) -> Path | None:
+    """splits_final.json of a results folder's data set, where it is found."""
+    for model in models:
+        if model.is_results_folder and os.environ.get("nnUNet_preprocessed"):  # noqa: SIM112
+            dataset = read_json(model.folder / "plans.json").get("dataset_name", model.folder.absolute().parent.name)
+            file = Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json"  # noqa: SIM112
+            if file.is_file():
+                return file
+    return None
+
+
+def expected_cases(
+    references: Collection[str], models: Sequence[Model], splits: Mapping[str, str], folds: Sequence[str] | None
+) -> list[str]:
+    """The cases that every model has to predict.
+
+    All references; of results folders with the given folds only those that the folds validate.
+
+    Args:
+        references: cases with a reference.
+        models: with their predictions.
+        splits: case -> fold; empty where unknown.
+        folds: which folds were asked for, or None.
+    Raises: UserError if none is left.
+    """
+    expected = set(references)
+    if folds:
+        of_folds = {case for case, fold in splits.items() if fold in folds}
+        if not of_folds:
+            of_folds = {case for model in models for case in model.folds}
+        expected &= of_folds
+        if not expected:
+            raise UserError(f"none of the references is of the folds {', '.join(folds)}.")
+    return sorted(expected)
+
+
+def check_complete(
+    expected: Sequence[str],
+    models: Sequence[Model],
+    reference_folder: Path,
+    *,
+    ignore_extra: bool,
+    elsewhere: Collection[str] = (),
+) -> list[str]:
+    """See that every expected case has a prediction of every model, and that there are no others.
+
+    Args:
+        expected: cases.
+        models: with their predictions.
+        reference_folder: for the sentences.
+        ignore_extra: whether predictions without a reference are left alone.
+        elsewhere: cases that have a reference but are not wanted; their predictions are not extra.
+    Returns: sentences on what was ignored.
+    Raises: UserError that lists what is missing or too much.
+    """
+    ignored = []
+    for model in models:
+        missing = sorted(set(expected) - set(model.files))
+        if missing:
+            if model.is_results_folder:
+                known = " ".join(dict.fromkeys(model.folds.values()))
+                advice = f"let nnU-Net train and validate all folds, or take the cases of some: --folds {known}"
+            else:
+                advice = "predict them, or take their references away"
+            raise UserError(
+                f"{model.name} ({model.folder}) has no prediction of {len(missing)} of {len(expected)} cases of "
+                f"{reference_folder}: {listed(missing)}; {advice}."
+            )
+        extra = sorted(set(model.files) - set(expected) - set(elsewhere))
+        if extra and not ignore_extra:
+            raise UserError(
+                f"{model.name} ({model.folder}) has {len(extra)} predictions without a reference in "
+                f"{reference_folder}: {listed(extra)}; check the folders, or leave these out with --ignore_extra."
+            )
+        if extra:
+            ignored.append(f"{model.name}: {len(extra)} predictions without a reference were left out: {listed(extra)}")
+    return ignored

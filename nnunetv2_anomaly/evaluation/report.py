@@ -1,0 +1,279 @@
+"""An evaluation's output: tables, figures, and the page that shows them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nnunetv2_anomaly.evaluation import detection, statistics
+from nnunetv2_anomaly.evaluation.case import DIAGONAL
+from nnunetv2_anomaly.evaluation.figures import Drawing, evaluation_figures
+from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
+from nnunetv2_anomaly.evaluation.tables import (
+    Table,
+    detection_table,
+    fold_table,
+    group_table,
+    in_words,
+    lesion_wise_table,
+    metrics_table,
+    paired_table,
+    segmentation_table,
+    tukey_table,
+    volume_table,
+)
+from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.reporting import page
+from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.volumes.figures import save_figure
+
+#: too long for a page of a paper
+_WITHOUT_LATEX = ("all_metrics", "tukey", "paired")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A case that is worth a picture, and what chose it.
+
+    Attributes:
+        model: whose result chose it.
+        rank: "worst", "median" or "best".
+        case: its name.
+        mean_dsc: of the case's labels after post-processing, in [0, 1], unitless.
+    """
+
+    model: str
+    rank: str
+    case: str
+    mean_dsc: float
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"{self.rank} of {self.model}, mean DSC {100 * self.mean_dsc:.1f} %"
+
+
+def select_cases(evaluation: Evaluation) -> list[Choice]:
+    """Each model's worst, median and best case by the mean DSC over its labels, after post-processing.
+
+    A label that is in neither map does not count; a case without any other is not chosen. Of equal cases the one whose
+    name comes first is better; of an even number, the median is the worse one of the two in the middle.
+
+    Returns: three per model, in the models' order; none of a model without a defined DSC.
+    """
+    choices = []
+    cleaned = evaluation.cases[evaluation.cases["processing"] == CLEANED]
+    for model in evaluation.models:
+        means = cleaned[cleaned["model"] == model].groupby("case", observed=True)["dsc"].mean().dropna()
+        ranked = sorted(means.items(), key=lambda entry: (-entry[1], str(entry[0])), reverse=True)
+        places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
+        if ranked:
+            choices += [
+                Choice(model, rank, str(ranked[place][0]), float(ranked[place][1])) for rank, place in places.items()
+            ]
+    return choices
+
+
+def evaluation_tables(evaluation: Evaluation, tests: Mapping[str, pd.DataFrame] | None = None) -> dict[str, Table]:
+    """Every table that the evaluation has data for, by the name of its files.
+
+    Args:
+        evaluation: what was measured.
+        tests: "tukey" and "paired", of the functions of that name in ``statistics``; either may be missing.
+    """
+    tests = tests or {}
+    tukey, paired = tests.get("tukey"), tests.get("paired")
+    marked = frozenset() if tukey is None else statistics.daggers(tukey, evaluation.models[0])
+    tables = {
+        "segmentation": segmentation_table(evaluation, marked),
+        "groups": group_table(evaluation),
+        "folds": fold_table(evaluation),
+        "all_metrics": metrics_table(evaluation),
+    }
+    if len(evaluation.bones):
+        tables["lesion_detection"] = detection_table(detection.summary(detection.counts(evaluation.bones)))
+        tables["lesion_volumes"] = volume_table(detection.volume_agreement(evaluation.bones))
+    if len(evaluation.lesions):
+        found = detection.lesion_wise(evaluation.lesions)
+        # Bones in the order of the other tables, whichever of them has the first lesion.
+        places = {bone: place for place, bone in enumerate([*evaluation.bones["bone"].unique(), detection.ALL])}
+        found = found.sort_values("bone", key=lambda bones: bones.map(places), kind="stable")
+        tables["lesion_sizes"] = lesion_wise_table(found)
+    if tukey is not None and len(tukey):
+        tables["tukey"] = tukey_table(tukey)
+    if paired is not None and len(paired):
+        tables["paired"] = paired_table(paired)
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def write_tables_and_figures(
+    folder: Path, evaluation: Evaluation, tests: Mapping[str, pd.DataFrame] | None = None
+) -> list[Path]:
+    """Write ``folder/tables`` (CSV, Markdown, LaTeX) and ``folder/figures`` (PNG, SVG), each file whole.
+
+    Args:
+        folder: made if missing.
+        evaluation, tests: as ``evaluation_tables`` takes them.
+
+    Returns: the files.
+    """
+    paths = []
+    for name, table in evaluation_tables(evaluation, tests).items():
+        endings = ("csv", "md") if name in _WITHOUT_LATEX else ("csv", "md", "tex")
+        paths += table.write(folder / "tables", name, endings)
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for drawing in evaluation_figures(evaluation):
+        for ending in ("png", "svg"):
+            paths.append(figures / f"{drawing.name}.{ending}")
+            save_figure(drawing.figure, paths[-1], dpi=150)
+    return paths
+
+
+def report_sections(
+    evaluation: Evaluation,
+    tests: Mapping[str, pd.DataFrame] | None = None,
+    pictures: Sequence[tuple[str, Figure]] = (),
+    *,
+    missing: str = DIAGONAL,
+    notes: Sequence[str] = (),
+) -> list[Section]:
+    """The evaluation as sections of a page.
+
+    Args:
+        evaluation, tests: as ``evaluation_tables`` takes them.
+        pictures: (title, figure) of cases.
+        missing: what distances are where just one map has the label: ``case.DIAGONAL`` or ``case.EXCLUDE``.
+        notes: sentences told at the beginning.
+    """
+    tests = tests or {}
+    tables = evaluation_tables(evaluation, tests)
+    drawings = {drawing.name: drawing for drawing in evaluation_figures(evaluation)}
+    boxes = "".join(_shown(drawing) for name, drawing in drawings.items() if name.startswith("box_"))
+    parts = [
+        Section("Distances and DSC, case by case", boxes),
+        *(
+            Section(title, tables[name].html())
+            for name, title in (("groups", "By group of cases"), ("folds", "By fold"))
+            if name in tables
+        ),
+    ]
+    if "tukey" in tables or "paired" in tables:
+        parts.append(Section("Differences between models", _tests_html(tests)))
+    sections = [
+        Section("What was compared", _introduction(evaluation, missing, notes)),
+        Section("Segmentation", tables["segmentation"].html(), tuple(parts)),
+    ]
+    lesions = [
+        Section(
+            title, "".join(tables[name].html() for name in (table,) if name in tables) + _shown(drawings.get(drawn))
+        )
+        for title, table, drawn in (
+            ("Detection", "lesion_detection", "roc"),
+            ("Lesions one by one", "lesion_sizes", "lesion_sizes"),
+            ("Volumes", "lesion_volumes", "lesion_volumes"),
+        )
+        if table in tables
+    ]
+    if lesions:
+        sections.append(Section("Lesions", sections=tuple(lesions)))
+    if pictures:
+        sections.append(_pictures_section(evaluation, pictures))
+    return sections
+
+
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    tests: Mapping[str, pd.DataFrame] | None = None,
+    pictures: Sequence[tuple[str, Figure]] = (),
+    *,
+    title: str = "Evaluation",
+    missing: str = DIAGONAL,
+    notes: Sequence[str] = (),
+    more_sections: Sequence[Section] = (),
+) -> Path:
+    """Write the page with everything, in one file that opens without a network.
+
+    Args:
+        path: HTML file to write, beside and renamed; its folder is made if missing.
+        evaluation, tests, pictures, missing, notes: as ``report_sections`` takes them.
+        title: of the page.
+        more_sections: after the evaluation's own.
+
+    Returns: ``path``.
+    """
+    sections = report_sections(evaluation, tests, pictures, missing=missing, notes=notes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page.page(title, [*sections, *more_sections]))
+    return path
+
+
+def _shown(drawing: Drawing | None) -> str:
+    return "" if drawing is None else page.figure(drawing.figure, drawing.alt, drawing.title)
+
+
+def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) -> str:
+    num_cases = evaluation.cases["case"].nunique()
+    models = [f"{model} (the baseline)" if place == 0 else model for place, model in enumerate(evaluation.models)]
+    compared = f"{num_cases} case{'s' * (num_cases != 1)}"
+    if len(models) > 1:
+        compared += f" and {len(models)} models: {', '.join(models)}."
+    else:
+        compared += f" of one model: {evaluation.models[0]}."
+    labels = f"Labels: {', '.join(in_words(label) for label in evaluation.labels)}."
+    if evaluation.groups:
+        sizes = evaluation.cases.groupby("group", observed=True)["case"].nunique()
+        labels += f" Groups: {', '.join(f'{group} ({sizes.get(group, 0)} cases)' for group in evaluation.groups)}."
+    replaced = (
+        "replaced by the image's diagonal, so that a missing or an invented label costs more than any misplaced one"
+        if missing == DIAGONAL
+        else "left out of the means and counted beside them"
+    )
+    policy = (
+        "Where a case has a label in neither map, there is nothing to measure, and it is left out of that label's "
+        "means. Where just one of the maps has it, the label is missed (the reference alone has it) or invented (the "
+        f"prediction alone has it): the DSC is 0, and the distances, which are then undefined, are {replaced}. Every "
+        "mean that is not of all cases, or that holds such a distance, says so in its own cell."
+    )
+    measures = (
+        "DSC is the overlap. ASD is the mean, HD (Hausdorff distance) the largest of the distances between the two "
+        "surfaces, both ways. HD* is of the prediction as it is, all else after post-processing. The tables folder "
+        "holds every metric of every label in full precision (all_metrics.csv)."
+    )
+    return "".join(page.paragraph(text) for text in (compared, labels, *notes, measures, policy))
+
+
+def _tests_html(tests: Mapping[str, pd.DataFrame]) -> str:
+    html = []
+    for name, make in (("tukey", tukey_table), ("paired", paired_table)):
+        frame = tests.get(name)
+        if frame is not None and len(frame):
+            html.append(make(frame, significant_only=True).html())
+    return "".join(html)
+
+
+def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]]) -> Section:
+    chosen = page.table(
+        ("model", "rank", "case", "mean DSC [%]"),
+        [
+            (choice.model, choice.rank, choice.case, page.number(100 * choice.mean_dsc, 1))
+            for choice in select_cases(evaluation)
+        ],
+        "Each model's worst, median and best case by the mean DSC over its labels, after post-processing",
+        words=3,
+        grouped=1,
+    )
+    text = page.paragraph(
+        "Each case on the slice on which the predictions, all together, disagree most with the reference. Sagittal "
+        "slices have superior up and anterior to the right."
+    )
+    shown = "".join(
+        page.figure(figure, f"{title}: reference, predictions, and where they disagree.", title)
+        for title, figure in pictures
+    )
+    return Section("Cases", chosen + text + shown)

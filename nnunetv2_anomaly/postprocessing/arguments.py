@@ -1,0 +1,114 @@
+"""Options of the clean-up, the same for every verb that cleans."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.labels import BONE_OF_LESION, LABELS
+from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
+from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription
+
+
+def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    group = parser.add_argument_group("clean-up")
+    group.add_argument(
+        "--anatomy",
+        nargs="+",
+        metavar="NAME",
+        help="labels of which the largest component and what is near it stay; none for no label (default: all that "
+        "are no lesions)",
+    )
+    group.add_argument(
+        "--lesions",
+        nargs="+",
+        metavar="LESION[=BONE]",
+        help="lesion labels, and the bone label each lies in; none for no label (default: femoral_lesion=femoral_bone "
+        "and so on, where the data set has them)",
+    )
+    group.add_argument(
+        "--max_distance_voxels",
+        type=float,
+        default=50,
+        metavar="N",
+        help="smaller components farther than this from the largest one go (default: 50, the paper's)",
+    )
+    group.add_argument("--max_distance_mm", type=float, metavar="MM", help="the same in mm; holds instead where given")
+    group.add_argument(
+        "--min_lesion_volume_mm3",
+        type=float,
+        default=6.0,
+        metavar="MM3",
+        help="smaller lesions go (default: 6.0, the paper's largest threshold)",
+    )
+    group.add_argument(
+        "--lesion_probability",
+        type=float,
+        metavar="P",
+        help="lesion voxels with a lower softmax output go; needs predictions with --save_probabilities",
+    )
+
+
+def clean_up_of(args: argparse.Namespace, dataset: DatasetDescription) -> CleanUp:
+    """The clean-up that the options ask for.
+
+    Raises: UserError for a name that is no label of the data set, or a number out of range.
+    """
+    numbers = {
+        "--max_distance_voxels": (args.max_distance_voxels, math.inf),
+        "--max_distance_mm": (args.max_distance_mm, math.inf),
+        "--min_lesion_volume_mm3": (args.min_lesion_volume_mm3, math.inf),
+        "--lesion_probability": (args.lesion_probability, 1.0),
+    }
+    for option, (value, highest) in numbers.items():
+        if value is not None and not 0 <= value <= highest:
+            raise UserError(f"{option} is {value}; expected a number from 0{' to 1' if highest == 1 else ''}.")
+    lesions = chosen_lesions(args.lesions, dataset)
+    if args.lesion_probability is not None and not lesions:
+        raise UserError(
+            f"--lesion_probability was given, and {dataset.source} has no lesion labels; name them with --lesions."
+        )
+    if args.lesion_probability is not None and dataset.has_regions:
+        raise UserError(
+            f"--lesion_probability needs one softmax output a label, and {dataset.source} trains on regions."
+        )
+    if args.anatomy is None:
+        anatomy = sorted(dataset.values - {0, dataset.ignore} - set(lesions))
+    else:
+        anatomy = [] if args.anatomy == ["none"] else [dataset.value_of(name) for name in args.anatomy]
+        both = set(anatomy) & set(lesions)
+        if both:
+            raise UserError(f"label {min(both)} was named with --anatomy and as a lesion; expected one of them.")
+    return CleanUp(
+        anatomy=tuple(anatomy),
+        bone_of_lesion=lesions,
+        max_distance_voxels=args.max_distance_voxels,
+        max_distance_mm=args.max_distance_mm,
+        min_lesion_volume_mm3=args.min_lesion_volume_mm3,
+        lesion_probability=args.lesion_probability,
+    )
+
+
+def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict[int, int | None]:
+    """Lesion label -> bone label or None, from words like ``LESION=BONE``; None takes the knee's where there are any.
+
+    Raises: UserError for a name that is no label, or comes twice.
+    """
+    if words is None:
+        names = {value: name for name, value in LABELS.items()}
+        pairs = {names[lesion]: names[bone] for lesion, bone in BONE_OF_LESION.items()}
+        words = [
+            f"{lesion}={bone}" if bone in dataset.labels else lesion
+            for lesion, bone in pairs.items()
+            if len(dataset.labels.get(lesion, ())) == 1
+        ]
+    lesions: dict[int, int | None] = {}
+    for word in words if words != ["none"] else []:
+        lesion, separator, bone = word.partition("=")
+        value = dataset.value_of(lesion)
+        if value in lesions or bone == lesion:
+            raise UserError(f"--lesions {word}: {lesion} is named twice; expected each lesion once, and its bone.")
+        lesions[value] = dataset.value_of(bone) if separator else None
+    return lesions

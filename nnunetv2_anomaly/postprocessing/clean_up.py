@@ -1,0 +1,108 @@
+"""The whole clean-up of a segmentation (method paper, Appendix C): uncertain and small lesions, then distant parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.postprocessing.components import Removal, clean_distant_components, clean_small_lesions
+
+
+@dataclass(frozen=True)
+class CleanUp:
+    """What is removed from a segmentation.
+
+    Attributes:
+        anatomy: labels of which the largest component stays, and what is near it.
+        bone_of_lesion: lesion label -> label of the bone that holds it, or None where the data set tells none.
+        max_distance_voxels: how far a smaller component may be from the largest, between nearest voxels.
+        max_distance_mm: the same in mm; where given, it holds instead.
+        min_lesion_volume_mm3: smaller lesions go.
+        lesion_probability: voxels of a lesion whose softmax output is lower go; None leaves them.
+    """
+
+    anatomy: tuple[int, ...]
+    bone_of_lesion: Mapping[int, int | None] = field(default_factory=dict)
+    max_distance_voxels: float = 50
+    max_distance_mm: float | None = None
+    min_lesion_volume_mm3: float = 6.0
+    lesion_probability: float | None = None
+
+    def apply(
+        self, segmentation: NDArray, spacing_mm: Sequence[float], probabilities: Iterable[NDArray] | None = None
+    ) -> Cleaned:
+        """Clean a segmentation.
+
+        First the lesions' uncertain voxels become the most probable class that is no lesion; then lesions that are
+        too small become the bone that they touch, or background; then the anatomy is cleaned, so that what a lesion
+        left behind far from its bone goes with it.
+
+        Args:
+            segmentation: integers, two or three axes; it is not changed.
+            spacing_mm: distance of voxels along each axis, in the array's axis order.
+            probabilities: softmax output of each class in the labels' order, of the segmentation's shape, as
+                ``volumes.segmentations.probability_channels`` gives it; needed with ``lesion_probability`` alone.
+        Raises: ValueError without the probabilities that are needed, or with another number of them.
+        """
+        result: NDArray = segmentation
+        uncertain: dict[int, int] = {}
+        if self.lesion_probability is not None and self.bone_of_lesion:
+            if probabilities is None:
+                raise ValueError("lesion_probability needs the softmax output; predict with --save_probabilities")
+            result, uncertain = self._without_uncertain(segmentation, probabilities, self.lesion_probability)
+        lesions = list(self.bone_of_lesion)
+        bones = {lesion: bone for lesion, bone in self.bone_of_lesion.items() if bone is not None}
+        result, small = clean_small_lesions(
+            result, lesions, self.min_lesion_volume_mm3, spacing_mm, bone_of_lesion=bones
+        )
+        result, distant = clean_distant_components(
+            result,
+            self.anatomy,
+            self.max_distance_voxels,
+            max_distance_mm=self.max_distance_mm,
+            spacing_mm=spacing_mm,
+        )
+        return Cleaned(result, [*small, *distant], uncertain)
+
+    def _without_uncertain(
+        self, segmentation: NDArray, probabilities: Iterable[NDArray], lowest: float
+    ) -> tuple[NDArray, dict[int, int]]:
+        """The segmentation without uncertain lesion voxels; lesion label -> how many these were."""
+        lesions = np.isin(segmentation, list(self.bone_of_lesion))
+        labels = segmentation[lesions]
+        own, best = np.zeros(len(labels)), np.full(len(labels), -math.inf)
+        instead = np.zeros_like(labels)
+        number = 0
+        for number, channel in enumerate(probabilities, start=1):
+            value, of_class = number - 1, channel[lesions]
+            if value in self.bone_of_lesion:
+                own[labels == value] = of_class[labels == value]
+            else:
+                better = of_class > best
+                best[better], instead[better] = of_class[better], value
+        highest = int(segmentation.max(initial=0))
+        if number <= highest:
+            raise ValueError(f"the softmax output has {number} classes, and the segmentation labels up to {highest}")
+        low = own < lowest
+        result = segmentation.copy()
+        result[lesions] = np.where(low, instead, labels)
+        return result, {int(value): int((low & (labels == value)).sum()) for value in self.bone_of_lesion}
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A cleaned segmentation, and what it lost.
+
+    Attributes:
+        segmentation: a new array.
+        removals: component by component.
+        uncertain_voxels: lesion label -> voxels that went for their low softmax output.
+    """
+
+    segmentation: NDArray
+    removals: list[Removal]
+    uncertain_voxels: Mapping[int, int]

@@ -1,0 +1,222 @@
+"""Cleans a folder of predictions: new files of the same names, and a table of what went."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from nnunetv2_anomaly import __version__
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
+from nnunetv2_anomaly.parallel import run_jobs
+from nnunetv2_anomaly.postprocessing.clean_up import Cleaned, CleanUp
+from nnunetv2_anomaly.postprocessing.components import count_components
+from nnunetv2_anomaly.records import fingerprint, load_record, save_record
+from nnunetv2_anomaly.volumes.colours import write_colour_tables
+from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, segmentation_files
+from nnunetv2_anomaly.volumes.label_maps import count_values
+from nnunetv2_anomaly.volumes.segmentations import SegmentationFiles, chosen_reader, probability_channels
+
+#: tells in an output folder that a clean-up wrote it, and with which settings
+MARKER = "postprocessing.json"
+
+#: columns of removed.csv
+COLUMNS = (
+    "case", "label", "value", "components", "removed_components", "removed_voxels", "removed_mm3",
+    "smallest_removed_distance", "distance_unit", "uncertain_voxels", "became",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Task:
+    case: str
+    source: Path
+    probabilities: Path | None
+    target: Path
+    record: Path
+    file_ending: str
+    reader: str | None
+    values: tuple[int, ...]
+    clean_up: CleanUp
+
+
+def postprocess_folder(
+    predictions: Path,
+    output: Path,
+    dataset: DatasetDescription,
+    clean_up: CleanUp,
+    *,
+    num_processes: int = 2,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Clean every segmentation of a folder.
+
+    Writes the segmentations under their names, removed.csv, colour tables, dataset.json and plans.json as they were
+    beside the predictions, and postprocessing.json with the settings. Run again, it does what is missing or was changed
+    since.
+
+    Args:
+        predictions: folder of segmentations; with softmax outputs (.npz) beside them where the clean-up needs them.
+        output: folder; missing, empty, or of an earlier clean-up with the same settings.
+        dataset: of the predictions.
+        clean_up: what is removed.
+        num_processes: cases at a time; each takes about ten times the memory of a label map.
+        overwrite: clean anew what an earlier clean-up with other settings wrote.
+    Returns: removed.csv: a row per case and label.
+    Raises: UserError for files that cannot be cleaned or written, after the others were; or an output folder that
+        holds something else.
+    """
+    files = segmentation_files(predictions, dataset.file_ending)
+    softmax = {case: predictions / f"{case}.npz" for case in files}
+    if clean_up.lesion_probability is not None and clean_up.bone_of_lesion:
+        without = [case for case, file in softmax.items() if not file.is_file()]
+        if without:
+            raise UserError(
+                f"{predictions} has no softmax output (.npz) of {listed(without)}, which --lesion_probability needs; "
+                "predict with --save_probabilities."
+            )
+    else:
+        softmax = {}
+    _prepare(predictions, output, files, clean_up, overwrite)
+    reader = chosen_reader(dataset, next(iter(files.values())))
+    tasks = [
+        _Task(
+            case=case,
+            source=file,
+            probabilities=softmax.get(case),
+            target=output / file.name,
+            record=output / "cases" / f"{case}.json",
+            file_ending=dataset.file_ending,
+            reader=reader,
+            values=tuple(sorted(dataset.values - {0, dataset.ignore})),
+            clean_up=clean_up,
+        )
+        for case, file in files.items()
+    ]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    failed: dict[str, str] = {}
+    with tqdm(total=len(tasks), desc="cleaning", unit="case") as bar:
+        for task, future in run_jobs(_clean_case, tasks, num_processes):
+            try:
+                rows[task.case] = future.result()
+            except UserError as error:
+                failed[task.case] = str(error)
+            except OSError as error:
+                failed[task.case] = f"{task.target} could not be written ({error.strerror or error})"
+            bar.update()
+    names = {values[0]: name for name, values in dataset.labels.items() if len(values) == 1}
+    table = pd.DataFrame(
+        [{**row, "label": names.get(row["value"], str(row["value"]))} for case in sorted(rows) for row in rows[case]],
+        columns=list(COLUMNS),
+    )
+    with written_into(output):
+        write_text(output / "removed.csv", table.to_csv(index=False))
+        if failed:
+            told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))
+            raise UserError(f"{len(failed)} of {len(tasks)} cases could not be cleaned:\n{told}")
+        write_colour_tables(output, {name: value for value, name in names.items()})
+        _write_marker(output, predictions, clean_up, finished=True)
+    return table
+
+
+def _settings(clean_up: CleanUp) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(clean_up)))  # as it comes back from the file
+
+
+def _write_marker(output: Path, predictions: Path, clean_up: CleanUp, *, finished: bool) -> None:
+    content = {
+        "version": __version__,
+        "finished": finished,
+        "predictions": str(predictions.resolve()),
+        "settings": _settings(clean_up),
+    }
+    write_text(output / MARKER, json.dumps(content, indent=2))
+
+
+def _prepare(predictions: Path, output: Path, files: Mapping[str, Path], clean_up: CleanUp, overwrite: bool) -> None:
+    """Make the output folder ready. Raises: UserError if it holds something that would be lost."""
+    if output.exists() and output.resolve() == predictions.resolve():
+        raise UserError(f"-i and -o are both {output}; give another folder with -o, the predictions are kept.")
+    with written_into(output):
+        take_output_folder(output, MARKER, "clean-up")
+        before = read_json(output / MARKER) if (output / MARKER).is_file() else {}
+        told = {"predictions": str(predictions.resolve()), "settings": _settings(clean_up)}
+        for name, value in told.items():
+            if before.get(name, value) != value and not overwrite:
+                raise UserError(
+                    f"{output} was cleaned with other {name} ({before[name]}); give another folder with -o, or "
+                    "--overwrite."
+                )
+        strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(files))
+        if strangers:
+            raise UserError(
+                f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another folder with -o."
+            )
+        _write_marker(output, predictions, clean_up, finished=False)
+        for name in ("dataset.json", "plans.json"):
+            if (predictions / name).is_file():
+                shutil.copyfile(predictions / name, output / name)
+
+
+def _clean_case(task: _Task) -> list[dict[str, Any]]:
+    """Clean a case, and write it; rows of removed.csv, without the labels' names."""
+    sources = [task.source, *([task.probabilities] if task.probabilities else [])]
+    options = {"clean_up": dataclasses.asdict(task.clean_up), "reader": task.reader, "values": task.values}
+    state = fingerprint(sources, options)
+    kept = load_record(task.record, state)
+    if kept is not None and task.target.is_file():
+        return kept["rows"]
+    files = SegmentationFiles(task.file_ending, task.reader)
+    segmentation = files.read(task.source)
+    unknown = sorted(set(count_values(segmentation.voxels)) - {0, *task.values})
+    if unknown:
+        raise UserError(f"{task.source} holds unknown labels {unknown}; expected {list(task.values)}; check -djfile.")
+    channels = None
+    if task.probabilities is not None:
+        channels = (files.in_order(channel, segmentation) for channel in probability_channels(task.probabilities))
+    try:
+        cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{task.probabilities or task.source}: {error}.") from error
+    if np.array_equal(cleaned.segmentation, segmentation.voxels):
+        files.copy(task.source, task.target)
+    else:
+        files.write(cleaned.segmentation, segmentation, task.target)
+    rows = _rows(task, segmentation.voxels, cleaned)
+    save_record(task.record, state, {"rows": rows})
+    return rows
+
+
+def _rows(task: _Task, voxels: np.ndarray, cleaned: Cleaned) -> list[dict[str, Any]]:
+    """One a label, also where the case has none of it: nothing may have been there, and nothing may have gone."""
+    components = count_components(voxels, task.values)
+    rows = []
+    for value in task.values:
+        own = [removal for removal in cleaned.removals if removal.label == value]
+        distances = [removal.distance for removal in own if removal.distance is not None]
+        rows.append(
+            {
+                "case": task.case,
+                "value": value,
+                "components": components[value],
+                "removed_components": len(own),
+                "removed_voxels": sum(removal.num_voxels for removal in own),
+                "removed_mm3": sum(removal.volume_mm3 or 0.0 for removal in own),
+                "smallest_removed_distance": min(distances) if distances else None,
+                "distance_unit": "voxels" if task.clean_up.max_distance_mm is None else "mm",
+                "uncertain_voxels": cleaned.uncertain_voxels.get(value, 0),
+                "became": " ".join(str(v) for v in sorted({removal.became for removal in own})),
+            }
+        )
+    return rows

@@ -1,0 +1,137 @@
+"""What a data set's dataset.json tells of labels and files, and the segmentations in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import is_half_written, read_json
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What dataset.json tells of labels and files.
+
+    Attributes:
+        source: the file.
+        labels: name -> values that it stands for; without background and the ignore label.
+        ignore: value of the ignore label, or None.
+        file_ending: of segmentations.
+        reader: nnU-Net's reader class, or None for that of the file ending.
+        has_regions: whether a name stands for several values: nnU-Net's region-based training.
+    """
+
+    source: Path
+    labels: Mapping[str, tuple[int, ...]]
+    ignore: int | None
+    file_ending: str
+    reader: str | None
+    has_regions: bool
+
+    @property
+    def values(self) -> set[int]:
+        """Every value that a segmentation may hold, background included."""
+        known = {0, *(value for values in self.labels.values() for value in values)}
+        return known if self.ignore is None else {*known, self.ignore}
+
+    def value_of(self, name: str) -> int:
+        """The one value of a label.
+
+        Raises: UserError if there is no such label, or it stands for several values.
+        """
+        if name not in self.labels:
+            raise UserError(f"{name} is no label of {self.source}; its labels are {', '.join(self.labels)}.")
+        if len(self.labels[name]) != 1:
+            raise UserError(f"{name} stands for several values {self.labels[name]}; expected a label with one.")
+        return self.labels[name][0]
+
+
+def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDescription:
+    """Read a dataset.json.
+
+    Args:
+        file: of a data set, a trained model, or a folder of predictions.
+        reader: nnU-Net's reader class, where plans tell it; it goes before what dataset.json says.
+    Raises: UserError if it is missing, or is none.
+    """
+    content = read_json(file)
+    try:
+        labels = {
+            name: tuple(int(value) for value in (values if isinstance(values, list) else [values]))
+            for name, values in content["labels"].items()
+        }
+        file_ending = content["file_ending"]
+        if not all(labels.values()) or not file_ending.startswith("."):
+            raise ValueError(f"labels {content['labels']}, file_ending {file_ending}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file} does not tell labels and file_ending as nnU-Net's dataset.json does ({error!r})."
+        ) from (error)
+    ignore = labels.pop("ignore", (None,))[0]
+    labels = {name: values for name, values in labels.items() if set(values) != {0}}
+    if not labels:
+        raise UserError(f"{file} has no label but background; expected at least one.")
+    overwritten = content.get("overwrite_image_reader_writer")
+    return DatasetDescription(
+        source=file,
+        labels=dict(sorted(labels.items(), key=lambda item: (len(item[1]) > 1, item[1]))),
+        ignore=ignore,
+        file_ending=file_ending,
+        reader=reader or (overwritten if overwritten not in (None, "None") else None),
+        has_regions=any(len(values) > 1 for values in labels.values()),
+    )
+
+
+def find_dataset_description(
+    djfile: Path | None, prediction_folders: Sequence[Path], reference_folder: Path | None = None
+) -> DatasetDescription:
+    """The dataset.json that was given, else that beside the predictions, else that of the reference's data set.
+
+    The validation of a fold (fold_0/validation) has its dataset.json and plans.json in the results folder.
+
+    Raises: UserError if there is none, or those beside the predictions tell different labels.
+    """
+    folders = [
+        beside
+        for folder in prediction_folders
+        for beside in (folder, *([folder.parent.parent] if folder.name == "validation" else []))
+    ]
+    plans = next((folder / "plans.json" for folder in folders if (folder / "plans.json").is_file()), None)
+    reader = None if plans is None else read_json(plans).get("image_reader_writer")
+    if djfile is not None:
+        return read_dataset_description(djfile, reader)
+    places = [folder / "dataset.json" for folder in folders]
+    if reference_folder is not None:
+        places.append(reference_folder.absolute().parent / "dataset.json")
+    there = [place for place in places if place.is_file()]
+    if not there:
+        told = ", ".join(map(str, places))
+        raise UserError(f"there is no dataset.json ({told}); give that of the data set with -djfile.")
+    chosen = read_dataset_description(there[0], reader)
+    for other in there[1:]:
+        if other.parent in folders and read_dataset_description(other).labels != chosen.labels:
+            raise UserError(
+                f"{there[0]} and {other} tell different labels; give the one that the references follow with -djfile."
+            )
+    return chosen
+
+
+def segmentation_files(folder: Path, file_ending: str) -> dict[str, Path]:
+    """Case -> segmentation of a folder, sorted; without hidden files, and those that a killed run left half written.
+
+    Raises: UserError if there is no such folder, or it holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; expected one with segmentations ({file_ending}).")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    files = {
+        name[: -len(file_ending)]: folder / name
+        for name in names
+        if name.endswith(file_ending) and not is_half_written(name)
+    }
+    if not files:
+        raise UserError(f"{folder} holds no segmentation ({file_ending}); check the folder, and file_ending.")
+    return files

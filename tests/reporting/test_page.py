@@ -1,0 +1,124 @@
+"""Facts about the blocks that pages are made of."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from matplotlib.figure import Figure
+
+from nnunetv2_anomaly.reporting.page import Cell, Section, figure, number, page, paragraph, table
+
+NASTY = "<script>\"&'</script>"
+
+
+class Reader(HTMLParser):
+    """Collects tags and text, and sees that every element is closed."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.texts = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+def drawn():
+    made = Figure(figsize=(2, 1))
+    made.subplots().plot([0, 1], [0, 1])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.25, "1.2"), (-0.04, "0.0"), (-0.06, "-0.1"), (None, "n/a"), (math.nan, "n/a"), (math.inf, "n/a")],
+)
+def test_numbers_are_rounded_and_undefined_ones_told(value, text):
+    assert number(value, 1) == text
+
+
+def test_plain_text_is_escaped_everywhere():
+    whole = page(
+        NASTY,
+        [Section(NASTY, paragraph(NASTY) + table([NASTY], [[NASTY]], NASTY, notes=[NASTY]) + figure(drawn(), NASTY))],
+    )
+    reader = Reader(whole)
+    assert reader.count("script") == 0
+    # The title twice; heading and contents; paragraph; caption, header, cell and note of the table.
+    assert reader.texts.count(NASTY) == 2 + 2 + 1 + 4
+    assert [attrs["alt"] for tag, attrs in reader.tags if tag == "img"] == [NASTY]
+
+
+def test_a_cell_shows_its_mark_and_its_smaller_lines():
+    cell = Cell("1.5", bold=True, mark="†", beneath="n = 2")
+    assert '<td class="bold">1.5<sup>†</sup><small>n = 2</small></td>' in table(["a", "b"], [["x", cell]])
+    assert '<td class="left code"><code>run</code></td>' in table(
+        ["a", "b"], [["x", Cell("run", code=True, left=True)]]
+    )
+
+
+def test_leading_columns_of_words_are_aligned_to_the_left():
+    shown = table(["a", "b", "c"], [["x", "y", "1"]], words=2)
+    assert '<td class="left">x</td><td class="left">y</td><td>1</td>' in shown
+    assert '<th scope="col" class="left">b</th><th scope="col">c</th>' in shown
+
+
+def test_a_repeated_cell_is_written_once_for_its_rows():
+    rows = [["u", "1", "p"], ["u", "1", "q"], ["u", "2", "r"], ["v", "2", "s"]]
+    reader = Reader(table(["a", "b", "c"], rows, words=3, grouped=2))
+    spans = [attrs["rowspan"] for tag, attrs in reader.tags if attrs.get("scope") == "rowgroup"]
+    # u over three rows, 1 over two; 2 of u and 2 of v are different cells.
+    assert spans == ["3", "2", "1", "1", "1"]
+    assert reader.count("td") == 4
+
+
+def test_a_row_that_does_not_fit_the_header_is_an_error():
+    with pytest.raises(ValueError, match="3 cells; expected 2"):
+        table(["a", "b"], [["1", "2"], ["1", "2", "3"]])
+
+
+def test_a_figure_is_a_png_of_the_page_itself_as_wide_as_it_was_made():
+    reader = Reader(figure(drawn(), "a line", "caption"))
+    image = next(attrs for tag, attrs in reader.tags if tag == "img")
+    assert (image["alt"], image["width"]) == ("a line", "192")
+    kind, content = image["src"].split(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(content).startswith(b"\x89PNG")
+
+
+def test_every_heading_is_in_the_table_of_contents_and_every_link_leads_to_one():
+    sections = [Section("one", "<p>1</p>", (Section("inner"), Section("other"))), Section("two")]
+    reader = Reader(page("title", sections))
+    links = [attrs["href"].removeprefix("#") for tag, attrs in reader.tags if tag == "a"]
+    headings = [attrs["id"] for tag, attrs in reader.tags if tag in ("h2", "h3")]
+    assert links == headings
+    assert len(set(headings)) == 4
+
+
+def test_a_page_asks_for_nothing_outside_itself():
+    whole = page("title", [Section("one", figure(drawn(), "a line"))], paragraph("hello"))
+    assert not re.search(r"https?://|//[a-z]|@import|<link|<script|url\(", whole)
+
+
+def test_the_same_page_is_the_same_text():
+    assert page("title", [Section("one", figure(drawn(), "x"))]) == page(
+        "title", [Section("one", figure(drawn(), "x"))]
+    )
