@@ -434,9 +434,13 @@ def diagnose() -> list[Finding]:
     return findings
 
 
-def report(findings: list[Finding]) -> str:
+def report(
+    findings: list[Finding],
+    verdicts: tuple[str, str] = ("training and prediction can run", "training and prediction could not run"),
+) -> str:
     """The findings as text for a terminal.
 
+    Args: verdicts: the closing words without and with a fault.
     Returns: one line per finding (state, topic, text), under each warning and fault one line with its mend, and a
         closing line with the counts and the verdict.
     """
@@ -447,6 +451,5 @@ def report(findings: list[Finding]) -> str:
         if finding.mend:
             lines.append(f"{'':<8} {'':<{width}}  -> {finding.mend}")
     faults, cautions = (sum(finding.state == state for finding in findings) for state in ("fault", "warning"))
-    verdict = "training and prediction could not run" if faults else "training and prediction can run"
-    lines.append(f"{faults} faults, {cautions} warnings: {verdict}")
+    lines.append(f"{faults} faults, {cautions} warnings: {verdicts[faults > 0]}")
     return "\n".join(lines)

@@ -1,20 +1,51 @@
-"""The verb ``doctor``: can nnU-Net train and predict with our trainers on this machine?"""
+"""The verb ``doctor``: can nnU-Net train and predict with our trainers on this machine? Or: what is in this model?"""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from nnunetv2_anomaly.doctor import diagnose, report
+from nnunetv2_anomaly.errors import UserError
 
-HELP = "Check versions, paths, trainers, GPU, memory and workers; exit status 1 if training could not run"
+HELP = (
+    "Check versions, paths, trainers, GPU, memory and workers, or with --model somebody else's model; exit status 1 if "
+    "training could not run, or the model should not be used"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb has no arguments."""
+    """The verb's arguments."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="look into a model instead, without running or writing anything: a zip file of "
+        "nnUNetv2_export_model_to_zip, a model folder, or a checkpoint (.pth)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report. Returns: 1 if there is a fault, that is, if training or prediction could not run, else 0."""
+    """Print the report.
+
+    Returns: 1 if there is a fault, that is, if training or prediction could not run, or if the model should not or
+        could not be used; else 0.
+    """
+    if args.model is not None:
+        return _inspect(args.model)
     findings = diagnose()
     print(report(findings))
+    return int(any(finding.state == "fault" for finding in findings))
+
+
+def _inspect(model: Path) -> int:
+    # nnU-Net and torch may be broken, which is just what the verb without --model is for.
+    try:
+        from nnunetv2_anomaly.model_inspection import VERDICTS, inspect_model
+    except ImportError as error:
+        raise UserError(
+            f"a model cannot be inspected without nnU-Net and torch ({error}); run nnUNetv2_anomaly doctor"
+        ) from error
+    findings = inspect_model(model)
+    print(report(findings, VERDICTS))
     return int(any(finding.state == "fault" for finding in findings))
