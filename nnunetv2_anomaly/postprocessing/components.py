@@ -247,7 +247,7 @@ class Boundary:
         # axis. The margin keeps the lines apart.
         codes, margin = padded.ravel(), self.steps[0]
         self.flat = np.zeros_like(codes)
-        places = []
+        places = [np.zeros(0, np.intp)]  # without any label there is nothing between the margins
         for start in range(margin, codes.size - margin, CHUNK):
             stop = min(start + CHUNK, codes.size - margin)
             own = codes[start:stop]

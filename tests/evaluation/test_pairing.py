@@ -104,7 +104,7 @@ def test_folder_of_predictions(tmp_path):
     found = model("UNET", folder)
     assert list(found.files.items()) == [("a", folder / "a.nii.gz"), ("b", folder / "b.nii.gz")]
     assert found.probabilities == {"a": folder / "a.npz"}
-    assert (found.name, found.is_results_folder, found.folds, found.file_ending) == ("UNET", False, {}, ENDING)
+    assert (found.name, found.is_results_folder, found.folds) == ("UNET", False, {})
 
 
 def test_plans_beside_predictions_make_no_results_folder(tmp_path):

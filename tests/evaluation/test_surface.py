@@ -181,6 +181,15 @@ def test_missing_labels():
     assert (same["dsc"], same["hd_mm"], same["asd_mm"]) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.3646, 0.3646, 0.7), (100, 1, 1), (1, 100, 100), (1, 1), (100, 1)])
+def test_maps_of_background_alone_leave_everything_undefined(spacing):
+    background = np.zeros((4, 5, 6)[: len(spacing)], np.uint8)
+    found = evaluate_case(background, background, spacing, [1, (2, 3)])
+    for metrics in found.values():
+        assert all(math.isnan(metrics[name]) for name in METRICS if "volume" not in name)
+        assert metrics["prediction_volume_mm3"] == 0
+
+
 def test_missing_distance_stands_where_one_map_lacks_the_label():
     reference, prediction = np.zeros((4, 5, 6), np.uint8), np.zeros((4, 5, 6), np.uint8)
     reference[0], prediction[0] = 1, 1
