@@ -1,0 +1,227 @@
+"""Everything that people do with nnU-Net's commands, with a trainer of each family of ours.
+
+docs/reference/commands.md is the table of it; every row there is a command here.
+"""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_anomaly.environment import nnunet_environment
+
+pytestmark = pytest.mark.slow
+
+NUMBER, NAME = "803", "Dataset803_StockKnee"
+OTHER_NUMBER, OTHER_NAME = "804", "Dataset804_OtherKnee"
+PRESTAGE = "AnomalyPreStageTrainer"
+#: one of each family: planned network; the paper's network and protocol; transfer of it
+SEGMENTERS = ("AnomalyAwareTrainer", "UNETSTrainer", "UNETSTransferTrainer")
+SETTINGS = {
+    "detector_features": 4,
+    "compressor_code_length": 8,
+    "erase_margin_voxels": 2,
+    "inpainting_epochs": 1,
+    "distillation_epochs": 1,
+    "num_epochs": 1,
+    "num_iterations_per_epoch": 2,
+    "num_val_iterations_per_epoch": 1,
+}
+
+
+def write_plans(folder: Path) -> None:
+    """Stock names with tiny networks and patches: 2d, 3d_fullres, and a 3d_lowres, which small images are not given."""
+    file = folder / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    configurations = plans["configurations"]
+    for name in ("2d", "3d_fullres"):
+        dimensions = len(configurations[name]["patch_size"])
+        configurations[name]["architecture"]["arch_kwargs"].update(
+            n_stages=3,
+            features_per_stage=[4, 8, 16],
+            kernel_sizes=[[3] * dimensions] * 3,
+            strides=[[1] * dimensions, [2] * dimensions, [2] * dimensions],
+            n_conv_per_stage=[1, 1, 1],
+            n_conv_per_stage_decoder=[1, 1],
+        )
+        configurations[name].update(patch_size=[16] * dimensions, batch_size=2, anomaly=dict(SETTINGS))
+    low = copy.deepcopy(configurations["3d_fullres"])
+    low.update(
+        data_identifier="nnUNetPlans_3d_lowres",
+        spacing=[1.25 * s for s in low["spacing"]],
+        median_image_size_in_voxels=[n / 1.25 for n in low["median_image_size_in_voxels"]],
+    )
+    configurations["3d_lowres"] = low
+    file.write_text(json.dumps(plans))
+    file.with_name("otherPlans.json").write_text(json.dumps({**plans, "plans_name": "otherPlans"}))
+
+
+def commands(base: Path) -> list[dict]:
+    """In an order in which each finds what it needs; named COMMAND-TRAINER, or COMMAND."""
+    listed = []
+    images = str(base / "nnUNet_raw" / NAME / "imagesTs")
+    out = base / "out"
+
+    def add(name, *command, **variables):
+        listed.append({"name": name, "command": [str(word) for word in command], "variables": variables})
+
+    def model(trainer, configuration="3d_fullres", plans="nnUNetPlans"):
+        return base / "nnUNet_results" / NAME / f"{trainer}__{plans}__{configuration}"
+
+    def train(name, trainer, configuration, fold, *more):
+        weights = []
+        if trainer.endswith("TransferTrainer") and not {"--c", "--val", "--val_best"} & set(more):
+            weights = ["-pretrained_weights", model("UNETSTrainer", configuration) / "fold_0" / "checkpoint_final.pth"]
+        add(f"{name}-{trainer}", "nnUNetv2_train", NUMBER, configuration, fold, "-tr", trainer, "-device", "cpu",
+            *weights, *more)  # fmt: skip
+
+    train("train_for_fold_2", PRESTAGE, "3d_fullres", "2")
+    for trainer in (PRESTAGE, *SEGMENTERS):
+        train("train_fold", trainer, "3d_fullres", "0", "--npz")
+        train("train_another_fold", trainer, "3d_fullres", "1", "--npz")
+        train("train_all", trainer, "3d_fullres", "all")
+        train("train_2d", trainer, "2d", "0", "--npz")
+        train("train_3d_lowres", trainer, "3d_lowres", "0", "--npz")
+        train("c", trainer, "3d_fullres", "0", "--c")
+        train("val", trainer, "3d_fullres", "0", "--val", "--npz")
+        train("val_best", trainer, "3d_fullres", "0", "--val", "--val_best")
+        # The pre-stage in a fold of its own: the other trainers need that of fold 2.
+        fold = "4" if trainer == PRESTAGE else "2"
+        train("disable_checkpointing", trainer, "3d_fullres", fold, "--disable_checkpointing")
+        train("plans", trainer, "3d_fullres", "0", "-p", "otherPlans")
+    for trainer in SEGMENTERS[:2]:
+        weights = model(trainer) / "fold_1" / "checkpoint_final.pth"
+        more = ("-p", "otherPlans", "-pretrained_weights", weights)
+        train("pretrained_weights", trainer, "3d_fullres", "0", *more)
+    for trainer in SEGMENTERS:
+        of = ("-d", NUMBER, "-c", "3d_fullres", "-tr", trainer)
+        common = ("-i", images, "-device", "cpu")
+        here = out / trainer
+        quick = ("-npp", "0", "-nps", "0")  # in this process
+        add(f"predict-{trainer}", "nnUNetv2_predict", *of, *common, "-f", "0", "-o", here / "one", *quick)
+        add(f"predict_folds-{trainer}", "nnUNetv2_predict", *of, *common, "-f", "0", "1", "-o", here / "two",
+            "--save_probabilities", "-npp", "1", "-nps", "1")  # fmt: skip
+        add(f"disable_tta-{trainer}", "nnUNetv2_predict", *of, *common, "-f", "0", "-o", here / "notta",
+            "--disable_tta", "-step_size", "0.75", *quick)  # fmt: skip
+        add(f"continue_prediction-{trainer}", "nnUNetv2_predict", *of, *common, "-f", "0", "-o", here / "one",
+            "--continue_prediction", *quick)  # fmt: skip
+        for part in ("0", "1"):
+            add(f"num_parts_{part}-{trainer}", "nnUNetv2_predict", *of, *common, "-f", "0", "-o", here / "parts",
+                "-num_parts", "2", "-part_id", part, "-npp", "1", "-nps", "1")  # fmt: skip
+        add(f"predict_2d-{trainer}", "nnUNetv2_predict", "-d", NUMBER, "-c", "2d", "-tr", trainer, *common, "-f", "0",
+            "-o", here / "2d", "--save_probabilities", *quick)  # fmt: skip
+        add(f"predict_from_modelfolder-{trainer}", "nnUNetv2_predict_from_modelfolder", "-m", model(trainer), *common,
+            "-f", "0", "-o", here / "modelfolder", "-npp", "1", "-nps", "1")  # fmt: skip
+        add(f"ensemble-{trainer}", "nnUNetv2_ensemble", "-i", here / "two", here / "2d", "-o", here / "ensemble",
+            "-np", "1")  # fmt: skip
+        add(f"accumulate_crossval_results-{trainer}", "nnUNetv2_accumulate_crossval_results", NUMBER,
+            "-c", "3d_fullres", "-tr", trainer, "-f", "0", "1", "-o", here / "crossval")  # fmt: skip
+        add(f"find_best_configuration-{trainer}", "nnUNetv2_find_best_configuration", NUMBER, "-c", "2d", "3d_fullres",
+            "-tr", trainer, "-f", "0", "-np", "1")  # fmt: skip
+        gt = base / "nnUNet_preprocessed" / NAME / "gt_segmentations"
+        add(f"determine_postprocessing-{trainer}", "nnUNetv2_determine_postprocessing", "-i",
+            here / "crossval", "-ref", gt, "-np", "1")  # fmt: skip
+        add(f"apply_postprocessing-{trainer}", "nnUNetv2_apply_postprocessing", "-i", here / "one", "-o", here / "pp",
+            "-pp_pkl_file", here / "crossval" / "postprocessing.pkl", "-np", "1")  # fmt: skip
+        described = ("-djfile", model(trainer) / "dataset.json", "-pfile", model(trainer) / "plans.json")
+        add(f"evaluate_folder-{trainer}", "nnUNetv2_evaluate_folder", gt, here / "crossval", *described, "-np", "1",
+            "--chill")  # fmt: skip
+        add(f"export_model-{trainer}", "nnUNetv2_export_model_to_zip", *of, "-f", "0", "1", "-o", here / "model.zip")
+        add(f"install_model-{trainer}", "nnUNetv2_install_pretrained_model_from_zip", here / "model.zip",
+            nnUNet_results=str(base / "elsewhere"))  # fmt: skip
+        add(f"postprocess-{trainer}", "nnUNetv2_anomaly", "postprocess", "-i", here / "one", "-o", here / "clean",
+            "-np", "1")  # fmt: skip
+        add(f"evaluate-{trainer}", "nnUNetv2_anomaly", "evaluate", "-ref", gt, "-pred", model(trainer), "--folds", "0",
+            "1", "-o", here / "evaluation", "-np", "1", "--lesions", "femoral_lesion=femoral_bone")  # fmt: skip
+    add("predict_prestage", "nnUNetv2_predict", "-d", NUMBER, "-c", "3d_fullres", "-tr", PRESTAGE, "-i", images,
+        "-o", out / "prestage", "-f", "0", "-device", "cpu", "-npp", "0", "-nps", "0")  # fmt: skip
+    add("move_plans", "nnUNetv2_move_plans_between_datasets", "-s", NUMBER, "-t", OTHER_NUMBER, "-sp", "nnUNetPlans",
+        "-tp", "movedPlans")  # fmt: skip
+    return listed
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, write_tiny_raw_dataset):
+    """Base folder, and per command its status and output."""
+    base = tmp_path_factory.mktemp("stock")
+    for name, num_training in ((NAME, 5), (OTHER_NAME, 2)):
+        write_tiny_raw_dataset(base / "nnUNet_raw" / name, num_training, 2)
+    for name in ("nnUNet_preprocessed", "nnUNet_results", "elsewhere"):
+        (base / name).mkdir()
+    environment = nnunet_environment(base, nnUNet_def_n_proc="1", OMP_NUM_THREADS="1", nnUNet_compile="0")
+
+    def run(entries, label, **variables):
+        (base / f"{label}.json").write_text(json.dumps(entries))
+        subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("stock_commands.py")), str(base / f"{label}.json"),
+             str(base / f"{label}_results.json")],
+            check=True, env={**environment, **variables}, timeout=1500,
+        )  # fmt: skip
+        return json.loads((base / f"{label}_results.json").read_text())
+
+    prepare = [
+        {"name": f"plan_{number}", "command": ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", *which,
+                                               "-npfp", "1", "-np", "1", "--verify_dataset_integrity"]}
+        for number, which in ((NUMBER, ("2d", "3d_fullres")), (OTHER_NUMBER, ("3d_fullres",)))
+    ]  # fmt: skip
+    planned = run(prepare, "plan", nnUNet_n_proc_DA="1")  # the planner takes it for a thread count, which 0 is not
+    write_plans(base / "nnUNet_preprocessed" / NAME)
+    low = [{"name": "preprocess", "command": ["nnUNetv2_preprocess", "-d", NUMBER, "-c", "3d_lowres", "-np", "1"]}]
+    results = {**planned, **run(low, "low", nnUNet_n_proc_DA="1")}
+    return base, {**results, **run(commands(base), "commands", nnUNet_n_proc_DA="0")}
+
+
+NAMES = [entry["name"] for entry in commands(Path("base"))]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "predict_prestage"])
+def test_command_ends_well(done, name):
+    _, results = done
+    assert results[name]["status"] == 0, results[name]["output"]
+
+
+def test_prestage_as_a_segmentation_is_refused_in_a_sentence(done):
+    base, results = done
+    assert results["predict_prestage"]["status"] == 1, results["predict_prestage"]["output"]
+    assert "error_images" in results["predict_prestage"]["output"]
+    assert not list((base / "out" / "prestage").glob("*.nii.gz"))
+
+
+def test_table_of_commands_has_every_command_and_no_empty_cell():
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text()
+    lines = text.replace("\\|", "/").splitlines()
+    rows = [line.strip().strip("|").split("|") for line in lines if line.startswith("|")]
+    assert all(len(row) == 5 and all(cell.strip() for cell in row) for row in rows)
+    named = set(re.findall(r"`(\w+)`", " ".join(cell for row in rows[2:] for cell in row[1:])))
+    # What only prepares something for the others is no row.
+    assert named == {name.partition("-")[0] for name in NAMES} - {"train_for_fold_2", "predict_prestage"}
+
+
+@pytest.mark.parametrize("trainer", SEGMENTERS)
+def test_predictions_are_there_and_agree(done, trainer):
+    base, _ = done
+    here = base / "out" / trainer
+    names = sorted(path.name for path in (here / "one").glob("*.nii.gz"))
+    assert len(names) == 2
+    for folder in ("two", "notta", "parts", "2d", "modelfolder", "ensemble", "pp", "clean"):
+        assert sorted(path.name for path in (here / folder).glob("*.nii.gz")) == names, folder
+    for name in names:
+        assert (here / "modelfolder" / name).read_bytes() == (here / "one" / name).read_bytes()
+        assert (here / "parts" / name).read_bytes() == (here / "one" / name).read_bytes()
+    assert len(list((here / "two").glob("*.npz"))) == 2
+    assert (here / "evaluation" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("trainer", [PRESTAGE, *SEGMENTERS])
+def test_training_leaves_checkpoints_where_they_are_wanted_alone(done, trainer):
+    base, _ = done
+    model = base / "nnUNet_results" / NAME / f"{trainer}__nnUNetPlans__3d_fullres"
+    assert (model / "fold_0" / "checkpoint_final.pth").is_file()
+    unsaved = model / ("fold_4" if trainer == PRESTAGE else "fold_2")
+    assert unsaved.is_dir()
+    assert not list(unsaved.glob("checkpoint_*"))
+    assert (model / "fold_0" / "validation" / "summary.json").is_file()
