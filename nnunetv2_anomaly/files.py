@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,9 @@ from nnunetv2_anomaly.errors import UserError
 
 #: How ``written_beside`` calls what it writes. No more than that is left out: a file may be called part_one.
 _HALF_WRITTEN = re.compile(r"part_\d+_")
+
+#: what a full disk, a used-up quota, a read-only disk and missing permission are called
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -41,7 +45,32 @@ def written_into(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{output} cannot be written to ({error.strerror}); give another folder with -o.") from error
+        reason = error.strerror or error
+        raise UserError(f"{output} cannot be written to ({reason}); give another folder with -o.") from error
+
+
+def nothing_can_be_written(error: OSError) -> bool:
+    """Whether an error is that of a full disk, a read-only folder or missing permission, and not of a missing file."""
+    # Errors of our own about a file that came out too short may carry no number.
+    return error.errno is None or error.errno in _CANNOT_WRITE
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """The reason why no file can be written into a folder, which need not exist yet; None if one can.
+
+    Asked by writing one: permissions alone tell nothing about read-only and full disks.
+    """
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        probe = folder / f"part_{os.getpid()}_probe"
+        try:
+            probe.write_bytes(b"0")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def take_output_folder(output: Path, marker: str, what: str) -> None:

@@ -141,6 +141,15 @@ SETTINGS: dict[str, Setting] = {
     "allow_detector_trained_on_validation_cases": Setting(
         False, "true or false", _is_truth_value, "accept a detector that was trained on the fold's validation cases"
     ),
+    "allow_changed_data": Setting(
+        False, "true or false", _is_truth_value, "accept a detector although the data set has changed since; logged"
+    ),
+    "segmentation_learning_rate": Setting(
+        None,
+        "a number above 0, or null for the trainer's own",
+        _or_none(_is_positive),
+        "initial learning rate; the trainer's own: 0.01 as in nnU-Net, 5e-4 as published, 2.5e-4 in transfer",
+    ),
     # Both.
     "mirror_axes": Setting(
         (),
@@ -152,7 +161,8 @@ SETTINGS: dict[str, Setting] = {
         None,
         "a whole number from 0, or null for none",
         _or_none(_is_whole(0)),
-        "of initial weights, augmentation and order; two runs agree where nnUNet_n_proc_DA=0 and on one device",
+        "of initial weights, augmentation and order; on a CPU and with nnUNet_n_proc_DA=0 two runs agree, "
+        "interrupted or not",
     ),
     "num_iterations_per_epoch": Setting(250, "a whole number from 1", _is_whole(1), "training batches in an epoch"),
     "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", _is_whole(1), "validation batches an epoch"),

@@ -51,6 +51,19 @@ def test_our_commands_in_the_docs_parse(page, capsys):
             build_parser().parse_args(words)
 
 
+def test_sentences_of_the_troubleshooting_page_are_those_of_the_code():
+    """What stands between the dots of a sentence in the table is found in the source, across its lines."""
+    source = "".join(
+        path.read_text() for folder in ("nnunetv2_anomaly", "trainers") for path in (ROOT / folder).rglob("*.py")
+    )
+    source = re.sub(r'"\s*\n\s*\+?\s*\(?f?"', "", source)
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for sentence in rows:
+        for part in sentence.split("…"):
+            assert part.strip(" :,;()'") in source, f"{sentence}: {part}"
+
+
 def test_readme_has_the_two_commands_that_do_all_the_set_up():
     text = (ROOT / "README.md").read_text()
     assert '<!-- ci: tests -->\n```bash\npip install ".[test]" && pytest\n```' in text

@@ -20,10 +20,19 @@ from torch import autocast, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_anomaly.checkpoints import entry_of
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.losses.prestage import PreStageLoss
 from nnunetv2_anomaly.prestage.construction import build_prestage_network
-from nnunetv2_anomaly.prestage.handover import CHECKPOINT_KEY, describe_quality, find_checkpoint, read_checkpoint
+from nnunetv2_anomaly.prestage.data_record import data_record, differences
+from nnunetv2_anomaly.prestage.handover import (
+    CHECKPOINT_KEY,
+    ENTRIES,
+    TRAIN_AGAIN,
+    describe_quality,
+    find_checkpoint,
+    read_checkpoint,
+)
 from nnunetv2_anomaly.prestage.preparation import cache_folder, intensity_statistics, prepare_cases
 from nnunetv2_anomaly.prestage.quality import ErasedRegionQuality, erased_region_quality
 from nnunetv2_anomaly.prestage.schedule import PhaseLRScheduler, learning_rate_of_phase
@@ -57,6 +66,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
     skip_cases_without_foreground: bool = default("skip_cases_without_foreground")
     lesion_labels: list[str] | None = default("lesion_labels")
     bone_labels: list[str] | None = default("bone_labels")
+    learning_rate_setting = "prestage_learning_rate"
 
     def set_up(self) -> None:
         """Two phases, or the second alone, no deep supervision, a checkpoint after every epoch."""
@@ -69,6 +79,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         self.save_every = 1  # the networks are small, and so nothing is lost when a run is killed
         self.resumed = False
         self.training_cases: list[str] = []
+        self.data: dict[str, Any] | None = None
         self.quality: dict[str, float] = {}
         self._iteration = 0
         self._log_our_keys()
@@ -147,7 +158,8 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         """
         if self.dataset_class is None:
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        training, validation = super().do_split()
+        with self.rank_0_first():
+            training, validation = super().do_split()
         cases = sorted(set(training) | set(validation))
         known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         missing = [case for case in cases if case not in known]
@@ -162,19 +174,16 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             self.configuration_manager.data_identifier,
             self.erase_margin_voxels,
         )
-        if self.is_ddp and self.local_rank != 0:
-            dist.barrier()  # rank 0 fills the cache first
-        statistics = prepare_cases(
-            self.dataset_class(self.preprocessed_dataset_folder, list(cases)),
-            cache,
-            foreground_labels=self._foreground_labels(),
-            margin_voxels=self.erase_margin_voxels,
-            clip=self.intensity_clip,
-            patch_size=self.configuration_manager.patch_size,
-            show_progress=self.local_rank == 0,
-        )
-        if self.is_ddp and self.local_rank == 0:
-            dist.barrier()
+        with self.rank_0_first():  # it fills the cache
+            statistics = prepare_cases(
+                self.dataset_class(self.preprocessed_dataset_folder, list(cases)),
+                cache,
+                foreground_labels=self._foreground_labels(),
+                margin_voxels=self.erase_margin_voxels,
+                clip=self.intensity_clip,
+                patch_size=self.configuration_manager.patch_size,
+                show_progress=self.local_rank == 0,
+            )
         empty = sorted(case for case, entry in statistics.items() if entry.foreground_voxels == 0)
         if empty and not self.skip_cases_without_foreground:
             raise UserError(
@@ -191,6 +200,18 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         # nnU-Net's own way to bring along a second label map that all spatial augmentation treats alike.
         self.folder_with_segs_from_previous_stage = str(cache)
         self.intensities = intensity_statistics([statistics[case] for case in self.training_cases])
+        self._note_data()
+
+    def _note_data(self) -> None:
+        """What the training cases look like, for the segmentation; of a resumed run, of all that it has ever seen."""
+        then, dataset = self.data, self.dataset_class(self.preprocessed_dataset_folder, list(self.training_cases))
+        now = data_record(self.plans_manager, self.configuration_manager, dataset, self.training_cases)
+        if then is not None:
+            found = differences({**then, "cases": {k: v for k, v in then["cases"].items() if k in now["cases"]}}, now)
+            if found:
+                self.print_to_log_file(f"WARNING: the data set has changed since this run began: {'; '.join(found)}")
+            now["cases"] = {**then["cases"], **now["cases"]}
+        self.data = now
 
     def _foreground_labels(self) -> list[int]:
         if not self.label_manager.has_regions:
@@ -288,6 +309,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         self._best_ema = None
         if self.is_ddp:  # DDP looks at which parameters want gradients only when it wraps
             self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+            self._keep_buffers()
 
     def on_train_epoch_start(self) -> None:
         """Change the phase when its epoch has come, then as in nnU-Net."""
@@ -311,6 +333,9 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
 
     def validation_step(self, batch: dict) -> dict:
         """Loss, and the squared errors inside the erased region beside those of the two baselines."""
+        return self._judged("validation", self._validate_batch, batch)
+
+    def _validate_batch(self, batch: dict) -> dict:
         data = self._with_hole_mask(batch)["data"].to(self.device, non_blocking=True)
         with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
             output = self.network(data)
@@ -370,29 +395,48 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
                 "training_cases": self.training_cases,
                 "quality": self.quality,
                 "erase_margin_voxels": self.erase_margin_voxels,
+                "inpainting_epochs": self.inpainting_epochs,
+                "data": self.data,
             }
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Resume in the phase in which the checkpoint was written.
 
-        Raises: UserError if the file is no readable checkpoint of the pre-stage.
+        Raises: UserError if the file is no readable checkpoint of this training.
         """
-        extra = read_checkpoint(filename_or_checkpoint)[CHECKPOINT_KEY]
-        if not self.was_initialized:
-            self.initialize()
+        super().load_checkpoint(filename_or_checkpoint)
+        self._log_our_keys()
+        self.resumed = True
+
+    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Phase, cases and quality; the optimiser of the phase is made before its state is loaded.
+
+        Raises: UserError if an older version wrote it, or phase 1 was of another length.
+        """
+        super().take_from_checkpoint(checkpoint, path)
+        extra = entry_of(checkpoint, CHECKPOINT_KEY, ENTRIES, path, TRAIN_AGAIN)
+        length = extra.get("inpainting_epochs", self.inpainting_epochs)
+        if extra["distilling"] and length != self.inpainting_epochs:
+            raise UserError(
+                f"in the checkpoint {path} phase 1 took {length} epochs, and 'inpainting_epochs' is now "
+                f"{self.inpainting_epochs}; expected the same number, because phase 2 has begun, so put it back in the "
+                f"section 'anomaly' of plans.json"
+            )
         if extra["distilling"] != self.module.distilling:
             self.module.set_distilling(extra["distilling"])
             self._restart_optimizer()
-        super().load_checkpoint(filename_or_checkpoint)
-        self._log_our_keys()
         self.training_cases, self.quality = extra["training_cases"], extra["quality"]
-        self.resumed = True
+        self.data = extra.get("data")
 
     # ------------------------------------------------------------ validation
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Per validation case: reconstruction and error image in the original geometry, a picture, and the numbers."""
+        with self._failures_to_write_told():
+            self._validate_cases()
+
+    def _validate_cases(self) -> None:
         self.prepare()
         self.network.eval()
         folder = Path(self.output_folder) / "validation"

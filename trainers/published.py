@@ -152,7 +152,10 @@ class PublishedProtocol(SegmentationTrainer):
             None,
             processes,
             num_cached_per_queue=2,
-            seeds=None if self.seed is None else [(self.seed + number) % 2**32 for number in range(processes)],
+            # Other numbers on every rank, too: what is drawn is the augmentation, and places where patches are cut out.
+            seeds=None
+            if self.seed is None
+            else [(self.seed + self.local_rank * processes + number) % 2**32 for number in range(processes)],
             pin_memory=self.device.type == "cuda",
             wait_time=0.002,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -10,10 +12,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch import Tensor, nn
+from torch import distributed as dist
 
-from nnunetv2_anomaly.errors import UnsupportedError
+from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.losses.anomaly_aware import AnomalyAwareLoss, DiceAndFocalCrossEntropy
-from nnunetv2_anomaly.prestage.construction import build_detector
+from nnunetv2_anomaly.prestage.construction import build_detector, planned_strides
+from nnunetv2_anomaly.prestage.data_record import check_data, data_record
 from nnunetv2_anomaly.prestage.handover import (
     check_fold_rule,
     describe_quality,
@@ -23,12 +27,14 @@ from nnunetv2_anomaly.prestage.handover import (
 )
 from nnunetv2_anomaly.segmentation.network import AnomalyAwareNetwork
 from nnunetv2_anomaly.settings import default
+from nnunetv2_anomaly.volumes.files import check_whole
 
 
 class SegmentationTrainer(AnomalyTrainerBase):
     """Base of the segmentations. ``build_segmenter`` and ``build_dice`` are what they differ in."""
 
     num_epochs: int = default("num_epochs")
+    segmentation_learning_rate: float | None = default("segmentation_learning_rate")
 
     def set_up(self) -> None:
         """Refuse region-based labels.
@@ -42,6 +48,12 @@ class SegmentationTrainer(AnomalyTrainerBase):
                 f"{type(self).__name__} does not support region-based labels: its losses need one class per voxel; "
                 f"give dataset.json plain labels"
             )
+
+    def initialize(self) -> None:
+        """As in nnU-Net, with the learning rate of the settings where one is set."""
+        if self.segmentation_learning_rate is not None:
+            self.initial_lr = self.segmentation_learning_rate
+        super().initialize()
 
     @classmethod
     def build_segmenter(
@@ -77,7 +89,17 @@ class SegmentationTrainer(AnomalyTrainerBase):
         return self.module
 
     def build_dice(self) -> nn.Module:
-        """The Dice loss of one scale: here nnU-Net's own."""
+        """The Dice loss of one scale: here nnU-Net's own.
+
+        Raises: UserError where it takes the batch as one and several GPUs hold unequal parts: nnU-Net 2.8.1 then dies
+            while it gathers them.
+        """
+        batch_size = self.configuration_manager.batch_size
+        if self.is_ddp and self.configuration_manager.batch_dice and batch_size % dist.get_world_size():
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared out equally among {dist.get_world_size()} GPUs, which "
+                f"'batch_dice' in plans.json needs; give another number of GPUs with -num_gpus, or change 'batch_size'"
+            )
         planned = nnUNetTrainer._build_loss(self)
         return (planned.loss if isinstance(planned, DeepSupervisionWrapper) else planned).dc
 
@@ -95,6 +117,42 @@ class SegmentationTrainer(AnomalyTrainerBase):
         self.resumed = True
         super().load_checkpoint(filename_or_checkpoint)
 
+    def extra_checkpoint_entries(self) -> dict[str, Any]:
+        """The best score with this epoch's: nnU-Net 2.8.1 settles it after checkpoint_latest.pth, and so resumes with
+        an older one.
+        """
+        extra = super().extra_checkpoint_entries()
+        scores = self.logger.get_value("ema_fg_dice", step=None)
+        if scores and self._best_ema is not None and scores[-1] > self._best_ema:
+            extra["_best_ema"] = scores[-1]
+        return extra
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As in nnU-Net.
+
+        Raises: UserError if a segmentation came out cut short: ITK does not notice a full disk.
+        """
+        try:
+            with self._failures_to_write_told():
+                super().perform_actual_validation(save_probabilities)
+        except RuntimeError:  # of ITK, which cannot read what it has not written whole
+            self._see_that_all_is_written()
+            raise
+        self._see_that_all_is_written()
+
+    def _see_that_all_is_written(self) -> None:
+        folder = Path(self.output_folder) / "validation"
+        ending = self.dataset_json["file_ending"]
+        for path in sorted(folder.glob(f"*{ending}")) if self.local_rank == 0 else ():
+            try:
+                check_whole(path)
+            except UserError as error:
+                (folder / "summary.json").unlink(missing_ok=True)  # measured on what was not written
+                raise UserError(
+                    f"{path} came out cut short, so the disk is likely full; make room, and repeat the validation with "
+                    f"--val"
+                ) from error
+
 
 class AnomalyAwareSegmentation(SegmentationTrainer):
     """The segmenter sees [image, error image]; its loss is Dice + alpha * focal cross-entropy (Eq. 4, 5).
@@ -108,6 +166,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
     prestage_trainer: str = default("prestage_trainer")
     prestage_folder: str | None = default("prestage_folder")
     allow_detector_trained_on_validation_cases: bool = default("allow_detector_trained_on_validation_cases")
+    allow_changed_data: bool = default("allow_changed_data")
 
     @classmethod
     def build_network_architecture(
@@ -119,6 +178,9 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Detector and segmenter; a class method, so that a subclass's settings count at prediction."""
+        settings = cls.settings(configuration_manager)
+        # Plans from which nothing can be built are told in a sentence, before nnU-Net ends in a traceback.
+        planned_strides(configuration_manager, settings["detector_downsamplings"])
         segmenter = cls.build_segmenter(
             plans_manager,
             configuration_manager,
@@ -126,7 +188,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
             num_output_channels,
             enable_deep_supervision,
         )
-        detector = build_detector(configuration_manager, num_input_channels, cls.settings(configuration_manager))
+        detector = build_detector(configuration_manager, num_input_channels, settings)
         return AnomalyAwareNetwork(detector, segmenter)
 
     @property
@@ -190,12 +252,14 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         return trained
 
     def report_detector(self, trained) -> None:
-        """Check the fold rule and log how good the detector was on its validation patches."""
+        """Check the fold rule and the data, and log how good the detector was on its validation patches."""
         if self.fold != "all":  # there, training and validation cases are the same by definition
             _, validation_cases = self.do_split()
             accepted = check_fold_rule(trained, validation_cases, self.allow_detector_trained_on_validation_cases)
             if accepted:
                 self.print_to_log_file(f"WARNING: {accepted}")
+        for sentence in self.check_data(trained):
+            self.print_to_log_file(f"WARNING: {sentence}")
         sentence, beats = describe_quality(trained.quality)
         self.print_to_log_file(f"Detector from {trained.path}: {sentence}")
         if not beats:
@@ -203,3 +267,20 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
                 "WARNING: this detector reconstructs the erased region no better than a constant or a blurred image "
                 "does, and its error image may point away from anomalies; train the pre-stage for longer"
             )
+
+    def check_data(self, trained) -> list[str]:
+        """See that the data set is still the one that the detector was trained on; sentences for the log.
+
+        Raises: UserError if it has changed, unless the settings allow that.
+        """
+        seen = trained.data["cases"] if trained.data else {}
+        known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        if trained.data and trained.data["dataset"] != self.plans_manager.dataset_name:
+            known = set()  # a detector from elsewhere: its cases are others by intention
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, sorted(known))
+        now = data_record(
+            self.plans_manager, self.configuration_manager, dataset, [case for case in seen if case in known]
+        )
+        return check_data(
+            trained.data, now, f"the detector in {trained.path}", self.allow_changed_data, self.prestage_command()
+        )

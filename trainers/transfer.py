@@ -21,6 +21,7 @@ from nnunetv2_anomaly.trainers.published import (
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import nn
 
+from nnunetv2_anomaly.checkpoints import entry_of
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.losses.published import WeightedDiceLoss
 from nnunetv2_anomaly.training.augmentation import (
@@ -77,7 +78,7 @@ class TransferProtocol(SegmentationTrainer):
             if file is None:
                 raise UserError(
                     f"{type(self).__name__} starts from a trained model; give its checkpoint_final.pth to "
-                    f"nnUNetv2_train with -pretrained_weights"
+                    f"nnUNetv2_train with -pretrained_weights, and no --c while there is nothing to continue"
                 )
             self._source = read_pretrained(file)
             labels = without_ignore(self.dataset_json["labels"])
@@ -165,11 +166,13 @@ class TransferProtocol(SegmentationTrainer):
         """The classes that transfer learning has added: their weight, here and in a further transfer."""
         return {**super().extra_checkpoint_entries(), CHECKPOINT_KEY: {"added_labels": list(self.added_labels)}}
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As in nnU-Net; the loss gets the weights that training began with."""
-        self.added_labels = read_pretrained(filename_or_checkpoint).added_labels
+    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """The loss gets the weights that training began with."""
+        super().take_from_checkpoint(checkpoint, path)
+        mend = "start the transfer again with -pretrained_weights"
+        entry = entry_of(checkpoint, CHECKPOINT_KEY, ("added_labels",), path, mend)
+        self.added_labels = tuple(entry["added_labels"])
         self._source = None
-        super().load_checkpoint(filename_or_checkpoint)
         self.loss = self._build_loss()
 
 

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     # pandas, SciPy and matplotlib take seconds to import: not for a mere --help.
     from nnunetv2_anomaly.errors import UserError
     from nnunetv2_anomaly.evaluation.case import EvaluationSettings
-    from nnunetv2_anomaly.evaluation.groups import read_groups
+    from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
     from nnunetv2_anomaly.evaluation.pairing import named_folders
     from nnunetv2_anomaly.evaluation.run import (
         evaluate_models,
@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.np is not None and args.np < 1:
         raise UserError(f"-np is {args.np}; expected 1 or more.")
+    if args.subjects is None and (args.group_by != KL_COLUMN or args.group_limit is not None):
+        raise UserError("--group_by and --group_limit are of a table; give it with --subjects.")
     for option, folder in (("--images", args.images), ("--error_images", args.error_images)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{option} {folder} is no folder; give one, or leave it out.")

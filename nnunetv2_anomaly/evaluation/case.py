@@ -103,15 +103,12 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
                 f"{file} lies on another grid than its reference {task.reference} ({difference}); expected the same "
                 "geometry: predict the image that the reference belongs to."
             )
-        voxels = _without(prediction.voxels, ignored)
         softmax = task.probabilities.get(model)
         row = {"case": task.case, "model": model}
+        pair = _Pair(settings, files, reference_voxels, _without(prediction.voxels, ignored), prediction, softmax)
         try:
-            rows["cases"] += [
-                {**row, **found}
-                for found in _label_rows(settings, files, reference_voxels, voxels, prediction, softmax)
-            ]
-            for kind, found in _lesion_rows(settings, files, reference_voxels, voxels, prediction, softmax):
+            rows["cases"] += [{**row, **found} for found in _label_rows(pair)]
+            for kind, found in _lesion_rows(pair):
                 rows[kind].append({**row, **found})
         except ValueError as error:
             if isinstance(error, UserError):
@@ -140,27 +137,34 @@ def _without(voxels: NDArray, ignored: NDArray[np.bool_] | None) -> NDArray:
     return voxels if ignored is None or not ignored.any() else np.where(ignored, 0, voxels).astype(voxels.dtype)
 
 
-def _label_rows(
-    settings: EvaluationSettings,
-    files: SegmentationFiles,
-    reference: NDArray,
-    voxels: NDArray,
-    prediction: Segmentation,
-    softmax: Path | None,
-) -> Iterator[dict[str, Any]]:
-    spacing = prediction.spacing_mm
+@dataclass(frozen=True)
+class _Pair:
+    """Reference and prediction of a case, voxels that are left open taken out of both."""
+
+    settings: EvaluationSettings
+    files: SegmentationFiles
+    reference: NDArray
+    voxels: NDArray
+    prediction: Segmentation  # as it was read
+    softmax: Path | None
+
+
+def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
+    settings, voxels, spacing = pair.settings, pair.voxels, pair.prediction.spacing_mm
     diagonal = math.dist([0] * voxels.ndim, [(n - 1) * s for n, s in zip(voxels.shape, spacing, strict=True)])
     missing_mm = diagonal if settings.missing == DIAGONAL else math.nan
     keys = {name: values[0] if len(values) == 1 else values for name, values in settings.labels.items()}
     channels = None
-    if settings.clean_up.lesion_probability is not None and softmax is not None:
-        channels = (files.in_order(channel, prediction) for channel in probability_channels(softmax))
+    if settings.clean_up.lesion_probability is not None and pair.softmax is not None:
+        channels = (pair.files.in_order(channel, pair.prediction) for channel in probability_channels(pair.softmax))
     cleaned = settings.clean_up.apply(voxels, spacing, channels)
     changed = bool(cleaned.removals) or any(cleaned.uncertain_voxels.values())
     found = None
     for processing, map_voxels in ((RAW, voxels), (CLEANED, cleaned.segmentation)):
         if found is None or changed:
-            metrics = evaluate_case(reference, map_voxels, spacing, list(keys.values()), missing_distance_mm=missing_mm)
+            metrics = evaluate_case(
+                pair.reference, map_voxels, spacing, list(keys.values()), missing_distance_mm=missing_mm
+            )
             components = _components(map_voxels, keys)
             found = [
                 {
@@ -191,15 +195,9 @@ def _status(metrics: Mapping[str, float]) -> str:
     return INVENTED if in_prediction else NEITHER
 
 
-def _lesion_rows(
-    settings: EvaluationSettings,
-    files: SegmentationFiles,
-    reference: NDArray,
-    voxels: NDArray,
-    prediction: Segmentation,
-    softmax: Path | None,
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
     """("bones" or "lesions", row)."""
+    settings, softmax = pair.settings, pair.softmax
     bone_of_lesion = settings.clean_up.bone_of_lesion
     if not bone_of_lesion:
         return
@@ -208,13 +206,16 @@ def _lesion_rows(
         number = 0
         for number, channel in enumerate(probability_channels(softmax), start=1):
             if number - 1 in bone_of_lesion:
-                channels[number - 1] = files.in_order(channel, prediction)
+                channels[number - 1] = pair.files.in_order(channel, pair.prediction)
         if number <= max(bone_of_lesion):
             raise ValueError(f"the softmax output has {number} classes, and lesions have label {max(bone_of_lesion)}")
     names = {values[0]: name for name, values in settings.labels.items() if len(values) == 1}
     for lesion, bone in bone_of_lesion.items():
         detected = detect(
-            reference == lesion, voxels == lesion, prediction.spacing_mm, probability=channels.get(lesion)
+            pair.reference == lesion,
+            pair.voxels == lesion,
+            pair.prediction.spacing_mm,
+            probability=channels.get(lesion),
         )
         of = {"bone": names[lesion if bone is None else bone], "lesion": names[lesion]}
         yield from (("bones", {**of, **point}) for point in detected.points)

@@ -223,6 +223,7 @@ def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
     else:
         # Zero has no logarithm: below the smallest distance the axis goes on evenly down to it.
         axis.set_yscale("symlog", linthresh=low)
+        axis.set_ylim(bottom=-0.1 * low)  # or the mirror image of the axis would take its room below 0
         ticks = [0.0, *(tick for tick in ticks if tick >= low)]
     axis.yaxis.set_major_locator(FixedLocator(ticks))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -34,6 +34,12 @@ from nnunetv2_anomaly.volumes.figures import save_figure
 #: too long for a page of a paper
 _WITHOUT_LATEX = ("all_metrics", "tukey", "paired")
 
+#: tables and figures that not every evaluation has, by the names of their files
+_TABLES_OF_SOME = (
+    "groups", "folds", "lesion_detection", "lesion_volumes", "lesion_sizes", "tukey", "paired",
+)  # fmt: skip
+_FIGURES_OF_SOME = ("roc", "lesion_volumes", "lesion_sizes")
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -115,6 +121,8 @@ def write_tables_and_figures(
 ) -> list[Path]:
     """Write ``folder/tables`` (CSV, Markdown, LaTeX) and ``folder/figures`` (PNG, SVG), each file whole.
 
+    What an earlier evaluation wrote there, and this one has not, is removed first.
+
     Args:
         folder: made if missing.
         evaluation, tests: as ``evaluation_tables`` takes them.
@@ -122,6 +130,7 @@ def write_tables_and_figures(
     Returns: the files.
     """
     paths = []
+    _remove_earlier(folder)
     for name, table in evaluation_tables(evaluation, tests).items():
         endings = ("csv", "md") if name in _WITHOUT_LATEX else ("csv", "md", "tex")
         paths += table.write(folder / "tables", name, endings)
@@ -132,6 +141,15 @@ def write_tables_and_figures(
             paths.append(figures / f"{drawing.name}.{ending}")
             save_figure(drawing.figure, paths[-1], dpi=150)
     return paths
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Of an evaluation with other settings: a table of groups beside means that have none would mislead."""
+    tables, figures = folder / "tables", folder / "figures"
+    earlier = [tables / f"{name}.{ending}" for name in _TABLES_OF_SOME for ending in ("csv", "md", "tex")]
+    earlier += [figures / f"{name}.{ending}" for name in _FIGURES_OF_SOME for ending in ("png", "svg")]
+    for path in (*earlier, *figures.glob("case_*.png")):
+        path.unlink(missing_ok=True)
 
 
 def report_sections(

@@ -36,6 +36,7 @@ from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESI
 from nnunetv2_anomaly.evaluation.surface import METRICS
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
 from nnunetv2_anomaly.parallel import run_jobs
+from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
 from nnunetv2_anomaly.reporting.page import Section
 from nnunetv2_anomaly.volumes.colours import write_colour_tables
 from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, segmentation_files
@@ -104,6 +105,12 @@ def find_pairs(
         )
     cases = expected_cases(references, models, splits, folds)
     told = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
+    told += [
+        f"{model.name}: {model.folder} was cleaned by postprocess, so that its HD* is not that of the prediction as it "
+        "is; give the predictions that it was made from."
+        for model in models
+        if (model.folder / CLEANED_MARKER).is_file()
+    ]
     of_fold = {}
     for model in models:
         of_fold.update(
@@ -131,7 +138,8 @@ def evaluate_models(
         groups: of the cases.
         num_processes: cases at a time; each takes about ten times the memory of a case's label map, and a softmax
             output's lesion channels on top.
-    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run.
+    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run. Or at
+        once, if ``output`` cannot be written to.
     """
     names = tuple(model.name for model in pairs.models)
     tasks = []
@@ -154,7 +162,8 @@ def evaluate_models(
         _check_probabilities(pairs, settings)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     failed: dict[str, str] = {}
-    with tqdm(total=len(tasks), desc="evaluating", unit="case") as bar:
+    # What cannot be kept ends the run at once: a full disk is better told now than after the last case.
+    with written_into(output), tqdm(total=len(tasks), desc="evaluating", unit="case") as bar:
         for task, future in run_jobs(evaluate_one, tasks, num_processes):
             try:
                 found[task.case] = future.result()
@@ -179,15 +188,15 @@ def _wants_probabilities(settings: EvaluationSettings) -> bool:
 def _check_probabilities(pairs: Pairs, settings: EvaluationSettings) -> None:
     for model in pairs.models:
         without = [case for case in pairs.references if case not in model.probabilities]
+        if without and settings.clean_up.lesion_probability is not None:
+            raise UserError(
+                f"{model.name} ({model.folder}) has no softmax output (.npz) of {listed(without)}, which "
+                "--lesion_probability needs; predict with --save_probabilities."
+            )
         if without and len(without) < len(pairs.references):
             raise UserError(
                 f"{model.name} ({model.folder}) has softmax outputs (.npz), but not of {listed(without)}; predict all "
                 "with --save_probabilities, or leave them out with --without_probabilities."
-            )
-        if without and settings.clean_up.lesion_probability is not None:
-            raise UserError(
-                f"{model.name} ({model.folder}) has no softmax outputs (.npz), which --lesion_probability needs; "
-                "predict with --save_probabilities."
             )
 
 
@@ -233,36 +242,39 @@ def write_evaluation(
         notes: sentences that the report tells at its beginning.
         title, more_sections: of the report.
     Returns: the report.
+    Raises: UserError for pictures that are missing or of another grid, or if ``output`` cannot be written to.
     """
     tests = {"tukey": statistics.tukey(evaluation.cases), "paired": statistics.paired(evaluation.cases)}
-    write_tables_and_figures(output, evaluation, tests)
-    for name in _COLUMNS:
-        write_text(output / "tables" / f"{name}.csv", getattr(evaluation, name).to_csv(index=False))
-    write_colour_tables(output, {name: values[0] for name, values in dataset.labels.items() if len(values) == 1})
+    with written_into(output):
+        write_tables_and_figures(output, evaluation, tests)
+        for name in _COLUMNS:
+            write_text(output / "tables" / f"{name}.csv", getattr(evaluation, name).to_csv(index=False))
+        write_colour_tables(output, {name: values[0] for name, values in dataset.labels.items() if len(values) == 1})
     pictures = case_pictures(evaluation, pairs, dataset, settings, images, error_images)
-    for case, _, figure in pictures:
-        save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
-    report = write_report(
-        output / "report.html",
-        evaluation,
-        tests,
-        [(caption, figure) for _, caption, figure in pictures],
-        title=title,
-        missing=settings.missing,
-        notes=notes,
-        more_sections=more_sections,
-    )
-    content = {
-        "version": __version__,
-        "finished": True,
-        "arguments": arguments,
-        "dataset": str(dataset.source),
-        "models": {model.name: str(model.folder) for model in pairs.models},
-        "groups": list(evaluation.groups),
-        "num_cases": len(pairs.references),
-        "settings": dataclasses.asdict(settings),
-    }
-    write_text(output / MARKER, json.dumps(content, indent=2, default=str))
+    with written_into(output):
+        for case, _, figure in pictures:
+            save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
+        report = write_report(
+            output / "report.html",
+            evaluation,
+            tests,
+            [(caption, figure) for _, caption, figure in pictures],
+            title=title,
+            missing=settings.missing,
+            notes=notes,
+            more_sections=more_sections,
+        )
+        content = {
+            "version": __version__,
+            "finished": True,
+            "arguments": arguments,
+            "dataset": str(dataset.source),
+            "models": {model.name: str(model.folder) for model in pairs.models},
+            "groups": list(evaluation.groups),
+            "num_cases": len(pairs.references),
+            "settings": dataclasses.asdict(settings),
+        }
+        write_text(output / MARKER, json.dumps(content, indent=2, default=str))
     return report
 
 
@@ -333,7 +345,11 @@ def _beside(
         if not same_grid(reference.grid, Grid.of(image)):
             raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases.")
         return sitk.GetArrayFromImage(oriented(image)).astype(np.float32)
-    voxels, _ = files.reader_class().read_images([str(file)])
+    try:
+        voxels, _ = files.reader_class().read_images([str(file)])
+    # Whatever nnU-Net's reader fails with, the file is at fault, as in SegmentationFiles.
+    except Exception as error:
+        raise UserError(f"{file} cannot be read as an image ({error}); check that it is complete.") from error
     found = voxels[0, 0] if reference.voxels.ndim == 2 else voxels[0]
     if found.shape != reference.voxels.shape:
         raise UserError(f"{file} has another size than {reference.path}; give the images of these cases.")

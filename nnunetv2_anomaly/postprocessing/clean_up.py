@@ -74,20 +74,20 @@ class CleanUp:
         """The segmentation without uncertain lesion voxels; lesion label -> how many these were."""
         lesions = np.isin(segmentation, list(self.bone_of_lesion))
         labels = segmentation[lesions]
-        own, best = np.zeros(len(labels)), np.full(len(labels), -math.inf)
+        low, best = np.zeros(len(labels), bool), np.full(len(labels), -math.inf)
         instead = np.zeros_like(labels)
         number = 0
         for number, channel in enumerate(probabilities, start=1):
             value, of_class = number - 1, channel[lesions]
             if value in self.bone_of_lesion:
-                own[labels == value] = of_class[labels == value]
+                # In the channel's own precision, as detection compares: 0.7 in a file of floats is not below 0.7.
+                low |= (labels == value) & (of_class < lowest)
             else:
                 better = of_class > best
                 best[better], instead[better] = of_class[better], value
         highest = int(segmentation.max(initial=0))
         if number <= highest:
             raise ValueError(f"the softmax output has {number} classes, and the segmentation labels up to {highest}")
-        low = own < lowest
         result = segmentation.copy()
         result[lesions] = np.where(low, instead, labels)
         return result, {int(value): int((low & (labels == value)).sum()) for value in self.bone_of_lesion}

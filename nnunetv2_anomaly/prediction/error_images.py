@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.files import write_text, written_into
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector
 from nnunetv2_anomaly.prestage.validation import DetectorWindow
+from nnunetv2_anomaly.volumes.files import check_whole
 from nnunetv2_anomaly.volumes.output import output_files, write_case
 from nnunetv2_anomaly.volumes.sliding_window import predict_image
 
@@ -87,7 +88,8 @@ def predict_error_images(
         model_folder: of a pre-stage or an anomaly-aware trainer.
         continue_prediction: leave cases alone whose files are all there.
     Returns: the cases that were written.
-    Raises: UserError for a folder without images, a missing channel, NaN, or a model without a detector.
+    Raises: UserError for a folder without images, a missing channel, a damaged file, NaN, a model without a detector,
+        or an output folder that cannot be written to.
     """
     predictor = load_model(model_folder, fold=fold, device=device, checkpoint=checkpoint)
     detector = getattr(predictor.network, "detector", None)
@@ -99,7 +101,8 @@ def predict_error_images(
     plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, predictor.dataset_json)
     cases = list_cases(input_folder, predictor.dataset_json["file_ending"], num_channels)
-    output_folder.mkdir(parents=True, exist_ok=True)
+    with written_into(output_folder):
+        output_folder.mkdir(parents=True, exist_ok=True)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     written = []
     for case, files in tqdm(cases.items(), desc="Error images", disable=not show_progress):
@@ -117,15 +120,16 @@ def predict_error_images(
         )
         with torch.no_grad():
             rescaled = detector.rescale(image[None].to(device))[0].cpu()
-        write_case(
-            output_folder,
-            case,
-            image=rescaled.numpy(),
-            reconstruction=reconstruction.numpy(),
-            properties=properties,
-            plans_manager=plans_manager,
-            configuration_manager=configuration_manager,
-        )
+        with written_into(output_folder):
+            write_case(
+                output_folder,
+                case,
+                image=rescaled.numpy(),
+                reconstruction=reconstruction.numpy(),
+                properties=properties,
+                plans_manager=plans_manager,
+                configuration_manager=configuration_manager,
+            )
         written.append(case)
     record = {
         "version": __version__,
@@ -136,7 +140,8 @@ def predict_error_images(
         "trainer": predictor.trainer_name,
         "cases": list(cases),
     }
-    write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
+    with written_into(output_folder):
+        write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
     return written
 
 
@@ -171,6 +176,8 @@ def _is_complete(output_folder: Path, case: str, num_channels: int) -> bool:
 
 
 def _preprocess(preprocessor, files, plans_manager, configuration_manager, predictor) -> tuple[torch.Tensor, dict]:
+    for name in files:
+        check_whole(Path(name))  # ITK reads what is missing or not finite in a NIfTI file as 0
     try:
         data, _, properties = preprocessor.run_case(
             files, None, plans_manager, configuration_manager, predictor.dataset_json

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_anomaly.checkpoints import UNREADABLE, first_line, load_file
 from nnunetv2_anomaly.environment import let_nnunet_find_trainers
 from nnunetv2_anomaly.errors import UserError
 
@@ -17,16 +18,33 @@ def load_model(
 ) -> nnUNetPredictor:
     """nnU-Net's predictor with the network of one fold.
 
-    Raises: UserError if the folder holds no such model, or its checkpoint cannot be read.
+    Raises: UserError if the folder holds no such model, or its checkpoint cannot be read, is none, or does not fit the
+        plans beside it.
     """
     let_nnunet_find_trainers()
+    path = model_folder / f"fold_{fold}" / checkpoint
+    # Read here first: what nnU-Net makes of a file that is no checkpoint has many names.
+    content = load_file(path, "give another model or checkpoint, or train it again") if path.is_file() else None
+    needed = ("network_weights", "init_args", "trainer_name")
+    if content is not None and not (isinstance(content, dict) and all(name in content for name in needed)):
+        raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
+    if content is not None:
+        try:
+            recursive_find_trainer_class_by_name(content["trainer_name"])
+        except RuntimeError as error:
+            raise UserError(
+                f"{path} was written by the trainer {content['trainer_name']}, which is not installed here; install "
+                f"the package that brings it, or give another model"
+            ) from error
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
     try:
         predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint)
-    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+    except UserError:
+        raise
+    except (*UNREADABLE, AssertionError) as error:
         raise UserError(
             f"the model in {model_folder}, fold {fold}, {checkpoint} cannot be loaded ({type(error).__name__}: "
-            f"{reason}); expected a model folder of nnU-Net with plans.json, dataset.json and that checkpoint"
+            f"{first_line(error)}); expected a model folder of nnU-Net with the plans.json and dataset.json that the "
+            f"checkpoint was trained with"
         ) from error
     return predictor

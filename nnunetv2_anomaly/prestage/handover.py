@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_anomaly.checkpoints import entry_of, first_difference, load_file
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector
 
 #: key of a pre-stage checkpoint under which what nnU-Net does not know is kept
 CHECKPOINT_KEY = "anomaly"
+#: what is under it since the first version; "data" (data_record.py) and the epochs of the phases have come later
+ENTRIES = ("distilling", "training_cases", "quality")
+PRESTAGE_TRAINER = "AnomalyPreStageTrainer"
+TRAIN_AGAIN = "train the pre-stage again"
 _PREFIX = "detector."
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A pre-stage checkpoint as a dict, on the CPU.
 
-    Raises: UserError if the file cannot be read or was not written by a pre-stage trainer.
+    Raises: UserError if the file cannot be read or was not written by a pre-stage trainer, or by an older version.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}); expected a file that a pre-stage trainer "
-            f"wrote, so remove it and continue the pre-stage from an earlier checkpoint or train it again"
-        ) from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        writer = checkpoint.get("trainer_name", "unknown") if isinstance(checkpoint, dict) else "unknown"
+    checkpoint = load_file(
+        path, "remove it and continue the pre-stage from an earlier checkpoint with --c, or train it again"
+    )
+    writer = checkpoint.get("trainer_name", "unknown") if isinstance(checkpoint, dict) else "unknown"
+    if not isinstance(checkpoint, dict) or (CHECKPOINT_KEY not in checkpoint and writer != PRESTAGE_TRAINER):
         raise UserError(
             f"the checkpoint {path} was written by the trainer {writer}; expected one of the pre-stage, so train it "
-            f"with nnUNetv2_train ... -tr AnomalyPreStageTrainer"
+            f"with nnUNetv2_train ... -tr {PRESTAGE_TRAINER}"
         )
+    entry_of(checkpoint, CHECKPOINT_KEY, ENTRIES, path, TRAIN_AGAIN)
     return checkpoint
 
 
@@ -49,6 +50,8 @@ class TrainedDetector:
     state: dict[str, Tensor]
     training_cases: list[str]
     quality: dict[str, float]
+    #: data_record.py's record of what it saw; None from an older version
+    data: dict[str, Any] | None = None
 
 
 def find_checkpoint(folder: str | Path, fold: int | str, train_command: str) -> Path:
@@ -78,7 +81,8 @@ def find_checkpoint(folder: str | Path, fold: int | str, train_command: str) -> 
 def read_detector(path: Path) -> TrainedDetector:
     """The detector of a pre-stage checkpoint.
 
-    Raises: UserError if the file is no readable pre-stage checkpoint, or A was not yet distilled in it.
+    Raises: UserError if the file is no readable pre-stage checkpoint, A was not yet distilled in it, or its weights
+        are not finite.
     """
     checkpoint = read_checkpoint(path)
     extra = checkpoint[CHECKPOINT_KEY]
@@ -87,15 +91,21 @@ def read_detector(path: Path) -> TrainedDetector:
             f"the checkpoint {path} was written before A was distilled; expected a finished pre-stage, so continue it "
             f"with nnUNetv2_train ... -tr AnomalyPreStageTrainer --c"
         )
+    state = {
+        name.removeprefix(_PREFIX): value
+        for name, value in checkpoint["network_weights"].items()
+        if name.startswith(_PREFIX)
+    }
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise UserError(
+            f"the detector in {path} holds weights that are NaN or infinite; expected finite ones, so {TRAIN_AGAIN}"
+        )
     return TrainedDetector(
         path=path,
-        state={
-            name.removeprefix(_PREFIX): value
-            for name, value in checkpoint["network_weights"].items()
-            if name.startswith(_PREFIX)
-        },
+        state=state,
         training_cases=list(extra["training_cases"]),
         quality=dict(extra["quality"]),
+        data=extra.get("data"),
     )
 
 
@@ -104,16 +114,12 @@ def install_detector(detector: AnomalyDetector, trained: TrainedDetector) -> Non
 
     Raises: UserError if they were trained for another patch size, network or number of image channels.
     """
-    expected = detector.state_dict()
-    for name in sorted(expected.keys() | trained.state.keys()):
-        there = tuple(trained.state[name].shape) if name in trained.state else "nothing"
-        here = tuple(expected[name].shape) if name in expected else "nothing"
-        if there != here:
-            raise UserError(
-                f"the detector in {trained.path} does not fit: '{name}' is {there} there and {here} here; expected a "
-                f"pre-stage with the same patch size, strides, image channels and detector settings, so train it with "
-                f"the same plans and configuration"
-            )
+    difference = first_difference(trained.state, detector.state_dict())
+    if difference:
+        raise UserError(
+            f"the detector in {trained.path} does not fit: {difference}; expected a pre-stage with the same patch "
+            f"size, strides, image channels and detector settings, so train it with the same plans and configuration"
+        )
     detector.load_state_dict(trained.state)
 
 

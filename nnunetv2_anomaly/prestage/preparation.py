@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
 from scipy.ndimage import distance_transform_cdt
 from tqdm import tqdm
 
+from nnunetv2_anomaly.checkpoints import UNREADABLE, first_line
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 
@@ -140,13 +142,16 @@ def _save_region(
     """Write a region in the format in which the data set class reads a previous stage's segmentation."""
     temporary = target.with_name(f"part_{os.getpid()}_{target.name}")
     labels = region.astype(np.int8)
-    if dataset_class is nnUNetDatasetBlosc2:
-        blocks, chunks = comp_blosc2_params((1, *labels.shape), tuple(patch_size), labels.itemsize)
-        dataset_class.save_seg(labels, str(temporary), chunks_seg=chunks[1:], blocks_seg=blocks[1:])
-    else:
-        dataset_class.save_seg(labels, str(temporary))
     ending = _ending(dataset_class)
-    os.replace(f"{temporary}.{ending}", f"{target}.{ending}")
+    try:
+        if dataset_class is nnUNetDatasetBlosc2:
+            blocks, chunks = comp_blosc2_params((1, *labels.shape), tuple(patch_size), labels.itemsize)
+            dataset_class.save_seg(labels, str(temporary), chunks_seg=chunks[1:], blocks_seg=blocks[1:])
+        else:
+            dataset_class.save_seg(labels, str(temporary))
+        os.replace(f"{temporary}.{ending}", f"{target}.{ending}")
+    finally:
+        Path(f"{temporary}.{ending}").unlink(missing_ok=True)
 
 
 def _ending(dataset_class: type[nnUNetBaseDataset]) -> str:
@@ -163,7 +168,8 @@ def _prepare_case(
     patch_size: Sequence[int],
 ) -> CaseStatistics:
     folder = Path(dataset.source_folder)
-    fingerprint = _fingerprint(type(dataset), folder, case, foreground_labels, margin_voxels, clip)
+    with _read_whole(case, folder):
+        fingerprint = _fingerprint(type(dataset), folder, case, foreground_labels, margin_voxels, clip)
     entry = cache / f"{case}.json"
     region_file = cache / f"{case}.{_ending(type(dataset))}"
     if entry.is_file() and region_file.is_file():
@@ -174,14 +180,15 @@ def _prepare_case(
         if isinstance(stored, dict) and stored.get("fingerprint") == fingerprint:
             return CaseStatistics(**stored["statistics"])
 
-    data, segmentation, _, _ = dataset.load_case(case)
-    image = np.asarray(data[:], dtype=np.float32)
+    with _read_whole(case, folder):
+        data, segmentation, _, _ = dataset.load_case(case)
+        image = np.asarray(data[:], dtype=np.float32)
+        labels = np.asarray(segmentation[:])[0]
     if not np.isfinite(image).all():
         raise UserError(
             f"case '{case}' holds NaN or infinite voxels after preprocessing; expected finite intensities, so mend "
             f"the raw image (or the normalisation) and run nnUNetv2_preprocess again"
         )
-    labels = np.asarray(segmentation[:])[0]
     if labels.shape != image.shape[1:]:
         raise UserError(
             f"case '{case}' has an image of {image.shape[1:]} and a segmentation of {labels.shape} voxels in {folder}; "
@@ -198,10 +205,37 @@ def _prepare_case(
         mean=clipped.mean(axis=axes, dtype=np.float64).tolist(),
         clipped_fraction=float((np.abs(image) > clip).mean()),
     )
-    entry.unlink(missing_ok=True)  # never an entry that describes another region file
-    _save_region(type(dataset), erased_region(labels, foreground_labels, margin_voxels), cache / case, patch_size)
-    write_text(entry, json.dumps({"fingerprint": fingerprint, "statistics": asdict(statistics)}))
+    region = erased_region(labels, foreground_labels, margin_voxels)
+    with _cached_into(cache):
+        entry.unlink(missing_ok=True)  # never an entry that describes another region file
+        _save_region(type(dataset), region, cache / case, patch_size)
+        write_text(entry, json.dumps({"fingerprint": fingerprint, "statistics": asdict(statistics)}))
     return statistics
+
+
+@contextmanager
+def _read_whole(case: str, folder: Path) -> Iterator[None]:
+    """Turn a failure to read what nnU-Net preprocessed into a UserError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(
+            f"the preprocessed case '{case}' in {folder} cannot be read ({type(error).__name__}: {first_line(error)}); "
+            f"expected files that nnU-Net wrote whole, so run nnUNetv2_preprocess again"
+        ) from error
+
+
+@contextmanager
+def _cached_into(cache: Path) -> Iterator[None]:
+    """Turn a failure to write the cache into a UserError; blosc2 reports a full disk as a RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"the erased regions cannot be kept in {cache} ({reason}); expected a folder with write permission and a "
+            f"few megabytes a case, so make room or give permission and start again"
+        ) from error
 
 
 def prepare_cases(
@@ -228,9 +262,11 @@ def prepare_cases(
         clip: intensities are clipped to [-clip, clip], units of the normalised image.
         patch_size: in voxels, for the chunks of the file.
     Returns: statistics by case.
-    Raises: UserError for NaN or infinite voxels, or an image and a segmentation of different size.
+    Raises: UserError for NaN or infinite voxels, an image and a segmentation of different size, a file that cannot be
+        read, or a cache that cannot be written.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    with _cached_into(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     cases = list(dataset.identifiers)
     with ThreadPoolExecutor(max(1, min(default_num_processes, os.cpu_count() or 1, len(cases)))) as pool:
         futures = [

@@ -5,7 +5,6 @@ nnU-Net's own ``-pretrained_weights`` copies all but the output layers. Here the
 
 from __future__ import annotations
 
-import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_anomaly.checkpoints import UNREADABLE, first_line
 from nnunetv2_anomaly.errors import UserError
 
 #: key of a checkpoint under which the labels are kept that transfer learning added
@@ -22,17 +22,6 @@ CHECKPOINT_KEY = "anomaly_transfer"
 #: what the state-dict keys of output layers contain; nnU-Net leaves them out when it copies pretrained weights
 OUTPUT_LAYER = ".seg_layers."
 _OPTION = "-pretrained_weights"
-#: what reading a file ends in that is no checkpoint
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -91,10 +80,10 @@ def read_pretrained(path: Path) -> PretrainedModel:
             plans_name=plans["plans_name"],
             configuration=_resolved(plans["configurations"], arguments["configuration"]),
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UserError(
-            f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
-            f"the checkpoint_final.pth of a training with plain labels"
+            f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: "
+            f"{first_line(error)}); expected the checkpoint_final.pth of a training with plain labels"
         ) from error
 
 

@@ -101,6 +101,8 @@ def find_dataset_description(
     ]
     plans = next((folder / "plans.json" for folder in folders if (folder / "plans.json").is_file()), None)
     reader = None if plans is None else read_json(plans).get("image_reader_writer")
+    if djfile is not None and not djfile.is_file():
+        raise UserError(f"-djfile {djfile} is no file; expected the dataset.json of the data set.")
     if djfile is not None:
         return read_dataset_description(djfile, reader)
     places = [folder / "dataset.json" for folder in folders]

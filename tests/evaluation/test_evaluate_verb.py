@@ -1,5 +1,6 @@
 """nnUNetv2_anomaly evaluate, through the command line, on files."""
 
+import errno
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_anomaly.command_line.main import main
+from nnunetv2_anomaly.evaluation import case as evaluation_case
 from nnunetv2_anomaly.evaluation import report, run
 from nnunetv2_anomaly.evaluation.run import load_evaluation
 from nnunetv2_anomaly.labels import LABELS
@@ -273,6 +275,14 @@ def test_softmax_outputs_of_some_cases_are_an_error(folders, capsys):
     assert CASES[1] in failure(capsys)
 
 
+def test_without_a_softmax_output_that_is_needed_another_option_does_not_help(folders, capsys):
+    np.savez_compressed(folders / "good" / f"{CASES[0]}.npz", probabilities=softmax(knee(), 0.75))
+    assert evaluate(folders, "--lesion_probability", "0.5", models=("good",)) == 1
+    message = failure(capsys)
+    assert re.search(rf"no softmax output \(\.npz\) of {CASES[1]}.*--lesion_probability needs", message)
+    assert "--without_probabilities" not in message
+
+
 def test_missing_predictions_are_listed(folders, capsys):
     (folders / "bad" / f"{CASES[2]}.nii.gz").unlink()
     assert evaluate(folders) == 1
@@ -333,6 +343,45 @@ def test_empty_folder_duplicate_names_and_foreign_output_are_told(folders, capsy
     assert [path.name for path in (folders / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_cleaned_predictions_are_told(folders, capsys):
+    assert main(["postprocess", "-i", str(folders / "bad"), "-o", str(folders / "cleaned"), "-np", "1"]) == 0
+    assert evaluate(folders, models=("good", "cleaned")) == 0
+    told = f"cleaned: {folders / 'cleaned'} was cleaned by postprocess"
+    assert told in capsys.readouterr().out
+    page = (folders / "out" / "report.html").read_text()
+    assert told in page
+    assert f"good: {folders}" not in page
+
+
+@pytest.mark.parametrize("options", [("--group_by", "sex"), ("--group_limit", "3")])
+def test_groups_need_a_table(folders, capsys, options):
+    assert evaluate(folders, *options) == 1
+    assert "--subjects" in failure(capsys)
+
+
+@pytest.mark.parametrize(("module", "writer"), [(evaluation_case, "save_record"), (run, "write_tables_and_figures")])
+def test_full_disk_is_told_and_ends_the_run(folders, capsys, monkeypatch, module, writer):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(module, writer, fail)
+        assert evaluate(folders) == 1
+    assert re.search(r"out cannot be written to \(No space left on device\)", failure(capsys))
+    assert evaluate(folders) == 0
+
+
+def test_nothing_is_left_of_an_earlier_evaluation_with_other_settings(folders, figures):
+    table_of_subjects = folders / "subjects.csv"
+    table_of_subjects.write_text("SubjectID,KLGrade\n" + "".join(f"{case[:7]},2\n" for case in CASES))
+    assert evaluate(folders, "--subjects", str(table_of_subjects)) == 0
+    assert evaluate(folders, "--lesions", "none", models=("good",)) == 0
+    assert evaluate(folders, "--lesions", "none", models=("good",), out="fresh") == 0
+    for part in ("tables", "figures"):
+        names = [{path.name for path in (folders / out / part).iterdir()} for out in ("out", "fresh")]
+        assert names[0] == names[1]
+
+
 def test_ignored_voxels_count_as_background_in_both_maps(folders):
     labels = {"background": 0, "femoral_bone": 1, "ignore": 2}
     reference = np.zeros((6, 8, 8), np.uint8)
@@ -369,7 +418,7 @@ def test_regions_are_evaluated_as_the_data_set_names_them(folders):
     assert raw.loc["core", "status"] == "missed"
 
 
-def test_2d_images_of_a_png_data_set(folders):
+def test_2d_images_of_a_png_data_set(folders, capsys, figures):
     from skimage import io
 
     reference = np.zeros((20, 30), np.uint8)
@@ -384,6 +433,15 @@ def test_2d_images_of_a_png_data_set(folders):
     assert main(["evaluate", "-ref", str(folders / "r"), "-pred", str(folders / "p"), "-o", str(folders / "o")]) == 0
     found = table(folders, "cases", "o").iloc[0]
     assert (found["dsc"], found["hd_mm"]) == (pytest.approx(13 / 15), 2)
+    with_images = ["evaluate", "-ref", str(folders / "r"), "-pred", str(folders / "p"), "-o", str(folders / "o"),
+                   "--images", str(folders / "images")]  # fmt: skip
+    (folders / "images").mkdir()
+    image = folders / "images" / "a_0000.png"
+    io.imsave(image, 10 * reference, check_contrast=False)
+    assert main(with_images) == 0
+    image.write_bytes(image.read_bytes()[:60])
+    assert main(with_images) == 1
+    assert "a_0000.png cannot be read as an image" in failure(capsys)
 
 
 def test_images_and_error_images_are_shown_and_missing_ones_told(folders, capsys, figures):

@@ -91,6 +91,8 @@ def test_distances_that_differ_much_have_a_logarithmic_axis(distances, scale):
     assert figure_bytes(figure, "png").startswith(b"\x89PNG")
     low, high = figure.axes[0].get_ylim()
     assert low <= min(distances) < max(distances) <= high
+    along = figure.axes[0].transScale.transform([(0, low), (0, min(distances)), (0, high)])[:, 1]
+    assert along[1] - along[0] < 0.1 * (along[2] - along[0])  # no room for what is below the smallest
     assert sum(low <= tick <= high for tick in figure.axes[0].get_yticks()) >= 4
 
 

@@ -205,6 +205,16 @@ def test_channels_are_taken_one_after_another(dtype):
     assert cleaned.segmentation[2, 2, 2] == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("limit", [0.7, 0.9])
+def test_softmax_of_exactly_the_limit_stays_however_it_was_rounded(dtype, limit):
+    segmentation = np.full((1, 1, 1), LESION, np.uint8)
+    softmax = np.zeros((8, 1, 1, 1), dtype)
+    softmax[LESION] = limit
+    cleaned = CleanUp((), {LESION: BONE}, min_lesion_volume_mm3=0, lesion_probability=limit)
+    assert cleaned.apply(segmentation, CUBE_MM, softmax).uncertain_voxels == {LESION: 0}
+
+
 def test_softmax_that_is_needed_and_not_there():
     with pytest.raises(ValueError, match="needs the softmax output"):
         CleanUp((BONE,), {LESION: BONE}, lesion_probability=0.5).apply(knee(), CUBE_MM)

@@ -134,6 +134,11 @@ def test_dataset_json_is_looked_for_beside_predictions_and_then_references(place
         find_dataset_description(None, predictions, references)
 
 
+def test_dataset_json_that_was_given_and_is_not_there(places):
+    with pytest.raises(UserError, match=r"^-djfile .*nowhere.json is no file; expected the dataset.json"):
+        find_dataset_description(places / "nowhere.json", [places / "first"])
+
+
 def test_reader_is_that_of_the_plans_beside_the_predictions(places):
     (places / "second" / "plans.json").write_text('{"image_reader_writer": "SimpleITKIOWithReorient"}')
     predictions = [places / "first", places / "second"]

@@ -1,0 +1,172 @@
+"""Checkpoints of nnU-Net's form: read, and held against a training, with one sentence for whatever does not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from nnunetv2_anomaly.errors import UserError
+
+#: what reading a file ends in that is no checkpoint: cut short, another kind of file, of missing classes
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ImportError,
+)
+#: in the order in which nnU-Net's --c looks for them
+NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+#: what nnU-Net 2.8.1 reads when it continues a training
+_ENTRIES = ("network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args", "trainer_name")
+#: what a configuration decides about weights and voxels; all else may change while a training is interrupted
+_DECISIVE = (
+    "data_identifier",
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "patch_size",
+    "architecture",
+)
+
+
+def load_file(path: str | Path, advice: str) -> Any:
+    """What torch reads from a file, on the CPU.
+
+    Args: advice: what to do where it cannot be read; ends the sentence.
+    Raises: UserError if it cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except UNREADABLE as error:
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {first_line(error)}); it is cut short or "
+            f"no checkpoint, so {advice}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else "no reason given"
+
+
+def others_beside(path: str | Path) -> list[str]:
+    """Names of the checkpoints in the same folder, in the order in which --c takes them."""
+    return [name for name in NAMES if name != Path(path).name and (Path(path).parent / name).is_file()]
+
+
+def read_own_checkpoint(path: str | Path, trainer_name: str) -> dict[str, Any]:
+    """A checkpoint with which a trainer is to continue.
+
+    Raises: UserError if it cannot be read, is no checkpoint of a training, or is another trainer's.
+    """
+    others = others_beside(path)
+    advice = (
+        f"move it away, and --c goes on with {others[0]}"
+        if others
+        else "move it away and start the training again without --c"
+    )
+    checkpoint = load_file(path, advice)
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise UserError(f"{path} is not the checkpoint of a training; {advice}")
+    writer = checkpoint.get("trainer_name")
+    if writer != trainer_name:
+        raise UserError(
+            f"the checkpoint {path} was written by the trainer {writer}, and {trainer_name} cannot continue it; give "
+            f"-tr {writer}, or {advice}"
+        )
+    missing = [name for name in _ENTRIES if name not in checkpoint]
+    if missing:
+        raise UserError(
+            f"the checkpoint {path} lacks {', '.join(missing)}, so that it was written by an older version or reduced "
+            f"for prediction, and no training can be continued with it; {advice}"
+        )
+    return checkpoint
+
+
+def entry_of(
+    checkpoint: Mapping[str, Any], key: str, names: tuple[str, ...], path: str | Path, mend: str
+) -> dict[str, Any]:
+    """What a trainer of ours keeps in a checkpoint beyond nnU-Net's own entries.
+
+    Raises: UserError if the entry, or one of the names in it, is missing: an older version wrote it.
+    """
+    entry = checkpoint.get(key)
+    missing = [name for name in names if name not in entry] if isinstance(entry, dict) else [key]
+    if missing or not isinstance(entry, dict):
+        raise UserError(
+            f"the checkpoint {path} was written by an older version of nnunetv2_anomaly: it lacks "
+            f"{', '.join(missing)}; {mend}"
+        )
+    return entry
+
+
+def differing_plans(
+    arguments: Mapping[str, Any], plans: Mapping[str, Any], configuration: str, fold: int | str, dataset_json: dict
+) -> tuple[list[str], list[str]]:
+    """What a checkpoint's training had otherwise, in words.
+
+    Args:
+        arguments: ``init_args`` of the checkpoint.
+        plans, configuration, fold, dataset_json: of the training that is to continue.
+    Returns: what makes it another training, and what may change while one is interrupted.
+    """
+    theirs = arguments["plans"]
+    decisive: list[str] = []
+    harmless: list[str] = []
+
+    def compare(name: str, there: Any, here: Any, into: list[str]) -> None:
+        if _plain(there) != _plain(here):
+            into.append(f"{name} was {_shown(there)} and is {_shown(here)}")
+
+    compare("the data set", theirs.get("dataset_name"), plans.get("dataset_name"), decisive)
+    compare("the configuration", arguments["configuration"], configuration, decisive)
+    compare("the fold", arguments["fold"], fold, decisive)
+    if decisive:
+        return decisive, harmless
+    there = PlansManager(theirs).get_configuration(configuration).configuration
+    here = PlansManager(dict(plans)).get_configuration(configuration).configuration
+    for name in _DECISIVE:
+        compare(f"'{name}'", there.get(name), here.get(name), decisive)
+    for name in ("labels", "channel_names"):
+        compare(f"'{name}'", arguments["dataset_json"].get(name), dataset_json.get(name), decisive)
+    for name in sorted((there.keys() | here.keys()) - {*_DECISIVE, "anomaly", "inherits_from"}):
+        compare(f"'{name}'", there.get(name), here.get(name), harmless)
+    settings_there, settings_here = there.get("anomaly") or {}, here.get("anomaly") or {}
+    for name in sorted(settings_there.keys() | settings_here.keys()):
+        compare(f"the setting '{name}'", settings_there.get(name), settings_here.get(name), harmless)
+    return decisive, harmless
+
+
+def first_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:
+    """The first tensor, by name, that only one side has or that has another shape there, in words; None if all fit."""
+    for name in sorted(there.keys() | here.keys()):
+        shapes = [str(tuple(state[name].shape)) if name in state else "nothing" for state in (there, here)]
+        if shapes[0] != shapes[1]:
+            return f"'{name}' is {shapes[0]} there and {shapes[1]} here"
+    return None
+
+
+def _plain(value: Any) -> str:
+    # Plans from a file hold plain numbers, plans handed over in Python may hold numpy's.
+    return json.dumps(
+        value, sort_keys=True, default=lambda other: other.item() if hasattr(other, "item") else str(other)
+    )
+
+
+def _shown(value: Any) -> str:
+    text = _plain(value)
+    return text if len(text) <= 80 else "another one"
