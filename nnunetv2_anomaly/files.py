@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it, or make it again with nnU-Net") from error
+        raise UserError(f"{path} cannot be read ({error}); restore it, or make it again with nnU-Net") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no dictionary; delete it, or make it again with nnU-Net")
+        raise UserError(f"{path} holds no dictionary; restore it, or make it again with nnU-Net")
     return content

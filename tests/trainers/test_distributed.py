@@ -53,7 +53,7 @@ TOLERANCE = 1e-10
 # nnU-Net's Dice sums its voxels up in float32 whatever it is given: about 1e-7 of the loss.
 NNUNET_DICE_TOLERANCE = 1e-6
 # Adam's steps, of the largest one: gradients far below its epsilon of 1e-8 make steps that still tell their rounding.
-UPDATE_TOLERANCE = 1e-6
+UPDATE_TOLERANCE = 1e-5
 
 PUBLISHED = ("UNETTrainer", "UNETPlusTrainer", "UNETSTrainer", "CANTrainer", "CANPlusTrainer", "CANSTrainer")
 TRANSFER = ("UNETPlusTransferTrainer", "CANSTransferTrainer", "AnomalyAwareTransferTrainer")
