@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -105,12 +106,15 @@ class SegmentationTrainer(AnomalyTrainerBase):
 
     def over_scales(self, loss: nn.Module) -> nn.Module:
         """A loss of one scale for all outputs, with nnU-Net's weights, where it supervises deeply."""
-        planned = nnUNetTrainer._build_loss(self)
-        return (
-            DeepSupervisionWrapper(loss, planned.weight_factors)
-            if isinstance(planned, DeepSupervisionWrapper)
-            else loss
-        )
+        with np.errstate(invalid="ignore"):
+            planned = nnUNetTrainer._build_loss(self)
+        if not isinstance(planned, DeepSupervisionWrapper):
+            return loss
+        if len(planned.weight_factors) == 1:
+            # nnU-Net gives the lowest scale no weight. Where images are so small that it is the only one, it divides 0
+            # by 0 there, and its own training gets nowhere.
+            return DeepSupervisionWrapper(loss, (1.0,))
+        return DeepSupervisionWrapper(loss, planned.weight_factors)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As in nnU-Net; whatever a fresh start would fetch from elsewhere is in the checkpoint."""
