@@ -32,8 +32,8 @@ def main() -> None:
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             try:
-                getattr(importlib.import_module(module), function)()
-                status = 0
+                returned = getattr(importlib.import_module(module), function)()
+                status = returned if isinstance(returned, int) else 0
             except SystemExit as end:  # a sentence of ours is one, and ends with status 1
                 status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
                 print(end)

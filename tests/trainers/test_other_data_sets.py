@@ -180,6 +180,11 @@ STEPS = ("plan", "prestage", "train", "predict", "error_images", "postprocess", 
 def test_step_ends_well(done, data_set, step):
     _, results = done
     result = results[f"{step}-{data_set.name}"]
+    if (step, data_set.name) == ("error_images", "Flat"):
+        # Files with several channels in one are refused in a sentence.
+        assert result["status"] == 1
+        assert "has 1 channel(s); expected 3" in result["output"]
+        return
     assert result["status"] == 0, result["output"]
 
 
@@ -191,7 +196,7 @@ def test_outputs_are_there(done, data_set):
         assert [path.name for path in sorted((out / folder).glob(f"*{data_set.file_ending}"))] == [
             f"case_5{data_set.file_ending}"
         ]
-    assert list((out / "errors").glob("case_5_error*"))
+    assert list((out / "errors").glob("case_5_error*")) or data_set.name == "Flat"
     assert (out / "evaluation" / "report.html").is_file()
 
 
