@@ -10,19 +10,35 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import SimpleITK as sitk
+from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
 
+
+class OfCase(Protocol):
+    """A job of one case."""
+
+    @property
+    def case(self) -> str:
+        """Its name."""
+
+
 Job = TypeVar("Job")
+CaseJob = TypeVar("CaseJob", bound=OfCase)
 Result = TypeVar("Result")
 
 
-def default_processes() -> int:
-    """As many as there are cores, at most four: each takes memory."""
-    return min(4, os.cpu_count() or 1)
+def chosen_processes(asked: int | None) -> int:
+    """How many processes -np asks for; None takes as many as there are cores, at most four, as each takes memory.
+
+    Raises: UserError for less than one.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"-np is {asked}; expected 1 or more.")
+    return asked or min(4, os.cpu_count() or 1)
 
 
 def run_jobs(
@@ -65,6 +81,33 @@ def run_jobs(
         finally:
             # After an error the jobs that have not begun are not worth waiting for.
             pool.shutdown(cancel_futures=True)
+
+
+def run_cases(
+    function: Callable[[CaseJob], Result], jobs: Sequence[CaseJob], num_processes: int, doing: str, done: str
+) -> tuple[dict[str, Result], str]:
+    """Do the jobs of some cases side by side, with a progress bar; a case that fails does not stop the others.
+
+    Args:
+        function, jobs, num_processes: as ``run_jobs`` takes them.
+        doing, done: what is done, for the bar and for the sentence: "cleaning", "cleaned".
+
+    Returns: what was found of each case that did not end in a UserError; and a sentence that lists those that did,
+        empty where none did.
+
+    Raises: whatever else the function raises.
+    """
+    found: dict[str, Result] = {}
+    failed: dict[str, str] = {}
+    with tqdm(total=len(jobs), desc=doing, unit="case") as bar:
+        for job, future in run_jobs(function, jobs, num_processes):
+            try:
+                found[job.case] = future.result()
+            except UserError as error:
+                failed[job.case] = str(error)
+            bar.update()
+    told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))
+    return found, f"{len(failed)} of {len(jobs)} cases could not be {done}:\n{told}" if failed else ""
 
 
 @contextmanager

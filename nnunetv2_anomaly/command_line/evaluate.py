@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of
@@ -87,12 +88,11 @@ def run(args: argparse.Namespace) -> int:
         prepare_output,
         write_evaluation,
     )
-    from nnunetv2_anomaly.parallel import default_processes
+    from nnunetv2_anomaly.parallel import chosen_processes
     from nnunetv2_anomaly.volumes.dataset_description import find_dataset_description
     from nnunetv2_anomaly.volumes.segmentations import chosen_reader
 
-    if args.np is not None and args.np < 1:
-        raise UserError(f"-np is {args.np}; expected 1 or more.")
+    num_processes = chosen_processes(args.np)
     if args.subjects is None and (args.group_by != KL_COLUMN or args.group_limit is not None):
         raise UserError("--group_by and --group_limit are of a table; give it with --subjects.")
     for option, folder in (("--images", args.images), ("--error_images", args.error_images)):
@@ -114,10 +114,7 @@ def run(args: argparse.Namespace) -> int:
     if args.subjects is not None:
         groups = read_groups(args.subjects, cases, column=args.group_by, limit=args.group_limit)
     settings = EvaluationSettings(
-        file_ending=dataset.file_ending,
-        reader=chosen_reader(dataset, pairs.references[cases[0]]),
-        labels=dataset.labels,
-        ignore=dataset.ignore,
+        dataset=dataclasses.replace(dataset, reader=chosen_reader(dataset, pairs.references[cases[0]])),
         clean_up=clean_up,
         missing=args.missing,
         with_probabilities=not (args.without_probabilities or dataset.has_regions),
@@ -132,11 +129,9 @@ def run(args: argparse.Namespace) -> int:
     arguments = {name: value for name, value in vars(args).items() if name != "run"}
     arguments = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
     prepare_output(args.o, arguments)
-    evaluation = evaluate_models(
-        pairs, dataset, args.o, settings, groups=groups, num_processes=args.np or default_processes()
-    )
+    evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes)
     report = write_evaluation(
-        args.o, evaluation, pairs, dataset, settings, arguments,
+        args.o, evaluation, pairs, settings, arguments,
         images=args.images, error_images=args.error_images, notes=notes,
     )  # fmt: skip
     print(f"{len(cases)} cases of {len(pairs.models)} model(s); tables, figures and {report}")

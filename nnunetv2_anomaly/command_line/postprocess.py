@@ -30,12 +30,11 @@ def run(args: argparse.Namespace) -> int:
     """Clean; returns 0."""
     # pandas and SciPy take seconds to import: not for a mere --help.
     from nnunetv2_anomaly.errors import UserError
-    from nnunetv2_anomaly.parallel import default_processes
+    from nnunetv2_anomaly.parallel import chosen_processes
     from nnunetv2_anomaly.postprocessing.run import postprocess_folder
     from nnunetv2_anomaly.volumes.dataset_description import find_dataset_description
 
-    if args.np is not None and args.np < 1:
-        raise UserError(f"-np is {args.np}; expected 1 or more.")
+    num_processes = chosen_processes(args.np)
     if not args.i.is_dir():
         raise UserError(f"{args.i} is no folder; expected one with predictions.")
     dataset = find_dataset_description(args.djfile, [args.i])
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         args.o,
         dataset,
         clean_up_of(args, dataset),
-        num_processes=args.np or default_processes(),
+        num_processes=num_processes,
         overwrite=args.overwrite,
     )
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]

@@ -19,8 +19,9 @@ from nnunetv2_anomaly.evaluation.surface import evaluate_case
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
+from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription
 from nnunetv2_anomaly.volumes.label_maps import count_values
-from nnunetv2_anomaly.volumes.segmentations import Segmentation, SegmentationFiles, probability_channels
+from nnunetv2_anomaly.volumes.segmentations import Segmentation, SegmentationFiles
 
 #: what becomes of distances where just one of the two maps has a label
 DIAGONAL, EXCLUDE = "diagonal", "exclude"
@@ -31,19 +32,14 @@ class EvaluationSettings:
     """What the numbers of a case depend on, besides its files.
 
     Attributes:
-        file_ending, reader: of the data set's segmentations (``volumes.segmentations.SegmentationFiles``).
-        labels: name -> values that it stands for.
-        ignore: value of the ignore label, or None.
+        dataset: labels and files; its reader is that of the references.
         clean_up: what makes HD of HD*.
         missing: "diagonal" puts the image's diagonal for a distance where just one of the maps has the label,
             "exclude" leaves it undefined.
         with_probabilities: whether softmax outputs beside the predictions are used.
     """
 
-    file_ending: str
-    reader: str | None
-    labels: Mapping[str, tuple[int, ...]]
-    ignore: int | None
+    dataset: DatasetDescription
     clean_up: CleanUp
     missing: str = DIAGONAL
     with_probabilities: bool = True
@@ -89,14 +85,14 @@ def evaluate_one(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
 
 
 def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
-    settings = task.settings
-    files = SegmentationFiles(settings.file_ending, settings.reader)
-    reference = read_known(files, task.reference, settings)
-    ignored = None if settings.ignore is None else reference.voxels == settings.ignore
+    settings, dataset = task.settings, task.settings.dataset
+    files = SegmentationFiles(dataset.file_ending, dataset.reader)
+    reference = read_known(files, task.reference, dataset)
+    ignored = None if dataset.ignore is None else reference.voxels == dataset.ignore
     reference_voxels = _without(reference.voxels, ignored)
     rows: dict[str, list[dict[str, Any]]] = {"cases": [], "bones": [], "lesions": []}
     for model, file in task.predictions.items():
-        prediction = read_known(files, file, settings)
+        prediction = read_known(files, file, dataset)
         difference = reference.difference(prediction)
         if difference:
             raise UserError(
@@ -117,17 +113,17 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def read_known(files: SegmentationFiles, path: Path, settings: EvaluationSettings) -> Segmentation:
+def read_known(files: SegmentationFiles, path: Path, dataset: DatasetDescription) -> Segmentation:
     """Read a segmentation that may hold the data set's labels alone.
 
     Raises: UserError if it cannot be read, or holds other labels.
     """
     segmentation = files.read(path)
-    known = {0, settings.ignore, *(value for values in settings.labels.values() for value in values)}
-    unknown = {value: count for value, count in count_values(segmentation.voxels).items() if value not in known}
+    counted = count_values(segmentation.voxels)
+    unknown = {value: count for value, count in counted.items() if value not in dataset.values}
     if unknown:
         told = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
-        labels = ", ".join(f"{'+'.join(map(str, values))} {name}" for name, values in settings.labels.items())
+        labels = ", ".join(f"{'+'.join(map(str, values))} {name}" for name, values in dataset.labels.items())
         raise UserError(f"{path} holds unknown labels: {told}; expected {labels}; check dataset.json (-djfile).")
     return segmentation
 
@@ -153,10 +149,10 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
     settings, voxels, spacing = pair.settings, pair.voxels, pair.prediction.spacing_mm
     diagonal = math.dist([0] * voxels.ndim, [(n - 1) * s for n, s in zip(voxels.shape, spacing, strict=True)])
     missing_mm = diagonal if settings.missing == DIAGONAL else math.nan
-    keys = {name: values[0] if len(values) == 1 else values for name, values in settings.labels.items()}
+    keys = {**settings.dataset.labels, **settings.dataset.single_values}
     channels = None
     if settings.clean_up.lesion_probability is not None and pair.softmax is not None:
-        channels = (pair.files.in_order(channel, pair.prediction) for channel in probability_channels(pair.softmax))
+        channels = pair.files.probabilities(pair.softmax, pair.prediction)
     cleaned = settings.clean_up.apply(voxels, spacing, channels)
     changed = bool(cleaned.removals) or any(cleaned.uncertain_voxels.values())
     found = None
@@ -204,12 +200,12 @@ def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
     channels = {}
     if softmax is not None and settings.with_probabilities:
         number = 0
-        for number, channel in enumerate(probability_channels(softmax), start=1):
+        for number, channel in enumerate(pair.files.probabilities(softmax, pair.prediction), start=1):
             if number - 1 in bone_of_lesion:
-                channels[number - 1] = pair.files.in_order(channel, pair.prediction)
+                channels[number - 1] = channel
         if number <= max(bone_of_lesion):
             raise ValueError(f"the softmax output has {number} classes, and lesions have label {max(bone_of_lesion)}")
-    names = {values[0]: name for name, values in settings.labels.items() if len(values) == 1}
+    names = {value: name for name, value in settings.dataset.single_values.items()}
     for lesion, bone in bone_of_lesion.items():
         detected = detect(
             pair.reference == lesion,

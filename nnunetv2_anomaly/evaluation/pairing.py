@@ -104,6 +104,10 @@ def _probabilities(files: Mapping[str, Path], file_ending: str) -> dict[str, Pat
     return {case: file for case, file in beside.items() if file.is_file()}
 
 
+def _dataset_name(results: Path) -> str:
+    return read_json(results / "plans.json").get("dataset_name", results.absolute().parent.name)
+
+
 def default_reference_folder(models: Sequence[Model]) -> Path:
     """Where the references of a results folder's data set lie, as nnU-Net looks for them.
 
@@ -112,7 +116,7 @@ def default_reference_folder(models: Sequence[Model]) -> Path:
     results = next((model.folder for model in models if model.is_results_folder), None)
     if results is None:
         raise UserError("no reference folder was given; give it with -ref.")
-    dataset = read_json(results / "plans.json").get("dataset_name", results.absolute().parent.name)
+    dataset = _dataset_name(results)
     places = [
         Path(os.environ[variable]) / dataset / folder
         for variable, folder in (("nnUNet_raw", "labelsTr"), ("nnUNet_preprocessed", "gt_segmentations"))
@@ -149,8 +153,7 @@ def default_splits(models: Sequence[Model]) -> Path | None:
     """splits_final.json of a results folder's data set, where it is found."""
     for model in models:
         if model.is_results_folder and os.environ.get("nnUNet_preprocessed"):  # noqa: SIM112
-            dataset = read_json(model.folder / "plans.json").get("dataset_name", model.folder.absolute().parent.name)
-            file = Path(os.environ["nnUNet_preprocessed"]) / dataset / "splits_final.json"  # noqa: SIM112
+            file = Path(os.environ["nnUNet_preprocessed"]) / _dataset_name(model.folder) / "splits_final.json"  # noqa: SIM112
             if file.is_file():
                 return file
     return None

@@ -14,7 +14,6 @@ import pandas as pd
 import SimpleITK as sitk
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
@@ -35,7 +34,7 @@ from nnunetv2_anomaly.evaluation.report import select_cases, write_report, write
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
 from nnunetv2_anomaly.evaluation.surface import METRICS
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
-from nnunetv2_anomaly.parallel import run_jobs
+from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
 from nnunetv2_anomaly.reporting.page import Section
 from nnunetv2_anomaly.volumes.colours import write_colour_tables
@@ -121,7 +120,6 @@ def find_pairs(
 
 def evaluate_models(
     pairs: Pairs,
-    dataset: DatasetDescription,
     output: Path,
     settings: EvaluationSettings,
     *,
@@ -132,7 +130,6 @@ def evaluate_models(
 
     Args:
         pairs: from ``find_pairs``.
-        dataset: of the references.
         output: folder; what was found of each case is kept in ``output/cases``.
         settings: what is measured.
         groups: of the cases.
@@ -160,24 +157,16 @@ def evaluate_models(
         )
     if _wants_probabilities(settings):
         _check_probabilities(pairs, settings)
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    failed: dict[str, str] = {}
     # What cannot be kept ends the run at once: a full disk is better told now than after the last case.
-    with written_into(output), tqdm(total=len(tasks), desc="evaluating", unit="case") as bar:
-        for task, future in run_jobs(evaluate_one, tasks, num_processes):
-            try:
-                found[task.case] = future.result()
-            except UserError as error:
-                failed[task.case] = str(error)
-            bar.update()
+    with written_into(output):
+        found, failed = run_cases(evaluate_one, tasks, num_processes, "evaluating", "evaluated")
     if failed:
-        told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))
-        raise UserError(f"{len(failed)} of {len(tasks)} cases could not be evaluated:\n{told}")
+        raise UserError(failed)
     tables = {
         kind: _table([row for case in pairs.references for row in found[case][kind]], columns, pairs, groups)
         for kind, columns in _COLUMNS.items()
     }
-    return Evaluation(names, dict(dataset.labels), groups.names if groups else (), **tables)
+    return Evaluation(names, dict(settings.dataset.labels), groups.names if groups else (), **tables)
 
 
 def _wants_probabilities(settings: EvaluationSettings) -> bool:
@@ -224,7 +213,6 @@ def write_evaluation(
     output: Path,
     evaluation: Evaluation,
     pairs: Pairs,
-    dataset: DatasetDescription,
     settings: EvaluationSettings,
     arguments: dict[str, Any],
     *,
@@ -249,8 +237,8 @@ def write_evaluation(
         write_tables_and_figures(output, evaluation, tests)
         for name in _COLUMNS:
             write_text(output / "tables" / f"{name}.csv", getattr(evaluation, name).to_csv(index=False))
-        write_colour_tables(output, {name: values[0] for name, values in dataset.labels.items() if len(values) == 1})
-    pictures = case_pictures(evaluation, pairs, dataset, settings, images, error_images)
+        write_colour_tables(output, settings.dataset.single_values)
+    pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
     with written_into(output):
         for case, _, figure in pictures:
             save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
@@ -268,7 +256,7 @@ def write_evaluation(
             "version": __version__,
             "finished": True,
             "arguments": arguments,
-            "dataset": str(dataset.source),
+            "dataset": str(settings.dataset.source),
             "models": {model.name: str(model.folder) for model in pairs.models},
             "groups": list(evaluation.groups),
             "num_cases": len(pairs.references),
@@ -294,7 +282,7 @@ def load_evaluation(output: Path) -> Evaluation:
         tables[kind] = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
     return Evaluation(
         models=tuple(content["models"]),
-        labels={name: tuple(values) for name, values in content["settings"]["labels"].items()},
+        labels={name: tuple(values) for name, values in content["settings"]["dataset"]["labels"].items()},
         groups=tuple(content["groups"]),
         **tables,
     )
@@ -304,39 +292,38 @@ def case_pictures(
     evaluation: Evaluation,
     pairs: Pairs,
     dataset: DatasetDescription,
-    settings: EvaluationSettings,
     images: Path | None,
     error_images: Path | None,
 ) -> list[tuple[str, str, Figure]]:
     """(case, title, figure) of each model's worst, median and best case; one that is several of them comes once."""
-    files = SegmentationFiles(settings.file_ending, settings.reader)
+    files = SegmentationFiles(dataset.file_ending, dataset.reader)
     titles: dict[str, list[str]] = {}
     for choice in select_cases(evaluation):
         titles.setdefault(choice.case, []).append(choice.title)
     pictures = []
     for case, reasons in titles.items():
-        reference = read_known(files, pairs.references[case], settings)
+        reference = read_known(files, pairs.references[case], dataset)
         predictions = {model.name: files.read(model.files[case]).voxels for model in pairs.models}
         figure = case_figure(
             case,
-            _beside(images, case, "_0000", reference, settings.file_ending, files),
+            _beside(images, case, "_0000", reference, files),
             reference.voxels,
             predictions,
-            _beside(error_images, case, "_error", reference, settings.file_ending, files),
+            _beside(error_images, case, "_error", reference, files),
             reference.spacing_mm,
-            {name: values[0] for name, values in dataset.labels.items() if len(values) == 1},
+            dataset.single_values,
         )
         pictures.append((case, f"{case}: {'; '.join(reasons)}", figure))
     return pictures
 
 
 def _beside(
-    folder: Path | None, case: str, kind: str, reference: Segmentation, file_ending: str, files: SegmentationFiles
+    folder: Path | None, case: str, kind: str, reference: Segmentation, files: SegmentationFiles
 ) -> NDArray[np.floating] | None:
     """The image of a case on its reference's grid; None where there is no folder."""
     if folder is None:
         return None
-    names = [f"{case}{kind}{ending}" for ending in dict.fromkeys((file_ending, ".nii.gz"))]
+    names = [f"{case}{kind}{ending}" for ending in dict.fromkeys((files.file_ending, ".nii.gz"))]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} holds no {' or '.join(names)}; leave the folder out, or complete it.")

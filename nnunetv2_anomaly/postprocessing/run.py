@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
-from nnunetv2_anomaly.parallel import run_jobs
+from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.postprocessing.clean_up import Cleaned, CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.volumes.colours import write_colour_tables
 from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.volumes.label_maps import count_values
-from nnunetv2_anomaly.volumes.segmentations import SegmentationFiles, chosen_reader, probability_channels
+from nnunetv2_anomaly.volumes.segmentations import SegmentationFiles, chosen_reader
 
 #: tells in an output folder that a clean-up wrote it, and with which settings
 MARKER = "postprocessing.json"
@@ -102,18 +101,8 @@ def postprocess_folder(
         )
         for case, file in files.items()
     ]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    failed: dict[str, str] = {}
-    with tqdm(total=len(tasks), desc="cleaning", unit="case") as bar:
-        for task, future in run_jobs(_clean_case, tasks, num_processes):
-            try:
-                rows[task.case] = future.result()
-            except UserError as error:
-                failed[task.case] = str(error)
-            except OSError as error:
-                failed[task.case] = f"{task.target} could not be written ({error.strerror or error})"
-            bar.update()
-    names = {values[0]: name for name, values in dataset.labels.items() if len(values) == 1}
+    rows, failed = run_cases(_clean_case, tasks, num_processes, "cleaning", "cleaned")
+    names = {value: name for name, value in dataset.single_values.items()}
     table = pd.DataFrame(
         [{**row, "label": names.get(row["value"], str(row["value"]))} for case in sorted(rows) for row in rows[case]],
         columns=list(COLUMNS),
@@ -121,9 +110,8 @@ def postprocess_folder(
     with written_into(output):
         write_text(output / "removed.csv", table.to_csv(index=False))
         if failed:
-            told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))
-            raise UserError(f"{len(failed)} of {len(tasks)} cases could not be cleaned:\n{told}")
-        write_colour_tables(output, {name: value for value, name in names.items()})
+            raise UserError(failed)
+        write_colour_tables(output, dataset.single_values)
         _write_marker(output, predictions, clean_up, finished=True)
     return table
 
@@ -168,7 +156,10 @@ def _prepare(predictions: Path, output: Path, files: Mapping[str, Path], clean_u
 
 
 def _clean_case(task: _Task) -> list[dict[str, Any]]:
-    """Clean a case, and write it; rows of removed.csv, without the labels' names."""
+    """Clean a case, and write it; rows of removed.csv, without the labels' names.
+
+    Raises: UserError if it cannot be cleaned or written.
+    """
     sources = [task.source, *([task.probabilities] if task.probabilities else [])]
     options = {"clean_up": dataclasses.asdict(task.clean_up), "reader": task.reader, "values": task.values}
     state = fingerprint(sources, options)
@@ -182,19 +173,22 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
         raise UserError(f"{task.source} holds unknown labels {unknown}; expected {list(task.values)}; check -djfile.")
     channels = None
     if task.probabilities is not None:
-        channels = (files.in_order(channel, segmentation) for channel in probability_channels(task.probabilities))
+        channels = files.probabilities(task.probabilities, segmentation)
     try:
         cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{task.probabilities or task.source}: {error}.") from error
-    if np.array_equal(cleaned.segmentation, segmentation.voxels):
-        files.copy(task.source, task.target)
-    else:
-        files.write(cleaned.segmentation, segmentation, task.target)
     rows = _rows(task, segmentation.voxels, cleaned)
-    save_record(task.record, state, {"rows": rows})
+    try:
+        if np.array_equal(cleaned.segmentation, segmentation.voxels):
+            files.copy(task.source, task.target)
+        else:
+            files.write(cleaned.segmentation, segmentation, task.target)
+        save_record(task.record, state, {"rows": rows})
+    except OSError as error:
+        raise UserError(f"{task.target} could not be written ({error.strerror or error})") from error
     return rows
 
 

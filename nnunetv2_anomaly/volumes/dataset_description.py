@@ -37,6 +37,11 @@ class DatasetDescription:
         known = {0, *(value for values in self.labels.values() for value in values)}
         return known if self.ignore is None else {*known, self.ignore}
 
+    @property
+    def single_values(self) -> dict[str, int]:
+        """Name -> value of the labels that stand for one value: all but regions."""
+        return {name: values[0] for name, values in self.labels.items() if len(values) == 1}
+
     def value_of(self, name: str) -> int:
         """The one value of a label.
 

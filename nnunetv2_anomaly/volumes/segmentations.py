@@ -156,6 +156,13 @@ class SegmentationFiles:
         with image_written_beside(path) as temporary:
             shutil.copyfile(source, temporary)
 
+    def probabilities(self, path: Path, of: Segmentation) -> Iterator[NDArray]:
+        """The classes of a softmax output, one at a time, in the axis order of ``of.voxels``.
+
+        Raises: as ``probability_channels`` and ``in_order``.
+        """
+        return (self.in_order(channel, of) for channel in probability_channels(path))
+
     def in_order(self, channel: NDArray, of: Segmentation) -> NDArray:
         """One channel of a softmax output, in the axis order of ``of.voxels``.
 
