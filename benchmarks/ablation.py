@@ -1,0 +1,145 @@
+"""Trainers of the comparison that are not for users: nnU-Net's own with a budget, and the method with parts changed.
+
+nnU-Net finds them through ``benchmarks/trainer_shim`` in nnUNet_extTrainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
+from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
+from torch import Tensor, nn
+
+from nnunetv2_anomaly.anomaly.error_image import error_image
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.networks.unet import full_precision
+from nnunetv2_anomaly.prestage.construction import build_detector
+from nnunetv2_anomaly.prestage.handover import read_checkpoint
+from nnunetv2_anomaly.prestage.networks import AnomalyDetector
+from nnunetv2_anomaly.segmentation.network import AnomalyAwareNetwork
+
+#: section of a configuration in plans.json: which map the channel and the focal weight are made of
+SECTION = "ablation"
+
+
+def shuffled(error: Tensor) -> Tensor:
+    """The same values at other voxels, (B, C, ...): a map with an equal histogram that tells nothing of where.
+
+    The order is drawn anew for every image, from the image, so that a prediction can be repeated.
+    """
+    flat = error.flatten(start_dim=2)
+    generator = torch.Generator().manual_seed(int(1e4 * float(error.double().sum())) % 2**31)
+    order = torch.randperm(flat.shape[-1], generator=generator).to(error.device)
+    return flat[..., order].view_as(error)
+
+
+def _signed(error: Tensor, difference: Tensor, sign: float) -> Tensor:
+    return torch.where(sign * difference > 0, error, torch.zeros_like(error))
+
+
+#: name -> map made of E(A(x)) and of x - A(x), both (B, C, ...) with intensities in [0, 1]
+MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared": lambda error, difference: error,
+    "brighter": lambda error, difference: _signed(error, difference, 1.0),
+    "darker": lambda error, difference: _signed(error, difference, -1.0),
+    "shuffled": lambda error, difference: shuffled(error),
+    "none": lambda error, difference: torch.zeros_like(error),
+}
+
+
+class BudgetedNNUNetTrainer(SegmentationTrainer):
+    """nnU-Net's own trainer: its network, loss, optimiser, augmentation, mirroring.
+
+    What is added is that the number of iterations, the seed and the mirroring can be set in plans.json, as for ours.
+    """
+
+    mirror_axes = None
+    _build_loss = nnUNetTrainer._build_loss
+
+
+class AblationNetwork(AnomalyAwareNetwork):
+    """The anomaly-aware network with other maps in place of the error image."""
+
+    def __init__(
+        self, detector: AnomalyDetector, segmenter: nn.Module, *, channel: str, weight: str, mask_known: bool
+    ) -> None:
+        """Build it.
+
+        Args:
+            detector: A; or with ``mask_known`` G in A's place.
+            channel, weight: names in ``MAPS``, of what the segmenter sees and what the focal weight is made of.
+            mask_known: the last input channel is the hole mask, and what it covers is erased.
+        """
+        super().__init__(detector, segmenter)
+        self.channel, self.weight, self.mask_known = channel, weight, mask_known
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """As in AnomalyAwareNetwork; with ``mask_known`` image is (B, C + 1, *patch_size)."""
+        image, hole = (image[:, :-1], image[:, -1:] > 0.5) if self.mask_known else (image, None)
+        with torch.no_grad():
+            rescaled = self.detector.rescale(image)
+            visible = rescaled if hole is None else rescaled * ~hole
+            # C sees the whole image in either case.
+            reconstruction = self.detector.reconstructor(visible, self.detector.compressor(rescaled))
+            with full_precision(rescaled):
+                difference = rescaled - reconstruction.float()
+                error = error_image(rescaled, reconstruction)
+                maps = {name: MAPS[name](error, difference) for name in {self.channel, self.weight}}
+        self.latest_error_image = maps[self.weight]
+        return self.segmenter(torch.cat((image, maps[self.channel].to(image.dtype)), dim=1))
+
+
+class AblationTrainer(AnomalyAwareTrainer):
+    """AnomalyAwareTrainer with the maps that the section ``ablation`` of the configuration names.
+
+    ``{"channel": NAME, "weight": NAME, "mask_known": true}``; what is left out is as in the method. With "mask_known"
+    the data set's last channel is the hole mask, and G of the pre-stage takes A's place: the upper bound of a detector.
+    """
+
+    @staticmethod
+    def choices(configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """The section, with what is left out filled in.
+
+        Raises: UserError for what is unknown.
+        """
+        given = configuration.get(SECTION, {})
+        section = {"channel": "squared", "weight": "squared", "mask_known": False, **given}
+        if len(section) > 3 or section["channel"] not in MAPS or section["weight"] not in MAPS:
+            raise UserError(
+                f"the section '{SECTION}' of plans.json is {given}; expected 'channel' and 'weight' with one of "
+                f"{', '.join(MAPS)}, and 'mask_known' with true or false"
+            )
+        return section
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """As in AnomalyAwareTrainer, without a channel for the hole mask."""
+        choices = cls.choices(configuration_manager.configuration)
+        num_image_channels = num_input_channels - int(choices["mask_known"])
+        segmenter = cls.build_segmenter(
+            plans_manager, configuration_manager, 2 * num_image_channels, num_output_channels, enable_deep_supervision
+        )
+        detector = build_detector(configuration_manager, num_image_channels, cls.settings(configuration_manager))
+        return AblationNetwork(detector, segmenter, **choices)
+
+    def install_detector(self):
+        """As in AnomalyAwareTrainer; with "mask_known" G takes A's place."""
+        trained = super().install_detector()
+        if self.module.mask_known:
+            weights = read_checkpoint(trained.path)["network_weights"]
+            prefix = "inpainter."
+            inpainter = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+            self.module.detector.reconstructor.load_state_dict(inpainter)
+        return trained

@@ -1,0 +1,334 @@
+"""What the comparison found: the project's own evaluation over all repeats, and tables made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+import torch
+
+from benchmarks.experiment import MARGIN_MM, Experiment, epoch_seconds
+from nnunetv2_anomaly.environment import let_nnunet_find_trainers, nnunet_folders
+from nnunetv2_anomaly.evaluation import statistics
+from nnunetv2_anomaly.evaluation.case import EvaluationSettings
+from nnunetv2_anomaly.evaluation.results import RAW, Evaluation
+from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
+from nnunetv2_anomaly.evaluation.tables import MEASURES, Cell, Measure, Table, in_words
+from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.labels import BONE_OF_LESION, LABELS
+from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
+from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
+from nnunetv2_anomaly.prediction.detector_quality import measure_detector
+from nnunetv2_anomaly.reporting import page
+from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, find_dataset_description
+from nnunetv2_anomaly.volumes.segmentations import chosen_reader
+
+#: between a case's name and its repeat's, in the names of gathered files
+_OF = "--"
+
+COMPONENTS = Measure("components", "components before clean-up", "components", RAW, digits=2)
+
+
+def report(experiment: Experiment, num_processes: int) -> Path:
+    """Evaluate all predictions, measure the detectors, write tables and report; returns results.md."""
+    gathered = _gather(experiment)
+    dataset = find_dataset_description(experiment.raw / "dataset.json", [])
+    settings = _settings(dataset, next(gathered["references"].glob("*.nii.gz")))
+    folders = {model.name: gathered[model.name] for model in experiment.models}
+    pairs = find_pairs(folders, dataset, reference_folder=gathered["references"])
+    output = experiment.folder / "evaluation"
+    arguments = dataclasses.asdict(experiment.arguments)
+    prepare_output(output, arguments)
+    evaluation = evaluate_models(pairs, output, settings, num_processes=num_processes)
+    lesions = _bones_with_lesion(experiment)
+    tables = [
+        segmentation_table(evaluation),
+        lesion_table(evaluation, lesions),
+        difference_table(evaluation, lesions),
+        cost_table(experiment),
+    ]
+    detectors = _detectors(experiment)
+    if detectors:
+        tables.insert(-1, detector_table(detectors))
+    sections = [
+        Section("The comparison", _introduction(experiment, evaluation) + "".join(table.html() for table in tables))
+    ]
+    write_evaluation(
+        output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
+        tested=by_knee(evaluation.cases),
+    )  # fmt: skip
+    text = "\n\n".join(table.markdown() for table in tables) + "\n"
+    write_text(experiment.folder / "results.md", text)
+    for table in tables:
+        table.write(experiment.folder / "tables", _stem(table), ("csv",))
+    print(text)
+    return experiment.folder / "results.md"
+
+
+def by_knee(cases: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``Evaluation.cases``, each the mean over a knee's repeats: these are independent, repeats are not."""
+    keys = ["model", "processing", "label", "case"]
+    own = cases.assign(case=[_knee(case) for case in cases["case"]])
+    numbers = [name for name in own.columns if name not in keys and pd.api.types.is_numeric_dtype(own[name])]
+    return own.groupby(keys, sort=False, observed=True)[numbers].mean().reset_index()
+
+
+def segmentation_table(evaluation: Evaluation) -> Table:
+    """Means over knees and repeats by label and model, with the range over repeats beneath."""
+    measures = (*MEASURES, COMPONENTS)
+    rows = []
+    for label in evaluation.labels:
+        for model in evaluation.models:
+            of_both = evaluation.cases[(evaluation.cases["label"] == label) & (evaluation.cases["model"] == model)]
+            cells = [_mean_cell(of_both[of_both["processing"] == m.processing], m) for m in measures]
+            rows.append((_word("label", in_words(label)), _word("model", model), *cells))
+    return Table(
+        "Held-out knees: means over knees and repeats",
+        ("label", "model", *(measure.title for measure in measures)),
+        tuple(rows),
+        ("In brackets the smallest and the largest mean of a repeat (seed, fold).", _policy()),
+        words=2,
+        grouped=1,
+    )
+
+
+def lesion_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
+    """The same of bones that hold a lesion, labelled or not, and of bones that do not."""
+    chosen = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_mm", "hd_raw_mm")]
+    cases = _with_lesions(evaluation.cases, lesions)
+    rows = []
+    for bone in [label for label in evaluation.labels if label in set(lesions["label"])]:
+        for holds in (True, False):
+            for model in evaluation.models:
+                own = cases[(cases["label"] == bone) & (cases["model"] == model) & (cases["lesion"] == holds)]
+                cells = [_mean_cell(own[own["processing"] == measure.processing], measure) for measure in chosen]
+                number = own["case"].nunique()
+                head = (_word("bone", in_words(bone)), _word("lesion", "yes" if holds else "no"), _word("model", model))
+                rows.append((*head, *cells, Cell(str(number), values={"predictions": number})))
+    return Table(
+        "Bones with and without a lesion in the image, labelled or not",
+        ("bone", "lesion", "model", *(measure.title for measure in chosen), "predictions"),
+        tuple(rows),
+        words=3,
+        grouped=2,
+    )
+
+
+def difference_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
+    """Every model minus the baseline, knee by knee, with Wilcoxon's signed-rank test."""
+    baseline = evaluation.models[0]
+    cases = _with_lesions(evaluation.cases, lesions)
+    subsets = {"all": cases, "bones with a lesion": cases[cases["lesion"] == True]}  # noqa: E712 (it may be missing)
+    rows = []
+    for title, subset in subsets.items():
+        tests = statistics.paired(by_knee(subset), ["dsc", "hd_mm"])
+        tests = tests[tests["model_a"] == baseline]
+        for measure in (m for m in MEASURES if m.name in ("dsc_percent", "hd_raw_mm")):
+            own = tests[(tests["metric"] == measure.metric) & (tests["processing"] == measure.processing)]
+            for row in own.to_dict("records"):
+                difference = -measure.factor * row["difference"]
+                rows.append(
+                    (
+                        _word("knees", title),
+                        _word("metric", measure.title),
+                        _word("label", in_words(row["label"])),
+                        _word("model", row["model_b"]),
+                        Cell(page.number(difference, 2), values={"difference": difference}),
+                        Cell(page.number(row["p"], 3), values={"p": row["p"]}),
+                        Cell(page.number(row["p_holm"], 3), values={"p_holm": row["p_holm"]}),
+                        Cell(str(row["n"]), values={"n": row["n"]}),
+                    )
+                )
+    return Table(
+        f"Minus {baseline}, knee by knee (each the mean over its repeats)",
+        ("knees", "metric", "label", "model", "difference", "p", "p (Holm)", "n"),
+        tuple(rows),
+        ("p: Wilcoxon's signed-rank test; Holm's correction is over all pairs of models.",),
+        words=4,
+        grouped=3,
+    )
+
+
+def detector_table(detectors: dict[str, dict[str, dict[str, float | None]]]) -> Table:
+    """How well error images find the lesions of held-out knees, and how well the erased region is reconstructed."""
+    areas = {"lesion_auc": "AUC of lesions in bone", "lesion_auc_interior": "away from its surface"}
+    errors = {
+        "mse_erased": "MSE in the erased region",
+        "mse_constant": "of a constant",
+        "mse_blurred": "of a blurred image",
+    }
+    sources = {"detector": "A", "inpainter": "G, mask known", "intensity": "the intensity itself"}
+    rows = []
+    for name, found in detectors.items():
+        for source, title in sources.items():
+            digits = {**dict.fromkeys(areas, 3), **dict.fromkeys(errors, 5)}
+            values = {key: found[source].get(key) for key in digits}
+            cells = (Cell(page.number(values[key], digits[key]), values={key: values[key]}) for key in digits)
+            rows.append((_word("detector", name), _word("source", title), *cells))
+    return Table(
+        "Detectors on held-out knees",
+        ("detector", "error image of", *areas.values(), *errors.values()),
+        tuple(rows),
+        ("AUC: the voxels of lesions against the other voxels of bones, mean over the knees with a lesion.",),
+        words=2,
+        grouped=1,
+    )
+
+
+def cost_table(experiment: Experiment) -> Table:
+    """Seconds and memory of trainings and predictions; trainings that ran side by side slow each other down."""
+    arguments = experiment.arguments
+    per_epoch = arguments.iterations_per_epoch
+    num_cases = len(list(experiment.references.glob("*.nii.gz")))
+    rows = []
+    for model in experiment.models:
+        repeats = [repeat for repeat in experiment.repeats if repeat.model == model]
+        epochs = np.concatenate([epoch_seconds(experiment.training_folder(repeat)) for repeat in repeats]) / per_epoch
+        trained = [experiment.record(f"train-{repeat.name}") for repeat in repeats]
+        cells = [_spread_cell(epochs, "seconds_per_iteration", 3)]
+        if arguments.num_test:
+            predicted = [experiment.record(f"predict-{repeat.name}") for repeat in repeats]
+            each = np.array([found["seconds"] / num_cases for found in predicted])
+            cells.append(_spread_cell(each, "prediction_seconds_per_knee", 2))
+        kind = "gpu_memory_mib" if arguments.device.startswith("cuda") else "memory_mib"
+        cells.append(_spread_cell(np.array([found[kind] for found in trained]), "training_peak_mib", 0))
+        rows.append((_word("model", model.name), *cells))
+    titles = ["seconds an iteration", *(["prediction, seconds a knee"] if arguments.num_test else [])]
+    return Table(
+        "Cost: medians (quartiles)",
+        ("model", *titles, "peak memory of training [MiB]"),
+        tuple(rows),
+        (
+            "An iteration is a batch of training with its share of the epoch's validation. Prediction is the whole "
+            "command, with its start. The pre-stage comes on top, once for each fold.",
+        ),
+    )
+
+
+# ------------------------------------------------------------------------ parts
+
+
+def _gather(experiment: Experiment) -> dict[str, Path]:
+    """Predictions of all repeats side by side, CASE--REPEAT.nii.gz, and as many references; links where possible."""
+    root = experiment.folder / "gathered"
+    shutil.rmtree(root, ignore_errors=True)
+    folders = {name: root / name for name in ("references", *(model.name for model in experiment.models))}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    for repeat in experiment.repeats:
+        name = f"seed{repeat.seed}-fold{repeat.fold}"
+        for file in sorted(experiment.predictions(repeat).glob("*.nii.gz")):
+            gathered = f"{file.name.removesuffix('.nii.gz')}{_OF}{name}.nii.gz"
+            _link(file, folders[repeat.model.name] / gathered)
+            if not (folders["references"] / gathered).exists():
+                _link(experiment.references / file.name, folders["references"] / gathered)
+    return folders
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _settings(dataset: DatasetDescription, reference: Path) -> EvaluationSettings:
+    lesions = chosen_lesions(None, dataset)
+    clean_up = CleanUp(
+        anatomy=tuple(sorted(dataset.values - {0} - set(lesions))), bone_of_lesion=lesions, max_distance_mm=MARGIN_MM
+    )
+    dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, reference))
+    return EvaluationSettings(dataset=dataset, clean_up=clean_up, with_probabilities=False)
+
+
+def _bones_with_lesion(experiment: Experiment) -> pd.DataFrame:
+    """Columns knee, label, lesion: whether a bone holds one in the image."""
+    names = {value: name for name, value in LABELS.items()}
+    rows = []
+    for file in sorted(experiment.anomalies.glob("*.nii.gz")):
+        present = set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))).tolist())
+        knee = file.name.removesuffix(".nii.gz")
+        rows += [
+            {"knee": knee, "label": names[bone], "lesion": lesion in present} for lesion, bone in BONE_OF_LESION.items()
+        ]
+    return pd.DataFrame(rows, columns=["knee", "label", "lesion"])
+
+
+def _with_lesions(cases: pd.DataFrame, lesions: pd.DataFrame) -> pd.DataFrame:
+    return cases.assign(knee=[_knee(case) for case in cases["case"]]).merge(lesions, on=["knee", "label"], how="left")
+
+
+def _detectors(experiment: Experiment) -> dict[str, dict]:
+    """Means over held-out knees by detector."""
+    for variable, folder in nnunet_folders(experiment.folder).items():
+        os.environ[variable] = str(folder)
+    let_nnunet_find_trainers()
+    found = {}
+    part = "Ts" if experiment.arguments.num_test else "Tr"
+    for share in sorted({model.detector for model in experiment.models if model.detector}, reverse=True):
+        for fold in experiment.arguments.folds if experiment.arguments.num_test else ():
+            output = experiment.folder / "detectors" / f"{round(100 * share)}_fold{fold}"
+            if not (output / "summary.json").is_file():
+                measure_detector(
+                    *(experiment.raw / f"{kind}{part}" for kind in ("images", "labels", "anomalies")),
+                    output,
+                    experiment.detector_folder(share),
+                    fold=fold,
+                    device=torch.device(experiment.arguments.device),
+                )
+            name = f"{round(100 * share)} % of the iterations, fold {fold}"
+            found[name] = json.loads((output / "summary.json").read_text())["mean"]
+    return found
+
+
+def _introduction(experiment: Experiment, evaluation: Evaluation) -> str:
+    arguments = experiment.arguments
+    trained = len(list((experiment.raw / "labelsTr").glob("*.nii.gz")))
+    return page.paragraph(
+        f"{trained} knees for training and {arguments.num_test} held out; {arguments.budget} iterations a training, "
+        f"seeds {', '.join(map(str, arguments.seeds))}, folds {', '.join(arguments.folds)}; the pre-stage "
+        f"{arguments.detector_budget[0]} and {arguments.detector_budget[1]}, one for each fold. The tables above have "
+        "a row for every repeat of a knee; tests take each knee's mean over its repeats."
+    )
+
+
+def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
+    values = measure.factor * rows[measure.metric]
+    repeats = values.groupby([case.split(_OF)[1] for case in rows["case"]]).mean()
+    mean = float(values.mean()) if len(values) else float("nan")
+    low, high = (float(repeats.min()), float(repeats.max())) if len(repeats) else (mean, mean)
+    beneath = f"{page.number(low, measure.digits)} to {page.number(high, measure.digits)}" if len(repeats) > 1 else ""
+    kept = {measure.name: mean, f"{measure.name}_low": low, f"{measure.name}_high": high}
+    return Cell(page.number(mean, measure.digits), beneath=beneath, values=kept)
+
+
+def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
+    low, median, high = (float(value) for value in np.quantile(values, [0.25, 0.5, 0.75]))
+    shown = f"{page.number(median, digits)} ({page.number(low, digits)} to {page.number(high, digits)})"
+    return Cell(shown, values={column: median, f"{column}_q1": low, f"{column}_q3": high})
+
+
+def _word(column: str, text: str) -> Cell:
+    return Cell(text, left=True, values={column: text})
+
+
+def _knee(case: str) -> str:
+    return case.split(_OF)[0]
+
+
+def _policy() -> str:
+    return (
+        "DSC, ASD and HD after clean-up, HD* before it; where a label is missing from one of the maps, a distance is "
+        "the image's diagonal."
+    )
+
+
+def _stem(table: Table) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in table.title.split(":")[0].lower()).split())[:40]

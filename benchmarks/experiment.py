@@ -1,0 +1,423 @@
+"""Data, plans, trainings and predictions of the comparison, as steps of nnU-Net's own commands that can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from tqdm import tqdm
+
+from benchmarks.ablation import SECTION as ABLATION_SECTION
+from benchmarks.models import Model
+from nnunetv2_anomaly.demo.run import write_split
+from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_command, nnunet_environment
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import read_json, write_text
+from nnunetv2_anomaly.planning.whole_image import WHOLE_IMAGE_PLANS, planned_for
+from nnunetv2_anomaly.prestage.preparation import erased_region
+from nnunetv2_anomaly.protocol.chain import PRE_STAGE, Step
+from nnunetv2_anomaly.settings import SECTION
+from nnunetv2_anomaly.volumes.files import write_image
+
+DATASET_ID, DATASET = "521", "Dataset521_Comparison"
+#: the same images with the hole mask as a second channel, for models that know it
+MASKED_ID, MASKED = "522", "Dataset522_ComparisonWithMask"
+PLANS = "nnUNetComparisonPlans"
+#: the paper's 50 voxels in a slice of the OAI's images
+MARGIN_MM = 50 * 0.3646
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the results depend on; as naive_vs_aware's options of these names."""
+
+    data: str
+    models: tuple[str, ...]
+    folds: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: int
+    detector_budget: tuple[int, int]
+    size: tuple[int, int, int] | None
+    spacing: tuple[float, float, float] | None
+    num_phantoms: int
+    num_test: int
+    num_val: int | None
+    extra_lesions: float
+    keep_lesion_labels: bool
+    whole_image: bool
+    patch: tuple[int, int, int] | None
+    batch: int | None
+    features: int | None
+    iterations_per_epoch: int
+    device: str
+    data_seed: int
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One training of a model."""
+
+    model: Model
+    seed: int
+    fold: str
+
+    @property
+    def name(self) -> str:
+        """In files."""
+        return f"{self.model.name}-seed{self.seed}-fold{self.fold}"
+
+
+class Experiment:
+    """The comparison in one folder."""
+
+    def __init__(self, folder: Path, arguments: Arguments, models: Sequence[Model]) -> None:
+        self.folder, self.arguments, self.models = folder, arguments, list(models)
+
+    # --------------------------------------------------------------------- files
+
+    @property
+    def raw(self) -> Path:
+        """The raw data set."""
+        return self.folder / "nnUNet_raw" / DATASET
+
+    @property
+    def preprocessed(self) -> Path:
+        """The preprocessed data set."""
+        return self.folder / "nnUNet_preprocessed" / DATASET
+
+    @property
+    def repeats(self) -> list[Repeat]:
+        """All trainings, seed by seed: what is there when a run is cut short is a comparison already."""
+        arguments = self.arguments
+        return [Repeat(m, seed, fold) for seed in arguments.seeds for fold in arguments.folds for m in self.models]
+
+    def configuration(self, repeat: Repeat) -> str:
+        """Its name in the plans."""
+        return f"3d_{repeat.model.name}_seed{repeat.seed}"
+
+    def training_folder(self, repeat: Repeat) -> Path:
+        """Where nnU-Net trains it."""
+        dataset = MASKED if repeat.model.mask_known else DATASET
+        model = f"{repeat.model.trainer}__{PLANS}__{self.configuration(repeat)}"
+        return self.folder / "nnUNet_results" / dataset / model / f"fold_{repeat.fold}"
+
+    def detector_folder(self, share: float) -> Path:
+        """The pre-stage's model folder."""
+        model = f"{PRE_STAGE}__{PLANS}__{_detector_configuration(share)}"
+        return self.folder / "nnUNet_results" / DATASET / model
+
+    def predictions(self, repeat: Repeat) -> Path:
+        """The repeat's segmentations of held-out knees."""
+        if self.arguments.num_test:
+            return self.folder / "predictions" / repeat.model.name / f"seed{repeat.seed}_fold{repeat.fold}"
+        return self.training_folder(repeat) / "validation"
+
+    @property
+    def references(self) -> Path:
+        """The held-out knees' labels."""
+        return self.raw / ("labelsTs" if self.arguments.num_test else "labelsTr")
+
+    @property
+    def anomalies(self) -> Path:
+        """Where the held-out knees' lesions are, unlabelled ones included."""
+        return self.raw / ("anomaliesTs" if self.arguments.num_test else "anomaliesTr")
+
+    @cached_property
+    def spacing_mm(self) -> list[float]:
+        """Of the plans, nnU-Net's axis order."""
+        return read_json(self.preprocessed / f"{PLANS}.json")["configurations"]["3d_fullres"]["spacing"]
+
+    # --------------------------------------------------------------- preparation
+
+    def prepare(self, num_processes: int) -> None:
+        """Images, plans and preprocessed data, as far as they are not there."""
+        arguments = self.arguments
+        create_nnunet_folders(self.folder)
+        if not self.raw.is_dir():
+            words = ["-o", str(self.folder / "simulated"), "--extra_lesions", str(arguments.extra_lesions)]
+            if arguments.data == "phantoms":
+                words += ["--phantoms", str(arguments.num_phantoms)]
+            else:
+                words += ["-i", arguments.data]
+            for option in ("size", "spacing"):
+                if getattr(arguments, option):
+                    words += [f"--{option}", *map(str, getattr(arguments, option))]
+            words += ["-d", DATASET_ID, "--name", "Comparison", "--num_test", str(arguments.num_test)]
+            words += ["--seed", str(arguments.data_seed), "-np", str(num_processes)]
+            words += ["--keep_lesion_labels"] if arguments.keep_lesion_labels else []
+            self.command("simulate", ["nnUNetv2_anomaly", "simulate", *words])
+        processes = str(num_processes)
+        if not (self.preprocessed / "nnUNetPlans.json").is_file():
+            words = ["-d", DATASET_ID, "--verify_dataset_integrity", "--no_pp", "-npfp", processes]
+            self.command("plan", ["nnUNetv2_plan_and_preprocess", *words])
+        if arguments.whole_image and not (self.preprocessed / f"{WHOLE_IMAGE_PLANS}.json").is_file():
+            self.command("plan_whole_image", ["nnUNetv2_anomaly", "plan_whole_image", "-d", DATASET_ID])
+        self._write_plans()
+        if arguments.num_val and not (self.preprocessed / "splits_final.json").is_file():
+            write_split(self.raw, self.preprocessed, arguments.num_val)
+        words = ["-plans_name", PLANS, "-c", "3d_fullres", "-np", processes]
+        cases = len(list((self.raw / "labelsTr").iterdir()))
+        if len(list((self.preprocessed / "gt_segmentations").glob("*"))) < cases:
+            self.command("preprocess", ["nnUNetv2_preprocess", "-d", DATASET_ID, *words])
+        if any(model.mask_known for model in self.models):
+            self._add_masks()
+            folder = self.folder / "nnUNet_preprocessed" / MASKED
+            if len(list((folder / "gt_segmentations").glob("*"))) < cases:
+                self.command("preprocess_with_mask", ["nnUNetv2_preprocess", "-d", MASKED_ID, *words])
+
+    def _write_plans(self) -> None:
+        arguments = self.arguments
+        source = WHOLE_IMAGE_PLANS if arguments.whole_image else "nnUNetPlans"
+        plans = read_json(self.preprocessed / f"{source}.json")
+        plans["plans_name"] = PLANS
+        configurations = plans["configurations"]
+        planned = configurations["3d_fullres"]
+        plans["configurations"] = {"3d_fullres": planned}
+        planned["data_identifier"] = f"{PLANS}_3d_fullres"
+        planned.pop(SECTION, None)  # of the whole image: here every model says what it wants
+        architecture = copy.deepcopy(planned["architecture"])
+        if arguments.features:
+            widths = architecture["arch_kwargs"]["features_per_stage"]
+            scale = arguments.features / widths[0]
+            architecture["arch_kwargs"]["features_per_stage"] = [max(1, round(width * scale)) for width in widths]
+        base: dict[str, Any] = {"inherits_from": "3d_fullres", "architecture": architecture}
+        if arguments.patch:
+            base["patch_size"], base["architecture"] = planned_for(architecture, planned["spacing"], arguments.patch)
+        if arguments.batch:
+            base["batch_size"] = arguments.batch
+        plans["configurations"]["3d_base"] = base
+        per_epoch = arguments.iterations_per_epoch
+        common = {
+            "num_iterations_per_epoch": per_epoch,
+            "num_val_iterations_per_epoch": max(2, per_epoch // 25),
+            "erase_margin_voxels": round(MARGIN_MM / min(planned["spacing"])),
+        }
+        for share in self._shares():
+            epochs = [max(1, round(share * steps / per_epoch)) for steps in arguments.detector_budget]
+            section = {"inpainting_epochs": epochs[0], "distillation_epochs": epochs[1], "seed": 0}
+            plans["configurations"][_detector_configuration(share)] = {
+                "inherits_from": "3d_base",
+                SECTION: {**common, **section},
+            }
+        for repeat in self.repeats:
+            model = repeat.model
+            section = {**common, "num_epochs": arguments.budget // per_epoch, "seed": repeat.seed, **model.settings}
+            if model.detector:
+                section["prestage_folder"] = str(self.detector_folder(model.detector))
+            entry = {"inherits_from": "3d_base", SECTION: section}
+            if model.ablation:
+                entry[ABLATION_SECTION] = model.ablation
+            plans["configurations"][self.configuration(repeat)] = entry
+        write_text(self.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=1))
+
+    def _shares(self) -> list[float]:
+        return sorted({model.detector for model in self.models if model.detector}, reverse=True)
+
+    def _add_masks(self) -> None:
+        """The data set once more, with the hole mask as a second channel that is not normalised."""
+        target = self.folder / "nnUNet_raw" / MASKED
+        if not (target / "dataset.json").is_file():
+            shutil.rmtree(target, ignore_errors=True)
+            margin = round(MARGIN_MM / min(self.spacing_mm))
+            for part in ("Tr", "Ts"):
+                for kind in ("images", "labels"):
+                    (target / f"{kind}{part}").mkdir(parents=True)
+                for file in sorted((self.raw / f"labels{part}").glob("*.nii.gz")):
+                    case = file.name.removesuffix(".nii.gz")
+                    shutil.copy2(file, target / f"labels{part}")
+                    shutil.copy2(self.raw / f"images{part}" / f"{case}_0000.nii.gz", target / f"images{part}")
+                    labels = sitk.ReadImage(str(file))
+                    voxels = sitk.GetArrayFromImage(labels)
+                    hole = erased_region(voxels, sorted(set(np.unique(voxels).tolist()) - {0}), margin)
+                    image = sitk.GetImageFromArray(hole.astype(np.float32))
+                    image.CopyInformation(labels)
+                    write_image(image, target / f"images{part}" / f"{case}_0001.nii.gz")
+            description = read_json(self.raw / "dataset.json")
+            description["channel_names"] = {"0": "MRI", "1": "noNorm"}
+            write_text(target / "dataset.json", json.dumps(description, indent=2))
+        folder = self.folder / "nnUNet_preprocessed" / MASKED
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(target / "dataset.json", folder)
+        for name in ("dataset_fingerprint.json", "splits_final.json"):
+            if (self.preprocessed / name).is_file():
+                shutil.copy2(self.preprocessed / name, folder)
+        plans = read_json(self.preprocessed / f"{PLANS}.json")
+        plans["dataset_name"] = MASKED
+        planned = plans["configurations"]["3d_fullres"]
+        planned["normalization_schemes"] = [*planned["normalization_schemes"][:1], "NoNormalization"]
+        planned["use_mask_for_norm"] = [*planned["use_mask_for_norm"][:1], False]
+        properties = plans["foreground_intensity_properties_per_channel"]
+        properties["1"] = properties["0"]
+        write_text(folder / f"{PLANS}.json", json.dumps(plans, indent=1))
+
+    # --------------------------------------------------------------------- steps
+
+    def steps(self) -> dict[str, Step]:
+        """Trainings and predictions by name, each after what it needs."""
+        steps: dict[str, Step] = {}
+        device = ("-device", self.arguments.device)
+        for share in self._shares():
+            for fold in self.arguments.folds:
+                configuration = _detector_configuration(share)
+                made = self.detector_folder(share) / f"fold_{fold}"
+                command = ("nnUNetv2_train", DATASET_ID, configuration, fold, "-tr", PRE_STAGE, "-p", PLANS, *device)
+                steps[_detector_name(share, fold)] = Step(
+                    command, (made / "validation" / "summary.json", made / "checkpoint_final.pth")
+                )
+        for repeat in self.repeats:
+            model = repeat.model
+            dataset = MASKED_ID if model.mask_known else DATASET_ID
+            made = self.training_folder(repeat)
+            before = (steps[_detector_name(model.detector, repeat.fold)],) if model.detector else ()
+            configuration = self.configuration(repeat)
+            command = (
+                "nnUNetv2_train", dataset, configuration, repeat.fold, "-tr", model.trainer, "-p", PLANS, *device,
+            )  # fmt: skip
+            training = Step(command, (made / "validation" / "summary.json", made / "checkpoint_final.pth"), before)
+            steps[f"train-{repeat.name}"] = training
+            if self.arguments.num_test:
+                images = self.folder / "nnUNet_raw" / (MASKED if model.mask_known else DATASET) / "imagesTs"
+                output = self.predictions(repeat)
+                command = (
+                    "nnUNetv2_predict", "-i", str(images), "-o", str(output), "-d", dataset, "-c", configuration,
+                    "-f", repeat.fold, "-tr", model.trainer, "-p", PLANS, "-npp", "1", "-nps", "1", *device,
+                )  # fmt: skip
+                cases = [file.name for file in sorted((self.raw / "labelsTs").glob("*.nii.gz"))]
+                steps[f"predict-{repeat.name}"] = Step(command, tuple(output / case for case in cases), (training,))
+        return steps
+
+    def run(self, jobs: int) -> None:
+        """Do what is not done, several steps side by side.
+
+        Raises: UserError naming the log of a step that failed; the steps that ran beside it are finished first.
+        """
+        steps = self.steps()
+        waiting = {name: step for name, step in steps.items() if not step.is_done()}
+        failed = None
+        with (
+            tqdm(total=len(steps), initial=len(steps) - len(waiting), desc="comparison", unit="step") as bar,
+            ThreadPoolExecutor(jobs) as pool,
+        ):
+            running: dict[Future, str] = {}
+            while running or (waiting and failed is None):
+                for name in [name for name, step in waiting.items() if step.is_ready()] if failed is None else ():
+                    if len(running) < jobs:
+                        running[pool.submit(self.command, name, waiting.pop(name).to_run())] = name
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    name = running.pop(future)
+                    failed = failed or future.exception()
+                    if future.exception() is None and not steps[name].is_done():
+                        failed = UserError(f"the step {name} ended well, and not all of its files are there.")
+                    bar.update()
+        if failed:
+            raise failed
+
+    def command(self, name: str, words: Sequence[str]) -> None:
+        """One command; its seconds and memory are kept in records/NAME.json, its output in logs/NAME.log.
+
+        Raises: UserError if it fails.
+        """
+        log, record = (
+            self.folder / kind / f"{name}.{ending}" for kind, ending in (("logs", "log"), ("records", "json"))
+        )
+        log.parent.mkdir(parents=True, exist_ok=True)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        tqdm.write(f"+ {shlex.join(words)}")
+        checkout, shim = Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent / "trainer_shim"
+        variables: dict[str, object] = {
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH")))),
+        }
+        if self.arguments.device == "cpu":
+            # Steps run side by side, and each process that exports a segmentation imports torch anew.
+            variables |= {"OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
+            if words[0] == "nnUNetv2_train":
+                variables["nnUNet_n_proc_DA"] = 0  # without worker processes a seed gives one result
+        environment = nnunet_environment(self.folder, **variables)
+        environment["nnUNet_extTrainer"] = os.pathsep.join((environment["nnUNet_extTrainer"], str(shim)))
+        before = read_json(record) if record.is_file() else {"seconds": 0.0, "memory_mib": 0.0, "gpu_memory_mib": 0.0}
+        began = time.monotonic()
+        with log.open("a") as output:
+            process = subprocess.Popen(
+                [nnunet_command(words[0]), *words[1:]], env=environment, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            with GpuMemory(process.pid, self.arguments.device) as gpu:
+                _, status, used = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+        kept = {
+            "command": shlex.join(words),
+            "seconds": before["seconds"] + time.monotonic() - began,
+            "memory_mib": max(before["memory_mib"], _mib(used)),
+            "gpu_memory_mib": max(before["gpu_memory_mib"], gpu.peak_mib),
+        }
+        write_text(record, json.dumps(kept, indent=1))
+        if process.returncode:
+            raise UserError(f"the step {name} ended with status {process.returncode}; its output is in {log}.")
+
+    # ------------------------------------------------------------------- results
+
+    def record(self, name: str) -> dict[str, Any]:
+        """Seconds and memory of a step."""
+        return read_json(self.folder / "records" / f"{name}.json")
+
+
+class GpuMemory:
+    """Peak memory of a process on its GPU, of which nvidia-smi tells every half second; 0 on a CPU."""
+
+    def __init__(self, pid: int, device: str) -> None:
+        self.pid, self.peak_mib = pid, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True) if device.startswith("cuda") else None
+
+    def __enter__(self) -> GpuMemory:
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        while not self._stop.wait(0.5):
+            told = subprocess.run(query, capture_output=True, text=True).stdout
+            rows = [line.split(",") for line in told.splitlines() if line.count(",") == 1]
+            used = [float(memory) for pid, memory in rows if int(pid) == self.pid and memory.strip().isdigit()]
+            self.peak_mib = max([self.peak_mib, *used])
+
+
+def epoch_seconds(training_folder: Path) -> np.ndarray:
+    """Seconds of each epoch of a finished training, from its checkpoint's log."""
+    log = torch.load(training_folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
+    return np.subtract(log["epoch_end_timestamps"], log["epoch_start_timestamps"])
+
+
+def _mib(used: resource.struct_rusage) -> float:
+    return used.ru_maxrss / 1024  # Linux tells KiB
+
+
+def _detector_configuration(share: float) -> str:
+    return f"3d_detector{round(100 * share)}"
+
+
+def _detector_name(share: float, fold: str) -> str:
+    return f"train-detector{round(100 * share)}-fold{fold}"

@@ -1,0 +1,133 @@
+"""Plain nnU-Net against anomaly-aware models, on knees whose lesions are known: same plans, budget, folds and seeds.
+
+python -m benchmarks.naive_vs_aware --data SEGMENTATIONS --folder WORK --models nnUNetTrainer AnomalyAwareTrainer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from benchmarks.comparison import report
+from benchmarks.experiment import Arguments, Experiment
+from benchmarks.models import ABLATIONS, parse_models
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import read_json, write_text
+
+STATE = "comparison.json"
+#: arguments that may differ when a comparison is continued: more of the same
+_MAY_GROW = ("models", "seeds", "folds")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="where everything goes; run again to continue")
+    parser.add_argument("--data", default="phantoms", help="folder of label maps with labels 0 to 9, or 'phantoms'")
+    parser.add_argument("--num_phantoms", type=int, default=40, help="with --data phantoms")
+    parser.add_argument(
+        "--models", nargs="+", default=["nnUNetTrainer", "AnomalyAwareTrainer"], metavar="[NAME=]TRAINER[:KEY=VALUE,]",
+        help="trainers, with settings; the first is the baseline",
+    )  # fmt: skip
+    parser.add_argument("--ablations", action="store_true", help="the method in parts and variants, as --models")
+    parser.add_argument("--folds", nargs="+", default=["all"], help="of nnU-Net's cross-validation, or all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a training of each model for each")
+    parser.add_argument("--budget", type=int, default=250_000, help="iterations of each training")
+    parser.add_argument(
+        "--detector_budget", nargs=2, type=int, default=[25_000, 20_000], metavar=("G", "A"),
+        help="iterations of the pre-stage's two phases",
+    )  # fmt: skip
+    parser.add_argument("--iterations_per_epoch", type=int, default=250, help="nnU-Net's epoch")
+    parser.add_argument(
+        "--size", nargs=3, type=int, metavar=("X", "Y", "Z"), help="of the images, as simulate takes it"
+    )
+    parser.add_argument("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, as simulate takes it")
+    parser.add_argument("--num_test", type=int, default=6, help="held-out knees; 0: each fold's validation cases")
+    parser.add_argument(
+        "--num_val", type=int, help="one split: so many validation cases, all others for training; else nnU-Net's five"
+    )
+    parser.add_argument("--extra_lesions", type=float, default=1.5, help="mean number of unlabelled lesions a knee")
+    parser.add_argument("--keep_lesion_labels", action="store_true", help="segment lesions, too; else they are bone")
+    parser.add_argument("--data_seed", type=int, default=0, help="of the simulated images")
+    parser.add_argument("--whole_image", action="store_true", help="the whole image as patch, as in the paper")
+    parser.add_argument("--patch", nargs=3, type=int, help="voxels, nnU-Net's axis order; else as nnU-Net plans")
+    parser.add_argument("--batch", type=int, help="cases; else as nnU-Net plans")
+    parser.add_argument("--features", type=int, help="feature maps at full resolution; else as nnU-Net plans")
+    parser.add_argument("--device", default="cuda", help="cuda, cpu or mps")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("-np", "--num_processes", type=int, default=2, help="for simulation, preprocessing, evaluation")
+    return parser.parse_args(argv)
+
+
+def checked(options: argparse.Namespace) -> Arguments:
+    """The arguments that the results depend on.
+
+    Raises: UserError for what cannot be.
+    """
+    words = list(ABLATIONS) if options.ablations else options.models
+    if options.budget < options.iterations_per_epoch:
+        raise UserError(
+            f"--budget is {options.budget} and --iterations_per_epoch {options.iterations_per_epoch}; expected at "
+            "least one epoch."
+        )
+    if not options.num_test and "all" in options.folds:
+        raise UserError("fold all has no validation cases; give --num_test, or the folds 0 to 4.")
+    if options.num_val and options.folds != ["0"]:
+        raise UserError(f"--num_val makes one split, and --folds are {' '.join(options.folds)}; expected --folds 0.")
+    if options.data != "phantoms" and not Path(options.data).is_dir():
+        raise UserError(f"--data {options.data} is no folder; give one with label maps, or phantoms.")
+    values = {**vars(options), "models": words}
+    if options.data != "phantoms":
+        values["data"] = str(Path(options.data).resolve())
+    names = [field.name for field in fields(Arguments)]
+    return Arguments(**{name: _frozen(values[name]) for name in names})
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def take_folder(folder: Path, arguments: Arguments) -> None:
+    """Begin in a folder, or go on.
+
+    Raises: UserError if it holds a comparison with other arguments, or something else.
+    """
+    state = folder / STATE
+    now = json.loads(json.dumps(asdict(arguments)))
+    if state.is_file():
+        before = read_json(state)
+        differing = [name for name in now if name not in _MAY_GROW and before.get(name) != now[name]]
+        if differing:
+            told = "; ".join(f"--{name} {before.get(name)} there, {now[name]} now" for name in differing)
+            raise UserError(f"{folder} holds a comparison with other arguments ({told}); give another --folder.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no comparison; give another --folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(state, json.dumps(now, indent=1))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison, or what is left of it; 0, or 1 for what a user can mend."""
+    options = parse(argv)
+    try:
+        arguments = checked(options)
+        models = parse_models(arguments.models)
+        folder = options.folder.resolve()
+        take_folder(folder, arguments)
+        experiment = Experiment(folder, arguments, models)
+        experiment.prepare(options.num_processes)
+        experiment.run(options.jobs)
+        report(experiment, options.num_processes)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
