@@ -11,11 +11,46 @@ from torch.nn.functional import leaky_relu
 
 NEGATIVE_SLOPE = 0.1
 
-_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED_CONVOLUTION = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 Stride = Sequence[int]
+
+
+class _SingleSampleConvolution(nn.Module):
+    """A convolution that on a CPU takes oneDNN for a single sample as well, without gradients.
+
+    There torch (2.15) takes a plain loop of its own for all but large feature maps, and so needs as long for one window
+    as for a batch of two. Values differ by rounding alone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        single = input.device.type == "cpu" and input.dtype == torch.float32 and input.shape[0] == 1
+        onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        traced = torch.is_grad_enabled() or torch.compiler.is_compiling() or _autocast_on_cpu()
+        if not single or not onednn or traced:
+            return super().forward(input)
+        return torch.mkldnn_convolution(
+            input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
+class _Convolution2d(_SingleSampleConvolution, nn.Conv2d):
+    pass
+
+
+class _Convolution3d(_SingleSampleConvolution, nn.Conv3d):
+    pass
+
+
+_CONVOLUTION = {2: _Convolution2d, 3: _Convolution3d}
+
+
+def _autocast_on_cpu() -> bool:
+    try:
+        return torch.is_autocast_enabled("cpu")
+    except TypeError:  # before torch 2.4, the last one for Macs with Intel processors among them
+        return torch.is_autocast_cpu_enabled()
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:

@@ -51,6 +51,22 @@ def test_output_is_float32_under_bfloat16_autocast_and_close_to_full_precision()
     torch.testing.assert_close(mixed, full, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize(("size", "stride"), [((9, 12, 7), (2, 1, 2)), ((13, 10), (1, 2))], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_single_sample_without_gradients_goes_to_onednn_and_gives_the_same_values(size, stride, dilation):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch comes without oneDNN")
+    torch.manual_seed(0)
+    convolution = ConvolutionBlock(3, 4, stride, dilation)[0]
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        single = convolution(image)
+    assert any("mkldnn" in event.key for event in profile.key_averages())
+    torch.testing.assert_close(single, convolution(image).detach(), atol=1e-5, rtol=1e-5)
+    # With gradients torch chooses by itself.
+    assert convolution(image).requires_grad
+
+
 def test_channels_concatenated_at_the_bottleneck_change_the_output():
     torch.manual_seed(0)
     network = SummingUNet(in_channels=1, out_channels=1, features=2, strides=[(2, 2)], bottleneck_channels=1)
