@@ -340,17 +340,15 @@ class Experiment:
         log.parent.mkdir(parents=True, exist_ok=True)
         record.parent.mkdir(parents=True, exist_ok=True)
         tqdm.write(f"+ {shlex.join(words)}")
-        checkout, shim = Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent / "trainer_shim"
-        variables: dict[str, object] = {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH")))),
-        }
+        variables: dict[str, object] = {}
         if self.arguments.device == "cpu":
             # Steps run side by side, and each process that exports a segmentation imports torch anew.
             variables |= {"OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
             if words[0] == "nnUNetv2_train":
                 variables["nnUNet_n_proc_DA"] = 0  # without worker processes a seed gives one result
         environment = nnunet_environment(self.folder, **variables)
-        environment["nnUNet_extTrainer"] = os.pathsep.join((environment["nnUNet_extTrainer"], str(shim)))
+        shim = str(Path(__file__).resolve().parent / "trainer_shim")
+        environment["nnUNet_extTrainer"] = os.pathsep.join((environment["nnUNet_extTrainer"], shim))
         before = read_json(record) if record.is_file() else {"seconds": 0.0, "memory_mib": 0.0, "gpu_memory_mib": 0.0}
         began = time.monotonic()
         with log.open("a") as output:

@@ -1,5 +1,11 @@
 """Hands the benchmarks' trainers to nnU-Net's search by class name; nnUNet_extTrainer names this folder."""
 
+import sys
+from pathlib import Path
+
+# Last, so that the checkout's folder nnunetv2_anomaly does not hide the installed package.
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
+
 from benchmarks.ablation import AblationTrainer, BudgetedNNUNetTrainer
 
 __all__ = ["AblationTrainer", "BudgetedNNUNetTrainer"]

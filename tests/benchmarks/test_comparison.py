@@ -1,0 +1,120 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import naive_vs_aware
+from benchmarks.comparison import by_knee, difference_table, lesion_table
+from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+
+
+def made_cases(values):
+    """Rows of Evaluation.cases: (model, knee, repeat) -> DSC of the femur; HD is 10 times 1 - DSC, in mm."""
+    return pd.DataFrame(
+        [
+            {
+                "case": f"{knee}--{repeat}", "model": model, "processing": processing, "label": "femoral_bone",
+                "status": "both", "dsc": dsc, "hd_mm": 10 * (1 - dsc), "asd_mm": 1 - dsc, "components": 1,
+            }
+            for (model, knee, repeat), dsc in values.items()
+            for processing in (RAW, CLEANED)
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def evaluation():
+    values = {("naive", f"k{k}", r): 0.8 + 0.01 * k + s for k in range(6) for r, s in (("s0", -0.02), ("s1", 0.02))}
+    values |= {("aware", knee, r): dsc + 0.01 * (1 + int(knee[1:])) for (_, knee, r), dsc in list(values.items())}
+    return Evaluation(
+        ("naive", "aware"), {"femoral_bone": (1,)}, (), made_cases(values), pd.DataFrame(), pd.DataFrame()
+    )
+
+
+@pytest.fixture
+def lesions():
+    return pd.DataFrame([{"knee": f"k{k}", "label": "femoral_bone", "lesion": k < 2} for k in range(6)])
+
+
+def test_a_knee_counts_once_however_often_models_were_trained(evaluation):
+    means = by_knee(evaluation.cases)
+    own = means[(means["model"] == "naive") & (means["processing"] == RAW)].set_index("case")["dsc"]
+    np.testing.assert_allclose(own, [0.8, 0.81, 0.82, 0.83, 0.84, 0.85])
+
+
+def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesions):
+    table = pd.DataFrame(
+        [{k: v for cell in row for k, v in cell.values.items()} for row in difference_table(evaluation, lesions).rows]
+    )
+    of_all = table[(table["knees"] == "all") & (table["metric"] == "DSC [%]")]
+    assert len(of_all) == 1
+    assert of_all["difference"].item() == pytest.approx(3.5)  # percent: the mean of 1 to 6
+    assert of_all["p"].item() == pytest.approx(2 / 2**6)  # all six of one sign, exact two-sided
+    of_lesions = table[(table["knees"] == "bones with a lesion") & (table["metric"] == "DSC [%]")]
+    assert of_lesions["difference"].item() == pytest.approx(1.5)
+    assert of_lesions["n"].item() == 2
+
+
+def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions):
+    rows = [{k: v for c in row for k, v in c.values.items()} for row in lesion_table(evaluation, lesions).rows]
+    found = {(row["lesion"], row["model"]): (row["dsc_percent"], row["predictions"]) for row in rows}
+    assert found["yes", "naive"] == (pytest.approx(80.5), 4)
+    assert found["no", "naive"] == (pytest.approx(83.5), 8)
+    assert found["yes", "aware"] == (pytest.approx(82.0), 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--budget", "3", "--iterations_per_epoch", "5"], "expected at least one epoch"),
+        (["--num_test", "0"], "fold all has no validation cases"),
+        (["--num_val", "1"], "expected --folds 0"),
+        (["--data", "nowhere"], "is no folder"),
+        (["--models", "Strange"], "names the trainer Strange"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_made(tmp_path, capsys, words, told):
+    assert naive_vs_aware.main(["--folder", str(tmp_path / "new"), *words]) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
+    folder = tmp_path / "work"
+    words = [
+        sys.executable, "-m", "benchmarks.naive_vs_aware", "--folder", str(folder), "--data", "phantoms",
+        "--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--seeds", "0",
+        "--models", "nnUNetTrainer", "bound=AnomalyAwareTrainer:mask_known=true",
+        "--budget", "2", "--iterations_per_epoch", "1", "--detector_budget", "1", "1", "--size", "16", "24", "24",
+        "--patch", "16", "16", "16", "--batch", "2", "--features", "2", "--device", "cpu", "--jobs", "2",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    done = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "results.md").read_text().strip() in done.stdout
+    cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
+    assert set(cases["model"]) == {"nnUNetTrainer", "bound"}
+    assert cases["case"].nunique() == 2
+    record = json.loads((folder / "records" / "train-bound-seed0-fold0.json").read_text())
+    assert record["seconds"] > 0
+    assert record["memory_mib"] > 100
+    assert "Detectors on held-out knees" in (folder / "evaluation" / "report.html").read_text()
+
+    # Again: nothing is trained anew; other arguments are refused.
+    checkpoint = next(folder.glob("nnUNet_results/*/Ablation*/fold_0/checkpoint_final.pth"))
+    trained = checkpoint.stat().st_mtime_ns
+    again = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert checkpoint.stat().st_mtime_ns == trained
+    other = subprocess.run([*words, "--budget", "3"], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "--budget 2 there, 3 now" in other.stderr
+    assert "Traceback" not in other.stderr
