@@ -24,6 +24,7 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2_anomaly.dataset_conversion.Dataset501_OAIZIB import RELEASE
 
+from benchmarks.timing import shown, timed
 from nnunetv2_anomaly.conversion.case import CaseJob, convert_case
 from nnunetv2_anomaly.conversion.command import collect_cases, image_lookup
 from nnunetv2_anomaly.conversion.release import Options
@@ -65,19 +66,6 @@ def convert_plainly(series: Path, mask: Path, target: Path) -> None:
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
     sitk.WriteImage(reader.Execute(), str(target / "image.nii.gz"), True)
     sitk.WriteImage(sitk.ReadImage(str(mask)), str(target / "labels.nii.gz"), True)
-
-
-def timed(function, *arguments) -> float:
-    """Seconds that a call takes."""
-    start = perf_counter()
-    function(*arguments)
-    return perf_counter() - start
-
-
-def shown(seconds: list[float]) -> str:
-    """Median and quartiles."""
-    low, middle, high = np.percentile(seconds, (25, 50, 75))
-    return f"{middle:.2f} s ({low:.2f} to {high:.2f})"
 
 
 def measure(folder: Path, num_cases: int, num_processes: int) -> None:
