@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol, TypeVar
 
 import SimpleITK as sitk
 from tqdm import tqdm
@@ -25,6 +27,9 @@ class OfCase(Protocol):
     def case(self) -> str:
         """Its name."""
 
+
+#: seconds that jobs have to remove what they were writing, when Ctrl-C ends them
+_MOMENT_S = 2.0
 
 Job = TypeVar("Job")
 CaseJob = TypeVar("CaseJob", bound=OfCase)
@@ -47,6 +52,8 @@ def run_jobs(
     """Do jobs side by side, and hand each back as soon as it is done.
 
     With one process, or one job, all is done in this process. What has not begun when the caller stops early is left.
+    Ctrl-C ends what is being done, too, wherever the caller is: what a job writes, it has to write beside and rename.
+    It is given a moment to remove what it was writing.
 
     Args:
         function: of a module, so that another process can find it.
@@ -67,9 +74,13 @@ def run_jobs(
             yield job, future
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_processes, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
-        with _interrupts_ignored():  # by the processes too, which inherit it: one of them is told, this one
-            futures = {pool.submit(function, job): job for job in jobs}
+    interrupts = _Interrupts()
+    with (
+        ProcessPoolExecutor(min(num_processes, len(jobs)), mp_context=context, initializer=_prepare) as pool,
+        interrupts,
+    ):
+        with interrupts.start_processes():
+            futures = {pool.submit(_do, function, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 if isinstance(future.exception(), BrokenProcessPool):
@@ -110,17 +121,96 @@ def run_cases(
     return found, f"{len(failed)} of {len(jobs)} cases could not be {done}:\n{told}" if failed else ""
 
 
+class _Interrupts:
+    """Ctrl-C while processes work: it ends them at once, and then does in this process what it does at other times.
+
+    A terminal sends it to every process of a command. Those that are started here never get it, for each of them would
+    tell it with a traceback of its own, from the first moment on; this one gets it, and would wait for what they are
+    at. While they are being started, it is put off: half a start leaves a process that fails, or that nobody ends.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._starting = False
+        self._put_off = False
+        self._processes: set[BaseProcess] = set()
+
+    def __enter__(self) -> None:
+        is_main = threading.current_thread() is threading.main_thread()  # which alone may say what a signal does
+        before = signal.getsignal(signal.SIGINT)
+        if is_main and before not in (signal.SIG_IGN, None):  # ignored by nohup, or not of Python
+            self._before = signal.signal(signal.SIGINT, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._handle:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextmanager
+    def start_processes(self) -> Iterator[None]:
+        """Within it, processes are started."""
+        others = set(multiprocessing.active_children())
+        self._starting = True
+        try:
+            with _blocked_interrupts():
+                yield
+            self._processes = set(multiprocessing.active_children()) - others
+        finally:
+            self._starting = False
+        if self._put_off:
+            self._end()
+
+    def _handle(self, *_: object) -> None:
+        if self._starting:
+            self._put_off = True
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + _MOMENT_S
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()  # which does nothing to one that has ended
+        signal.signal(signal.SIGINT, self._before)
+        signal.raise_signal(signal.SIGINT)
+
+
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+def _blocked_interrupts() -> Iterator[None]:
+    """What is started within it inherits that Ctrl-C does not reach it, whatever it does later."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield  # Windows, where processes inherit nothing of the kind
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _one_thread() -> None:
+class _Ended(BaseException):
+    """A process is told to end while it is at a job, which no ``except Exception`` of the job may keep it from."""
+
+
+def _do(function: Callable[[Job], Result], job: Job) -> Result:
+    """A job, in a process that may be told to end: what the job was writing is removed then, as after any error."""
+    try:
+        signal.signal(signal.SIGTERM, _end_job)
+        try:
+            return function(job)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except _Ended:
+        os._exit(1)
+
+
+def _end_job(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would disturb what the first lets be removed
+    raise _Ended
+
+
+def _prepare() -> None:
+    """Makes a process ready for its jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -10,8 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,29 +83,37 @@ def write_raw_dataset(folder: Path, num_training: int = 5, num_test: int = 1) ->
     (folder / "dataset.json").write_text(json.dumps(dataset))
 
 
+def tiny_configuration(planned: dict, settings: Mapping[str, Any] = TINY_SETTINGS) -> dict:
+    """What makes a planned configuration tiny: network, patch, batch, and our settings; the rest stays as planned."""
+    dimensions = len(planned["patch_size"])
+    architecture = copy.deepcopy(planned["architecture"])
+    architecture["arch_kwargs"].update(
+        n_stages=3,
+        features_per_stage=[4, 8, 16],
+        kernel_sizes=[[3] * dimensions] * 3,
+        strides=[[1] * dimensions, [2] * dimensions, [2] * dimensions],
+        n_conv_per_stage=[1, 1, 1],
+        n_conv_per_stage_decoder=[1, 1],
+    )
+    return {
+        "patch_size": PATCH_SIZE[:dimensions],
+        "batch_size": 2,
+        "architecture": architecture,
+        "anomaly": dict(settings),
+    }
+
+
 def small_configurations(configurations: dict) -> dict:
     """3d_small and 2d_small: a planned configuration each, with tiny networks and patches, on the 3D data."""
-    small = {}
-    for name, parent in (("3d_small", "3d_fullres"), ("2d_small", "2d")):
-        dimensions = len(configurations[parent]["patch_size"])
-        architecture = copy.deepcopy(configurations[parent]["architecture"])
-        architecture["arch_kwargs"].update(
-            n_stages=3,
-            features_per_stage=[4, 8, 16],
-            kernel_sizes=[[3] * dimensions] * 3,
-            strides=[[1] * dimensions, [2] * dimensions, [2] * dimensions],
-            n_conv_per_stage=[1, 1, 1],
-            n_conv_per_stage_decoder=[1, 1],
-        )
-        small[name] = {
+    identifier = configurations["3d_fullres"]["data_identifier"]
+    return {
+        name: {
             "inherits_from": parent,
-            "data_identifier": configurations["3d_fullres"]["data_identifier"],
-            "patch_size": PATCH_SIZE[:dimensions],
-            "batch_size": 2,
-            "architecture": architecture,
-            "anomaly": dict(TINY_SETTINGS),
+            "data_identifier": identifier,
+            **tiny_configuration(configurations[parent]),
         }
-    return small
+        for name, parent in (("3d_small", "3d_fullres"), ("2d_small", "2d"))
+    }
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,12 @@ def nnunet_environment(tmp_path_factory):
 def write_tiny_raw_dataset():
     """Function that writes a raw data set: (folder, num_training=5, num_test=1)."""
     return write_raw_dataset
+
+
+@pytest.fixture(scope="session")
+def make_tiny():
+    """Function that gives what makes a planned configuration tiny: (planned, settings=TINY_SETTINGS)."""
+    return tiny_configuration
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report"
     )
     parser.add_argument(
-        "--error_images", type=Path, metavar="FOLDER", help="error images, CASE_error.nii.gz, for the pictures"
+        "--error_images",
+        type=Path,
+        metavar="FOLDER",
+        help="error images, CASE_error.nii.gz, as error_images writes them, for the pictures",
     )
     add_clean_up_arguments(parser)
 
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
     from nnunetv2_anomaly.evaluation.pairing import named_folders
     from nnunetv2_anomaly.evaluation.run import (
+        check_images,
         evaluate_models,
         find_pairs,
         prepare_output,
@@ -95,9 +99,6 @@ def run(args: argparse.Namespace) -> int:
     num_processes = chosen_processes(args.np)
     if args.subjects is None and (args.group_by != KL_COLUMN or args.group_limit is not None):
         raise UserError("--group_by and --group_limit are of a table; give it with --subjects.")
-    for option, folder in (("--images", args.images), ("--error_images", args.error_images)):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"{option} {folder} is no folder; give one, or leave it out.")
     folders = named_folders(args.pred)
     dataset = find_dataset_description(args.djfile, list(folders.values()), args.ref)
     clean_up = clean_up_of(args, dataset)
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         splits_file=args.splits,
         ignore_extra=args.ignore_extra,
     )
+    check_images(pairs, dataset, args.images, args.error_images)
     cases = list(pairs.references)
     groups = None
     if args.subjects is not None:

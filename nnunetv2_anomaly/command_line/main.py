@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: 0 = success, 1 = a user's mistake, told in one sentence on standard error; argparse exits with 2.
     """
-    arguments = build_parser().parse_args(argv)
     try:
+        # Within: the parser's modules take a second to import, and Ctrl-C may come then, too.
+        arguments = build_parser().parse_args(argv)
         return arguments.run(arguments)
     except UserError as error:
         print(f"nnUNetv2_anomaly: {error}", file=sys.stderr)

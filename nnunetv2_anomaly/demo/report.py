@@ -12,9 +12,8 @@ import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.figures import case_figure
-from nnunetv2_anomaly.evaluation.report import write_report
+from nnunetv2_anomaly.evaluation.report import Findings, write_report
 from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.evaluation.run import load_evaluation
 from nnunetv2_anomaly.labels import ANATOMY
@@ -40,11 +39,9 @@ def write_demo_report(path: Path, layout: DemoLayout, state: Mapping[str, Any], 
     evaluation = load_evaluation(layout.evaluation)
     detector = json.loads((layout.detector / "summary.json").read_text())
     manifest = json.loads((layout.simulated / "manifest.json").read_text())
-    tests = {"tukey": statistics.tukey(evaluation.cases), "paired": statistics.paired(evaluation.cases)}
     return write_report(
         path,
-        evaluation,
-        tests,
+        Findings.of(evaluation),
         _pictures(layout, trainers),
         title="Anomaly-aware segmentation: demonstration",
         notes=_introduction(state, manifest, evaluation),

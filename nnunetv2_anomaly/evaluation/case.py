@@ -152,7 +152,7 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
     keys = {**settings.dataset.labels, **settings.dataset.single_values}
     channels = None
     if settings.clean_up.lesion_probability is not None and pair.softmax is not None:
-        channels = pair.files.probabilities(pair.softmax, pair.prediction)
+        channels = pair.files.probabilities(pair.softmax, pair.prediction, settings.dataset.num_classes)
     cleaned = settings.clean_up.apply(voxels, spacing, channels)
     changed = bool(cleaned.removals) or any(cleaned.uncertain_voxels.values())
     found = None
@@ -199,12 +199,8 @@ def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     channels = {}
     if softmax is not None and settings.with_probabilities:
-        number = 0
-        for number, channel in enumerate(pair.files.probabilities(softmax, pair.prediction), start=1):
-            if number - 1 in bone_of_lesion:
-                channels[number - 1] = channel
-        if number <= max(bone_of_lesion):
-            raise ValueError(f"the softmax output has {number} classes, and lesions have label {max(bone_of_lesion)}")
+        of_classes = pair.files.probabilities(softmax, pair.prediction, settings.dataset.num_classes)
+        channels = {value: channel for value, channel in enumerate(of_classes) if value in bone_of_lesion}
     names = {value: name for name, value in settings.dataset.single_values.items()}
     for lesion, bone in bone_of_lesion.items():
         detected = detect(

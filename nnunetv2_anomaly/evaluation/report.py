@@ -1,4 +1,4 @@
-"""An evaluation's output: tables, figures, and the page that shows them together."""
+"""An evaluation's output: tests, tables, figures, and the page that shows them together."""
 
 from __future__ import annotations
 
@@ -84,16 +84,40 @@ def select_cases(evaluation: Evaluation) -> list[Choice]:
     return choices
 
 
-def evaluation_tables(evaluation: Evaluation, tests: Mapping[str, pd.DataFrame] | None = None) -> dict[str, Table]:
-    """Every table that the evaluation has data for, by the name of its files.
+@dataclass(frozen=True)
+class Findings:
+    """An evaluation, and all that is made of it alone: what files and page show, made once for both.
 
-    Args:
+    Attributes:
         evaluation: what was measured.
-        tests: "tukey" and "paired", of the functions of that name in ``statistics``; either may be missing.
+        tukey, paired: tests of every pair of models, of the functions of these names in ``statistics``.
+        tables: every table that the evaluation has data for, by the name of its files.
+        drawings: every figure that it has data for, by the name of its files.
     """
-    tests = tests or {}
-    tukey, paired = tests.get("tukey"), tests.get("paired")
-    marked = frozenset() if tukey is None else statistics.daggers(tukey, evaluation.models[0])
+
+    evaluation: Evaluation
+    tukey: pd.DataFrame
+    paired: pd.DataFrame
+    tables: Mapping[str, Table]
+    drawings: Mapping[str, Drawing]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, tested: pd.DataFrame | None = None) -> Findings:
+        """Test, tabulate and draw an evaluation; figures alone take seconds.
+
+        Args:
+            evaluation: what was measured.
+            tested: rows as in its ``cases`` that are tested in their place, because these are not independent of each
+                other, such as predictions of one image by several trainings of a model; None tests its cases.
+        """
+        tested = evaluation.cases if tested is None else tested
+        tukey, paired = statistics.tukey(tested), statistics.paired(tested)
+        drawings = {drawing.name: drawing for drawing in evaluation_figures(evaluation)}
+        return cls(evaluation, tukey, paired, _tables(evaluation, tukey, paired), drawings)
+
+
+def _tables(evaluation: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -> dict[str, Table]:
+    marked = statistics.daggers(tukey, evaluation.models[0])
     tables = {
         "segmentation": segmentation_table(evaluation, marked),
         "groups": group_table(evaluation),
@@ -109,34 +133,32 @@ def evaluation_tables(evaluation: Evaluation, tests: Mapping[str, pd.DataFrame] 
         places = {bone: place for place, bone in enumerate([*evaluation.bones["bone"].unique(), detection.ALL])}
         found = found.sort_values("bone", key=lambda bones: bones.map(places), kind="stable")
         tables["lesion_sizes"] = lesion_wise_table(found)
-    if tukey is not None and len(tukey):
+    if len(tukey):
         tables["tukey"] = tukey_table(tukey)
-    if paired is not None and len(paired):
+    if len(paired):
         tables["paired"] = paired_table(paired)
     return {name: table for name, table in tables.items() if table is not None}
 
 
-def write_tables_and_figures(
-    folder: Path, evaluation: Evaluation, tests: Mapping[str, pd.DataFrame] | None = None
-) -> list[Path]:
+def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
     """Write ``folder/tables`` (CSV, Markdown, LaTeX) and ``folder/figures`` (PNG, SVG), each file whole.
 
     What an earlier evaluation wrote there, and this one has not, is removed first.
 
     Args:
         folder: made if missing.
-        evaluation, tests: as ``evaluation_tables`` takes them.
+        findings: of the evaluation.
 
     Returns: the files.
     """
     paths = []
     _remove_earlier(folder)
-    for name, table in evaluation_tables(evaluation, tests).items():
+    for name, table in findings.tables.items():
         endings = ("csv", "md") if name in _WITHOUT_LATEX else ("csv", "md", "tex")
         paths += table.write(folder / "tables", name, endings)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for drawing in evaluation_figures(evaluation):
+    for drawing in findings.drawings.values():
         for ending in ("png", "svg"):
             paths.append(figures / f"{drawing.name}.{ending}")
             save_figure(drawing.figure, paths[-1], dpi=150)
@@ -153,8 +175,7 @@ def _remove_earlier(folder: Path) -> None:
 
 
 def report_sections(
-    evaluation: Evaluation,
-    tests: Mapping[str, pd.DataFrame] | None = None,
+    findings: Findings,
     pictures: Sequence[tuple[str, Figure]] = (),
     *,
     missing: str = DIAGONAL,
@@ -163,14 +184,12 @@ def report_sections(
     """The evaluation as sections of a page.
 
     Args:
-        evaluation, tests: as ``evaluation_tables`` takes them.
+        findings: of the evaluation.
         pictures: (title, figure) of cases.
         missing: what distances are where just one map has the label: ``case.DIAGONAL`` or ``case.EXCLUDE``.
         notes: sentences told at the beginning.
     """
-    tests = tests or {}
-    tables = evaluation_tables(evaluation, tests)
-    drawings = {drawing.name: drawing for drawing in evaluation_figures(evaluation)}
+    evaluation, tables, drawings = findings.evaluation, findings.tables, findings.drawings
     boxes = "".join(_shown(drawing) for name, drawing in drawings.items() if name.startswith("box_"))
     parts = [
         Section("Distances and DSC, case by case", boxes),
@@ -181,7 +200,7 @@ def report_sections(
         ),
     ]
     if "tukey" in tables or "paired" in tables:
-        parts.append(Section("Differences between models", _tests_html(tests)))
+        parts.append(Section("Differences between models", _tests_html(findings)))
     sections = [
         Section("What was compared", _introduction(evaluation, missing, notes)),
         Section("Segmentation", tables["segmentation"].html(), tuple(parts)),
@@ -206,8 +225,7 @@ def report_sections(
 
 def write_report(
     path: Path,
-    evaluation: Evaluation,
-    tests: Mapping[str, pd.DataFrame] | None = None,
+    findings: Findings,
     pictures: Sequence[tuple[str, Figure]] = (),
     *,
     title: str = "Evaluation",
@@ -219,13 +237,13 @@ def write_report(
 
     Args:
         path: HTML file to write, beside and renamed; its folder is made if missing.
-        evaluation, tests, pictures, missing, notes: as ``report_sections`` takes them.
+        findings, pictures, missing, notes: as ``report_sections`` takes them.
         title: of the page.
         more_sections: after the evaluation's own.
 
     Returns: ``path``.
     """
-    sections = report_sections(evaluation, tests, pictures, missing=missing, notes=notes)
+    sections = report_sections(findings, pictures, missing=missing, notes=notes)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page.page(title, [*sections, *more_sections]))
     return path
@@ -266,13 +284,9 @@ def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) ->
     return "".join(page.paragraph(text) for text in (compared, labels, *notes, measures, policy))
 
 
-def _tests_html(tests: Mapping[str, pd.DataFrame]) -> str:
-    html = []
-    for name, make in (("tukey", tukey_table), ("paired", paired_table)):
-        frame = tests.get(name)
-        if frame is not None and len(frame):
-            html.append(make(frame, significant_only=True).html())
-    return "".join(html)
+def _tests_html(findings: Findings) -> str:
+    shown = ((findings.tukey, tukey_table), (findings.paired, paired_table))
+    return "".join(make(frame, significant_only=True).html() for frame, make in shown if len(frame))
 
 
 def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]]) -> Section:

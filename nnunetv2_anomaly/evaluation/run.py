@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import CaseTask, EvaluationSettings, evaluate_one, read_known
 from nnunetv2_anomaly.evaluation.figures import case_figure
 from nnunetv2_anomaly.evaluation.groups import Groups
@@ -30,7 +30,7 @@ from nnunetv2_anomaly.evaluation.pairing import (
     find_model,
     read_splits,
 )
-from nnunetv2_anomaly.evaluation.report import select_cases, write_report, write_tables_and_figures
+from nnunetv2_anomaly.evaluation.report import Findings, select_cases, write_report, write_tables_and_figures
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
 from nnunetv2_anomaly.evaluation.surface import METRICS
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
@@ -43,6 +43,9 @@ from nnunetv2_anomaly.volumes.figures import save_figure
 from nnunetv2_anomaly.volumes.files import read_image
 from nnunetv2_anomaly.volumes.grids import Grid, oriented, same_grid
 from nnunetv2_anomaly.volumes.segmentations import Segmentation, SegmentationFiles
+
+#: what stands between a case's name and the file ending in the names of the images that pictures show
+_IMAGE, _ERROR_IMAGE = "_0000", "_error"
 
 #: tells in an output folder that an evaluation wrote it, and which one
 MARKER = "evaluation.json"
@@ -221,20 +224,21 @@ def write_evaluation(
     notes: Sequence[str] = (),
     title: str = "Evaluation",
     more_sections: Sequence[Section] = (),
+    tested: pd.DataFrame | None = None,
 ) -> Path:
     """Write tables, figures, colour tables and the report.
 
     Args:
-        images, error_images: folders with CASE_0000 and CASE_error of the data set's file ending or .nii.gz, which the
-            pictures of cases show.
+        images, error_images: as ``check_images`` takes them; the pictures of cases show them.
         notes: sentences that the report tells at its beginning.
         title, more_sections: of the report.
+        tested: as ``Findings.of`` takes it.
     Returns: the report.
     Raises: UserError for pictures that are missing or of another grid, or if ``output`` cannot be written to.
     """
-    tests = {"tukey": statistics.tukey(evaluation.cases), "paired": statistics.paired(evaluation.cases)}
+    findings = Findings.of(evaluation, tested)
     with written_into(output):
-        write_tables_and_figures(output, evaluation, tests)
+        write_tables_and_figures(output, findings)
         for name in _COLUMNS:
             write_text(output / "tables" / f"{name}.csv", getattr(evaluation, name).to_csv(index=False))
         write_colour_tables(output, settings.dataset.single_values)
@@ -244,8 +248,7 @@ def write_evaluation(
             save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
         report = write_report(
             output / "report.html",
-            evaluation,
-            tests,
+            findings,
             [(caption, figure) for _, caption, figure in pictures],
             title=title,
             missing=settings.missing,
@@ -306,10 +309,10 @@ def case_pictures(
         predictions = {model.name: files.read(model.files[case]).voxels for model in pairs.models}
         figure = case_figure(
             case,
-            _beside(images, case, "_0000", reference, files),
+            _beside(images, case, _IMAGE, reference, files),
             reference.voxels,
             predictions,
-            _beside(error_images, case, "_error", reference, files),
+            _beside(error_images, case, _ERROR_IMAGE, reference, files),
             reference.spacing_mm,
             dataset.single_values,
         )
@@ -317,23 +320,74 @@ def case_pictures(
     return pictures
 
 
+def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None) -> None:
+    """See that every case has the images that pictures could show; which cases these are, only measuring tells.
+
+    Args:
+        pairs: from ``find_pairs``.
+        dataset: of the cases.
+        images: folder with CASE_0000 of the data set's file ending or .nii.gz, or None.
+        error_images: folder with CASE_error of these endings, or with several channels CASE_error_0000 and so on; or
+            None.
+    Raises: UserError that lists the cases without, or for a folder that does not exist.
+    """
+    for option, folder, kind in (("--images", images, _IMAGE), ("--error_images", error_images, _ERROR_IMAGE)):
+        if folder is None:
+            continue
+        if not folder.is_dir():
+            raise UserError(f"{option} {folder} is no folder; give one, or leave it out.")
+        without = [case for case in pairs.references if not _files_beside(folder, case, kind, dataset.file_ending)]
+        if without:
+            endings = " or ".join(f"CASE{kind}{ending}" for ending in _endings(dataset.file_ending))
+            raise UserError(
+                f"{option} {folder} has no {endings} of {len(without)} of {len(pairs.references)} cases: "
+                f"{listed(without)}; complete it, or leave it out."
+            )
+
+
+def _endings(file_ending: str) -> tuple[str, ...]:
+    """Error images are NIfTI files whatever the data set's file ending."""
+    return tuple(dict.fromkeys((file_ending, ".nii.gz")))
+
+
+def _files_beside(folder: Path, case: str, kind: str, file_ending: str) -> list[Path]:
+    """The file of a case's image, or one for each of its channels; empty where there is none."""
+    for ending in _endings(file_ending):
+        whole = folder / f"{case}{kind}{ending}"
+        if whole.is_file():
+            return [whole]
+        numbered = (folder / f"{case}{kind}_{channel:04d}{ending}" for channel in itertools.count())
+        channels = list(itertools.takewhile(Path.is_file, numbered))
+        if channels:
+            return channels
+    return []
+
+
 def _beside(
     folder: Path | None, case: str, kind: str, reference: Segmentation, files: SegmentationFiles
 ) -> NDArray[np.floating] | None:
-    """The image of a case on its reference's grid; None where there is no folder."""
+    """The image of a case on its reference's grid, of several files their mean; None where there is no folder."""
     if folder is None:
         return None
-    names = [f"{case}{kind}{ending}" for ending in dict.fromkeys((files.file_ending, ".nii.gz"))]
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
-    if file is None:
-        raise UserError(f"{folder} holds no {' or '.join(names)}; leave the folder out, or complete it.")
+    found = _files_beside(folder, case, kind, files.file_ending)
+    if not found:
+        raise UserError(f"{folder} no longer holds {case}{kind}; complete it, or leave it out.")
+    return np.mean([_image(file, reference, files) for file in found], axis=0)
+
+
+def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDArray[np.floating]:
+    """An image on its reference's grid; the first channel of a file with several."""
     if reference.grid is not None:
         image = read_image(file)
         if not same_grid(reference.grid, Grid.of(image)):
             raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases.")
         return sitk.GetArrayFromImage(oriented(image)).astype(np.float32)
+    reader = files.reader_class
+    known = (files.file_ending, *reader.supported_file_endings)
+    if not file.name.endswith(known):  # an error image of a data set of pictures
+        reader = SegmentationFiles(".nii.gz").reader_class
     try:
-        voxels, _ = files.reader_class().read_images([str(file)])
+        voxels, _ = reader().read_images([str(file)])
     # Whatever nnU-Net's reader fails with, the file is at fault, as in SegmentationFiles.
     except Exception as error:
         raise UserError(f"{file} cannot be read as an image ({error}); check that it is complete.") from error

@@ -45,6 +45,7 @@ class _Task:
     file_ending: str
     reader: str | None
     values: tuple[int, ...]
+    num_classes: int
     clean_up: CleanUp
 
 
@@ -97,6 +98,7 @@ def postprocess_folder(
             file_ending=dataset.file_ending,
             reader=reader,
             values=tuple(sorted(dataset.values - {0, dataset.ignore})),
+            num_classes=dataset.num_classes,
             clean_up=clean_up,
         )
         for case, file in files.items()
@@ -173,7 +175,7 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
         raise UserError(f"{task.source} holds unknown labels {unknown}; expected {list(task.values)}; check -djfile.")
     channels = None
     if task.probabilities is not None:
-        channels = files.probabilities(task.probabilities, segmentation)
+        channels = files.probabilities(task.probabilities, segmentation, task.num_classes)
     try:
         cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     except ValueError as error:

@@ -62,9 +62,8 @@ def measure_detector(
     output_folder.mkdir(parents=True, exist_ok=True)
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     results = []
-    for case, files in tqdm(
-        list_cases(images_folder, ending, num_channels).items(), desc="Detector", disable=not show_progress
-    ):
+    cases = list_cases(images_folder, ending, num_channels, reader)
+    for case, files in tqdm(cases.items(), desc="Detector", disable=not show_progress):
         image, properties = reader.read_images(files)
         labels, anomalies = (
             _read_labels(reader, folder / f"{case}{ending}", image.shape[1:])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -16,7 +19,7 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_text, written_into
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector
@@ -83,8 +86,10 @@ def predict_error_images(
 
     Args:
         input_folder: images named as nnU-Net wants them, case_0000.nii.gz and so on, with the data set's file ending.
+            A file may hold several channels, as colour images do.
         output_folder: made if need be; gets <case>_reconstruction.nii.gz, <case>_error.nii.gz, <case>.png and
-            error_images.json. With several channels each file carries its channel, _0000 and so on.
+            error_images.json, whatever the data set's file ending. With several channels there is a file for each,
+            which carries its number, _0000 and so on, however many files the image has.
         model_folder: of a pre-stage or an anomaly-aware trainer.
         continue_prediction: leave cases alone whose files are all there.
     Returns: the cases that were written.
@@ -100,7 +105,8 @@ def predict_error_images(
         )
     plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, predictor.dataset_json)
-    cases = list_cases(input_folder, predictor.dataset_json["file_ending"], num_channels)
+    reader = plans_manager.image_reader_writer_class()
+    cases = list_cases(input_folder, predictor.dataset_json["file_ending"], num_channels, reader)
     with written_into(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
@@ -108,7 +114,16 @@ def predict_error_images(
     for case, files in tqdm(cases.items(), desc="Error images", disable=not show_progress):
         if continue_prediction and _is_complete(output_folder, case, num_channels):
             continue
-        image, properties = _preprocess(preprocessor, files, plans_manager, configuration_manager, predictor)
+        voxels, properties = _read(reader, files)
+        _check_channels(case, input_folder, len(voxels), num_channels)
+        voxels, _, properties = preprocessor.run_case_npy(
+            voxels, None, properties, plans_manager, configuration_manager, predictor.dataset_json
+        )
+        if not np.isfinite(voxels).all():
+            raise UserError(
+                f"{_names(files)} holds NaN or infinite voxels; expected finite intensities, so mend the image"
+            )
+        image = torch.from_numpy(np.asarray(voxels, dtype=np.float32))
         reconstruction = predict_image(
             DetectorWindow(detector),
             image,
@@ -145,27 +160,45 @@ def predict_error_images(
     return written
 
 
-def list_cases(folder: Path, file_ending: str, num_channels: int) -> dict[str, list[str]]:
-    """Cases of a folder of images: name -> one file per channel, in order.
+def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseReaderWriter) -> dict[str, list[str]]:
+    """Cases of a folder of images: name -> its files, in the order of their channels.
 
-    Raises: UserError if the folder is missing or empty, or a case lacks a channel or has one too many.
+    Args:
+        folder: of images.
+        file_ending: of the data set.
+        num_channels: that each case has to have, in as many files or in fewer.
+        reader: nnU-Net's for the data set; what has fewer files than channels is read, to count what is in them.
+    Raises: UserError if the folder is missing or empty, a file has no channel number or cannot be read, or a case lacks
+        a channel or has one too many.
     """
     if not folder.is_dir():
         raise UserError(f"the input folder {folder} does not exist; expected a folder with images")
-    lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
-    cases = {os.path.basename(files[0])[: -len(f"_0000{file_ending}")]: files for files in lists}
-    if not cases:
+    named = re.compile(r".+_\d{4}" + re.escape(file_ending))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name.endswith(file_ending))
+    unnumbered = [name for name in names if not named.fullmatch(name)]
+    if len(unnumbered) == len(names):
         raise UserError(
             f"no image in {folder} ends with _0000{file_ending}; expected the data set's own file ending and a channel "
             f"number, for example case_0000{file_ending}"
         )
+    if unnumbered:  # of which nnU-Net's own list makes nothing
+        raise UserError(
+            f"{folder} holds files without a channel number: {listed(unnumbered)}; expected names like "
+            f"case_0000{file_ending}, so rename them or move them away"
+        )
+    lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
+    cases = {os.path.basename(files[0])[: -len(f"_0000{file_ending}")]: files for files in lists}
     for case, files in cases.items():
-        if len(files) != num_channels:
-            raise UserError(
-                f"case {case} in {folder} has {len(files)} channel(s); expected {num_channels}, numbered _0000 to "
-                f"_{num_channels - 1:04d}"
-            )
+        found = len(files) if len(files) >= num_channels else len(_read(reader, files)[0])
+        _check_channels(case, folder, found, num_channels)
     return cases
+
+
+def _check_channels(case: str, folder: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise UserError(
+            f"case {case} in {folder} has {found} channel(s); expected {expected}, in files numbered from _0000 on"
+        )
 
 
 def _is_complete(output_folder: Path, case: str, num_channels: int) -> bool:
@@ -175,21 +208,19 @@ def _is_complete(output_folder: Path, case: str, num_channels: int) -> bool:
     return all(path.is_file() for path in files)
 
 
-def _preprocess(preprocessor, files, plans_manager, configuration_manager, predictor) -> tuple[torch.Tensor, dict]:
+def _read(reader: BaseReaderWriter, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """All channels of an image, (C, X, Y, Z), and nnU-Net's properties of it."""
     for name in files:
         check_whole(Path(name))  # ITK reads what is missing or not finite in a NIfTI file as 0
     try:
-        data, _, properties = preprocessor.run_case(
-            files, None, plans_manager, configuration_manager, predictor.dataset_json
-        )
-    except RuntimeError as error:
+        return reader.read_images(files)
+    # Each of nnU-Net's readers fails in ways of its own (ITK, skimage, tifffile); the files are at fault.
+    except Exception as error:
         raise UserError(
-            f"{', '.join(os.path.basename(name) for name in files)} cannot be read as one image "
-            f"({error or 'see above'}); expected readable files, all channels with one size and spacing"
+            f"{_names(files)} cannot be read as one image ({str(error) or 'see above'}); expected readable files, all "
+            f"channels with one size and spacing"
         ) from error
-    if not np.isfinite(data).all():
-        raise UserError(
-            f"{', '.join(os.path.basename(name) for name in files)} holds NaN or infinite voxels; expected finite "
-            f"intensities, so mend the image"
-        )
-    return torch.from_numpy(np.asarray(data, dtype=np.float32)), properties
+
+
+def _names(files: Sequence[str]) -> str:
+    return ", ".join(os.path.basename(name) for name in files)

@@ -38,6 +38,11 @@ class DatasetDescription:
         return known if self.ignore is None else {*known, self.ignore}
 
     @property
+    def num_classes(self) -> int:
+        """How many classes a network's softmax output has: background and every label, without the ignore label."""
+        return len(self.values - {self.ignore})
+
+    @property
     def single_values(self) -> dict[str, int]:
         """Name -> value of the labels that stand for one value: all but regions."""
         return {name: values[0] for name, values in self.labels.items() if len(values) == 1}

@@ -66,10 +66,12 @@ def write_volume(volume: np.ndarray, properties: dict, path: Path) -> None:
     if len(geometry.get("spacing", ())) == 2:
         volume = volume[0]
     image = sitk.GetImageFromArray(volume)
-    image.SetSpacing([float(step) for step in geometry.get("spacing", properties["spacing"][::-1])])
+    axes = image.GetDimension()  # without the fourth one of a file that holds several channels
+    image.SetSpacing([float(step) for step in geometry.get("spacing", properties["spacing"][::-1])][:axes])
     if geometry:
-        image.SetOrigin(geometry["origin"])
-        image.SetDirection(geometry["direction"])
+        image.SetOrigin(geometry["origin"][:axes])
+        direction = np.reshape(geometry["direction"], (len(geometry["origin"]), -1))
+        image.SetDirection(direction[:axes, :axes].ravel().tolist())
     if "original_orientation" in geometry:  # SimpleITKIOWithReorient had turned the axes
         image = sitk.DICOMOrient(image, geometry["original_orientation"])
     write_image(image, path)

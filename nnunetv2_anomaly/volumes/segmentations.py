@@ -156,12 +156,15 @@ class SegmentationFiles:
         with image_written_beside(path) as temporary:
             shutil.copyfile(source, temporary)
 
-    def probabilities(self, path: Path, of: Segmentation) -> Iterator[NDArray]:
+    def probabilities(self, path: Path, of: Segmentation, num_classes: int) -> Iterator[NDArray]:
         """The classes of a softmax output, one at a time, in the axis order of ``of.voxels``.
 
+        Args:
+            path, num_classes: as ``probability_channels`` takes them.
+            of: the segmentation that was made from it.
         Raises: as ``probability_channels`` and ``in_order``.
         """
-        return (self.in_order(channel, of) for channel in probability_channels(path))
+        return (self.in_order(channel, of) for channel in probability_channels(path, num_classes))
 
     def in_order(self, channel: NDArray, of: Segmentation) -> NDArray:
         """One channel of a softmax output, in the axis order of ``of.voxels``.
@@ -183,14 +186,19 @@ class SegmentationFiles:
         return np.flip(channel, tuple(2 - axis for axis in flips)).transpose([2 - axis for axis in reversed(order)])
 
 
-def probability_channels(path: Path) -> Iterator[NDArray[np.floating]]:
+def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.floating]]:
     """Softmax output that nnU-Net wrote with --save_probabilities or --npz, one class at a time.
 
     The file's array has as many classes as the data set has labels: several times what a process should hold.
 
+    Args:
+        path: .npz file.
+        num_classes: of the data set. An output with another number is one of other labels, whichever their values are.
+
     Yields: (Z, Y, X), in [0, 1], in the axis order of nnU-Net's reader.
 
-    Raises: UserError if the file is no such output, cut short, or holds NaN or numbers out of [0, 1].
+    Raises: UserError if the file is no such output, cut short, has another number of classes, or holds NaN or numbers
+        out of [0, 1].
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as stream:
@@ -201,6 +209,11 @@ def probability_channels(path: Path) -> Iterator[NDArray[np.floating]]:
             shape, by_column, dtype = read_header(stream)
             if len(shape) != 4 or not np.issubdtype(dtype, np.floating):
                 raise UserError(f"{path} holds {dtype} of shape {shape}; expected nnU-Net's softmax, (K, Z, Y, X).")
+            if shape[0] != num_classes:
+                raise UserError(
+                    f"{path} holds the softmax output of {shape[0]} classes, and dataset.json tells {num_classes}, "
+                    "background among them; give that of the model's data set (-djfile), or predict the case again."
+                )
             if by_column:  # in the other order the last axis varies slowest, so that classes are not apart
                 whole = np.frombuffer(stream.read(), dtype).reshape(shape[::-1]).T
                 channels = iter(whole)

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.evaluation import case as evaluation_case
-from nnunetv2_anomaly.evaluation import report, run
+from nnunetv2_anomaly.evaluation import report, run, statistics
 from nnunetv2_anomaly.evaluation.run import load_evaluation
 from nnunetv2_anomaly.labels import LABELS
 
@@ -140,6 +140,15 @@ def test_report_figures_and_colour_tables_are_there_and_need_no_network(folders,
     assert not list((folders / "out").rglob("part_*"))
 
 
+def test_figures_and_tests_are_made_once_for_files_and_page(folders, monkeypatch):
+    made = []
+    for module, name in ((report, "evaluation_figures"), (statistics, "tukey"), (statistics, "paired")):
+        make = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda of, make=make, name=name: made.append(name) or make(of))
+    assert evaluate(folders) == 0
+    assert sorted(made) == ["evaluation_figures", "paired", "tukey"]
+
+
 def test_what_was_written_is_read_back_as_it_was(folders):
     assert evaluate(folders) == 0
     loaded = load_evaluation(folders / "out")
@@ -251,7 +260,8 @@ def test_softmax_outputs_give_further_thresholds(folders):
     [
         (lambda p: np.full_like(p, np.nan), "NaN"),
         (lambda p: p[:, 1:], "its shape is"),
-        (lambda p: p[:5], "5 classes"),
+        (lambda p: p[:8], "softmax output of 8 classes, and dataset.json tells 10"),
+        (lambda p: np.concatenate((p, p[:1])), "softmax output of 11 classes, and dataset.json tells 10"),
         (lambda p: p * 2, r"out of \[0, 1\]"),
     ],
 )
@@ -418,7 +428,7 @@ def test_regions_are_evaluated_as_the_data_set_names_them(folders):
     assert raw.loc["core", "status"] == "missed"
 
 
-def test_2d_images_of_a_png_data_set(folders, capsys, figures):
+def test_2d_images_of_a_png_data_set(folders, capsys, figures, monkeypatch):
     from skimage import io
 
     reference = np.zeros((20, 30), np.uint8)
@@ -439,18 +449,59 @@ def test_2d_images_of_a_png_data_set(folders, capsys, figures):
     image = folders / "images" / "a_0000.png"
     io.imsave(image, 10 * reference, check_contrast=False)
     assert main(with_images) == 0
+    shown = shown_by(monkeypatch)
+    (folders / "errors").mkdir()
+    for channel, value in enumerate((0.1, 0.2, 0.6)):  # as error_images writes those of a colour image
+        error = sitk.GetImageFromArray(np.full((1, 20, 30), value, np.float32))
+        sitk.WriteImage(error, str(folders / "errors" / f"a_error_{channel:04d}.nii.gz"))
+    assert main([*with_images, "--error_images", str(folders / "errors")]) == 0
+    ((image_shown, error_shown),) = shown.values()
+    np.testing.assert_array_equal(image_shown, 10 * reference)
+    np.testing.assert_allclose(error_shown, np.full((20, 30), 0.3), atol=1e-6)
     image.write_bytes(image.read_bytes()[:60])
     assert main(with_images) == 1
     assert "a_0000.png cannot be read as an image" in failure(capsys)
 
 
-def test_images_and_error_images_are_shown_and_missing_ones_told(folders, capsys, figures):
+def shown_by(monkeypatch):
+    """Case -> image and error image, as they come to the pictures."""
+    shown, draw = {}, run.case_figure
+
+    def record(case, image, reference, predictions, error_image, *arguments):
+        shown[case] = (image, error_image)
+        return draw(case, image, reference, predictions, error_image, *arguments)
+
+    monkeypatch.setattr(run, "case_figure", record)
+    return shown
+
+
+def test_images_and_error_images_are_shown_and_missing_ones_told(folders, capsys, figures, monkeypatch):
     for case in CASES:
         write(folders / "images" / f"{case}_0000.nii.gz", 10 * knee())
     assert evaluate(folders, "--images", str(folders / "images"), models=("bad",)) == 0
     (folders / "errors").mkdir()
     assert evaluate(folders, "--error_images", str(folders / "errors"), models=("bad",)) == 1
     assert "_error.nii.gz" in failure(capsys)
+    for case in CASES:
+        for channel in range(2):
+            write(folders / "errors" / f"{case}_error_{channel:04d}.nii.gz", 2 * channel * knee())
+    shown = shown_by(monkeypatch)
+    assert evaluate(folders, "--error_images", str(folders / "errors"), models=("bad",)) == 0
+    for image, error_image in shown.values():
+        assert image is None
+        np.testing.assert_array_equal(error_image, knee()[:, ::-1, ::-1])  # from LPS to RAS
+
+
+@pytest.mark.parametrize(("option", "kind"), [("--images", "_0000"), ("--error_images", "_error")])
+def test_missing_images_of_any_case_are_told_before_anything_is_measured(folders, capsys, option, kind):
+    for case in CASES[:-1]:
+        write(folders / "there" / f"{case}{kind}.nii.gz", knee())
+    assert evaluate(folders, option, str(folders / "there")) == 1
+    told = f"{option} {folders / 'there'} has no CASE{kind}.nii.gz of 1 of 4 cases: {CASES[-1]}; complete it"
+    assert told in failure(capsys)
+    assert not (folders / "out").exists()
+    assert evaluate(folders, option, str(folders / "missing")) == 1
+    assert f"{option} {folders / 'missing'} is no folder" in failure(capsys)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")

@@ -11,10 +11,9 @@ import pytest
 from made_evaluation import evaluation_of, row, small_evaluation
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import DIAGONAL, EXCLUDE
 from nnunetv2_anomaly.evaluation.report import (
-    evaluation_tables,
+    Findings,
     report_sections,
     select_cases,
     write_report,
@@ -22,10 +21,6 @@ from nnunetv2_anomaly.evaluation.report import (
 )
 from nnunetv2_anomaly.evaluation.results import CLEANED, MISSED, NEITHER, RAW
 from nnunetv2_anomaly.reporting.page import Section
-
-
-def compared(evaluation):
-    return {"tukey": statistics.tukey(evaluation.cases), "paired": statistics.paired(evaluation.cases)}
 
 
 def chosen(evaluation):
@@ -86,8 +81,7 @@ def test_a_model_without_any_defined_dsc_chooses_nothing():
 
 
 def test_tables_and_figures_are_written_and_open(tmp_path):
-    evaluation = small_evaluation()
-    paths = write_tables_and_figures(tmp_path / "new", evaluation, compared(evaluation))
+    paths = write_tables_and_figures(tmp_path / "new", Findings.of(small_evaluation()))
     assert sorted(paths) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
     names = {path.relative_to(tmp_path / "new").as_posix() for path in paths}
     for stem in ("segmentation", "groups", "folds", "lesion_detection", "lesion_sizes", "lesion_volumes"):
@@ -106,20 +100,18 @@ def test_what_differs_from_the_first_model_has_a_dagger():
         for n in range(4)
         for processing in (RAW, CLEANED)
     ]
-    evaluation = evaluation_of(rows)
-    a, b = evaluation_tables(evaluation, compared(evaluation))["segmentation"].rows
+    a, b = Findings.of(evaluation_of(rows)).tables["segmentation"].rows
     assert [cell.mark for cell in a] == [""] * 6
     # HD, and ASD that is a tenth of it here, before and after; DSC is equal.
     assert [cell.mark for cell in b] == ["", "", "", "†", "†", "†"]
 
 
 def test_the_page_has_every_part_and_asks_for_nothing_outside_itself(tmp_path):
-    evaluation = small_evaluation(("<A> & $b$_%", "B"))
+    findings = Findings.of(small_evaluation(("<A> & $b$_%", "B")))
     picture = Figure(figsize=(2, 2))
     path = write_report(
         tmp_path / "new" / "report.html",
-        evaluation,
-        compared(evaluation),
+        findings,
         [("case_0: worst of B", picture)],
         title="Two <models>",
         notes=["Grades are of the table."],
@@ -142,7 +134,7 @@ def test_the_page_has_every_part_and_asks_for_nothing_outside_itself(tmp_path):
     ("missing", "told"), [(DIAGONAL, "replaced by the image&#x27;s diagonal"), (EXCLUDE, "left out of the means")]
 )
 def test_the_page_tells_what_undefined_distances_become(missing, told):
-    assert told in report_sections(small_evaluation(), missing=missing)[0].html
+    assert told in report_sections(Findings.of(small_evaluation()), missing=missing)[0].html
 
 
 def one_label_undefined(evaluation):
@@ -174,6 +166,7 @@ def without_lesions(evaluation):
 )
 @pytest.mark.filterwarnings("error")
 def test_unusual_evaluations_are_written_without_a_warning(evaluation, tmp_path):
-    for table in evaluation_tables(evaluation, compared(evaluation)).values():
+    findings = Findings.of(evaluation)
+    for table in findings.tables.values():
         assert all((table.csv(), table.markdown(), table.latex()))
-    assert write_report(tmp_path / "report.html", evaluation).stat().st_size > 10_000
+    assert write_report(tmp_path / "report.html", findings).stat().st_size > 10_000

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel
@@ -250,7 +251,9 @@ def test_missing_softmax_is_told_before_anything_is_done(postprocess, prediction
     [
         (np.zeros((10, 3, 4, 5), np.float32), r"its shape is \(3, 4, 5\), the segmentation's \(6, 8, 70\)"),
         (np.full((10, *knee().shape), np.nan, np.float32), "holds NaN or numbers out of"),
-        (np.zeros((3, *knee().shape), np.float32), "the softmax output has 3 classes, and the segmentation labels up"),
+        # The first one has all that is in the segmentation, lesions included.
+        (np.zeros((8, *knee().shape), np.float32), "softmax output of 8 classes, and dataset.json tells 10"),
+        (np.zeros((11, *knee().shape), np.float32), "softmax output of 11 classes, and dataset.json tells 10"),
     ],
 )
 def test_softmax_of_something_else_is_told(postprocess, predictions, capsys, softmax, expected):
@@ -492,6 +495,28 @@ def test_run_that_was_killed_goes_on(predictions, output, postprocess, moment):
     assert {case: times(output)[f"{case}.nii.gz"] for case in before} == before
     assert rows(output)["removed_voxels"].sum() == 4
     assert not list(output.rglob("part_*"))
+
+
+def test_run_that_was_interrupted_goes_on(predictions, output, postprocess):
+    for number in range(30):
+        write(predictions / f"case_{number}.nii.gz", np.tile(with_a_fragment(55), (20, 20, 1)))
+    code = "import sys; from nnunetv2_anomaly.command_line.main import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "postprocess", "-i", predictions, "-o", output, "-np", "2"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("cases/case_*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.endswith("nnUNetv2_anomaly: interrupted; run the same command again to continue\n")
+    assert "Traceback" not in told
+    before = {f"{file.stem}.nii.gz": times(output)[f"{file.stem}.nii.gz"] for file in output.glob("cases/case_*.json")}
+    assert 0 < len(before) < 30
+    assert postprocess() == 0
+    assert before.items() <= times(output).items()
+    assert len(times(output)) == 30
 
 
 # What cannot be done

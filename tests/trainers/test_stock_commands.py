@@ -6,13 +6,10 @@ docs/reference/commands.md is the table of it; every row there is a command here
 import copy
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from nnunetv2_anomaly.environment import nnunet_environment
+from stock_commands import SETTINGS, WHILE_PLANNING, run_commands
 
 pytestmark = pytest.mark.slow
 
@@ -21,34 +18,15 @@ OTHER_NUMBER, OTHER_NAME = "804", "Dataset804_OtherKnee"
 PRESTAGE = "AnomalyPreStageTrainer"
 #: one of each family: planned network; the paper's network and protocol; transfer of it
 SEGMENTERS = ("AnomalyAwareTrainer", "UNETSTrainer", "UNETSTransferTrainer")
-SETTINGS = {
-    "detector_features": 4,
-    "compressor_code_length": 8,
-    "erase_margin_voxels": 2,
-    "inpainting_epochs": 1,
-    "distillation_epochs": 1,
-    "num_epochs": 1,
-    "num_iterations_per_epoch": 2,
-    "num_val_iterations_per_epoch": 1,
-}
 
 
-def write_plans(folder: Path) -> None:
+def write_plans(folder: Path, make_tiny) -> None:
     """Stock names with tiny networks and patches: 2d, 3d_fullres, and a 3d_lowres, which small images are not given."""
     file = folder / "nnUNetPlans.json"
     plans = json.loads(file.read_text())
     configurations = plans["configurations"]
     for name in ("2d", "3d_fullres"):
-        dimensions = len(configurations[name]["patch_size"])
-        configurations[name]["architecture"]["arch_kwargs"].update(
-            n_stages=3,
-            features_per_stage=[4, 8, 16],
-            kernel_sizes=[[3] * dimensions] * 3,
-            strides=[[1] * dimensions, [2] * dimensions, [2] * dimensions],
-            n_conv_per_stage=[1, 1, 1],
-            n_conv_per_stage_decoder=[1, 1],
-        )
-        configurations[name].update(patch_size=[16] * dimensions, batch_size=2, anomaly=dict(SETTINGS))
+        configurations[name].update(make_tiny(configurations[name], SETTINGS))
     low = copy.deepcopy(configurations["3d_fullres"])
     low.update(
         data_identifier="nnUNetPlans_3d_lowres",
@@ -145,34 +123,23 @@ def commands(base: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, write_tiny_raw_dataset):
+def done(tmp_path_factory, write_tiny_raw_dataset, make_tiny):
     """Base folder, and per command its status and output."""
     base = tmp_path_factory.mktemp("stock")
     for name, num_training in ((NAME, 5), (OTHER_NAME, 2)):
         write_tiny_raw_dataset(base / "nnUNet_raw" / name, num_training, 2)
     for name in ("nnUNet_preprocessed", "nnUNet_results", "elsewhere"):
         (base / name).mkdir()
-    environment = nnunet_environment(base, nnUNet_def_n_proc="1", OMP_NUM_THREADS="1", nnUNet_compile="0")
-
-    def run(entries, label, **variables):
-        (base / f"{label}.json").write_text(json.dumps(entries))
-        subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("stock_commands.py")), str(base / f"{label}.json"),
-             str(base / f"{label}_results.json")],
-            check=True, env={**environment, **variables}, timeout=1500,
-        )  # fmt: skip
-        return json.loads((base / f"{label}_results.json").read_text())
-
     prepare = [
         {"name": f"plan_{number}", "command": ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", *which,
                                                "-npfp", "1", "-np", "1", "--verify_dataset_integrity"]}
         for number, which in ((NUMBER, ("2d", "3d_fullres")), (OTHER_NUMBER, ("3d_fullres",)))
     ]  # fmt: skip
-    planned = run(prepare, "plan", nnUNet_n_proc_DA="1")  # the planner takes it for a thread count, which 0 is not
-    write_plans(base / "nnUNet_preprocessed" / NAME)
+    results = run_commands(base, "plan", prepare, **WHILE_PLANNING)
+    write_plans(base / "nnUNet_preprocessed" / NAME, make_tiny)
     low = [{"name": "preprocess", "command": ["nnUNetv2_preprocess", "-d", NUMBER, "-c", "3d_lowres", "-np", "1"]}]
-    results = {**planned, **run(low, "low", nnUNet_n_proc_DA="1")}
-    return base, {**results, **run(commands(base), "commands", nnUNet_n_proc_DA="0")}
+    results |= run_commands(base, "low", low, **WHILE_PLANNING)
+    return base, results | run_commands(base, "commands", commands(base))
 
 
 NAMES = [entry["name"] for entry in commands(Path("base"))]

@@ -22,7 +22,7 @@ def write_description(folder, labels=LABELS, name="dataset.json", **more):
 def test_labels_without_background(tmp_path):
     dataset = read_dataset_description(write_description(tmp_path))
     assert dataset.labels == {"femoral_bone": (1,), "femoral_cartilage": (2,)}
-    assert dataset.values == {0, 1, 2}
+    assert (dataset.values, dataset.num_classes) == ({0, 1, 2}, 3)
     assert (dataset.ignore, dataset.reader, dataset.has_regions) == (None, None, False)
     assert dataset.file_ending == ".nii.gz"
     assert dataset.source == tmp_path / "dataset.json"
@@ -42,7 +42,7 @@ def test_ignore_label_is_no_label_but_a_value(tmp_path):
     dataset = read_dataset_description(write_description(tmp_path, {**LABELS, "ignore": 3}))
     assert dataset.ignore == 3
     assert "ignore" not in dataset.labels
-    assert dataset.values == {0, 1, 2, 3}
+    assert (dataset.values, dataset.num_classes) == ({0, 1, 2, 3}, 3)
     assert not dataset.has_regions
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -162,6 +163,20 @@ def test_two_dimensional_image_is_written_as_one(tmp_path):
     np.testing.assert_allclose(sitk.GetArrayFromImage(written), pixels, atol=1e-6)
     np.testing.assert_allclose(written.GetSpacing(), (0.5, 0.8), atol=1e-6)
     np.testing.assert_allclose(written.GetOrigin(), (3.0, -4.0), atol=1e-6)
+
+
+def test_channel_of_a_file_with_several_is_written_without_their_axis(oblique_image, tmp_path):
+    path, voxels = oblique_image
+    image = sitk.ReadImage(str(path))
+    both = tmp_path / "both_0000.nii.gz"
+    sitk.WriteImage(sitk.JoinSeries([image, 2 * image]), str(both))
+    data, properties = SimpleITKIO().read_images([str(both)])
+    write_volume(data[1], properties, tmp_path / "both_error_0001.nii.gz")
+    written = sitk.ReadImage(str(tmp_path / "both_error_0001.nii.gz"))
+    np.testing.assert_allclose(sitk.GetArrayFromImage(written), 2 * voxels, atol=1e-6)
+    np.testing.assert_allclose(written.GetSpacing(), image.GetSpacing(), atol=1e-5)
+    np.testing.assert_allclose(written.GetOrigin(), image.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(written.GetDirection(), image.GetDirection(), atol=1e-5)
 
 
 def test_image_without_a_geometry_gets_its_spacing_alone(tmp_path):

@@ -434,7 +434,7 @@ def test_softmax_lies_where_the_segmentation_does(tmp_path, reader, orientation,
     prediction = predict(tmp_path, reader(), image)
     files = SegmentationFiles(".nii.gz", reader.__name__)
     segmentation = files.read(prediction)
-    channels = [files.in_order(c, segmentation) for c in probability_channels(tmp_path / "prediction.npz")]
+    channels = [files.in_order(c, segmentation) for c in probability_channels(tmp_path / "prediction.npz", 4)]
     np.testing.assert_array_equal(np.argmax(channels, axis=0), segmentation.voxels)
 
 
@@ -444,7 +444,7 @@ def test_softmax_of_any_type_is_turned(tmp_path, dtype):
     prediction = predict(tmp_path, SimpleITKIO(), image, dtype=dtype)
     files = SegmentationFiles(".nii.gz")
     segmentation = files.read(prediction)
-    channels = [files.in_order(c, segmentation) for c in probability_channels(tmp_path / "prediction.npz")]
+    channels = [files.in_order(c, segmentation) for c in probability_channels(tmp_path / "prediction.npz", 4)]
     np.testing.assert_array_equal(np.argmax(channels, axis=0), segmentation.voxels)
 
 
@@ -457,7 +457,7 @@ def test_softmax_of_a_flat_image(tmp_path, ending):
     else:
         write(image, noise((5, 6)))
     segmentation = files.read(predict(tmp_path, files.reader_class(), image, ending))
-    channels = [files.in_order(c, segmentation) for c in probability_channels(tmp_path / "prediction.npz")]
+    channels = [files.in_order(c, segmentation) for c in probability_channels(tmp_path / "prediction.npz", 4)]
     np.testing.assert_array_equal(np.argmax(channels, axis=0), segmentation.voxels)
 
 
@@ -483,7 +483,7 @@ def save_softmax(path: Path, probabilities: np.ndarray, key="probabilities", com
 @pytest.mark.parametrize("compressed", [True, False])
 def test_channels_come_class_by_class(tmp_path, dtype, order, compressed):
     probabilities = np.array(softmax(SHAPE), dtype=dtype, order=order)
-    channels = list(probability_channels(save_softmax(tmp_path / "a.npz", probabilities, compressed=compressed)))
+    channels = list(probability_channels(save_softmax(tmp_path / "a.npz", probabilities, compressed=compressed), 4))
     assert len(channels) == 4
     np.testing.assert_array_equal(channels, probabilities)
     assert {channel.dtype for channel in channels} == {probabilities.dtype.newbyteorder("=")}
@@ -491,7 +491,7 @@ def test_channels_come_class_by_class(tmp_path, dtype, order, compressed):
 
 def test_sums_that_are_rounded_up_are_no_error(tmp_path):
     probabilities = np.full((2, *SHAPE), 1.0005, np.float16)
-    assert len(list(probability_channels(save_softmax(tmp_path / "a.npz", probabilities)))) == 2
+    assert len(list(probability_channels(save_softmax(tmp_path / "a.npz", probabilities), 2))) == 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.1])
@@ -500,7 +500,7 @@ def test_numbers_that_are_no_probabilities(tmp_path, value, order):
     probabilities = np.array(softmax(SHAPE), order=order)
     probabilities[3, 1, 2, 3] = value
     with pytest.raises(UserError, match=r"a\.npz holds NaN or numbers out of \[0, 1\]"):
-        list(probability_channels(save_softmax(tmp_path / "a.npz", probabilities)))
+        list(probability_channels(save_softmax(tmp_path / "a.npz", probabilities), 4))
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -509,7 +509,7 @@ def test_softmax_that_is_cut_short(tmp_path, share, compressed):
     path = save_softmax(tmp_path / "a.npz", softmax((10, 12, 14)), compressed=compressed)
     os.truncate(path, int(path.stat().st_size * share))
     with pytest.raises(UserError, match=r"a\.npz cannot be read as nnU-Net's softmax output"):
-        list(probability_channels(path))
+        list(probability_channels(path, 4))
 
 
 @pytest.mark.parametrize("place", [0, 100, 110, 130, 300, 2000, 3000, -300, -20])
@@ -521,7 +521,7 @@ def test_softmax_that_is_damaged(tmp_path, place, compressed):
     content[damaged] = bytes(255 - value for value in content[damaged])
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.npz .*predict the case again"):
-        list(probability_channels(path))
+        list(probability_channels(path, 4))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -532,7 +532,16 @@ def test_array_of_another_length_than_it_says(tmp_path, order):
         with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
             archive.writestr("probabilities.npy", changed)
         with pytest.raises(UserError, match="predict the case again"):
-            list(probability_channels(tmp_path / "a.npz"))
+            list(probability_channels(tmp_path / "a.npz", 4))
+
+
+@pytest.mark.parametrize("num_classes", [3, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_softmax_of_another_number_of_classes(tmp_path, order, num_classes):
+    path = save_softmax(tmp_path / "a.npz", np.array(softmax(SHAPE), order=order))
+    told = rf"a\.npz holds the softmax output of 4 classes, and dataset\.json tells {num_classes}, background"
+    with pytest.raises(UserError, match=told):
+        next(probability_channels(path, num_classes))
 
 
 def test_other_files_are_no_softmax(tmp_path):
@@ -541,13 +550,13 @@ def test_other_files_are_no_softmax(tmp_path):
     save_softmax(tmp_path / "key.npz", softmax(SHAPE), key="softmax")
     for name in ("text.npz", "array.npy", "key.npz", "missing.npz"):
         with pytest.raises(UserError, match=rf"{name} cannot be read as nnU-Net's softmax output"):
-            list(probability_channels(tmp_path / name))
+            list(probability_channels(tmp_path / name, 4))
 
 
 @pytest.mark.parametrize("array", [np.zeros(SHAPE, np.float32), np.zeros((2, *SHAPE), np.uint8), np.array(None)])
 def test_arrays_that_are_no_softmax(tmp_path, array):
     with pytest.raises(UserError, match=r"expected nnU-Net's softmax, \(K, Z, Y, X\)"):
-        list(probability_channels(save_softmax(tmp_path / "a.npz", array)))
+        list(probability_channels(save_softmax(tmp_path / "a.npz", array), 2))
 
 
 def test_letters_of_the_tests():
