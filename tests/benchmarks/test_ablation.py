@@ -1,8 +1,9 @@
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from benchmarks.ablation import MAPS, AblationNetwork, AblationTrainer, shuffled
+from benchmarks.ablation import MAPS, AblationNetwork, AblationTrainer, BudgetedNNUNetTrainer, shuffled
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.prestage.networks import AnomalyDetector
 from nnunetv2_anomaly.segmentation.network import AnomalyAwareNetwork
@@ -79,3 +80,25 @@ def test_unknown_maps_are_refused():
         AblationTrainer.choices({"ablation": {"channel": "cubed"}})
     with pytest.raises(UserError, match="expected 'channel' and 'weight'"):
         AblationTrainer.choices({"ablation": {"chanel": "none"}})
+
+
+def test_budgeted_trainer_is_nnunets_own_to_the_bit(build_trainer, results_folder):
+    steps = {}
+    for trainer_class in (nnUNetTrainer, BudgetedNNUNetTrainer):
+        trainer = build_trainer(trainer_class)
+        torch.manual_seed(0)
+        trainer.initialize()
+        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1] == (0, 1, 2)
+        generator = torch.Generator().manual_seed(1)
+        batch = {
+            "data": torch.randn(2, 1, 16, 16, 16, generator=generator),
+            "target": [
+                torch.randint(0, 4, (2, 1, *[size] * 3), generator=generator, dtype=torch.int16) for size in (16, 8)
+            ],
+        }
+        losses = [float(trainer.train_step(batch)["loss"]) for _ in range(2)]
+        steps[trainer_class] = losses, {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    (own, weights), (budgeted, same) = steps.values()
+    assert own == budgeted
+    assert weights.keys() == same.keys()
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
