@@ -13,7 +13,7 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
-from benchmarks.experiment import MARGIN_MM, Experiment, epoch_seconds
+from benchmarks.experiment import MARGIN_MM, Experiment, Repeat, epoch_seconds
 from nnunetv2_anomaly.environment import let_nnunet_find_trainers, nnunet_folders
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
@@ -33,6 +33,10 @@ from nnunetv2_anomaly.volumes.segmentations import chosen_reader
 #: between a case's name and its repeat's, in the names of gathered files
 _OF = "--"
 
+#: of lesions that the labels count as bone
+INSIDE = Measure(
+    "bone_inside_lesion_percent", "bone inside lesion [%]", "inside", RAW, factor=100.0, digits=1, larger_is_better=True
+)
 COMPONENTS = Measure("components", "components before clean-up", "components", RAW, digits=2)
 
 
@@ -50,7 +54,7 @@ def report(experiment: Experiment, num_processes: int) -> Path:
     lesions = _bones_with_lesion(experiment)
     tables = [
         segmentation_table(evaluation),
-        lesion_table(evaluation, lesions),
+        lesion_table(evaluation, lesions, _shares_inside_lesions(experiment)),
         difference_table(evaluation, lesions),
         cost_table(experiment),
     ]
@@ -99,8 +103,14 @@ def segmentation_table(evaluation: Evaluation) -> Table:
     )
 
 
-def lesion_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
-    """The same of bones that hold a lesion, labelled or not, and of bones that do not."""
+def lesion_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.DataFrame) -> Table:
+    """The same of bones that hold a lesion, labelled or not, and of bones that do not.
+
+    Args:
+        evaluation: of all repeats.
+        lesions: knee, label, and whether the bone holds a lesion.
+        inside: case, model, label, and which share of the lesion's voxels was segmented as the bone.
+    """
     chosen = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_mm", "hd_raw_mm")]
     cases = _with_lesions(evaluation.cases, lesions)
     rows = []
@@ -110,12 +120,15 @@ def lesion_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
                 own = cases[(cases["label"] == bone) & (cases["model"] == model) & (cases["lesion"] == holds)]
                 cells = [_mean_cell(own[own["processing"] == measure.processing], measure) for measure in chosen]
                 number = own["case"].nunique()
+                found = own[own["processing"] == RAW].merge(inside, on=["case", "model", "label"])
+                cells.insert(0, _mean_cell(found, INSIDE))
                 head = (_word("bone", in_words(bone)), _word("lesion", "yes" if holds else "no"), _word("model", model))
                 rows.append((*head, *cells, Cell(str(number), values={"predictions": number})))
     return Table(
         "Bones with and without a lesion in the image, labelled or not",
-        ("bone", "lesion", "model", *(measure.title for measure in chosen), "predictions"),
+        ("bone", "lesion", "model", INSIDE.title, *(measure.title for measure in chosen), "predictions"),
         tuple(rows),
+        (f"{INSIDE.title}: share of a lesion's voxels that are segmented as its bone; what is missing are holes.",),
         words=3,
         grouped=2,
     )
@@ -223,9 +236,8 @@ def _gather(experiment: Experiment) -> dict[str, Path]:
     for folder in folders.values():
         folder.mkdir(parents=True)
     for repeat in experiment.repeats:
-        name = f"seed{repeat.seed}-fold{repeat.fold}"
         for file in sorted(experiment.predictions(repeat).glob("*.nii.gz")):
-            gathered = f"{file.name.removesuffix('.nii.gz')}{_OF}{name}.nii.gz"
+            gathered = f"{_case(file.name.removesuffix('.nii.gz'), repeat)}.nii.gz"
             _link(file, folders[repeat.model.name] / gathered)
             if not (folders["references"] / gathered).exists():
                 _link(experiment.references / file.name, folders["references"] / gathered)
@@ -259,6 +271,24 @@ def _bones_with_lesion(experiment: Experiment) -> pd.DataFrame:
             {"knee": knee, "label": names[bone], "lesion": lesion in present} for lesion, bone in BONE_OF_LESION.items()
         ]
     return pd.DataFrame(rows, columns=["knee", "label", "lesion"])
+
+
+def _shares_inside_lesions(experiment: Experiment) -> pd.DataFrame:
+    """Columns case, model, label, inside: share of a lesion's voxels that are segmented as the bone, or as lesion."""
+    names = {value: name for name, value in LABELS.items()}
+    rows = []
+    for repeat in experiment.repeats:
+        for file in sorted(experiment.predictions(repeat).glob("*.nii.gz")):
+            predicted, truth = (
+                sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (file, experiment.anomalies / file.name)
+            )
+            case = _case(file.name.removesuffix(".nii.gz"), repeat)
+            for lesion, bone in BONE_OF_LESION.items():
+                own = predicted[truth == lesion]
+                if own.size:
+                    share = float(np.isin(own, (bone, lesion)).mean())
+                    rows.append({"case": case, "model": repeat.model.name, "label": names[bone], "inside": share})
+    return pd.DataFrame(rows, columns=["case", "model", "label", "inside"])
 
 
 def _with_lesions(cases: pd.DataFrame, lesions: pd.DataFrame) -> pd.DataFrame:
@@ -317,6 +347,10 @@ def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
 
 def _word(column: str, text: str) -> Cell:
     return Cell(text, left=True, values={column: text})
+
+
+def _case(knee: str, repeat: Repeat) -> str:
+    return f"{knee}{_OF}seed{repeat.seed}-fold{repeat.fold}"
 
 
 def _knee(case: str) -> str:

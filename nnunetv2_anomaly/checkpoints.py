@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ UNREADABLE = (
     RuntimeError,
     EOFError,
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
     LookupError,
     AttributeError,
     TypeError,

@@ -31,8 +31,10 @@ from nnunetv2_anomaly.checkpoints import (
 )
 from nnunetv2_anomaly.errors import UnsupportedError, UserError, listed
 from nnunetv2_anomaly.files import nothing_can_be_written, why_not_writable
+from nnunetv2_anomaly.prestage.data_record import continued, data_record
 from nnunetv2_anomaly.settings import SETTINGS, default, section_of
 from nnunetv2_anomaly.training.finite import LossWatch
+from nnunetv2_anomaly.training.pretrained import check_copied_weights, given_weights_file
 
 
 class AnomalyTrainerBase(nnUNetTrainer):
@@ -71,6 +73,10 @@ class AnomalyTrainerBase(nnUNetTrainer):
         self._own_checkpoints: set[Path] = set()
         self._batches_seen = {"training": 0, "validation": 0}
         self._patient_group: dist.ProcessGroup | None = None
+        #: whether this run goes on from a checkpoint, or is about to
+        self.resumed = False
+        #: data_record.py's record of what this training has seen, in earlier runs too
+        self.data: dict[str, Any] | None = None
         # The base's __init__ has just set attributes of the same names to its own defaults.
         for name, value in self.settings(self.configuration_manager).items():
             setattr(self, name, value)
@@ -140,12 +146,63 @@ class AnomalyTrainerBase(nnUNetTrainer):
                 f"nnU-Net makes its split again, the same one, or put your own back"
             ) from error
 
-    # -------------------------------------------------------------- several GPUs
+    def see_that_cases_are_there(self, cases: Sequence[str]) -> None:
+        """See that the cases of the split are preprocessed.
+
+        Raises: UserError naming those that are not.
+        """
+        known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        missing = [case for case in cases if case not in known]
+        if missing:
+            raise UserError(
+                f"splits_final.json names {len(missing)} case(s) that are not in {self.preprocessed_dataset_folder} "
+                f"({', '.join(missing[:5])}); expected every case of the fold, so run nnUNetv2_preprocess again or "
+                f"mend the split"
+            )
+
+    def note_data(self, cases: Sequence[str]) -> None:
+        """Keep for the checkpoints what the training cases look like; warn where an interrupted run had others.
+
+        Raises: UserError if a case cannot be read.
+        """
+        folder = self.preprocessed_dataset_folder
+        known = set(self.dataset_class.get_identifiers(folder))
+        seen = {case for case in self.data["cases"] if case in known} if self.data else set()
+        looked_at = sorted({*cases, *seen})
+        dataset = self.dataset_class(folder, looked_at)
+        now = data_record(self.plans_manager, self.configuration_manager, dataset, looked_at)
+        told = None
+        if self.data:
+            now, told = continued(self.data, now)
+        elif self.resumed:
+            told = (
+                "this run began with an older version, which did not note its data; whether the data set has changed "
+                "since cannot be told"
+            )
+        if told:
+            self.print_to_log_file(f"WARNING: {told}")
+        self.data = now
 
     def initialize(self) -> None:
-        """As in nnU-Net; on several GPUs every rank keeps its buffers."""
+        """As in nnU-Net; on several GPUs every rank keeps its buffers.
+
+        Raises: UserError if the pretrained weights on the command line do not fit.
+        """
         super().initialize()
         self._keep_buffers()
+        if not self.resumed:
+            self.check_pretrained_weights()
+
+    def check_pretrained_weights(self) -> None:
+        """See that nnU-Net can copy the weights of the file after ``-pretrained_weights``, which it does next.
+
+        Raises: UserError if it cannot be read, or does not fit the network.
+        """
+        file = given_weights_file()
+        if file is not None:
+            check_copied_weights(file, self.module, type(self).__name__)
+
+    # -------------------------------------------------------------- several GPUs
 
     def _keep_buffers(self) -> None:
         """Send no buffers around in forward passes: the detector's, the only ones, do not change there.
@@ -325,6 +382,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
 
         Raises: UserError if it cannot be read, is another trainer's, or of other plans, data, fold or networks.
         """
+        self.resumed = True
         path = Path(str(filename_or_checkpoint))  # nnU-Net 2.8.1 announces dictionaries, and cannot take them
         checkpoint = read_own_checkpoint(path, type(self).__name__)
         others = others_beside(path)

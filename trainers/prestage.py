@@ -24,7 +24,6 @@ from nnunetv2_anomaly.checkpoints import entry_of
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.losses.prestage import PreStageLoss
 from nnunetv2_anomaly.prestage.construction import build_prestage_network
-from nnunetv2_anomaly.prestage.data_record import data_record, differences
 from nnunetv2_anomaly.prestage.handover import (
     CHECKPOINT_KEY,
     ENTRIES,
@@ -77,9 +76,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         self.num_epochs = self.inpainting_epochs + self.distillation_epochs
         self.enable_deep_supervision = False
         self.save_every = 1  # the networks are small, and so nothing is lost when a run is killed
-        self.resumed = False
         self.training_cases: list[str] = []
-        self.data: dict[str, Any] | None = None
         self.quality: dict[str, float] = {}
         self._iteration = 0
         self._log_our_keys()
@@ -161,14 +158,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         with self.rank_0_first():
             training, validation = super().do_split()
         cases = sorted(set(training) | set(validation))
-        known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
-        missing = [case for case in cases if case not in known]
-        if missing:
-            raise UserError(
-                f"splits_final.json names {len(missing)} case(s) that are not in {self.preprocessed_dataset_folder} "
-                f"({', '.join(missing[:5])}); expected every case of the fold, so run nnUNetv2_preprocess again or "
-                f"mend the split"
-            )
+        self.see_that_cases_are_there(cases)
         cache = cache_folder(
             self.preprocessed_dataset_folder_base,
             self.configuration_manager.data_identifier,
@@ -200,18 +190,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         # nnU-Net's own way to bring along a second label map that all spatial augmentation treats alike.
         self.folder_with_segs_from_previous_stage = str(cache)
         self.intensities = intensity_statistics([statistics[case] for case in self.training_cases])
-        self._note_data()
-
-    def _note_data(self) -> None:
-        """What the training cases look like, for the segmentation; of a resumed run, of all that it has ever seen."""
-        then, dataset = self.data, self.dataset_class(self.preprocessed_dataset_folder, list(self.training_cases))
-        now = data_record(self.plans_manager, self.configuration_manager, dataset, self.training_cases)
-        if then is not None:
-            found = differences({**then, "cases": {k: v for k, v in then["cases"].items() if k in now["cases"]}}, now)
-            if found:
-                self.print_to_log_file(f"WARNING: the data set has changed since this run began: {'; '.join(found)}")
-            now["cases"] = {**then["cases"], **now["cases"]}
-        self.data = now
+        self.note_data(self.training_cases)
 
     def _foreground_labels(self) -> list[int]:
         if not self.label_manager.has_regions:
@@ -407,7 +386,6 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         """
         super().load_checkpoint(filename_or_checkpoint)
         self._log_our_keys()
-        self.resumed = True
 
     def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Phase, cases and quality; the optimiser of the phase is made before its state is loaded.

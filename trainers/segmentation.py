@@ -18,7 +18,7 @@ from torch import distributed as dist
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.losses.anomaly_aware import AnomalyAwareLoss, DiceAndFocalCrossEntropy
 from nnunetv2_anomaly.prestage.construction import build_detector, planned_strides
-from nnunetv2_anomaly.prestage.data_record import check_data, data_record
+from nnunetv2_anomaly.prestage.data_record import CHECKPOINT_KEY, case_record, check_data, data_record
 from nnunetv2_anomaly.prestage.handover import (
     check_fold_rule,
     describe_quality,
@@ -43,7 +43,6 @@ class SegmentationTrainer(AnomalyTrainerBase):
         Raises: UnsupportedError for region-based labels.
         """
         super().set_up()
-        self.resumed = False
         if self.label_manager.has_regions:
             raise UnsupportedError(
                 f"{type(self).__name__} does not support region-based labels: its losses need one class per voxel; "
@@ -116,20 +115,34 @@ class SegmentationTrainer(AnomalyTrainerBase):
             return DeepSupervisionWrapper(loss, (1.0,))
         return DeepSupervisionWrapper(loss, planned.weight_factors)
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As in nnU-Net; whatever a fresh start would fetch from elsewhere is in the checkpoint."""
-        self.resumed = True
-        super().load_checkpoint(filename_or_checkpoint)
+    def get_tr_and_val_datasets(self) -> tuple:
+        """As in nnU-Net, with a note of what the training cases look like.
+
+        Raises: UserError if a case is missing, or its files cannot be read.
+        """
+        training, validation = super().get_tr_and_val_datasets()
+        self.see_that_cases_are_there([*training.identifiers, *validation.identifiers])
+        self.note_data(training.identifiers)
+        for case in validation.identifiers:  # a worker that met a damaged file would end in a traceback
+            case_record(validation, case)
+        return training, validation
 
     def extra_checkpoint_entries(self) -> dict[str, Any]:
-        """The best score with this epoch's: nnU-Net 2.8.1 settles it after checkpoint_latest.pth, and so resumes with
-        an older one.
+        """What the training cases look like, and the best score with this epoch's: nnU-Net 2.8.1 settles that after
+        checkpoint_latest.pth, and so resumes with an older one.
         """
         extra = super().extra_checkpoint_entries()
+        if self.data:
+            extra[CHECKPOINT_KEY] = self.data
         scores = self.logger.get_value("ema_fg_dice", step=None)
         if scores and self._best_ema is not None and scores[-1] > self._best_ema:
             extra["_best_ema"] = scores[-1]
         return extra
+
+    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """What the training cases looked like; older versions did not keep it."""
+        super().take_from_checkpoint(checkpoint, path)
+        self.data = checkpoint.get(CHECKPOINT_KEY)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As in nnU-Net.

@@ -69,7 +69,7 @@ class TransferProtocol(SegmentationTrainer):
     # ------------------------------------------------------------ where it starts
 
     def initialize(self) -> None:
-        """As in nnU-Net, once the pretrained weights are known to fit, so that nnU-Net can copy them.
+        """As in nnU-Net, with the classes that the pretrained weights know.
 
         Raises: UserError if there are none on the command line, or they do not fit.
         """
@@ -85,6 +85,12 @@ class TransferProtocol(SegmentationTrainer):
             new = [name for name in labels if name not in self._source.labels]
             self.added_labels = tuple(n for n in labels if n in new or n in self._source.added_labels)
         super().initialize()
+
+    def check_pretrained_weights(self) -> None:
+        """See that the output layers, too, fit but for their number of classes.
+
+        Raises: UserError if they, or anything else, do not.
+        """
         if self._source is not None:
             check_fits(self._source, self.module, self._move_command())
 

@@ -1,4 +1,6 @@
-"""What a pre-stage saw of its data set, so that the segmentation can tell whether that is still the same data.
+"""What a training saw of its data set, so that what goes on from it can tell whether that is still the same data.
+
+A pre-stage's record is asked by the segmentation, and every training's by itself when it is continued.
 
 Of every training case: its shape and a few voxels of its preprocessed image. That is cheap, survives copying and
 compressing anew, and tells another image, spacing or normalisation apart. Labels are not part of it: a mended
@@ -8,6 +10,7 @@ segmentation does not spoil a detector.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.prestage.preparation import read_whole
 
+#: key of a segmentation's checkpoint under which its record is kept; a pre-stage's is in its own entry (handover.py)
+CHECKPOINT_KEY = "anomaly_data"
 #: voxels of an image that are kept, along the middle line of its last axis
 _VOXELS = 8
 #: two preprocessings of one image on two machines differ by rounding; units of the normalised image
@@ -24,11 +30,15 @@ _OF_CONFIGURATION = ("spacing", "normalization_schemes", "use_mask_for_norm", "p
 
 
 def case_record(dataset: nnUNetBaseDataset, case: str) -> dict[str, list]:
-    """Shape of a preprocessed image and voxels along its middle line; units of the normalised image."""
-    image, *_ = dataset.load_case(case)
-    shape = [int(size) for size in image.shape]
-    place = (slice(None), *(size // 2 for size in shape[1:-1]), slice(None))
-    line = np.asarray(image[place], dtype=np.float64).reshape(shape[0], shape[-1])
+    """Shape of a preprocessed image and voxels along its middle line; units of the normalised image.
+
+    Raises: UserError if the case cannot be read.
+    """
+    with read_whole(case, Path(dataset.source_folder)):
+        image, *_ = dataset.load_case(case)
+        shape = [int(size) for size in image.shape]
+        place = (slice(None), *(size // 2 for size in shape[1:-1]), slice(None))
+        line = np.asarray(image[place], dtype=np.float64).reshape(shape[0], shape[-1])
     chosen = np.unique(np.linspace(0, shape[-1] - 1, _VOXELS).round().astype(int))
     return {"shape": shape, "voxels": line[:, chosen].round(4).ravel().tolist()}
 
@@ -67,6 +77,19 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if changed:
         found.append(f"{len(changed)} training case(s) are other images or preprocessed otherwise ({listed(changed)})")
     return found
+
+
+def continued(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The record of a training that goes on: of all that it has ever seen.
+
+    Args:
+        then: of its checkpoint.
+        now: of its cases now, and of those of ``then`` that are still there.
+    Returns: the record to keep, and what to tell in the log if the data set has changed.
+    """
+    kept = {**now, "cases": {**then["cases"], **now["cases"]}}
+    found = differences(then, now)
+    return kept, f"the data set has changed since this run began: {'; '.join(found)}" if found else None
 
 
 def check_data(

@@ -168,7 +168,7 @@ def _prepare_case(
     patch_size: Sequence[int],
 ) -> CaseStatistics:
     folder = Path(dataset.source_folder)
-    with _read_whole(case, folder):
+    with read_whole(case, folder):
         fingerprint = _fingerprint(type(dataset), folder, case, foreground_labels, margin_voxels, clip)
     entry = cache / f"{case}.json"
     region_file = cache / f"{case}.{_ending(type(dataset))}"
@@ -180,7 +180,7 @@ def _prepare_case(
         if isinstance(stored, dict) and stored.get("fingerprint") == fingerprint:
             return CaseStatistics(**stored["statistics"])
 
-    with _read_whole(case, folder):
+    with read_whole(case, folder):
         data, segmentation, _, _ = dataset.load_case(case)
         image = np.asarray(data[:], dtype=np.float32)
         labels = np.asarray(segmentation[:])[0]
@@ -214,7 +214,7 @@ def _prepare_case(
 
 
 @contextmanager
-def _read_whole(case: str, folder: Path) -> Iterator[None]:
+def read_whole(case: str, folder: Path) -> Iterator[None]:
     """Turn a failure to read what nnU-Net preprocessed into a UserError."""
     try:
         yield

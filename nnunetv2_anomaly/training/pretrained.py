@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from nnunetv2_anomaly.checkpoints import UNREADABLE, first_line
 from nnunetv2_anomaly.errors import UserError
@@ -60,13 +61,57 @@ def without_ignore(labels: Mapping[str, int]) -> dict[str, int]:
     return {name: value for name, value in labels.items() if name != "ignore"}
 
 
+def read_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint that holds a network's weights, on the CPU: all that nnU-Net's ``-pretrained_weights`` asks for.
+
+    Raises: UserError if it cannot be read or holds none, or if nnU-Net could not read it on this machine.
+    """
+    devices: set[str] = set()
+
+    def on_cpu(storage: Any, device: str) -> Any:
+        devices.add(device)
+        return storage
+
+    try:
+        checkpoint = torch.load(path, map_location=on_cpu, weights_only=False)
+        weights = dict(checkpoint["network_weights"])
+        if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+            raise ValueError("no tensors under 'network_weights'")
+    except UNREADABLE as error:
+        raise _unreadable(path, error, "a training") from error
+    # nnU-Net 2.8.1 puts tensors back where they were saved, but for several GPUs, where it tells them where to go.
+    absent = [] if dist.is_initialized() else sorted(device for device in devices if not _is_here(device))
+    if absent:
+        raise UserError(
+            f"the pretrained weights {path} were saved from the device {absent[0]}, which is not here, and nnU-Net "
+            f'reads them onto no other; train where it is, or give a copy made with: python -c "import torch; '
+            f"torch.save(torch.load('{path}', map_location='cpu', weights_only=False), 'copy.pth')\""
+        )
+    return checkpoint
+
+
+def _is_here(device: str) -> bool:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # a device that is missing; one that torch was built without
+        return False
+    return True
+
+
+def _unreadable(path: Path, error: BaseException, expected: str) -> UserError:
+    return UserError(
+        f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: {first_line(error)}); "
+        f"expected the checkpoint_final.pth of {expected}"
+    )
+
+
 def read_pretrained(path: Path) -> PretrainedModel:
     """A checkpoint of nnU-Net's or ours with the labels it was trained for.
 
     Raises: UserError if it cannot be read or is no checkpoint of a training.
     """
+    checkpoint = read_weights(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         arguments = checkpoint["init_args"]
         plans = arguments["plans"]
         labels = without_ignore(arguments["dataset_json"]["labels"])
@@ -81,10 +126,7 @@ def read_pretrained(path: Path) -> PretrainedModel:
             configuration=_resolved(plans["configurations"], arguments["configuration"]),
         )
     except UNREADABLE as error:
-        raise UserError(
-            f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: "
-            f"{first_line(error)}); expected the checkpoint_final.pth of a training with plain labels"
-        ) from error
+        raise _unreadable(path, error, "a training with plain labels") from error
 
 
 def _resolved(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -104,17 +146,40 @@ def check_fits(source: PretrainedModel, network: nn.Module, move_command: str) -
     Raises: UserError naming the first difference; nnU-Net itself would end in a traceback.
     """
     here = network.state_dict()
-    for name in sorted(here.keys() | source.weights.keys()):
-        theirs = tuple(source.weights[name].shape) if name in source.weights else None
-        ours = tuple(here[name].shape) if name in here else None
-        if OUTPUT_LAYER in name and theirs is not None and ours is not None:
-            theirs, ours = theirs[1:], ours[1:]
-        if theirs != ours:
+    origin = f"{source.path} ({source.trainer_name}, {source.dataset_name})"
+    mend = f"so train both with the same trainer family, and move the plans: {move_command}"
+    _compare(origin, source.weights, here, sorted(here.keys() | source.weights.keys()), mend)
+
+
+def check_copied_weights(path: Path, network: nn.Module, trainer_name: str) -> None:
+    """See that nnU-Net can copy a file's weights into a network: all that this has but the output layers.
+
+    Args:
+        path: the file after ``-pretrained_weights``.
+        network: the network to be trained, without wrappers.
+        trainer_name: of its trainer.
+    Raises: UserError if the file cannot be read, or naming the first difference; nnU-Net itself would end in a
+        traceback.
+    """
+    checkpoint = read_weights(path)
+    here = network.state_dict()
+    names = [name for name in sorted(here) if OUTPUT_LAYER not in name]
+    origin = f"{path} ({checkpoint['trainer_name']})" if "trainer_name" in checkpoint else str(path)
+    mend = f"so give those of a {trainer_name} on the same plans, or start without -pretrained_weights"
+    _compare(origin, checkpoint["network_weights"], here, names, mend)
+
+
+def _compare(
+    origin: str, theirs: Mapping[str, Tensor], here: Mapping[str, Tensor], names: Sequence[str], mend: str
+) -> None:
+    """Raises: UserError naming the first tensor that is not alike, the number of classes left aside."""
+    for name in names:
+        apart = 1 if OUTPUT_LAYER in name else 0  # the first axis of an output layer
+        there, now = (str(tuple(state[name].shape[apart:])) if name in state else "missing" for state in (theirs, here))
+        if there != now:
             raise UserError(
-                f"the pretrained weights {source.path} ({source.trainer_name}, {source.dataset_name}) do not fit: "
-                f"'{name}' is {theirs or 'missing'} there and {ours or 'missing'} here; expected the same kind of "
-                f"network on the same plans, so train both with the same trainer family, and move the plans: "
-                f"{move_command}"
+                f"the pretrained weights {origin} do not fit: '{name}' is {there} there and {now} here; expected the "
+                f"same kind of network on the same plans, {mend}"
             )
 
 

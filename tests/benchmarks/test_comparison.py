@@ -63,7 +63,12 @@ def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesion
 
 
 def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions):
-    rows = [{k: v for c in row for k, v in c.values.items()} for row in lesion_table(evaluation, lesions).rows]
+    inside = evaluation.cases[evaluation.cases["processing"] == RAW][["case", "model", "label"]].assign(inside=0.9)
+    inside = inside[[case[:2] in ("k0", "k1") for case in inside["case"]]]
+    table = lesion_table(evaluation, lesions, inside)
+    rows = [{k: v for c in row for k, v in c.values.items()} for row in table.rows]
+    assert [row["bone_inside_lesion_percent"] for row in rows][:2] == [pytest.approx(90)] * 2
+    assert all(np.isnan(row["bone_inside_lesion_percent"]) for row in rows[2:])
     found = {(row["lesion"], row["model"]): (row["dsc_percent"], row["predictions"]) for row in rows}
     assert found["yes", "naive"] == (pytest.approx(80.5), 4)
     assert found["no", "naive"] == (pytest.approx(83.5), 8)

@@ -11,21 +11,30 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.environment import nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import why_not_writable
 from nnunetv2_anomaly.prediction.error_images import predict_error_images
+from nnunetv2_anomaly.prestage.data_record import case_record
 
 PRESTAGE, SEGMENTATION, PUBLISHED = "AnomalyPreStageTrainer", "AnomalyAwareTrainer", "UNETPlusTrainer"
+TRANSFER = "UNETPlusTransferTrainer"
 CPU = torch.device("cpu")
 TRAIN_PRESTAGE = "nnUNetv2_train 801 3d_small 0 -tr AnomalyPreStageTrainer -device cpu"
 
@@ -165,17 +174,19 @@ def preprocessed_again(own_preprocessed, case, change):
     nnUNetDatasetBlosc2.save_case(change(image), segmentation, properties, str(folder / case), *sizes)
 
 
-def test_image_that_is_not_finite_is_named_as_the_cause(trainer_factory, own_preprocessed, results_folder):
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_image_that_is_not_finite_is_named_as_the_cause(trainer_factory, own_preprocessed, results_folder, value):
     trainer = trainer_factory(PUBLISHED, anomaly={"num_iterations_per_epoch": 4})
     case = trainer.do_split()[0][0]
-    preprocessed_again(own_preprocessed, case, lambda image: image + np.float32("nan"))
+    preprocessed_again(own_preprocessed, case, lambda image: image + np.float32(value))
     sentence = sentence_of(trainer.run_training)
     assert f"the preprocessed image of {case} holds NaN or infinite voxels" in sentence
     assert "so mend that image, run nnUNetv2_preprocess again, and start again" in sentence
 
 
-def test_prestage_tells_of_an_image_that_is_not_finite_before_it_trains(trainer_factory, own_preprocessed):
-    preprocessed_again(own_preprocessed, "case_1", lambda image: image + np.float32("inf"))
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_prestage_tells_of_an_image_that_is_not_finite_before_it_trains(trainer_factory, own_preprocessed, value):
+    preprocessed_again(own_preprocessed, "case_1", lambda image: image + np.float32(value))
     assert "case 'case_1' holds NaN or infinite voxels" in sentence_of(trainer_factory(PRESTAGE).run_training)
 
 
@@ -405,6 +416,100 @@ def test_model_without_detector_is_told_when_error_images_are_made(build_trainer
     assert "(nnUNetTrainer) has no detector" in sentence
 
 
+def saved_from_a_gpu(path):
+    """As torch writes it on a machine with a GPU: the device's name stands beside every tensor."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content.replace(b"X\x03\0\0\0cpu", b"X\x07\0\0\0cuda:77"))
+
+
+def of_another_shape(checkpoint):
+    name = next(name for name in checkpoint["network_weights"] if "encoder" in name and name.endswith("weight"))
+    checkpoint["network_weights"][name] = torch.zeros(1, 9)
+
+
+def of_another_architecture(checkpoint):
+    weights = checkpoint["network_weights"]
+    checkpoint["network_weights"] = {f"other.{name}": tensor for name, tensor in weights.items()}
+
+
+#: what is done to a file of pretrained weights, and what nnUNetv2_train then says
+SPOILED_WEIGHTS = {
+    "missing": (lambda path: path.unlink(), "cannot be read as a checkpoint (FileNotFoundError"),
+    "nothing in it": (lambda path: truncated(path, 0), "cannot be read as a checkpoint (EOFError"),
+    "cut short": (lambda path: truncated(path, 0.6), "cannot be read as a checkpoint (RuntimeError"),
+    "a text": (lambda path: path.write_text("version 1"), "cannot be read as a checkpoint (UnpicklingError"),
+    "a list": (lambda path: torch.save([1, 2], path), "cannot be read as a checkpoint (TypeError"),
+    "bare weights": (lambda path: changed(path, lambda c: c["network_weights"]), "as a checkpoint (KeyError"),
+    "no tensors": (
+        lambda path: changed(path, lambda c: c.update(network_weights={"a": 1})),
+        "no tensors under 'network_weights'",
+    ),
+    "another shape": (lambda path: changed(path, of_another_shape), "is (1, 9) there and ("),
+    "another network": (lambda path: changed(path, of_another_architecture), " do not fit: '"),
+    "from a GPU": (saved_from_a_gpu, "were saved from the device cuda:77, which is not here"),
+}
+
+
+@pytest.fixture
+def nnunet_train(monkeypatch):
+    """Function: nnUNetv2_train's own entry point, with options."""
+    threads = torch.get_num_threads()
+
+    def train(*options):
+        words = ["nnUNetv2_train", "801", "3d_small", "0", "-device", "cpu", *map(str, options)]
+        monkeypatch.setattr(sys, "argv", words)
+        run_training_entry()
+
+    yield train
+    torch.set_num_threads(threads)  # the command takes all
+
+
+@pytest.mark.parametrize("name", [SEGMENTATION, PUBLISHED, TRANSFER])
+@pytest.mark.parametrize("spoil", SPOILED_WEIGHTS)
+def test_spoiled_pretrained_weights_are_told_in_a_sentence(
+    trainer_factory, after_prestage, nnunet_train, tmp_path, name, spoil
+):
+    path = tmp_path / "weights.pth"
+    source = trainer_factory(name.replace("Transfer", ""))
+    source.initialize()
+    source.save_checkpoint(str(path))
+    make, expected = SPOILED_WEIGHTS[spoil]
+    make(path)
+    sentence = sentence_of(lambda: nnunet_train("-tr", name, "-pretrained_weights", path))
+    assert sentence.startswith(f"the pretrained weights {path} ")
+    assert expected in sentence
+
+
+@pytest.mark.parametrize("name", [SEGMENTATION, PUBLISHED])
+def test_pretrained_weights_of_other_labels_and_nothing_else_in_the_file_are_taken(
+    trainer_factory, after_prestage, tiny_dataset, tmp_path, monkeypatch, name
+):
+    labels = {"background": 0, "femoral_bone": 1}
+    source = trainer_factory(name, dataset_json={**tiny_dataset.dataset_json, "labels": labels})
+    source.initialize()
+    path = tmp_path / "weights.pth"
+    torch.save({"network_weights": source.module.state_dict()}, path)
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-pretrained_weights", str(path)])
+    trainer = trainer_factory(name)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(path))
+    theirs, ours = (each.segmenter.encoder.state_dict() for each in (source, trainer))
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", [PRESTAGE, PUBLISHED])
+def test_weights_are_not_looked_at_where_nnunet_does_not_copy_them(trainer_factory, tmp_path, monkeypatch, name):
+    path = tmp_path / "checkpoint_final.pth"
+    trainer = trainer_factory(name)
+    trainer.initialize()
+    trainer.save_checkpoint(str(path))
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "--val", "-pretrained_weights", str(tmp_path / "nowhere.pth")])
+    trainer_factory(name).load_checkpoint(str(path))
+
+
 def test_half_written_split_is_told(trainer_factory, own_preprocessed):
     (own_preprocessed / "splits_final.json").write_text('[{"train": ["case_')
     sentence = sentence_of(trainer_factory(PUBLISHED).do_split)
@@ -467,6 +572,26 @@ def test_training_on_a_full_disk_ends_in_a_sentence(trainer_factory, small_disk,
 
 
 @pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION])
+def test_full_disk_under_the_picture_of_the_progress_ends_in_a_sentence(
+    trainer_factory, after_prestage, small_disk, monkeypatch, name
+):
+    trainer = trainer_factory(name)
+    trainer.output_folder = str(small_disk.path)
+    monkeypatch.setattr(trainer, "log_file", os.devnull)  # nnU-Net would try each of its lines for seconds
+    save = trainer.save_checkpoint
+
+    def save_and_fill(filename):
+        save(filename)
+        if filename.endswith("checkpoint_best.pth"):  # the last thing that is written before the picture
+            small_disk.fill()
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save_and_fill)
+    sentence = sentence_of(trainer.run_training)
+    assert f"{small_disk.path} cannot be written (No space left on device); make room" in sentence
+    torch.load(small_disk.path / "checkpoint_best.pth", weights_only=False)
+
+
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION])
 def test_training_that_cannot_begin_to_write_ends_in_a_sentence(
     trainer_factory, after_prestage, small_disk, monkeypatch, name
 ):
@@ -498,6 +623,42 @@ def test_error_images_on_a_full_disk_end_in_a_sentence_and_leave_nothing_half(
     sentence = sentence_of(lambda: predict_error_images(tiny_dataset.raw / "imagesTs", output, folder, device=CPU))
     assert f"{output} cannot be written to (" in sentence
     assert not [path for path in output.iterdir() if path.name.startswith("part_")]
+
+
+@pytest.fixture
+def predictions(tiny_dataset, tmp_path):
+    """As good as predictions: the labels, with the dataset.json that nnU-Net puts beside its own."""
+    folder = tmp_path / "predictions"
+    shutil.copytree(tiny_dataset.raw / "labelsTr", folder)
+    shutil.copy(tiny_dataset.raw / "dataset.json", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("left", "reached"), [(0, "*"), (30_000, "cases/*.json"), (400_000, "figures/*.png")], ids=lambda value: str(value)
+)
+def test_evaluation_on_a_full_disk_ends_in_a_sentence(tiny_dataset, predictions, small_disk, capsys, left, reached):
+    output = small_disk.path / "out"
+    small_disk.fill(left)
+    words = ["-ref", tiny_dataset.raw / "labelsTr", "-pred", predictions, "-o", output, "-np", "1"]
+    assert main(["evaluate", *map(str, words)]) == 1
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert f"{output} cannot be written to (No space left on device)" in sentence
+    assert bool(list(output.glob(reached))) is (left > 0)
+    assert not (output / "report.html").exists()
+    assert not list(output.rglob("part_*"))
+
+
+def test_cleaning_on_a_full_disk_ends_in_a_sentence_and_goes_on(predictions, small_disk, capsys):
+    output = small_disk.path / "out"
+    words = ["postprocess", "-i", str(predictions), "-o", str(output), "-np", "1"]
+    small_disk.fill(16_384)
+    assert main(words) == 1
+    assert f"{output} cannot be written to (" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(output.rglob("part_*"))
+    small_disk.make_room()
+    assert main(words) == 0
+    assert len(list(output.glob("*.nii.gz"))) == 5
 
 
 def test_erased_regions_on_a_full_disk_end_in_a_sentence(trainer_factory, own_preprocessed, results_folder, small_disk):
@@ -630,23 +791,97 @@ def test_detector_from_another_data_set_is_not_asked_for_its_cases(trainer_facto
     assert "comes from Dataset500_OAIZIB, where 'spacing' was [3.0, 1.0, 1.0] and is [1.0" in log_of(trainer)
 
 
-def test_continued_prestage_warns_of_changed_data(trainer_factory, own_preprocessed, results_folder, monkeypatch):
-    first = trainer_factory(PRESTAGE)
-    folder = stopped_before(first, 1, monkeypatch)
-    case = first.training_cases[0]
-    preprocessed_again(own_preprocessed, case, lambda image: -image)
-    trainer = trainer_factory(PRESTAGE)
-    trainer.load_checkpoint(str(newest(folder)))
-    trainer.on_train_start()
-    assert "the data set has changed since this run began: 1 training case(s)" in log_of(trainer)
+@pytest.fixture
+def interrupted(trainer_factory, own_preprocessed, after_prestage, monkeypatch):
+    """Function: train until the second epoch; the checkpoint to go on with, and the training cases."""
+
+    def train(name):
+        if name == PRESTAGE:
+            shutil.rmtree(next(after_prestage.glob(f"*/{PRESTAGE}__*")))
+        first = trainer_factory(name)
+        folder = stopped_before(first, 1, monkeypatch)
+        return newest(folder), first.do_split()[0]
+
+    return train
 
 
+@pytest.fixture
+def continued(trainer_factory, capsys):
+    """Function: go on from a checkpoint; the trainer, and what it has printed."""
+
+    def go_on(name, checkpoint):
+        capsys.readouterr()
+        trainer = trainer_factory(name)
+        trainer.load_checkpoint(str(checkpoint))
+        trainer.on_train_start()
+        return trainer, capsys.readouterr().out
+
+    return go_on
+
+
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED])
+def test_continued_training_warns_of_changed_data(own_preprocessed, interrupted, continued, name):
+    checkpoint, cases = interrupted(name)
+    assert "since this run began" not in continued(name, checkpoint)[1]
+    preprocessed_again(own_preprocessed, cases[0], lambda image: -image)
+    trainer, told = continued(name, checkpoint)
+    assert (
+        f"WARNING: the data set has changed since this run began: 1 training case(s) are other images or preprocessed "
+        f"otherwise ({cases[0]})"
+    ) in told
+    trainer.save_checkpoint(str(checkpoint))  # told once: from here on it is this run's data
+    assert "since this run began" not in continued(name, checkpoint)[1]
+
+
+def test_continued_training_tells_of_cases_that_are_gone(own_preprocessed, interrupted, continued):
+    checkpoint, cases = interrupted(PUBLISHED)
+    for path in (own_preprocessed / "nnUNetPlans_3d_fullres").glob(f"{cases[0]}[._]*"):
+        path.unlink()
+    sentence = sentence_of(lambda: continued(PUBLISHED, checkpoint))
+    assert "splits_final.json names 1 case(s) that are not in" in sentence
+    assert f"({cases[0]}); expected every case of the fold" in sentence
+    splits = json.loads((own_preprocessed / "splits_final.json").read_text())
+    splits[0]["train"].remove(cases[0])
+    (own_preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    told = continued(PUBLISHED, checkpoint)[1]
+    assert f"since this run began: 1 of its 4 training cases are gone ({cases[0]})" in told
+
+
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION])
+def test_continued_training_of_an_older_version_goes_on_with_a_warning(interrupted, continued, name):
+    checkpoint, cases = interrupted(name)
+
+    def without_record(checkpoint):
+        record = checkpoint["anomaly"].pop("data") if name == PRESTAGE else checkpoint.pop("anomaly_data")
+        assert sorted(record["cases"]) == sorted(cases)
+
+    changed(checkpoint, without_record)
+    told = continued(name, checkpoint)[1]
+    assert "WARNING: this run began with an older version, which did not note its data" in told
+
+
+@pytest.mark.parametrize("name", [PRESTAGE, PUBLISHED])
+@pytest.mark.parametrize("subset", [0, 1], ids=["training", "validation"])
 @pytest.mark.parametrize("which", [".b2nd", "_seg.b2nd", ".pkl"])
-def test_preprocessed_file_that_is_cut_short_is_told(trainer_factory, own_preprocessed, results_folder, which):
-    truncated(own_preprocessed / "nnUNetPlans_3d_fullres" / f"case_3{which}", 0.5)
-    sentence = sentence_of(trainer_factory(PRESTAGE).run_training)
-    assert "the preprocessed case 'case_3' in" in sentence
+def test_preprocessed_file_that_is_cut_short_is_told(
+    trainer_factory, own_preprocessed, results_folder, name, subset, which
+):
+    trainer = trainer_factory(name)
+    case = trainer.do_split()[subset][0]
+    truncated(own_preprocessed / "nnUNetPlans_3d_fullres" / f"{case}{which}", 0.5)
+    sentence = sentence_of(trainer.run_training)
+    assert f"the preprocessed case '{case}' in" in sentence
     assert "run nnUNetv2_preprocess again" in sentence
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_preprocessed_file_of_nnunets_older_format_that_is_cut_short_is_told(tmp_path, share):
+    image = np.zeros((1, 4, 4, 4), np.float32)
+    nnUNetDatasetNumpy.save_case(image, image.astype(np.int8), {}, str(tmp_path / "case_0"))
+    dataset = nnUNetDatasetNumpy(str(tmp_path), ["case_0"])
+    assert case_record(dataset, "case_0")["shape"] == [1, 4, 4, 4]
+    truncated(tmp_path / "case_0.npz", share)
+    assert "the preprocessed case 'case_0' in" in sentence_of(lambda: case_record(dataset, "case_0"))
 
 
 # ------------------------------------------------------------------------------------------------ unusual images
@@ -733,6 +968,11 @@ def test_both_stages_train_and_validate_on_unusual_images(
     trainer.run_training()
     for each in (prestage, trainer):
         assert np.isfinite(each.logger.get_value("train_losses", None)).all()
+    predictor = nnUNetPredictor(perform_everything_on_device=False, device=CPU)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, ("all",), "checkpoint_final.pth")
+    for image in UNUSUAL.values():
+        voxels = image.astype(np.float32)[None]
+        assert predictor.predict_single_npy_array(voxels, {"spacing": [1.0] * 3}, None, None).shape == image.shape
 
 
 def test_constant_training_images_have_no_contrast_to_learn_and_are_told(trainer_factory, own_preprocessed):
@@ -761,6 +1001,42 @@ def test_one_seed_gives_one_prestage_and_one_segmentation(trainer_factory, tmp_p
 
 # ------------------------------------------------------------------------------------------------------- no network
 
+
+@pytest.mark.parametrize("choice", [None, "0", "1"])
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED])
+def test_weights_and_biases_hears_of_a_training_if_it_is_asked_for_alone(
+    trainer_factory, after_prestage, monkeypatch, name, choice
+):
+    wandb = MagicMock()
+    monkeypatch.setattr(nnunet_logger, "wandb", wandb)
+    if choice is None:
+        monkeypatch.delenv("nnUNet_wandb_enabled", raising=False)
+    else:
+        monkeypatch.setenv("nnUNet_wandb_enabled", choice)
+    trainer_factory(name, anomaly={"inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1}).run_training()
+    assert bool(wandb.mock_calls) is (choice == "1")
+    if choice == "1":
+        logged = {key for call in wandb.init.return_value.log.call_args_list for key in call.args[0]}
+        assert {"train_losses", "val_losses"} <= logged
+
+
+#: As if it were installed: notes who imports it, and whatever is taken out of it.
+WANDB = """
+import os, sys
+
+def note(what):
+    with open(os.environ["WANDB_LOG"], "a") as file:
+        file.write(f"{what}\\n")
+
+def __getattr__(name):
+    note(f"use of {name}")
+    raise AttributeError(name)
+
+frame = sys._getframe(1)
+while "importlib" in frame.f_code.co_filename:
+    frame = frame.f_back
+note(f"import by {frame.f_globals['__name__']}")
+"""
 #: loaded by every Python process of the chain: notes and refuses whatever would leave the machine
 LISTENER = """
 import os, sys
@@ -804,12 +1080,18 @@ def test_training_and_prediction_need_and_try_no_network(own_preprocessed, tiny_
     (own_preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(LISTENER)
+    (tmp_path / "site" / "wandb.py").write_text(WANDB)
     script, log = tmp_path / "chain.py", tmp_path / "network.txt"
     images = tiny_dataset.raw / "imagesTs"
     script.write_text(CHAIN.replace("sys.argv_of_test", repr((str(images), str(tmp_path / "out")))))
     environment = nnunet_environment(
-        None, nnUNet_results=tmp_path / "nnUNet_results", PYTHONPATH=tmp_path / "site", NETWORK_LOG=log
+        None,
+        nnUNet_results=tmp_path / "nnUNet_results",
+        PYTHONPATH=tmp_path / "site",
+        NETWORK_LOG=log,
+        WANDB_LOG=tmp_path / "wandb.txt",
     )
+    environment.pop("nnUNet_wandb_enabled", None)
     (tmp_path / "nnUNet_results").mkdir()
     alone = ["unshare", "-n"] if shutil.which("unshare") else []
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
@@ -829,3 +1111,5 @@ def test_training_and_prediction_need_and_try_no_network(own_preprocessed, tiny_
     assert (tmp_path / "out" / "case_5.nii.gz").is_file()
     assert (tmp_path / "out" / "case_5_error.nii.gz").is_file()
     assert not log.exists(), log.read_text()
+    # nnU-Net's logger looks whether it is there; nothing else does, and nothing is done with it.
+    assert set((tmp_path / "wandb.txt").read_text().splitlines()) == {f"import by {nnunet_logger.__name__}"}

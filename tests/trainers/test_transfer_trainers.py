@@ -136,6 +136,18 @@ def test_added_classes_stay_added_in_a_resumed_run_and_in_a_further_transfer(tra
     assert "new classes: none" in Path(further.log_file).read_text()
 
 
+def test_checkpoint_of_an_older_version_is_told(trainer_factory, source, monkeypatch, tmp_path):
+    trainer = start(trainer_factory, monkeypatch, "UNET", source("UNET"))
+    path = tmp_path / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["anomaly_transfer"]
+    torch.save(checkpoint, path)
+    expected = "by an older version of nnunetv2_anomaly: it lacks anomaly_transfer; start the transfer again"
+    with pytest.raises(UserError, match=expected):
+        trainer_factory("UNETTransferTrainer").load_checkpoint(str(path))
+
+
 def test_without_weights_and_with_foreign_ones_a_sentence(trainer_factory, source, monkeypatch):
     with pytest.raises(UserError, match="-pretrained_weights"):
         start(trainer_factory, monkeypatch, "UNET", None)
