@@ -28,7 +28,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.anomaly.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.files import write_text, written_into
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS
 from nnunetv2_anomaly.parallel import run_jobs
 from nnunetv2_anomaly.simulation.dess import dess_like_image
@@ -94,7 +94,7 @@ def simulate_folder(
         mm3 and the AUC of raw intensity within the bones (None where a class is empty).
 
     Raises: UserError for a missing or empty folder, an unknown label, a map that is not 3D, arguments out of range,
-        two label maps of one name, or an output folder that holds something else.
+        two label maps of one name, or an output folder that holds something else, or cannot be written to.
     """
     output_folder = Path(output_folder)
     size, spacing_mm = _checked_grid(size, spacing_mm)
@@ -126,9 +126,12 @@ def simulate_folder(
     manifest = {"version": __version__, "arguments": arguments, "cases": {}}
     finished = _finished_cases(output_folder, manifest, sources)
     manifest["cases"].update(finished)
-    for name in ("images", "labels", "anomalies"):
-        (output_folder / name).mkdir(parents=True, exist_ok=True)
-    _write_manifest(output_folder, manifest)
+    with written_into(output_folder):
+        # First the manifest, by which a next run knows the folder, however early this one is stopped.
+        output_folder.mkdir(parents=True, exist_ok=True)
+        _write_manifest(output_folder, manifest)
+        for name in ("images", "labels", "anomalies"):
+            (output_folder / name).mkdir(exist_ok=True)
     jobs = [
         _Job(case, None if file is None else str(file), str(output_folder), seed, size, spacing_mm, extra_lesions)
         for case, file in sources.items()
@@ -137,7 +140,8 @@ def simulate_folder(
     with tqdm(total=len(sources), initial=len(finished), desc="simulating knees", unit="knee") as progress:
         for job, future in run_jobs(_simulate_case, jobs, num_processes):
             manifest["cases"][job.case] = future.result()
-            _write_manifest(output_folder, manifest)
+            with written_into(output_folder):
+                _write_manifest(output_folder, manifest)
             progress.update()
         areas = [entry["intensity_auc"] for entry in manifest["cases"].values() if entry["intensity_auc"] is not None]
         if areas:
@@ -147,8 +151,9 @@ def simulate_folder(
             )
         else:
             progress.write(f"None of the {len(sources)} knees holds a lesion.")
-    _save_overview(output_folder, manifest)
-    write_colour_tables(output_folder, LABELS)
+    with written_into(output_folder):
+        _save_overview(output_folder, manifest)
+        write_colour_tables(output_folder, LABELS)
     return manifest
 
 
@@ -374,8 +379,11 @@ def _simulate_case(job: _Job) -> dict:
     simulated = dess_like_image(sitk.GetArrayFromImage(turned), spacing, rng, extra_lesions=job.extra_lesions)
     image, anomalies = (turned_back(volume, Grid.of(label_image)) for volume in (simulated.image, simulated.anomalies))
     stored = np.rint(image * INTENSITY_SCALE).astype(np.int16)
-    for volume, path in zip((stored, labels, anomalies), _case_files(Path(job.output_folder), job.case), strict=True):
-        _write_like(volume, label_image, path)
+    with written_into(Path(job.output_folder)):
+        for volume, path in zip(
+            (stored, labels, anomalies), _case_files(Path(job.output_folder), job.case), strict=True
+        ):
+            _write_like(volume, label_image, path)
     voxel_mm3 = float(np.prod(spacing))
     area = intensity_auc(stored, labels, anomalies)
     return {

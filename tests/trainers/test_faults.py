@@ -661,6 +661,19 @@ def test_cleaning_on_a_full_disk_ends_in_a_sentence_and_goes_on(predictions, sma
     assert len(list(output.glob("*.nii.gz"))) == 5
 
 
+@pytest.mark.parametrize("left", [0, 16_384])
+def test_simulation_on_a_full_disk_ends_in_a_sentence_and_goes_on(small_disk, capsys, left):
+    output = small_disk.path / "out"
+    words = ["simulate", "-o", str(output), "--phantoms", "2", "--size", "24", "32", "32", "-np", "1"]
+    small_disk.fill(left)
+    assert main(words) == 1
+    assert f"{output} cannot be written to (" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(output.rglob("part_*"))
+    small_disk.make_room()
+    assert main(words) == 0
+    assert len(list((output / "images").iterdir())) == 2
+
+
 def test_erased_regions_on_a_full_disk_end_in_a_sentence(trainer_factory, own_preprocessed, results_folder, small_disk):
     (own_preprocessed / "anomaly_erased_regions").symlink_to(small_disk.path)
     small_disk.fill()
