@@ -30,10 +30,10 @@ SECTION = "ablation"
 def shuffled(error: Tensor) -> Tensor:
     """The same values at other voxels, (B, C, ...): a map with an equal histogram that tells nothing of where.
 
-    The order is drawn anew for every image, from the image, so that a prediction can be repeated.
+    The order is drawn anew for every batch, from its values, so that a prediction can be repeated.
     """
     flat = error.flatten(start_dim=2)
-    generator = torch.Generator().manual_seed(int(1e4 * float(error.double().sum())) % 2**31)
+    generator = torch.Generator().manual_seed(int(1e4 * float(error.sum())) % 2**31)
     order = torch.randperm(flat.shape[-1], generator=generator).to(error.device)
     return flat[..., order].view_as(error)
 
@@ -50,6 +50,20 @@ MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "shuffled": lambda error, difference: shuffled(error),
     "none": lambda error, difference: torch.zeros_like(error),
 }
+
+
+def check_choices(section: Mapping[str, Any]) -> None:
+    """See that a section ``ablation`` makes sense.
+
+    Raises: UserError if it does not.
+    """
+    maps = {section.get("channel", "squared"), section.get("weight", "squared")}
+    unknown = set(section) - {"channel", "weight", "mask_known"}
+    if unknown or not maps <= set(MAPS) or not isinstance(section.get("mask_known", False), bool):
+        raise UserError(
+            f"the changed parts of a model are {dict(section)}; expected 'channel' and 'weight' with one of "
+            f"{', '.join(MAPS)}, and 'mask_known' with true or false"
+        )
 
 
 class BudgetedNNUNetTrainer(SegmentationTrainer):
@@ -108,13 +122,8 @@ class AblationTrainer(AnomalyAwareTrainer):
         Raises: UserError for what is unknown.
         """
         given = configuration.get(SECTION, {})
-        section = {"channel": "squared", "weight": "squared", "mask_known": False, **given}
-        if len(section) > 3 or section["channel"] not in MAPS or section["weight"] not in MAPS:
-            raise UserError(
-                f"the section '{SECTION}' of plans.json is {given}; expected 'channel' and 'weight' with one of "
-                f"{', '.join(MAPS)}, and 'mask_known' with true or false"
-            )
-        return section
+        check_choices(given)
+        return {"channel": "squared", "weight": "squared", "mask_known": False, **given}
 
     @classmethod
     def build_network_architecture(

@@ -5,22 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import os
-import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
+from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
@@ -88,6 +90,7 @@ class Experiment:
 
     def __init__(self, folder: Path, arguments: Arguments, models: Sequence[Model]) -> None:
         self.folder, self.arguments, self.models = folder, arguments, list(models)
+        self._processes: set[subprocess.Popen] = set()
 
     # --------------------------------------------------------------------- files
 
@@ -138,11 +141,6 @@ class Experiment:
         """Where the held-out knees' lesions are, unlabelled ones included."""
         return self.raw / ("anomaliesTs" if self.arguments.num_test else "anomaliesTr")
 
-    @cached_property
-    def spacing_mm(self) -> list[float]:
-        """Of the plans, nnU-Net's axis order."""
-        return read_json(self.preprocessed / f"{PLANS}.json")["configurations"]["3d_fullres"]["spacing"]
-
     # --------------------------------------------------------------- preparation
 
     def prepare(self, num_processes: int) -> None:
@@ -169,8 +167,11 @@ class Experiment:
         if arguments.whole_image and not (self.preprocessed / f"{WHOLE_IMAGE_PLANS}.json").is_file():
             self.command("plan_whole_image", ["nnUNetv2_anomaly", "plan_whole_image", "-d", DATASET_ID])
         self._write_plans()
-        if arguments.num_val and not (self.preprocessed / "splits_final.json").is_file():
-            write_split(self.raw, self.preprocessed, arguments.num_val)
+        if not (self.preprocessed / "splits_final.json").is_file():
+            if arguments.num_val:
+                write_split(self.raw, self.preprocessed, arguments.num_val)
+            elif arguments.folds != ("all",):
+                self._write_folds()
         words = ["-plans_name", PLANS, "-c", "3d_fullres", "-np", processes]
         cases = len(list((self.raw / "labelsTr").iterdir()))
         if len(list((self.preprocessed / "gt_segmentations").glob("*"))) < cases:
@@ -190,7 +191,7 @@ class Experiment:
         planned = configurations["3d_fullres"]
         plans["configurations"] = {"3d_fullres": planned}
         planned["data_identifier"] = f"{PLANS}_3d_fullres"
-        planned.pop(SECTION, None)  # of the whole image: here every model says what it wants
+        of_plans = planned.pop(SECTION, {})  # what whole-image plans want of the pre-stage
         architecture = copy.deepcopy(planned["architecture"])
         if arguments.features:
             widths = architecture["arch_kwargs"]["features_per_stage"]
@@ -213,7 +214,7 @@ class Experiment:
             section = {"inpainting_epochs": epochs[0], "distillation_epochs": epochs[1], "seed": 0}
             plans["configurations"][_detector_configuration(share)] = {
                 "inherits_from": "3d_base",
-                SECTION: {**common, **section},
+                SECTION: {**of_plans, **common, **section},
             }
         for repeat in self.repeats:
             model = repeat.model
@@ -226,6 +227,16 @@ class Experiment:
             plans["configurations"][self.configuration(repeat)] = entry
         write_text(self.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=1))
 
+    def _write_folds(self) -> None:
+        """Five folds; visits and knees of one subject stay together, which nnU-Net's own split does not see to."""
+        cases = sorted(file.name.removesuffix(".nii.gz") for file in (self.raw / "labelsTr").glob("*.nii.gz"))
+        subjects = [subject_of(case) for case in cases]
+        if len(set(subjects)) < 5:
+            raise UserError(f"{len(set(subjects))} subjects cannot be shared out to five folds; give --num_val.")
+        splits = GroupKFold(5, shuffle=True, random_state=12345).split(cases, groups=subjects)
+        folds = [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in splits]
+        write_text(self.preprocessed / "splits_final.json", json.dumps(folds, indent=1))
+
     def _shares(self) -> list[float]:
         return sorted({model.detector for model in self.models if model.detector}, reverse=True)
 
@@ -234,7 +245,6 @@ class Experiment:
         target = self.folder / "nnUNet_raw" / MASKED
         if not (target / "dataset.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
-            margin = round(MARGIN_MM / min(self.spacing_mm))
             for part in ("Tr", "Ts"):
                 for kind in ("images", "labels"):
                     (target / f"{kind}{part}").mkdir(parents=True)
@@ -244,6 +254,7 @@ class Experiment:
                     shutil.copy2(self.raw / f"images{part}" / f"{case}_0000.nii.gz", target / f"images{part}")
                     labels = sitk.ReadImage(str(file))
                     voxels = sitk.GetArrayFromImage(labels)
+                    margin = round(MARGIN_MM / min(labels.GetSpacing()))
                     hole = erased_region(voxels, sorted(set(np.unique(voxels).tolist()) - {0}), margin)
                     image = sitk.GetImageFromArray(hole.astype(np.float32))
                     image.CopyInformation(labels)
@@ -295,8 +306,9 @@ class Experiment:
                 images = self.folder / "nnUNet_raw" / (MASKED if model.mask_known else DATASET) / "imagesTs"
                 output = self.predictions(repeat)
                 command = (
-                    "nnUNetv2_predict", "-i", str(images), "-o", str(output), "-d", dataset, "-c", configuration,
-                    "-f", repeat.fold, "-tr", model.trainer, "-p", PLANS, "-npp", "1", "-nps", "1", *device,
+                    "nnUNetv2_predict", "-i", str(images), "-o", str(_unfinished(output)), "-d", dataset,
+                    "-c", configuration, "-f", repeat.fold, "-tr", model.trainer, "-p", PLANS,
+                    "-npp", "1", "-nps", "1", *device,
                 )  # fmt: skip
                 cases = [file.name for file in sorted((self.raw / "labelsTs").glob("*.nii.gz"))]
                 steps[f"predict-{repeat.name}"] = Step(command, tuple(output / case for case in cases), (training,))
@@ -313,12 +325,14 @@ class Experiment:
         with (
             tqdm(total=len(steps), initial=len(steps) - len(waiting), desc="comparison", unit="step") as bar,
             ThreadPoolExecutor(jobs) as pool,
+            ExitStack() as stack,
         ):
             running: dict[Future, str] = {}
+            stack.callback(self._end)
             while running or (waiting and failed is None):
                 for name in [name for name, step in waiting.items() if step.is_ready()] if failed is None else ():
                     if len(running) < jobs:
-                        running[pool.submit(self.command, name, waiting.pop(name).to_run())] = name
+                        running[pool.submit(self._do, name, waiting.pop(name))] = name
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     name = running.pop(future)
@@ -328,6 +342,20 @@ class Experiment:
                     bar.update()
         if failed:
             raise failed
+
+    def _end(self) -> None:
+        """End what still runs, as after Ctrl-C: nothing trains on with nobody to wait for it."""
+        for process in list(self._processes):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def _do(self, name: str, step: Step) -> None:
+        """A step; predictions get their name when all of them are there, as nnU-Net writes them in place."""
+        self.command(name, step.to_run())
+        if step.command[0] == "nnUNetv2_predict":
+            output = step.makes[0].parent
+            shutil.rmtree(output, ignore_errors=True)
+            os.replace(_unfinished(output), output)
 
     def command(self, name: str, words: Sequence[str]) -> None:
         """One command; its seconds and memory are kept in records/NAME.json, its output in logs/NAME.log.
@@ -349,21 +377,24 @@ class Experiment:
         environment = nnunet_environment(self.folder, **variables)
         shim = str(Path(__file__).resolve().parent / "trainer_shim")
         environment["nnUNet_extTrainer"] = os.pathsep.join((environment["nnUNet_extTrainer"], shim))
-        before = read_json(record) if record.is_file() else {"seconds": 0.0, "memory_mib": 0.0, "gpu_memory_mib": 0.0}
+        before = read_json(record) if record.is_file() and "--c" in words else {}
         began = time.monotonic()
         with log.open("a") as output:
             process = subprocess.Popen(
                 [nnunet_command(words[0]), *words[1:]], env=environment, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
-            with GpuMemory(process.pid, self.arguments.device) as gpu:
-                _, status, used = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
+            self._processes.add(process)
+            try:
+                with PeakMemory(process.pid, self.arguments.device) as memory:
+                    process.wait()
+            finally:
+                self._processes.discard(process)
         kept = {
             "command": shlex.join(words),
-            "seconds": before["seconds"] + time.monotonic() - began,
-            "memory_mib": max(before["memory_mib"], _mib(used)),
-            "gpu_memory_mib": max(before["gpu_memory_mib"], gpu.peak_mib),
+            "seconds": before.get("seconds", 0.0) + time.monotonic() - began,
+            "memory_mib": max(before.get("memory_mib") or 0.0, memory.peak_mib) or None,
+            "gpu_memory_mib": max(before.get("gpu_memory_mib") or 0.0, memory.peak_gpu_mib) or None,
         }
         write_text(record, json.dumps(kept, indent=1))
         if process.returncode:
@@ -371,36 +402,45 @@ class Experiment:
 
     # ------------------------------------------------------------------- results
 
-    def record(self, name: str) -> dict[str, Any]:
-        """Seconds and memory of a step."""
-        return read_json(self.folder / "records" / f"{name}.json")
+    def record(self, name: str, key: str) -> float:
+        """Seconds or memory of a step; NaN where it was not measured."""
+        file = self.folder / "records" / f"{name}.json"
+        value = read_json(file).get(key) if file.is_file() else None
+        return float("nan") if value is None else float(value)
 
 
-class GpuMemory:
-    """Peak memory of a process on its GPU, of which nvidia-smi tells every half second; 0 on a CPU."""
+class PeakMemory:
+    """Peak memory of a process while it runs: its own from Linux's /proc, its GPU's from nvidia-smi.
+
+    0 where these do not tell. Worker processes are not counted.
+    """
 
     def __init__(self, pid: int, device: str) -> None:
-        self.pid, self.peak_mib = pid, 0.0
+        self.pid, self.peak_mib, self.peak_gpu_mib = pid, 0.0, 0.0
+        self._on_gpu = device == "cuda"
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True) if device.startswith("cuda") else None
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> GpuMemory:
-        if self._thread:
-            self._thread.start()
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        if self._thread:
-            self._thread.join()
+        self._thread.join()
 
     def _watch(self) -> None:
-        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
         while not self._stop.wait(0.5):
-            told = subprocess.run(query, capture_output=True, text=True).stdout
-            rows = [line.split(",") for line in told.splitlines() if line.count(",") == 1]
-            used = [float(memory) for pid, memory in rows if int(pid) == self.pid and memory.strip().isdigit()]
-            self.peak_mib = max([self.peak_mib, *used])
+            with suppress(OSError, ValueError):
+                status = Path(f"/proc/{self.pid}/status").read_text()
+                self.peak_mib = max(self.peak_mib, float(status.split("VmHWM:")[1].split()[0]) / 1024)
+            with suppress(OSError, ValueError):
+                self.peak_gpu_mib = max(self.peak_gpu_mib, self._gpu_mib() if self._on_gpu else 0.0)
+
+    def _gpu_mib(self) -> float:
+        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        rows = (line.split(",") for line in subprocess.run(query, capture_output=True, text=True).stdout.splitlines())
+        return max((float(memory) for pid, memory in rows if int(pid) == self.pid), default=0.0)
 
 
 def epoch_seconds(training_folder: Path) -> np.ndarray:
@@ -409,8 +449,8 @@ def epoch_seconds(training_folder: Path) -> np.ndarray:
     return np.subtract(log["epoch_end_timestamps"], log["epoch_start_timestamps"])
 
 
-def _mib(used: resource.struct_rusage) -> float:
-    return used.ru_maxrss / 1024  # Linux tells KiB
+def _unfinished(output: Path) -> Path:
+    return output.with_name(f"part_{output.name}")
 
 
 def _detector_configuration(share: float) -> str:

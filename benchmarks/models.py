@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.ablation import check_choices
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.settings import SETTINGS
 from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
 
 #: keys of a model that choose the maps of ``ablation.AblationTrainer``
 _ABLATION_KEYS = ("channel", "weight", "mask_known")
+
+#: settings that models may differ in; the others are the pre-stage's, or would leave budget and seed
+_OF_ALL = ("segmentation_learning_rate",)
+_OF_PLANNED = ("mirror_axes",)
+_OF_AWARE = ("alpha", "beta")
 
 #: each part of the method alone, together, and in other forms, from plain nnU-Net to the upper bound
 ABLATIONS = (
@@ -60,10 +66,10 @@ class Model:
 def parse_model(word: str) -> Model:
     """``TRAINER``, ``NAME=TRAINER`` or ``NAME=TRAINER:KEY=VALUE,...`` as a model.
 
-    Keys are the package's settings; ``channel``, ``weight`` and ``mask_known`` of ``ablation.AblationTrainer``; and
+    Keys are settings of the trainer; ``channel``, ``weight`` and ``mask_known`` of ``ablation.AblationTrainer``; and
     ``detector``, the share of the pre-stage's iterations. Values are JSON, or plain words.
 
-    Raises: UserError for whatever is unknown.
+    Raises: UserError for whatever is unknown, or has no effect on that trainer.
     """
     head, _, tail = word.partition(":")
     name, _, trainer = head.rpartition("=")
@@ -77,22 +83,32 @@ def parse_model(word: str) -> Model:
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
-    ablation = {key: options.pop(key) for key in _ABLATION_KEYS if key in options}
-    share = options.pop("detector", 1.0)
-    unknown = sorted(set(options) - set(SETTINGS))
-    if unknown:
-        known = ", ".join(sorted((*_ABLATION_KEYS, "detector", *SETTINGS)))
-        raise UserError(f"the model '{word}' has unknown settings {', '.join(unknown)}; known are {known}.")
-    if trainer == "nnUNetTrainer" and not ablation:
-        return Model(name, "BudgetedNNUNetTrainer", options)
-    if ablation and trainer != "AnomalyAwareTrainer":
-        raise UserError(f"the model '{word}' changes a part of the method; that is possible with AnomalyAwareTrainer.")
-    if trainer not in TRAINERS or trainer == "AnomalyPreStageTrainer" or "Transfer" in trainer:
+    if trainer != "nnUNetTrainer" and (
+        trainer not in TRAINERS or trainer == "AnomalyPreStageTrainer" or "Transfer" in trainer
+    ):
         raise UserError(
             f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, AnomalyAwareTrainer, or one of "
             "the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer."
         )
     aware = trainer in ("AnomalyAwareTrainer", "UNETSTrainer", "CANSTrainer")
+    known = [*_OF_ALL, *(_OF_AWARE if aware else ()), *(("detector",) if aware else ())]
+    known += _OF_PLANNED if trainer in ("nnUNetTrainer", "AnomalyAwareTrainer") else ()
+    known += _ABLATION_KEYS if trainer == "AnomalyAwareTrainer" else ()
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(
+            f"the model '{word}' changes {', '.join(unknown)}; of {trainer} can be changed: {', '.join(sorted(known))}."
+        )
+    share = options.pop("detector", 1.0)
+    if not isinstance(share, (int, float)) or not 0 < share <= 1 or abs(100 * share - round(100 * share)) > 1e-9:
+        raise UserError(f"the model '{word}' has a detector of {share}; expected a share from 0.01 to 1 in hundredths.")
+    ablation = {key: options.pop(key) for key in _ABLATION_KEYS if key in options}
+    check_choices(ablation)
+    for key, value in options.items():
+        if not SETTINGS[key].check(value):
+            raise UserError(f"the model '{word}' has {key} {value!r}; expected {SETTINGS[key].accepts}.")
+    if trainer == "nnUNetTrainer":
+        return Model(name, "BudgetedNNUNetTrainer", options)
     return Model(name, "AblationTrainer" if ablation else trainer, options, ablation, float(share) if aware else 0.0)
 
 

@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from benchmarks.comparison import report
 from benchmarks.experiment import Arguments, Experiment
-from benchmarks.models import ABLATIONS, parse_models
+from benchmarks.models import ABLATIONS, Model, parse_models
+from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 
 STATE = "comparison.json"
 #: arguments that may differ when a comparison is continued: more of the same
 _MAY_GROW = ("models", "seeds", "folds")
+
+
+#: the smallest numbers that make sense
+_LEAST = {
+    "budget": 1, "iterations_per_epoch": 1, "jobs": 1, "num_processes": 1, "num_phantoms": 1, "num_test": 0,
+    "num_val": 1, "batch": 1, "features": 1, "patch": 8, "seeds": 0, "detector_budget": 1,
+    "extra_lesions": 0, "data_seed": 0,
+}  # fmt: skip
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,8 +41,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="phantoms", help="folder of label maps with labels 0 to 9, or 'phantoms'")
     parser.add_argument("--num_phantoms", type=int, default=40, help="with --data phantoms")
     parser.add_argument(
-        "--models", nargs="+", default=["nnUNetTrainer", "AnomalyAwareTrainer"], metavar="[NAME=]TRAINER[:KEY=VALUE,]",
-        help="trainers, with settings; the first is the baseline",
+        "--models", nargs="+", metavar="[NAME=]TRAINER[:KEY=VALUE,]",
+        help="trainers, with settings; the first is the baseline; else nnUNetTrainer and AnomalyAwareTrainer",
     )  # fmt: skip
     parser.add_argument("--ablations", action="store_true", help="the method in parts and variants, as --models")
     parser.add_argument("--folds", nargs="+", default=["all"], help="of nnU-Net's cross-validation, or all")
@@ -58,7 +68,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patch", nargs=3, type=int, help="voxels, nnU-Net's axis order; else as nnU-Net plans")
     parser.add_argument("--batch", type=int, help="cases; else as nnU-Net plans")
     parser.add_argument("--features", type=int, help="feature maps at full resolution; else as nnU-Net plans")
-    parser.add_argument("--device", default="cuda", help="cuda, cpu or mps")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu", "mps"), help="of trainings and predictions")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("-np", "--num_processes", type=int, default=2, help="for simulation, preprocessing, evaluation")
     return parser.parse_args(argv)
@@ -69,7 +79,22 @@ def checked(options: argparse.Namespace) -> Arguments:
 
     Raises: UserError for what cannot be.
     """
-    words = list(ABLATIONS) if options.ablations else options.models
+    if options.ablations and options.models:
+        raise UserError("--ablations and --models were both given; expected one of them.")
+    words = list(ABLATIONS) if options.ablations else options.models or ["nnUNetTrainer", "AnomalyAwareTrainer"]
+    for name, least in _LEAST.items():
+        value = getattr(options, name)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if any(number < least for number in numbers):
+            raise UserError(f"--{name} is {value}; expected {least} or more.")
+    for name in ("seeds", "folds"):
+        if len(set(getattr(options, name))) < len(getattr(options, name)):
+            raise UserError(f"--{name} names one twice: {getattr(options, name)}; expected each once.")
+    if set(options.folds) - {"all", *"01234"}:
+        raise UserError(f"--folds are {' '.join(options.folds)}; expected 0 to 4, or all.")
+    if options.folder.exists() and not options.folder.is_dir():
+        raise UserError(f"--folder {options.folder} is a file; give a folder.")
+    chosen_device(options.device)
     if options.budget < options.iterations_per_epoch:
         raise UserError(
             f"--budget is {options.budget} and --iterations_per_epoch {options.iterations_per_epoch}; expected at "
@@ -92,19 +117,32 @@ def _frozen(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def take_folder(folder: Path, arguments: Arguments) -> None:
+def take_folder(folder: Path, arguments: Arguments, models: list[Model]) -> None:
     """Begin in a folder, or go on.
 
-    Raises: UserError if it holds a comparison with other arguments, or something else.
+    Raises: UserError if it holds a comparison with other arguments or other models of these names, or something else.
     """
     state = folder / STATE
-    now = json.loads(json.dumps(asdict(arguments)))
+    now = {"arguments": asdict(arguments), "models": {model.name: asdict(model) for model in models}}
+    now = json.loads(json.dumps(now))
     if state.is_file():
         before = read_json(state)
-        differing = [name for name in now if name not in _MAY_GROW and before.get(name) != now[name]]
+        differing = [
+            f"--{name} {before['arguments'].get(name)} there, {value} now"
+            for name, value in now["arguments"].items()
+            if name not in _MAY_GROW and before["arguments"].get(name) != value
+        ]
+        differing += [
+            f"the model {name} was another one"
+            for name, model in now["models"].items()
+            if before["models"].get(name, model) != model
+        ]
         if differing:
-            told = "; ".join(f"--{name} {before.get(name)} there, {now[name]} now" for name in differing)
-            raise UserError(f"{folder} holds a comparison with other arguments ({told}); give another --folder.")
+            raise UserError(
+                f"{folder} holds a comparison with other arguments ({'; '.join(differing)}); give another --folder, or "
+                "the model another name."
+            )
+        now["models"] = {**before["models"], **now["models"]}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no comparison; give another --folder.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,13 +150,15 @@ def take_folder(folder: Path, arguments: Arguments) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the comparison, or what is left of it; 0, or 1 for what a user can mend."""
+    """Run the comparison, or what is left of it; 0, 1 for what a user can mend, or 130 for Ctrl-C."""
     options = parse(argv)
+    # Told to end, the driver ends what it has started, as at Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arguments = checked(options)
         models = parse_models(arguments.models)
         folder = options.folder.resolve()
-        take_folder(folder, arguments)
+        take_folder(folder, arguments, models)
         experiment = Experiment(folder, arguments, models)
         experiment.prepare(options.num_processes)
         experiment.run(options.jobs)
@@ -126,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -98,7 +98,7 @@ def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) ->
     """
     subjects: dict[str, list[str]] = {}
     for case in sorted(lesion_mm3):
-        subjects.setdefault(_subject(case), []).append(case)
+        subjects.setdefault(subject_of(case), []).append(case)
     names = list(subjects)
     order = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
     with_lesions = [name for name in order if any(lesion_mm3[case] > 0 for case in subjects[name])]
@@ -114,7 +114,7 @@ def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) ->
     return sorted(chosen)
 
 
-def _subject(case: str) -> str:
+def subject_of(case: str) -> str:
     """OAI names begin with the subject's seven digits; any other case is a subject of its own."""
     found = re.match(r"\d{7}(?!\d)", case)
     return found[0] if found else case

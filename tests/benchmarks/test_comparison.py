@@ -10,6 +10,9 @@ import pytest
 
 from benchmarks import naive_vs_aware
 from benchmarks.comparison import by_knee, difference_table, lesion_table
+from benchmarks.experiment import Experiment
+from benchmarks.models import parse_models
+from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -80,15 +83,46 @@ def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions):
     [
         (["--budget", "3", "--iterations_per_epoch", "5"], "expected at least one epoch"),
         (["--num_test", "0"], "fold all has no validation cases"),
+        (["--seeds", "0", "0"], "--seeds names one twice"),
+        (["--folds", "7"], "expected 0 to 4, or all"),
+        (["--iterations_per_epoch", "0"], "--iterations_per_epoch is 0; expected 1 or more"),
+        (["--patch", "0", "8", "8"], "expected 8 or more"),
+        (["--ablations", "--models", "nnUNetTrainer"], "expected one of them"),
         (["--num_val", "1"], "expected --folds 0"),
         (["--data", "nowhere"], "is no folder"),
         (["--models", "Strange"], "names the trainer Strange"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(tmp_path, capsys, words, told):
-    assert naive_vs_aware.main(["--folder", str(tmp_path / "new"), *words]) == 1
+    assert naive_vs_aware.main(["--folder", str(tmp_path / "new"), "--device", "cpu", *words]) == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_keeps_its_meaning_in_a_folder(tmp_path):
+    def take(*words):
+        options = naive_vs_aware.parse(["--folder", str(tmp_path), "--device", "cpu", "--models", *words])
+        arguments = naive_vs_aware.checked(options)
+        naive_vs_aware.take_folder(tmp_path, arguments, parse_models(arguments.models))
+
+    take("nnUNetTrainer", "own=AnomalyAwareTrainer:alpha=1")
+    take("nnUNetTrainer")
+    take("own=AnomalyAwareTrainer:alpha=1", "AnomalyAwareTrainer")
+    with pytest.raises(UserError, match="the model own was another one"):
+        take("own=AnomalyAwareTrainer:alpha=5")
+    with pytest.raises(UserError, match="the model own was another one"):
+        take("own=nnUNetTrainer")
+
+
+def test_what_was_not_measured_is_told_so(tmp_path):
+    assert np.isnan(Experiment(tmp_path, None, []).record("train-x", "seconds"))
+
+
+def test_invented_labels_do_not_stand_for_a_knee(evaluation):
+    cases = evaluation.cases.copy()
+    cases.loc[cases["case"] == "k0--s0", "status"] = "invented"
+    cases.loc[cases["case"] == "k0--s1", "status"] = "neither"
+    assert "k0" not in set(by_knee(cases)["case"])
 
 
 @pytest.mark.slow
