@@ -13,7 +13,7 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
-from benchmarks.experiment import MARGIN_MM, Experiment, Repeat, epoch_seconds
+from benchmarks.experiment import Experiment, Repeat, epoch_seconds
 from nnunetv2_anomaly.environment import let_nnunet_find_trainers, nnunet_folders
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
@@ -32,6 +32,9 @@ from nnunetv2_anomaly.volumes.segmentations import chosen_reader
 
 #: between a case's name and its repeat's, in the names of gathered files
 _OF = "--"
+
+#: the paper's 50 voxels of the OAI's images across their slices; less than that would part the two tibial plates
+MAX_DISTANCE_MM = 35.0
 
 #: of lesions that the labels count as bone
 INSIDE = Measure(
@@ -262,9 +265,8 @@ def _link(source: Path, target: Path) -> None:
 
 def _settings(dataset: DatasetDescription, reference: Path) -> EvaluationSettings:
     lesions = chosen_lesions(None, dataset)
-    clean_up = CleanUp(
-        anatomy=tuple(sorted(dataset.values - {0} - set(lesions))), bone_of_lesion=lesions, max_distance_mm=MARGIN_MM
-    )
+    anatomy = tuple(sorted(dataset.values - {0} - set(lesions)))
+    clean_up = CleanUp(anatomy=anatomy, bone_of_lesion=lesions, max_distance_mm=MAX_DISTANCE_MM)
     dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, reference))
     return EvaluationSettings(dataset=dataset, clean_up=clean_up, with_probabilities=False)
 
