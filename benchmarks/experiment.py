@@ -171,7 +171,7 @@ class Experiment:
             if arguments.num_val:
                 write_split(self.raw, self.preprocessed, arguments.num_val)
             elif arguments.folds != ("all",):
-                self._write_folds()
+                self.write_folds()
         words = ["-plans_name", PLANS, "-c", "3d_fullres", "-np", processes]
         cases = len(list((self.raw / "labelsTr").iterdir()))
         if len(list((self.preprocessed / "gt_segmentations").glob("*"))) < cases:
@@ -227,7 +227,7 @@ class Experiment:
             plans["configurations"][self.configuration(repeat)] = entry
         write_text(self.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=1))
 
-    def _write_folds(self) -> None:
+    def write_folds(self) -> None:
         """Five folds; visits and knees of one subject stay together, which nnU-Net's own split does not see to."""
         cases = sorted(file.name.removesuffix(".nii.gz") for file in (self.raw / "labelsTr").glob("*.nii.gz"))
         subjects = [subject_of(case) for case in cases]

@@ -118,6 +118,22 @@ def test_what_was_not_measured_is_told_so(tmp_path):
     assert np.isnan(Experiment(tmp_path, None, []).record("train-x", "seconds"))
 
 
+def test_folds_keep_a_subjects_visits_together(tmp_path):
+    experiment = Experiment(tmp_path, None, [])
+    cases = [f"90000{subject}_{visit}" for subject in range(10, 17) for visit in ("00m", "12m")]
+    (experiment.raw / "labelsTr").mkdir(parents=True)
+    experiment.preprocessed.mkdir(parents=True)
+    for case in cases:
+        (experiment.raw / "labelsTr" / f"{case}.nii.gz").touch()
+    experiment.write_folds()
+    folds = json.loads((experiment.preprocessed / "splits_final.json").read_text())
+    assert len(folds) == 5
+    assert sorted(case for fold in folds for case in fold["val"]) == cases
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == cases
+        assert not {case[:7] for case in fold["train"]} & {case[:7] for case in fold["val"]}
+
+
 def test_invented_labels_do_not_stand_for_a_knee(evaluation):
     cases = evaluation.cases.copy()
     cases.loc[cases["case"] == "k0--s0", "status"] = "invented"
