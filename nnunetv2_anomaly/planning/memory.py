@@ -93,7 +93,7 @@ class LiveStorages(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
-        if function is torch.ops.aten.convolution.default:
+        if function in (torch.ops.aten.convolution.default, torch.ops.aten.mkldnn_convolution.default):
             self.largest_convolution = max(self.largest_convolution, args[0].nbytes + result.nbytes)
         return result
 
