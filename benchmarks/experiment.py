@@ -207,7 +207,7 @@ class Experiment:
         common = {
             "num_iterations_per_epoch": per_epoch,
             "num_val_iterations_per_epoch": max(2, per_epoch // 25),
-            "erase_margin_voxels": round(MARGIN_MM / min(planned["spacing"])),
+            "erase_margin_voxels": _margin_voxels(planned["spacing"]),
         }
         for share in self._shares():
             epochs = [max(1, round(share * steps / per_epoch)) for steps in arguments.detector_budget]
@@ -254,8 +254,8 @@ class Experiment:
                     shutil.copy2(self.raw / f"images{part}" / f"{case}_0000.nii.gz", target / f"images{part}")
                     labels = sitk.ReadImage(str(file))
                     voxels = sitk.GetArrayFromImage(labels)
-                    margin = round(MARGIN_MM / min(labels.GetSpacing()))
-                    hole = erased_region(voxels, sorted(set(np.unique(voxels).tolist()) - {0}), margin)
+                    foreground = sorted(set(np.unique(voxels).tolist()) - {0})
+                    hole = erased_region(voxels, foreground, _margin_voxels(labels.GetSpacing()))
                     image = sitk.GetImageFromArray(hole.astype(np.float32))
                     image.CopyInformation(labels)
                     write_image(image, target / f"images{part}" / f"{case}_0001.nii.gz")
@@ -328,7 +328,7 @@ class Experiment:
             ExitStack() as stack,
         ):
             running: dict[Future, str] = {}
-            stack.callback(self._end)
+            stack.callback(self._end_all)
             while running or (waiting and failed is None):
                 for name in [name for name, step in waiting.items() if step.is_ready()] if failed is None else ():
                     if len(running) < jobs:
@@ -343,11 +343,9 @@ class Experiment:
         if failed:
             raise failed
 
-    def _end(self) -> None:
-        """End what still runs, as after Ctrl-C: nothing trains on with nobody to wait for it."""
+    def _end_all(self) -> None:
         for process in list(self._processes):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+            _end(process)
 
     def _do(self, name: str, step: Step) -> None:
         """A step; predictions get their name when all of them are there, as nnU-Net writes them in place."""
@@ -389,6 +387,7 @@ class Experiment:
                 with PeakMemory(process.pid, self.arguments.device) as memory:
                     process.wait()
             finally:
+                _end(process)
                 self._processes.discard(process)
         kept = {
             "command": shlex.join(words),
@@ -447,6 +446,17 @@ def epoch_seconds(training_folder: Path) -> np.ndarray:
     """Seconds of each epoch of a finished training, from its checkpoint's log."""
     log = torch.load(training_folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
     return np.subtract(log["epoch_end_timestamps"], log["epoch_start_timestamps"])
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a command that still runs, as after Ctrl-C: nothing trains on with nobody to wait for it."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def _margin_voxels(spacing_mm: Sequence[float]) -> int:
+    return round(MARGIN_MM / min(spacing_mm))
 
 
 def _unfinished(output: Path) -> Path:

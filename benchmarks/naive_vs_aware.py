@@ -23,7 +23,6 @@ STATE = "comparison.json"
 #: arguments that may differ when a comparison is continued: more of the same
 _MAY_GROW = ("models", "seeds", "folds")
 
-
 #: the smallest numbers that make sense
 _LEAST = {
     "budget": 1, "iterations_per_epoch": 1, "jobs": 1, "num_processes": 1, "num_phantoms": 1, "num_test": 0,
