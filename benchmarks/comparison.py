@@ -17,11 +17,12 @@ from benchmarks.experiment import Experiment, Repeat, epoch_seconds
 from nnunetv2_anomaly.environment import let_nnunet_find_trainers, nnunet_folders
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
+from nnunetv2_anomaly.evaluation.report import lesion_tables
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
 from nnunetv2_anomaly.evaluation.tables import MEASURES, Cell, Measure, Table, in_words
 from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.labels import BONE_OF_LESION, LABELS
+from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.prediction.detector_quality import measure_detector
@@ -58,11 +59,11 @@ def report(experiment: Experiment, num_processes: int) -> Path:
         segmentation_table(evaluation),
         lesion_table(evaluation, lesions, _shares_inside_lesions(experiment)),
         difference_table(evaluation, lesions),
-        cost_table(experiment),
     ]
     detectors = _detectors(experiment)
     if detectors:
-        tables.insert(-1, detector_table(detectors))
+        tables.append(detector_table(detectors))
+    tables.append(cost_table(experiment))
     sections = [
         Section("The comparison", _introduction(experiment, evaluation) + "".join(table.html() for table in tables))
     ]
@@ -70,6 +71,7 @@ def report(experiment: Experiment, num_processes: int) -> Path:
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
         tested=by_knee(evaluation.cases),
     )  # fmt: skip
+    tables += lesion_tables(evaluation).values()  # which the report has in any case
     text = "\n\n".join(table.markdown() for table in tables) + "\n"
     write_text(experiment.folder / "results.md", text)
     for table in tables:
@@ -273,20 +275,18 @@ def _settings(dataset: DatasetDescription, reference: Path) -> EvaluationSetting
 
 def _bones_with_lesion(experiment: Experiment) -> pd.DataFrame:
     """Columns knee, label, lesion: whether a bone holds one in the image."""
-    names = {value: name for name, value in LABELS.items()}
     rows = []
     for file in sorted(experiment.anomalies.glob("*.nii.gz")):
         present = set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))).tolist())
         knee = file.name.removesuffix(".nii.gz")
         rows += [
-            {"knee": knee, "label": names[bone], "lesion": lesion in present} for lesion, bone in BONE_OF_LESION.items()
+            {"knee": knee, "label": NAMES[bone], "lesion": lesion in present} for lesion, bone in BONE_OF_LESION.items()
         ]
     return pd.DataFrame(rows, columns=["knee", "label", "lesion"])
 
 
 def _shares_inside_lesions(experiment: Experiment) -> pd.DataFrame:
     """Columns case, model, label, inside: share of a lesion's voxels that are segmented as the bone, or as lesion."""
-    names = {value: name for name, value in LABELS.items()}
     rows = []
     for repeat in experiment.repeats:
         for file in sorted(experiment.predictions(repeat).glob("*.nii.gz")):
@@ -298,7 +298,7 @@ def _shares_inside_lesions(experiment: Experiment) -> pd.DataFrame:
                 own = predicted[truth == lesion]
                 if own.size:
                     share = float(np.isin(own, (bone, lesion)).mean())
-                    rows.append({"case": case, "model": repeat.model.name, "label": names[bone], "inside": share})
+                    rows.append({"case": case, "model": repeat.model.name, "label": NAMES[bone], "inside": share})
     return pd.DataFrame(rows, columns=["case", "model", "label", "inside"])
 
 

@@ -430,7 +430,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, IndexError):  # a process that has ended has no such line
                 status = Path(f"/proc/{self.pid}/status").read_text()
                 self.peak_mib = max(self.peak_mib, float(status.split("VmHWM:")[1].split()[0]) / 1024)
             with suppress(OSError, ValueError):

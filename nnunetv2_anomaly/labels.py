@@ -15,6 +15,9 @@ LABELS: dict[str, int] = {
     "patellar_lesion": 9,
 }
 
+#: the other way round
+NAMES: dict[int, str] = {value: name for name, value in LABELS.items()}
+
 BONES: tuple[int, ...] = (1, 3, 5)
 CARTILAGES: tuple[int, ...] = (2, 4, 6)
 LESIONS: tuple[int, ...] = (7, 8, 9)

@@ -53,7 +53,7 @@ def run_jobs(
 
     With one process, or one job, all is done in this process. What has not begun when the caller stops early is left.
     Ctrl-C ends what is being done, too, wherever the caller is: what a job writes, it has to write beside and rename.
-    It is given a moment to remove what it was writing.
+    It is given a moment to remove what it was writing. So it is where this process is killed.
 
     Args:
         function: of a module, so that another process can find it.
@@ -214,3 +214,14 @@ def _prepare() -> None:
     """Makes a process ready for its jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process, and its job, once the one that wanted it is gone: killed, it could not tell anybody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_MOMENT_S)
+        os._exit(1)

@@ -66,5 +66,5 @@ def test_sentences_of_the_troubleshooting_page_are_those_of_the_code():
 
 def test_readme_has_the_two_commands_that_do_all_the_set_up():
     text = (ROOT / "README.md").read_text()
-    assert '<!-- ci: tests -->\n```bash\npip install ".[test]" && pytest\n```' in text
+    assert '<!-- ci: tests -->\n```bash\npip install ".[test]" && pytest -n 2 --dist loadfile\n```' in text
     assert "<!-- ci: demo -->\n```bash\npip install . && nnUNetv2_anomaly demo\n```" in text

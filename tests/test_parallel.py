@@ -122,13 +122,17 @@ def test_one_interrupt_is_enough_in_the_first_moments(begin, after_s, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def wait_until_jobs_write(folder) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("part_*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("kind", "left"), [("long", 0), ("stubborn", 2)])
 def test_one_interrupt_ends_jobs_that_are_at_work(begin, tmp_path, kind, left):
     process = begin(kind)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out").glob("part_*"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_jobs_write(tmp_path / "out")
     assert_one_interrupt_ends(process)
     assert len(list((tmp_path / "out").iterdir())) == left
 
@@ -137,3 +141,17 @@ def test_one_interrupt_is_enough_while_the_command_is_at_something_else(begin):
     process = begin("quick")
     assert process.stdout.readline() == "is back\n"
     assert_one_interrupt_ends(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("kind", "left"), [("long", 0), ("stubborn", 2)])
+def test_jobs_end_with_the_process_that_wanted_them(begin, tmp_path, number, kind, left):
+    process = begin(kind)
+    wait_until_jobs_write(tmp_path / "out")
+    process.send_signal(number)
+    process.wait(timeout=20)
+    deadline = time.monotonic() + 20
+    while of_group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not of_group(process.pid)
+    assert len(list((tmp_path / "out").iterdir())) == left

@@ -18,6 +18,7 @@ from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.evaluation.run import load_evaluation
 from nnunetv2_anomaly.labels import ANATOMY
 from nnunetv2_anomaly.reporting.page import Cell, Section, figure, number, table
+from nnunetv2_anomaly.volumes.figures import own_style
 from nnunetv2_anomaly.volumes.grids import oriented
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def _case_figure(layout: DemoLayout, trainers: Mapping[str, str], case: str) -> 
     )
 
 
+@own_style
 def _training_curves(layout: DemoLayout, trainers: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     prestage, loss, dice = figure.subplots(1, 3)

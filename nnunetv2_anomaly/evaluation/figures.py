@@ -23,7 +23,7 @@ from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.results import INVENTED, MISSED, PROBABILITY, SIZE, Evaluation
 from nnunetv2_anomaly.evaluation.surface import DISTANCES
 from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words, size_in_words
-from nnunetv2_anomaly.volumes.figures import label_palette
+from nnunetv2_anomaly.volumes.figures import label_palette, own_style
 
 # Okabe and Ito's colours, which people of any colour vision tell apart, without the yellow that white paper swallows.
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
@@ -124,6 +124,7 @@ def evaluation_figures(evaluation: Evaluation) -> list[Drawing]:
     return drawings
 
 
+@own_style
 def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
     """Box plots of one measure: a panel per label, models side by side, every case a point.
 
@@ -230,6 +231,7 @@ def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
+@own_style
 def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
     """ROC of every bone and of all: a curve per model, its thresholds marked, its area in the panel's legend.
 
@@ -286,6 +288,7 @@ def _roc_curve(axis: Axes, points: pd.DataFrame, colour: str, width: float, mark
     return line
 
 
+@own_style
 def volume_figure(evaluation: Evaluation) -> Figure:
     """Bland and Altman's plot of lesion volumes per model: difference over mean, bias, and limits of agreement.
 
@@ -339,6 +342,7 @@ def volume_figure(evaluation: Evaluation) -> Figure:
     return figure
 
 
+@own_style
 def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figure:
     """Lesions by volume: of the reference, found or missed; of the prediction, true or false.
 
@@ -406,6 +410,7 @@ def _title(text: str, width: int) -> str:
     return plain("\n".join(textwrap.wrap(text, width, break_long_words=True)))
 
 
+@own_style
 def case_figure(
     title: str,
     image: NDArray | None,

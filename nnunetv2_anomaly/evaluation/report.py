@@ -123,7 +123,18 @@ def _tables(evaluation: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -
         "groups": group_table(evaluation),
         "folds": fold_table(evaluation),
         "all_metrics": metrics_table(evaluation),
+        **lesion_tables(evaluation),
     }
+    if len(tukey):
+        tables["tukey"] = tukey_table(tukey)
+    if len(paired):
+        tables["paired"] = paired_table(paired)
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def lesion_tables(evaluation: Evaluation) -> dict[str, Table]:
+    """Tables of the detection of lesions, by the name of their files; none where no label is a lesion's."""
+    tables = {}
     if len(evaluation.bones):
         tables["lesion_detection"] = detection_table(detection.summary(detection.counts(evaluation.bones)))
         tables["lesion_volumes"] = volume_table(detection.volume_agreement(evaluation.bones))
@@ -133,11 +144,7 @@ def _tables(evaluation: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -
         places = {bone: place for place, bone in enumerate([*evaluation.bones["bone"].unique(), detection.ALL])}
         found = found.sort_values("bone", key=lambda bones: bones.map(places), kind="stable")
         tables["lesion_sizes"] = lesion_wise_table(found)
-    if len(tukey):
-        tables["tukey"] = tukey_table(tukey)
-    if len(paired):
-        tables["paired"] = paired_table(paired)
-    return {name: table for name, table in tables.items() if table is not None}
+    return tables
 
 
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:

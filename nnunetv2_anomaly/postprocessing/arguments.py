@@ -6,7 +6,7 @@ import argparse
 import math
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.labels import BONE_OF_LESION, LABELS
+from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription
 
@@ -97,8 +97,7 @@ def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict
     Raises: UserError for a name that is no label, or comes twice.
     """
     if words is None:
-        names = {value: name for name, value in LABELS.items()}
-        pairs = {names[lesion]: names[bone] for lesion, bone in BONE_OF_LESION.items()}
+        pairs = {NAMES[lesion]: NAMES[bone] for lesion, bone in BONE_OF_LESION.items()}
         words = [
             f"{lesion}={bone}" if bone in dataset.labels else lesion
             for lesion, bone in pairs.items()

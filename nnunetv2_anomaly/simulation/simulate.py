@@ -29,12 +29,12 @@ from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.anomaly.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text, written_into
-from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS, NAMES
 from nnunetv2_anomaly.parallel import run_jobs
 from nnunetv2_anomaly.simulation.dess import dess_like_image
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
 from nnunetv2_anomaly.volumes.colours import write_colour_tables
-from nnunetv2_anomaly.volumes.figures import label_palette, save_figure
+from nnunetv2_anomaly.volumes.figures import label_palette, own_style, save_figure
 from nnunetv2_anomaly.volumes.files import FILE_ENDINGS, image_stem, write_image
 from nnunetv2_anomaly.volumes.grids import Grid, oriented, turned_back
 from nnunetv2_anomaly.volumes.label_maps import read_label_map
@@ -400,8 +400,7 @@ def _simulate_case(job: _Job) -> dict:
 
 
 def _volumes_mm3(labels: NDArray, voxel_mm3: float) -> dict[str, float]:
-    names = {value: name for name, value in LABELS.items()}
-    return {names[value]: round(float((labels == value).sum()) * voxel_mm3, 2) for value in BONE_OF_LESION}
+    return {NAMES[value]: round(float((labels == value).sum()) * voxel_mm3, 2) for value in BONE_OF_LESION}
 
 
 def _phantom_grid(
@@ -428,6 +427,7 @@ def _write_manifest(output_folder: Path, manifest: dict) -> None:
     write_text(output_folder / MANIFEST, json.dumps(ordered, indent=2) + "\n")
 
 
+@own_style
 def _save_overview(output_folder: Path, manifest: dict) -> None:
     """overview.png: a sagittal slice of a few cases, through the largest lesion area where there is one."""
     cases = manifest["cases"]

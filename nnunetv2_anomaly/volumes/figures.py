@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,7 +16,12 @@ from matplotlib.lines import Line2D
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.volumes.colours import label_colours
 
+#: Decorates what draws: a figure looks as it was made to, whatever fonts and sizes the user's matplotlibrc or another
+#: library set. nnU-Net's own progress plot enlarges all text of what its process draws afterwards.
+own_style = matplotlib.style.context("default")
 
+
+@own_style
 def figure_bytes(figure: Figure, kind: Literal["png", "svg"], dpi: float = 90) -> bytes:
     """A figure as the content of a PNG or SVG file, without a display.
 
@@ -48,6 +53,7 @@ def label_palette(names: Mapping[str, int], present: Collection[int]) -> dict[in
     return {value: (red / 255, green / 255, blue / 255) for value, (red, green, blue) in colours.items()}
 
 
+@own_style
 def save_reconstruction_figure(
     path: Path,
     *,
@@ -94,6 +100,7 @@ def save_reconstruction_figure(
     save_figure(figure, path)
 
 
+@own_style
 def save_label_figure(
     path: Path,
     *,
@@ -141,6 +148,7 @@ def save_label_figure(
     save_figure(figure, path)
 
 
+@own_style
 def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], inpainting_epochs: int) -> None:
     """progress.png of the pre-stage: both phases' losses, the erased region's MSE against its baselines, times, rates.
 

@@ -141,18 +141,25 @@ def test_invented_labels_do_not_stand_for_a_knee(evaluation):
     assert "k0" not in set(by_knee(cases)["case"])
 
 
+def compare(folder, *words):
+    """The command on small phantoms, two iterations a training."""
+    common = [
+        "--folder", str(folder), "--data", "phantoms", "--seeds", "0", "--budget", "2", "--iterations_per_epoch", "1",
+        "--detector_budget", "1", "1", "--size", "16", "24", "24", "--features", "2", "--device", "cpu", "--jobs", "2",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    command = [sys.executable, "-m", "benchmarks.naive_vs_aware", *common, *words]
+    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     folder = tmp_path / "work"
     words = [
-        sys.executable, "-m", "benchmarks.naive_vs_aware", "--folder", str(folder), "--data", "phantoms",
-        "--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--seeds", "0",
-        "--models", "nnUNetTrainer", "bound=AnomalyAwareTrainer:mask_known=true",
-        "--budget", "2", "--iterations_per_epoch", "1", "--detector_budget", "1", "1", "--size", "16", "24", "24",
-        "--patch", "16", "16", "16", "--batch", "2", "--features", "2", "--device", "cpu", "--jobs", "2",
+        "--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16",
+        "--batch", "2", "--models", "nnUNetTrainer", "bound=AnomalyAwareTrainer:mask_known=true",
     ]  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    done = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    done = compare(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "results.md").read_text().strip() in done.stdout
     cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
@@ -166,10 +173,30 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     # Again: nothing is trained anew; other arguments are refused.
     checkpoint = next(folder.glob("nnUNet_results/*/Ablation*/fold_0/checkpoint_final.pth"))
     trained = checkpoint.stat().st_mtime_ns
-    again = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    again = compare(folder, *words)
     assert again.returncode == 0, again.stdout + again.stderr
     assert checkpoint.stat().st_mtime_ns == trained
-    other = subprocess.run([*words, "--budget", "3"], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    other = compare(folder, *words, "--budget", "3")
     assert other.returncode == 1
     assert "--budget 2 there, 3 now" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+@pytest.mark.slow
+def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
+    folder = tmp_path / "work"
+    done = compare(
+        folder, "--num_phantoms", "5", "--num_test", "0", "--folds", "0", "1", "--whole_image", "--keep_lesion_labels",
+        "--models", "UNETPlusTrainer", "UNETSTrainer",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = (folder / "results.md").read_text()
+    assert "Lesion detection, bone by bone" in results
+    assert "Minus UNETPlusTrainer, knee by knee" in results
+    cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
+    folds = json.loads(next(folder.glob("nnUNet_preprocessed/*/splits_final.json")).read_text())
+    wanted = {f"{case}--seed0-fold{fold}" for fold in (0, 1) for case in folds[fold]["val"]}
+    assert set(cases["case"]) == wanted
+    assert {"femoral_bone", "femoral_lesion"} <= set(cases["label"])
+    detection = pd.read_csv(folder / "evaluation" / "tables" / "lesion_detection.csv")
+    assert set(detection["model"]) == {"UNETPlusTrainer", "UNETSTrainer"}

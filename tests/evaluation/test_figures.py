@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import xml.etree.ElementTree as ET
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from nnunetv2_anomaly.evaluation.figures import (
 from nnunetv2_anomaly.evaluation.results import CLEANED, MISSED, NEITHER, PROBABILITY
 from nnunetv2_anomaly.evaluation.tables import DSC, HD, HD_RAW
 from nnunetv2_anomaly.volumes.colours import label_colours
-from nnunetv2_anomaly.volumes.figures import figure_bytes, save_figure
+from nnunetv2_anomaly.volumes.figures import figure_bytes, save_figure, save_reconstruction_figure
 
 LABELS = {"femoral_bone": 1, "femoral_lesion": 2}
 
@@ -289,3 +290,20 @@ def test_different_shapes_and_no_prediction_are_errors():
         case_figure("c", None, reference, {"A": reference[:-1]}, None, (1.0, 1.0, 1.0), LABELS)
     with pytest.raises(ValueError, match="no prediction"):
         case_figure("c", None, reference, {}, None, (1.0, 1.0, 1.0), LABELS)
+
+
+def drawn_in_all_ways(folder):
+    """Content of an evaluation's figures, and of one that is saved at once."""
+    volume = np.linspace(0, 1, 5**3).reshape(5, 5, 5)
+    pictures = dict.fromkeys(("image", "reconstruction", "error"), volume)
+    save_reconstruction_figure(folder / "a.png", title="a", spacing=(1, 1, 1), **pictures)
+    drawn = {drawing.name: figure_bytes(drawing.figure, "png") for drawing in evaluation_figures(small_evaluation())}
+    return {**drawn, "reconstruction": (folder / "a.png").read_bytes()}
+
+
+def test_figures_look_alike_whatever_matplotlib_was_set_to(tmp_path):
+    expected = drawn_in_all_ways(tmp_path)
+    assert len(expected) >= 4
+    # As nnU-Net's progress plot leaves it, and as a user may like it.
+    with matplotlib.rc_context({"font.size": 30, "xtick.labelsize": 27.5, "axes.grid": True, "lines.linewidth": 4}):
+        assert drawn_in_all_ways(tmp_path) == expected
