@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks import naive_vs_aware
 from benchmarks.comparison import by_knee, difference_table, lesion_table
-from benchmarks.experiment import Experiment
+from benchmarks.experiment import Experiment, PeakMemory
 from benchmarks.models import parse_models
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
@@ -132,6 +133,16 @@ def test_folds_keep_a_subjects_visits_together(tmp_path):
     for fold in folds:
         assert sorted(fold["train"] + fold["val"]) == cases
         assert not {case[:7] for case in fold["train"]} & {case[:7] for case in fold["val"]}
+
+
+@pytest.mark.filterwarnings("error")
+def test_memory_of_a_process_that_has_ended_is_no_error():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
+    with PeakMemory(process.pid, "cpu") as memory:
+        time.sleep(1.2)
+    assert memory.peak_mib == 0
+    process.wait()
 
 
 def test_invented_labels_do_not_stand_for_a_knee(evaluation):
