@@ -42,12 +42,16 @@ def _signed(error: Tensor, difference: Tensor, sign: float) -> Tensor:
     return torch.where(sign * difference > 0, error, torch.zeros_like(error))
 
 
+#: Brings the error image to the spread of the image beside it: it is 0.01 in the mean, where a Z-normalised image is 1.
+SCALE = 100.0
+
 #: name -> map made of E(A(x)) and of x - A(x), both (B, C, ...) with intensities in [0, 1]
 MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared": lambda error, difference: error,
     "brighter": lambda error, difference: _signed(error, difference, 1.0),
     "darker": lambda error, difference: _signed(error, difference, -1.0),
     "shuffled": lambda error, difference: shuffled(error),
+    "scaled": lambda error, difference: SCALE * error,
     "none": lambda error, difference: torch.zeros_like(error),
 }
 

@@ -13,8 +13,8 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
+from benchmarks.channel_use import AS_TRAINED, CHANGES, channel_use
 from benchmarks.experiment import Experiment, Repeat, epoch_seconds
-from nnunetv2_anomaly.environment import let_nnunet_find_trainers, nnunet_folders
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
 from nnunetv2_anomaly.evaluation.report import lesion_tables
@@ -63,6 +63,9 @@ def report(experiment: Experiment, num_processes: int) -> Path:
     detectors = _detectors(experiment)
     if detectors:
         tables.append(detector_table(detectors))
+    used = channel_use(experiment) if experiment.arguments.num_test else pd.DataFrame()
+    if len(used):
+        tables.append(channel_table(used))
     tables.append(cost_table(experiment))
     sections = [
         Section("The comparison", _introduction(experiment, evaluation) + "".join(table.html() for table in tables))
@@ -208,6 +211,30 @@ def detector_table(detectors: dict[str, dict[str, dict[str, float | None]]]) -> 
     )
 
 
+def channel_table(used: pd.DataFrame) -> Table:
+    """What the trained models lose without their error channel; ``used`` is of ``channel_use``."""
+    means = used.groupby(["label", "model", "channel"], sort=False)["dsc"].mean().mul(100).unstack()
+    rows = []
+    for (label, model), own in means.iterrows():
+        cells = [_word("label", in_words(NAMES[label])), _word("model", model)]
+        cells.append(Cell(page.number(own[AS_TRAINED], 1), values={"dsc_percent": own[AS_TRAINED]}))
+        for change in CHANGES:
+            lost = own[change] - own[AS_TRAINED]
+            cells.append(Cell(page.number(lost, 1), values={f"difference_{change.replace(' ', '_')}": lost}))
+        rows.append(tuple(cells))
+    return Table(
+        "The error channel at prediction: what the trained models do without it",
+        ("label", "model", "DSC [%], as trained", *(f"channel {change}: difference" for change in CHANGES)),
+        tuple(rows),
+        (
+            "The same weights predict again with the error channel zero everywhere, or with its values at other voxels "
+            "of the patch. Before clean-up.",
+        ),
+        words=2,
+        grouped=1,
+    )
+
+
 def cost_table(experiment: Experiment) -> Table:
     """Seconds and memory of trainings and predictions; trainings that ran side by side slow each other down."""
     arguments = experiment.arguments
@@ -308,9 +335,7 @@ def _with_lesions(cases: pd.DataFrame, lesions: pd.DataFrame) -> pd.DataFrame:
 
 def _detectors(experiment: Experiment) -> dict[str, dict]:
     """Means over held-out knees by detector."""
-    for variable, folder in nnunet_folders(experiment.folder).items():
-        os.environ[variable] = str(folder)
-    let_nnunet_find_trainers()
+    experiment.enter()
     found = {}
     part = "Ts" if experiment.arguments.num_test else "Tr"
     for share in sorted({model.detector for model in experiment.models if model.detector}, reverse=True):

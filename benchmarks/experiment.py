@@ -28,7 +28,7 @@ from tqdm import tqdm
 from benchmarks.ablation import SECTION as ABLATION_SECTION
 from benchmarks.models import Model
 from nnunetv2_anomaly.demo.run import write_split
-from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_command, nnunet_environment
+from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_command, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.planning.whole_image import WHOLE_IMAGE_PLANS, planned_for
@@ -130,6 +130,10 @@ class Experiment:
         if self.arguments.num_test:
             return self.folder / "predictions" / repeat.model.name / f"seed{repeat.seed}_fold{repeat.fold}"
         return self.training_folder(repeat) / "validation"
+
+    def images(self, repeat: Repeat) -> Path:
+        """The held-out knees' images, as its model takes them."""
+        return self.folder / "nnUNet_raw" / (MASKED if repeat.model.mask_known else DATASET) / "imagesTs"
 
     @property
     def references(self) -> Path:
@@ -303,10 +307,9 @@ class Experiment:
             training = Step(command, (made / "validation" / "summary.json", made / "checkpoint_final.pth"), before)
             steps[f"train-{repeat.name}"] = training
             if self.arguments.num_test:
-                images = self.folder / "nnUNet_raw" / (MASKED if model.mask_known else DATASET) / "imagesTs"
                 output = self.predictions(repeat)
                 command = (
-                    "nnUNetv2_predict", "-i", str(images), "-o", str(_unfinished(output)), "-d", dataset,
+                    "nnUNetv2_predict", "-i", str(self.images(repeat)), "-o", str(unfinished(output)), "-d", dataset,
                     "-c", configuration, "-f", repeat.fold, "-tr", model.trainer, "-p", PLANS,
                     "-npp", "1", "-nps", "1", *device,
                 )  # fmt: skip
@@ -353,7 +356,18 @@ class Experiment:
         if step.command[0] == "nnUNetv2_predict":
             output = step.makes[0].parent
             shutil.rmtree(output, ignore_errors=True)
-            os.replace(_unfinished(output), output)
+            os.replace(unfinished(output), output)
+
+    def environment(self, **variables: object) -> dict[str, str]:
+        """Of a command on this folder, which finds the trainers of the benchmarks, too."""
+        environment = nnunet_environment(self.folder, **variables)
+        shim = str(Path(__file__).resolve().parent / "trainer_shim")
+        environment[TRAINER_VARIABLE] = os.pathsep.join((environment[TRAINER_VARIABLE], shim))
+        return environment
+
+    def enter(self) -> None:
+        """Give this process that environment, so that it can load the trained models."""
+        os.environ.update(self.environment())
 
     def command(self, name: str, words: Sequence[str]) -> None:
         """One command; its seconds and memory are kept in records/NAME.json, its output in logs/NAME.log.
@@ -372,9 +386,7 @@ class Experiment:
             variables |= {"OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
             if words[0] == "nnUNetv2_train":
                 variables["nnUNet_n_proc_DA"] = 0  # without worker processes a seed gives one result
-        environment = nnunet_environment(self.folder, **variables)
-        shim = str(Path(__file__).resolve().parent / "trainer_shim")
-        environment["nnUNet_extTrainer"] = os.pathsep.join((environment["nnUNet_extTrainer"], shim))
+        environment = self.environment(**variables)
         before = read_json(record) if record.is_file() and "--c" in words else {}
         began = time.monotonic()
         with log.open("a") as output:
@@ -459,7 +471,8 @@ def _margin_voxels(spacing_mm: Sequence[float]) -> int:
     return round(MARGIN_MM / min(spacing_mm))
 
 
-def _unfinished(output: Path) -> Path:
+def unfinished(output: Path) -> Path:
+    """Where a folder is filled before it gets its name."""
     return output.with_name(f"part_{output.name}")
 
 

@@ -35,6 +35,8 @@ ABLATIONS = (
     "darker=AnomalyAwareTrainer:channel=darker,weight=darker",
     "short_detector=AnomalyAwareTrainer:detector=0.1",
     "shuffled=AnomalyAwareTrainer:channel=shuffled,weight=shuffled",
+    "scaled=AnomalyAwareTrainer:channel=scaled",
+    "scaled_only=AnomalyAwareTrainer:channel=scaled,weight=none,alpha=1",
     "mask_known=AnomalyAwareTrainer:mask_known=true",
 )
 

@@ -29,6 +29,7 @@ from nnunetv2_anomaly.checkpoints import (
     others_beside,
     read_own_checkpoint,
 )
+from nnunetv2_anomaly.device import check_device
 from nnunetv2_anomaly.errors import UnsupportedError, UserError, listed
 from nnunetv2_anomaly.files import nothing_can_be_written, why_not_writable
 from nnunetv2_anomaly.prestage.data_record import continued, data_record
@@ -58,6 +59,12 @@ class AnomalyTrainerBase(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's own signature)
     ) -> None:
+        check_device(device.type)
+        if plans.get("continue_training") and given_weights_file() is not None:
+            raise UserError(
+                "--c and -pretrained_weights were both given; give --c alone to go on with an interrupted training, or "
+                "-pretrained_weights alone to begin one"
+            )
         if nnUNet_results.is_set():
             # Before nnU-Net tries: it would wait for its log file, and then train without being able to save.
             model = f"{type(self).__name__}__{plans['plans_name']}__{configuration}"

@@ -500,6 +500,27 @@ def test_pretrained_weights_of_other_labels_and_nothing_else_in_the_file_are_tak
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED, TRANSFER])
+@pytest.mark.parametrize(("device", "seen_by"), [("cuda", torch.cuda), ("mps", torch.backends.mps)])
+def test_device_that_is_not_there_is_told_before_anything_is_written(
+    tiny_dataset, results_folder, nnunet_train, monkeypatch, name, device, seen_by
+):
+    monkeypatch.setattr(seen_by, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_num_interop_threads", lambda number: None)  # which a process may do once
+    sentence = sentence_of(lambda: nnunet_train("-tr", name, "-device", device))
+    assert sentence.startswith(f"-device {device} was asked for")
+    assert not list(results_folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED, TRANSFER])
+def test_continuing_and_starting_from_weights_exclude_each_other(
+    tiny_dataset, results_folder, nnunet_train, tmp_path, name
+):
+    sentence = sentence_of(lambda: nnunet_train("-tr", name, "--c", "-pretrained_weights", tmp_path / "weights.pth"))
+    assert sentence.startswith("--c and -pretrained_weights were both given")
+    assert not list(results_folder.rglob("*"))
+
+
 @pytest.mark.parametrize("name", [PRESTAGE, PUBLISHED])
 def test_weights_are_not_looked_at_where_nnunet_does_not_copy_them(trainer_factory, tmp_path, monkeypatch, name):
     path = tmp_path / "checkpoint_final.pth"
@@ -1083,29 +1104,41 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-def test_training_and_prediction_need_and_try_no_network(own_preprocessed, tiny_dataset, tmp_path):
-    """Twice over: in a network of its own without interfaces where Linux gives one, and listened to everywhere."""
-    plans = copy.deepcopy(tiny_dataset.plans)
-    settings = plans["configurations"]["3d_small"]["anomaly"]
-    once = {**settings, "inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1}
-    plans["configurations"]["3d_offline"] = {"inherits_from": "3d_small", "anomaly": once}
-    (own_preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+#: the demonstration as it is, but for its size
+DEMO = """
+import dataclasses
+from pathlib import Path
+from nnunetv2_anomaly.demo import run
+
+if __name__ == "__main__":
+    short = {"num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "detector_features": 4}
+    run.QUICK = dataclasses.replace(
+        run.QUICK, num_training=5, num_validation=1, num_test=2, size=(16, 24, 24), spacing_mm=(6.0, 5.0, 5.0),
+        features=(2, 2, 2, 2, 2, 2), anomaly={**run.QUICK.anomaly, **short},
+    )
+    run.run_demo(Path(folder_of_test), device="cpu", quick=True)
+"""
+
+
+@pytest.fixture
+def run_offline(tmp_path):
+    """Function: run a script as a program, twice over without a network, and see that nothing asks for one.
+
+    In a network of its own without interfaces where Linux gives one, and listened to everywhere.
+    """
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(LISTENER)
     (tmp_path / "site" / "wandb.py").write_text(WANDB)
-    script, log = tmp_path / "chain.py", tmp_path / "network.txt"
-    images = tiny_dataset.raw / "imagesTs"
-    script.write_text(CHAIN.replace("sys.argv_of_test", repr((str(images), str(tmp_path / "out")))))
+    (tmp_path / "nnUNet_results").mkdir()
+    log, asked = tmp_path / "network.txt", tmp_path / "wandb.txt"
     environment = nnunet_environment(
         None,
         nnUNet_results=tmp_path / "nnUNet_results",
         PYTHONPATH=tmp_path / "site",
         NETWORK_LOG=log,
-        WANDB_LOG=tmp_path / "wandb.txt",
+        WANDB_LOG=asked,
     )
     environment.pop("nnUNet_wandb_enabled", None)
-    (tmp_path / "nnUNet_results").mkdir()
     alone = ["unshare", "-n"] if shutil.which("unshare") else []
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
         alone = []  # not permitted here; what Python tries is seen all the same
@@ -1117,12 +1150,43 @@ def test_training_and_prediction_need_and_try_no_network(own_preprocessed, tiny_
     )
     assert heard.returncode != 0
     assert "192.0.2.1" in (tmp_path / "probe.txt").read_text()
-    done = subprocess.run(
-        [*alone, sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    def run(script, **variables):
+        (tmp_path / "script.py").write_text(script)
+        done = subprocess.run(
+            [*alone, sys.executable, str(tmp_path / "script.py")],
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert not log.exists(), log.read_text()
+        # nnU-Net's logger looks whether it is there; nothing else does, and nothing is done with it.
+        assert set(asked.read_text().splitlines()) == {f"import by {nnunet_logger.__name__}"}
+
+    return run
+
+
+@pytest.mark.slow
+def test_training_and_prediction_need_and_try_no_network(own_preprocessed, tiny_dataset, tmp_path, run_offline):
+    plans = copy.deepcopy(tiny_dataset.plans)
+    settings = plans["configurations"]["3d_small"]["anomaly"]
+    once = {**settings, "inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1}
+    plans["configurations"]["3d_offline"] = {"inherits_from": "3d_small", "anomaly": once}
+    (own_preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    images = tiny_dataset.raw / "imagesTs"
+    run_offline(CHAIN.replace("sys.argv_of_test", repr((str(images), str(tmp_path / "out")))))
     assert (tmp_path / "out" / "case_5.nii.gz").is_file()
     assert (tmp_path / "out" / "case_5_error.nii.gz").is_file()
-    assert not log.exists(), log.read_text()
-    # nnU-Net's logger looks whether it is there; nothing else does, and nothing is done with it.
-    assert set((tmp_path / "wandb.txt").read_text().splitlines()) == {f"import by {nnunet_logger.__name__}"}
+
+
+@pytest.mark.slow
+def test_the_demonstration_needs_and_tries_no_network(tmp_path, run_offline):
+    folder = tmp_path / "demo"
+    # The planner takes the number of augmentation processes for a thread count, which 0 is not.
+    run_offline(DEMO.replace("folder_of_test", repr(str(folder))), nnUNet_n_proc_DA="1", OMP_NUM_THREADS="1")
+    assert "anomaly-aware" in (folder / "report.html").read_text()
+    steps = json.loads((folder / "demo.json").read_text())["steps"]
+    assert len(steps) >= 14
+    assert all(step["finished"] for step in steps.values())

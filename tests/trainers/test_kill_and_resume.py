@@ -1,6 +1,6 @@
-"""Training that is killed again and again reaches its end, and its loss curve is that of a run that never was.
+"""Training that is killed again and again reaches its end, with the losses and weights of a run that never was.
 
-``KILLS=20 pytest tests/trainers/test_kill_and_resume.py`` kills more often.
+``KILLS=5 pytest tests/trainers/test_kill_and_resume.py`` kills less often.
 """
 
 import copy
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "killpg"), reason="processes are killed with their children by POSIX's killpg"),
 ]
 
-KILLS = int(os.environ.get("KILLS", "5"))
+KILLS = int(os.environ.get("KILLS", "20"))
 #: of each of the three: phase 1, phase 2, segmentation
 EPOCHS = max(6, KILLS)
 SETTINGS = {
@@ -94,9 +94,13 @@ def killed_until_done(trainer, folder, moments, environment, output):
     return walk
 
 
-def moments(rng, epochs, number):
-    """Seeded random moments: epochs in order, and up to a second into or past each."""
-    chosen = sorted(rng.choices(range(epochs), k=number))
+def moments(rng, phases, number):
+    """Seeded random moments: epochs in order, and up to a second into or past each.
+
+    One at least lies in each of so many phases of ``EPOCHS`` epochs, late enough for a checkpoint of that phase.
+    """
+    of_phases = [phase * EPOCHS + rng.randrange(2, EPOCHS) for phase in range(phases)]
+    chosen = sorted(of_phases + rng.choices(range(phases * EPOCHS), k=number - phases))
     return [(epoch, rng.uniform(0, 1)) for epoch in chosen]
 
 
@@ -126,19 +130,19 @@ def walks(tiny_dataset, tmp_path_factory):
     first = [(0, 0.0)]
     return {
         PRESTAGE: killed_until_done(
-            PRESTAGE, folders[PRESTAGE], first + moments(rng, 2 * EPOCHS, of_prestage - 1), environment, base
+            PRESTAGE, folders[PRESTAGE], first + moments(rng, 2, of_prestage - 1), environment, base
         ),
         SEGMENTATION: killed_until_done(
-            SEGMENTATION, folders[SEGMENTATION], moments(rng, EPOCHS, KILLS - of_prestage), environment, base
+            SEGMENTATION, folders[SEGMENTATION], moments(rng, 1, KILLS - of_prestage), environment, base
         ),
     }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(build_trainer, tmp_path_factory):
-    """The logs of the same trainings, never killed."""
+    """The last checkpoints of the same trainings, never killed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    logs = {}
+    checkpoints = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count())  # as the command does: fewer would add up in another order
     try:
@@ -147,10 +151,11 @@ def undisturbed(build_trainer, tmp_path_factory):
             for name in (PRESTAGE, SEGMENTATION):
                 trainer = build_trainer(name, anomaly=SETTINGS)
                 trainer.run_training()
-                logs[name] = trainer.logger.get_checkpoint()
+                final = Path(trainer.output_folder) / "checkpoint_final.pth"
+                checkpoints[name] = torch.load(final, weights_only=False)
     finally:
         torch.set_num_threads(threads)
-    return logs
+    return checkpoints
 
 
 def test_both_were_really_killed(walks):
@@ -169,13 +174,31 @@ def test_killed_training_reaches_its_end_and_validates(walks, name):
 @pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION])
 def test_loss_curve_joins_as_if_nothing_had_happened(walks, undisturbed, name):
     checkpoint = torch.load(walks[name].folder / "checkpoint_final.pth", weights_only=False)
-    logged, expected = checkpoint["logging"], undisturbed[name]
+    logged, expected = checkpoint["logging"], undisturbed[name]["logging"]
     epochs = EPOCHS if name == SEGMENTATION else 2 * EPOCHS
     assert checkpoint["current_epoch"] == epochs
     assert logged["lrs"] == expected["lrs"]
     for key in ("train_losses", "val_losses"):
         assert len(logged[key]) == epochs
         assert [float(value) for value in logged[key]] == pytest.approx([float(value) for value in expected[key]])
+
+
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION])
+def test_killed_training_ends_with_the_weights_and_the_best_score_of_one_that_was_not(walks, undisturbed, name):
+    checkpoint = torch.load(walks[name].folder / "checkpoint_final.pth", weights_only=False)
+    expected = undisturbed[name]
+    torch.testing.assert_close(checkpoint["network_weights"], expected["network_weights"])
+    assert float(checkpoint["_best_ema"]) == pytest.approx(float(expected["_best_ema"]))
+
+
+@pytest.mark.parametrize(("name", "phase"), [(PRESTAGE, 0), (PRESTAGE, 1), (SEGMENTATION, 0)])
+def test_every_phase_was_continued_from_a_checkpoint_of_its_own(walks, name, phase):
+    begun = [
+        int(re.search(r": Epoch (\d+)", text)[1])
+        for there, text in walks[name].starts
+        if there and re.search(r": Epoch (\d+)", text)
+    ]
+    assert any(phase * EPOCHS < epoch < (phase + 1) * EPOCHS for epoch in begun), begun
 
 
 @pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION])
