@@ -105,6 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # as nnU-Net's commands set it
 
     configuration = planned_configuration(arguments.patch, arguments.spacing)
     patch = configuration.patch_size
@@ -171,7 +172,8 @@ def main() -> None:
     steps = interleaved({name: lambda name=name: train_step(name) for name in networks}, arguments.repeats, device)
     show("Training step", steps, "nnU-Net")
 
-    logits = aware(image)
+    with torch.no_grad(), autocast():
+        logits = aware(image)
     error = aware.latest_error_image
     parts = {
         "training step, nnU-Net": lambda: train_step("nnU-Net"),
@@ -192,12 +194,28 @@ def main() -> None:
     for name, network in networks.items():
         print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
     if device.type == "cuda":
+        del logits, error
         for name in networks:
-            torch.cuda.reset_peak_memory_stats()
+            # Each alone on the GPU, from a first step on: what the other one holds is no part of it.
+            for other, network in networks.items():
+                optimizers[other].state.clear()
+                optimizers[other].zero_grad(set_to_none=True)
+                network.to(device if other == name else "cpu")
+            aware.latest_error_image = None
+            networks[name].decoder.deep_supervision = False
+            print(f"{name}: peak memory, prediction of a window {_peak_gib(predict, name):.2f} GiB, ", end="")
             networks[name].train()
             networks[name].decoder.deep_supervision = True
-            train_step(name)
-            print(f"{name}: peak memory of a training step {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+            print(f"training step {_peak_gib(train_step, name):.2f} GiB")
+
+
+def _peak_gib(action: Callable[[str], None], name: str) -> float:
+    """Peak of the GPU memory that tensors take in the second of two calls, GiB: the first one chooses algorithms."""
+    action(name)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    action(name)
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ _OF_AWARE = ("alpha", "beta")
 
 #: each part of the method alone, together, and in other forms, from plain nnU-Net to the upper bound
 ABLATIONS = (
+    "no_mirroring=nnUNetTrainer:mirror_axes=[]",  # first, as what the others are tested against: none of them mirrors
     "nnUNetTrainer",
-    "no_mirroring=nnUNetTrainer:mirror_axes=[]",
     "cross_entropy_x10=AnomalyAwareTrainer:channel=none,weight=none",
     "channel_only=AnomalyAwareTrainer:weight=none,alpha=1",
     "focal_only=AnomalyAwareTrainer:channel=none",

@@ -9,15 +9,19 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from benchmarks.comparison import report
 from benchmarks.experiment import Arguments, Experiment
 from benchmarks.models import ABLATIONS, Model, parse_models
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import read_json, write_text
+from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
 
 STATE = "comparison.json"
 #: arguments that may differ when a comparison is continued: more of the same
@@ -94,10 +98,16 @@ def checked(options: argparse.Namespace) -> Arguments:
     if options.folder.exists() and not options.folder.is_dir():
         raise UserError(f"--folder {options.folder} is a file; give a folder.")
     chosen_device(options.device)
-    if options.budget < options.iterations_per_epoch:
+    for name, budget in (("budget", options.budget), *(("detector_budget", n) for n in options.detector_budget)):
+        if budget % options.iterations_per_epoch:
+            raise UserError(
+                f"--{name} is {budget} and --iterations_per_epoch {options.iterations_per_epoch}; expected whole "
+                "epochs, a multiple of it."
+            )
+    if not options.num_test and options.num_val:
         raise UserError(
-            f"--budget is {options.budget} and --iterations_per_epoch {options.iterations_per_epoch}; expected at "
-            "least one epoch."
+            "--num_test 0 and --num_val were both given; expected held-out knees, or nnU-Net's folds, which keep the "
+            "visits of a subject together: leave out --num_val."
         )
     if not options.num_test and "all" in options.folds:
         raise UserError("fold all has no validation cases; give --num_test, or the folds 0 to 4.")
@@ -126,6 +136,8 @@ def take_folder(folder: Path, arguments: Arguments, models: list[Model]) -> None
     now = json.loads(json.dumps(now))
     if state.is_file():
         before = read_json(state)
+        if not {"arguments", "models"} <= set(before):
+            raise UserError(f"{state} is not as the comparison writes it; give another --folder.")
         differing = [
             f"--{name} {before['arguments'].get(name)} there, {value} now"
             for name, value in now["arguments"].items()
@@ -144,24 +156,43 @@ def take_folder(folder: Path, arguments: Arguments, models: list[Model]) -> None
         now["models"] = {**before["models"], **now["models"]}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no comparison; give another --folder.")
+    reason = why_not_writable(folder)
+    if reason:
+        raise UserError(f"nothing can be written into {folder} ({reason}); give another --folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(state, json.dumps(now, indent=1))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second comparison out of the folder: it would train the same models into the same files.
+
+    Raises: UserError if there is one.
+    """
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"another comparison is running in {folder}; wait for it, or give another --folder.") from error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison, or what is left of it; 0, 1 for what a user can mend, or 130 for Ctrl-C."""
     options = parse(argv)
     # Told to end, the driver ends what it has started, as at Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         arguments = checked(options)
         models = parse_models(arguments.models)
         folder = options.folder.resolve()
         take_folder(folder, arguments, models)
         experiment = Experiment(folder, arguments, models)
-        experiment.prepare(options.num_processes)
-        experiment.run(options.jobs)
-        report(experiment, options.num_processes)
+        with alone_in(folder):
+            experiment.prepare(options.num_processes)
+            experiment.run(options.jobs)
+            report(experiment, options.num_processes)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -38,6 +38,7 @@ from nnunetv2_anomaly.prestage.schedule import PhaseLRScheduler, learning_rate_o
 from nnunetv2_anomaly.prestage.validation import CaseForValidation, labels_named, validate_case, write_summary
 from nnunetv2_anomaly.settings import default
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
+from nnunetv2_anomaly.training.pretrained import given_weights_file
 from nnunetv2_anomaly.volumes.figures import save_prestage_progress
 
 #: logged once an epoch, beside nnU-Net's train_losses, val_losses, lrs and timestamps
@@ -209,9 +210,10 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         if not self.resumed:
             detector = self.module.detector
             detector.set_intensity_range(self.intensities.low, self.intensities.high, self.intensity_clip)
-            mean = torch.tensor(self.intensities.rescaled_mean)
-            self.module.inpainter.start_at(mean)
-            detector.reconstructor.start_at(mean)
+            if given_weights_file() is None:  # nnU-Net has copied these weights by now
+                mean = torch.tensor(self.intensities.rescaled_mean)
+                self.module.inpainter.start_at(mean)
+                detector.reconstructor.start_at(mean)
             if self.inpainting_epochs == 0:
                 self.take_inpainter()
         self.print_to_log_file(

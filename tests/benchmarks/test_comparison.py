@@ -82,7 +82,12 @@ def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--budget", "3", "--iterations_per_epoch", "5"], "expected at least one epoch"),
+        (
+            ["--budget", "7", "--iterations_per_epoch", "5"],
+            "--iterations_per_epoch 5; expected whole epochs",
+        ),
+        (["--detector_budget", "500", "7"], "--detector_budget is 7 "),
+        (["--num_test", "0", "--num_val", "2", "--folds", "0"], "--num_test 0 and --num_val were both given"),
         (["--num_test", "0"], "fold all has no validation cases"),
         (["--seeds", "0", "0"], "--seeds names one twice"),
         (["--folds", "7"], "expected 0 to 4, or all"),
@@ -113,6 +118,26 @@ def test_a_model_keeps_its_meaning_in_a_folder(tmp_path):
         take("own=AnomalyAwareTrainer:alpha=5")
     with pytest.raises(UserError, match="the model own was another one"):
         take("own=nnUNetTrainer")
+
+
+def test_a_folder_holds_one_comparison_at_a_time(tmp_path):
+    alone = naive_vs_aware.alone_in
+    with alone(tmp_path), pytest.raises(UserError, match="another comparison is running in"), alone(tmp_path):
+        pytest.fail("let in")
+    with alone(tmp_path):
+        pass
+
+
+def test_a_foreign_state_file_is_told(tmp_path, capsys):
+    (tmp_path / naive_vs_aware.STATE).write_text("{}")
+    assert naive_vs_aware.main(["--folder", str(tmp_path), "--device", "cpu"]) == 1
+    assert "is not as the comparison writes it" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert naive_vs_aware.main(["--folder", str(tmp_path / "file" / "new"), "--device", "cpu"]) == 1
+    assert "nothing can be written into" in capsys.readouterr().err
 
 
 def test_what_was_not_measured_is_told_so(tmp_path):

@@ -500,6 +500,23 @@ def test_pretrained_weights_of_other_labels_and_nothing_else_in_the_file_are_tak
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
+def test_prestage_keeps_every_pretrained_weight(trainer_factory, tmp_path, monkeypatch):
+    source = trainer_factory(PRESTAGE)
+    source.initialize()
+    with torch.no_grad():
+        for weight in source.module.parameters():
+            weight.normal_()
+    path = tmp_path / "weights.pth"
+    torch.save({"network_weights": source.module.state_dict()}, path)
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-pretrained_weights", str(path)])
+    trainer = trainer_factory(PRESTAGE)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(path))
+    trainer.on_train_start()
+    theirs, ours = (dict(each.module.named_parameters()) for each in (source, trainer))
+    assert [name for name in theirs if not torch.equal(theirs[name], ours[name])] == []
+
+
 @pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED, TRANSFER])
 @pytest.mark.parametrize(("device", "seen_by"), [("cuda", torch.cuda), ("mps", torch.backends.mps)])
 def test_device_that_is_not_there_is_told_before_anything_is_written(

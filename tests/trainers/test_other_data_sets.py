@@ -1,7 +1,7 @@
 """Data sets that are no knees: channels, normalisations, file endings, spacings, sizes and labels of every kind.
 
 Each goes through nnU-Net's own planning, preprocessing, both trainings and prediction, and through our clean-up and
-evaluation.
+evaluation; some also through the paper's network and protocol, and a transfer.
 """
 
 import json
@@ -49,6 +49,9 @@ DATA_SETS = (
     DataSet(826, "Anisotropic", shape=(8, 40, 40), spacing=(6.0, 0.5, 0.5)),
     DataSet(827, "Many", labels={"background": 0, **{f"part_{n}": n for n in range(1, 12)}}),
 )
+
+#: those that also train with the other families, whose networks, losses and loaders are their own
+WITH_OTHER_TRAINERS = tuple(d for d in DATA_SETS if d.name in ("TwoChannels", "Flat", "IgnoreLabel"))
 
 #: too small for nnU-Net to plan any downsampling, which the detector follows
 TOO_SMALL = DataSet(828, "TooSmall", shape=(6, 7, 9))
@@ -131,11 +134,11 @@ def done(tmp_path_factory):
         validated = d.model(base, "AnomalyPreStageTrainer") / "fold_0" / "validation"
         train = ["nnUNetv2_train", str(d.number), d.configuration, "0", "-device", "cpu", "-tr"]
         of = ["-d", str(d.number), "-c", d.configuration, "-f", "0", "-device", "cpu", "-i", str(raw / "imagesTs")]
+        predict = ["nnUNetv2_predict", *of, "-npp", "0", "-nps", "0", "-tr"]
         ours = {
             "prestage": [*train, "AnomalyPreStageTrainer"],
             "train": [*train, "AnomalyAwareTrainer"],
-            "predict": ["nnUNetv2_predict", *of, "-tr", "AnomalyAwareTrainer", "-o", str(out / "predicted"),
-                        "-npp", "0", "-nps", "0"],
+            "predict": [*predict, "AnomalyAwareTrainer", "-o", str(out / "predicted")],
             "error_images": ["nnUNetv2_anomaly", "error_images", *of, "-o", str(out / "errors")],
             "postprocess": ["nnUNetv2_anomaly", "postprocess", "-i", str(out / "predicted"), "-o", str(out / "clean"),
                             "-np", "1"],
@@ -143,6 +146,15 @@ def done(tmp_path_factory):
                          str(d.model(base, "AnomalyAwareTrainer")), "--folds", "0", "-o", str(out / "evaluation"),
                          "-np", "1", "--images", str(raw / "imagesTr"), "--error_images", str(validated)],
         }  # fmt: skip
+        if d in WITH_OTHER_TRAINERS:
+            weights = d.model(base, "AnomalyAwareTrainer") / "fold_0" / "checkpoint_final.pth"
+            transfer = "AnomalyAwareTransferTrainer"
+            ours |= {
+                "train_published": [*train, "UNETSTrainer"],
+                "predict_published": [*predict, "UNETSTrainer", "-o", str(out / "published")],
+                "transfer": [*train, transfer, "-pretrained_weights", str(weights)],
+                "predict_transfer": [*predict, transfer, "-o", str(out / "transferred")],
+            }
         entries += [{"name": f"{name}-{d.name}", "command": command} for name, command in ours.items()]
     entries.append(
         {"name": "prestage-TooSmall", "command": ["nnUNetv2_train", "828", "3d_fullres", "0", "-device", "cpu", "-tr",
@@ -160,6 +172,25 @@ def test_step_ends_well(done, data_set, step):
     _, results = done
     result = results[f"{step}-{data_set.name}"]
     assert result["status"] == 0, result["output"]
+
+
+@pytest.mark.parametrize("step", ["train_published", "predict_published", "transfer", "predict_transfer"])
+@pytest.mark.parametrize("data_set", WITH_OTHER_TRAINERS, ids=lambda data_set: data_set.name)
+def test_step_with_another_trainer_ends_well(done, data_set, step):
+    _, results = done
+    result = results[f"{step}-{data_set.name}"]
+    assert result["status"] == 0, result["output"]
+
+
+@pytest.mark.parametrize("folder", ["predicted", "published", "transferred"])
+@pytest.mark.parametrize("data_set", WITH_OTHER_TRAINERS, ids=lambda data_set: data_set.name)
+def test_every_familys_prediction_has_the_images_shape_and_labels_but_the_ignore_label(done, data_set, folder):
+    base, _ = done
+    (file,) = (base / "out" / data_set.name / folder).glob(f"*{data_set.file_ending}")
+    assert file.name == f"case_5{data_set.file_ending}"
+    predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    assert predicted.shape == data_set.shape
+    assert set(np.unique(predicted)) <= {value for name, value in data_set.labels.items() if name != "ignore"}
 
 
 @pytest.mark.parametrize("data_set", DATA_SETS, ids=lambda data_set: data_set.name)
