@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from nnunetv2_anomaly.evaluation.case import EvaluationSettings
 from nnunetv2_anomaly.evaluation.report import lesion_tables
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
+from nnunetv2_anomaly.evaluation.surface import DISTANCES
 from nnunetv2_anomaly.evaluation.tables import MEASURES, Cell, Measure, Table, in_words
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
@@ -44,8 +47,15 @@ INSIDE = Measure(
 COMPONENTS = Measure("components", "components before clean-up", "components", RAW, digits=2)
 
 
-def report(experiment: Experiment, num_processes: int) -> Path:
-    """Evaluate all predictions, measure the detectors, write tables and report; returns results.md."""
+def report(experiment: Experiment, num_processes: int, command: str) -> Path:
+    """Evaluate all predictions, measure the detectors, write tables and report.
+
+    Args:
+        experiment: all of whose steps are done.
+        num_processes: of the evaluation.
+        command: what the results name as having made them.
+    Returns: results.md.
+    """
     references, folders = _gather(experiment)
     dataset = find_dataset_description(experiment.raw / "dataset.json", [])
     settings = _settings(dataset, next(references.glob("*.nii.gz")))
@@ -55,32 +65,52 @@ def report(experiment: Experiment, num_processes: int) -> Path:
     prepare_output(output, arguments)
     evaluation = evaluate_models(pairs, output, settings, num_processes=num_processes)
     lesions = _bones_with_lesion(experiment)
-    tables = [
-        segmentation_table(evaluation),
-        lesion_table(evaluation, lesions, _shares_inside_lesions(experiment)),
-        difference_table(evaluation, lesions),
-    ]
+    tables = {
+        "segmentation": segmentation_table(evaluation),
+        "lesions": lesion_table(evaluation, lesions, _shares_inside_lesions(experiment)),
+        "differences": difference_table(evaluation, lesions),
+    }
     detectors = _detectors(experiment)
     if detectors:
-        tables.append(detector_table(detectors))
+        tables["detectors"] = detector_table(detectors)
     used = channel_use(experiment) if experiment.arguments.num_test else pd.DataFrame()
     if len(used):
-        tables.append(channel_table(used))
-    tables.append(cost_table(experiment))
-    sections = [
-        Section("The comparison", _introduction(experiment, evaluation) + "".join(table.html() for table in tables))
-    ]
+        tables["channel_use"] = channel_table(used)
+    tables["cost"] = cost_table(experiment)
+    made_by = provenance(experiment, command)
+    told = "".join(page.paragraph(line) for line in (*made_by, _introduction(experiment)))
+    sections = [Section("The comparison", told + "".join(table.html() for table in tables.values()))]
     write_evaluation(
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
         tested=by_knee(evaluation.cases),
     )  # fmt: skip
-    tables += lesion_tables(evaluation).values()  # which the report has in any case
-    text = "\n\n".join(table.markdown() for table in tables) + "\n"
+    tables |= lesion_tables(evaluation)  # which the report has in any case
+    text = "\n\n".join([*made_by, *(table.markdown() for table in tables.values())]) + "\n"
     write_text(experiment.folder / "results.md", text)
-    for table in tables:
-        table.write(experiment.folder / "tables", _stem(table), ("csv",))
+    shutil.rmtree(experiment.folder / "tables", ignore_errors=True)  # of an earlier run with more models
+    for name, table in tables.items():
+        table.write(experiment.folder / "tables", name, ("csv",))
     print(text)
     return experiment.folder / "results.md"
+
+
+def provenance(experiment: Experiment, command: str) -> list[str]:
+    """What made the results: command, day, machine, versions, models; in Markdown."""
+    kind = experiment.arguments.device
+    device = torch.cuda.get_device_name() if kind == "cuda" else f"{kind}, {os.cpu_count()} cores"
+    names = [name for repeat in experiment.repeats for name in (f"train-{repeat.name}", f"predict-{repeat.name}")]
+    versions = sorted({experiment.versions_of(name) for name in names} - {""})
+    models = []
+    for model in experiment.models:
+        settings = {**model.settings, **model.ablation}
+        settings |= {"detector": model.detector} if model.detector else {}
+        models.append(f"{model.name} ({', '.join([model.trainer, *(f'{k} {v}' for k, v in settings.items())])})")
+    return [
+        f"`{command}`",
+        f"{date.today().isoformat()}, {platform.machine()}, {device}; trained and predicted with "
+        f"{'; and '.join(versions) or 'versions that were not noted'}.",
+        f"Models: {'; '.join(models)}.",
+    ]
 
 
 def by_knee(cases: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +139,11 @@ def segmentation_table(evaluation: Evaluation) -> Table:
         "Held-out knees: means over knees and repeats",
         ("label", "model", *(measure.title for measure in measures)),
         tuple(rows),
-        ("In brackets the smallest and the largest mean of a repeat (seed, fold).", _policy()),
+        (
+            "Beneath a mean the smallest and the largest mean of a repeat (seed, fold), where there are several, and "
+            "of distances the median (quartiles) over all knees and repeats.",
+            _policy(),
+        ),
         words=2,
         grouped=1,
     )
@@ -155,10 +189,12 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
     for title, subset in subsets.items():
         tests = statistics.paired(by_knee(subset), ["dsc", "hd_mm"])
         tests = tests[tests["model_a"] == baseline]
-        tests["p_holm"] = tests.groupby(["processing", "label", "metric"])["p"].transform(statistics.holm)
+        tests["p_holm"] = tests.groupby(["processing", "metric"])["p"].transform(statistics.holm)
+        ranges = _differences_by_training(subset, baseline)
         for measure in (m for m in MEASURES if m.name in ("dsc_percent", "hd_raw_mm")):
             own = tests[(tests["metric"] == measure.metric) & (tests["processing"] == measure.processing)]
             for row in own.to_dict("records"):
+                ends = ranges[row["model_b"], row["label"], measure.processing, measure.metric]
                 difference = -measure.factor * row["difference"]
                 rows.append(
                     (
@@ -166,7 +202,11 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
                         _word("metric", measure.title),
                         _word("label", in_words(row["label"])),
                         _word("model", row["model_b"]),
-                        Cell(page.number(difference, 2), values={"difference": difference}),
+                        Cell(
+                            page.number(difference, 2),
+                            beneath=_range(*ends, measure),
+                            values={"difference": difference},
+                        ),
                         Cell(page.number(row["p"], 3), values={"p": row["p"]}),
                         Cell(page.number(row["p_holm"], 3), values={"p_holm": row["p_holm"]}),
                         Cell(str(row["n"]), values={"n": row["n"]}),
@@ -177,8 +217,10 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
         ("knees", "metric", "label", "model", "difference", "p", "p (Holm)", "n"),
         tuple(rows),
         (
-            "p: Wilcoxon's signed-rank test; Holm's correction is over the models of a label. With n knees p is at "
-            "least 2 / 2^n: 0.016 with seven, 0.031 with six.",
+            "Beneath a difference its smallest and largest value over the trainings (seed, fold), where there are "
+            "several. p: Wilcoxon's signed-rank test over knees, which tells nothing of another training; Holm's "
+            "correction is over labels and models. With n knees p is at least 2 / 2^n: 0.016 with seven, 0.031 with six. A label "
+            "that a knee lacks takes no part.",
         ),
         words=4,
         grouped=3,
@@ -354,10 +396,10 @@ def _detectors(experiment: Experiment) -> dict[str, dict]:
     return found
 
 
-def _introduction(experiment: Experiment, evaluation: Evaluation) -> str:
+def _introduction(experiment: Experiment) -> str:
     arguments = experiment.arguments
     trained = len(list((experiment.raw / "labelsTr").glob("*.nii.gz")))
-    return page.paragraph(
+    return (
         f"{trained} knees for training and {arguments.num_test} held out; {arguments.budget} iterations a training, "
         f"seeds {', '.join(map(str, arguments.seeds))}, folds {', '.join(arguments.folds)}; the pre-stage "
         f"{arguments.detector_budget[0]} and {arguments.detector_budget[1]}, one for each fold. The tables above have "
@@ -370,9 +412,15 @@ def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
     repeats = values.groupby([case.split(_OF)[1] for case in rows["case"]]).mean()
     mean = float(values.mean()) if len(values) else float("nan")
     low, high = (float(repeats.min()), float(repeats.max())) if len(repeats) else (mean, mean)
-    beneath = f"{page.number(low, measure.digits)} to {page.number(high, measure.digits)}" if len(repeats) > 1 else ""
+    beneath = [f"{page.number(low, measure.digits)} to {page.number(high, measure.digits)}"] if len(repeats) > 1 else []
     kept = {measure.name: mean, f"{measure.name}_low": low, f"{measure.name}_high": high}
-    return Cell(page.number(mean, measure.digits), beneath=beneath, values=kept)
+    if measure.metric in DISTANCES and values.notna().any():
+        # A few far islands make a mean; the median tells of the others.
+        quartiles = [float(value) for value in np.nanquantile(values, [0.25, 0.5, 0.75])]
+        kept |= dict(zip((f"{measure.name}_{q}" for q in ("q1", "median", "q3")), quartiles, strict=True))
+        shown = [page.number(value, measure.digits) for value in quartiles]
+        beneath.append(f"median {shown[1]} ({shown[0]} to {shown[2]})")
+    return Cell(page.number(mean, measure.digits), beneath="\n".join(beneath), values=kept)
 
 
 def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
@@ -381,6 +429,27 @@ def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
         return Cell("not measured", values={column: median})
     shown = f"{page.number(median, digits)} ({page.number(low, digits)} to {page.number(high, digits)})"
     return Cell(shown, values={column: median, f"{column}_q1": low, f"{column}_q3": high})
+
+
+def _differences_by_training(cases: pd.DataFrame, baseline: str) -> dict[tuple, tuple[float, float]]:
+    """(model, label, processing, metric) -> smallest and largest mean difference from the baseline of one training."""
+    found = {}
+    keys = ["label", "processing"]
+    of_repeat = cases[cases["status"].isin((BOTH, MISSED))]
+    of_repeat = of_repeat.assign(repeat=[case.split(_OF)[1] for case in of_repeat["case"]])
+    for metric in ("dsc", "hd_mm"):
+        wide = of_repeat.pivot(index=["repeat", "case", *keys], columns="model", values=metric)
+        for model in wide.columns.drop(baseline):
+            means = (wide[model] - wide[baseline]).groupby(["repeat", *keys]).mean()
+            for key, own in means.groupby(keys):
+                found[(model, *key, metric)] = (float(own.min()), float(own.max()))
+    return found
+
+
+def _range(low: float, high: float, measure: Measure) -> str:
+    if low == high:
+        return ""
+    return f"{page.number(measure.factor * low, 2)} to {page.number(measure.factor * high, 2)}"
 
 
 def _word(column: str, text: str) -> Cell:
@@ -400,7 +469,3 @@ def _policy() -> str:
         "DSC, ASD and HD after clean-up, HD* before it; where a label is missing from one of the maps, a distance is "
         "the image's diagonal."
     )
-
-
-def _stem(table: Table) -> str:
-    return "_".join("".join(c if c.isalnum() else " " for c in table.title.split(":")[0].lower()).split())[:40]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,7 @@ class Experiment:
             "command": shlex.join(words),
             "seconds": before.get("seconds", 0.0) + time.monotonic() - began,
             "memory_mib": max(before.get("memory_mib") or 0.0, memory.peak_mib) or None,
+            "versions": _versions(),
             "gpu_memory_mib": max(before.get("gpu_memory_mib") or 0.0, memory.peak_gpu_mib) or None,
         }
         write_text(record, json.dumps(kept, indent=1))
@@ -418,6 +420,20 @@ class Experiment:
         file = self.folder / "records" / f"{name}.json"
         value = read_json(file).get(key) if file.is_file() else None
         return float("nan") if value is None else float(value)
+
+    def versions_of(self, name: str) -> str:
+        """With which versions a step was done; empty where it was not noted."""
+        file = self.folder / "records" / f"{name}.json"
+        return read_json(file).get("versions", "") if file.is_file() else ""
+
+
+def _versions() -> str:
+    names = ("nnunetv2_anomaly", "nnunetv2", "torch")
+    told = ", ".join(f"{name} {version(name)}" for name in names)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return told + (f", revision {described.stdout.strip()}" if described.returncode == 0 else "")
 
 
 class PeakMemory:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -192,7 +193,8 @@ def main(argv: list[str] | None = None) -> int:
         with alone_in(folder):
             experiment.prepare(options.num_processes)
             experiment.run(options.jobs)
-            report(experiment, options.num_processes)
+            words = sys.argv[1:] if argv is None else argv
+            report(experiment, options.num_processes, shlex.join(["python", "-m", "benchmarks.naive_vs_aware", *words]))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
