@@ -219,8 +219,8 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
         (
             "Beneath a difference its smallest and largest value over the trainings (seed, fold), where there are "
             "several. p: Wilcoxon's signed-rank test over knees, which tells nothing of another training; Holm's "
-            "correction is over labels and models. With n knees p is at least 2 / 2^n: 0.016 with seven, 0.031 with six. A label "
-            "that a knee lacks takes no part.",
+            "correction is over labels and models. With n knees p is at least 2 / 2^n: 0.016 with seven, 0.031 with "
+            "six. A label that a knee lacks takes no part.",
         ),
         words=4,
         grouped=3,
