@@ -70,6 +70,7 @@ class Arguments:
     iterations_per_epoch: int
     device: str
     data_seed: int
+    detector_augmentation: str | None
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,9 @@ class Experiment:
         }
         for share in self._shares():
             epochs = [max(1, round(share * steps / per_epoch)) for steps in arguments.detector_budget]
-            section = {"inpainting_epochs": epochs[0], "distillation_epochs": epochs[1], "seed": 0}
+            section: dict[str, Any] = {"inpainting_epochs": epochs[0], "distillation_epochs": epochs[1], "seed": 0}
+            if arguments.detector_augmentation:
+                section["prestage_augmentation"] = arguments.detector_augmentation == "on"
             plans["configurations"][_detector_configuration(share)] = {
                 "inherits_from": "3d_base",
                 SECTION: {**of_plans, **common, **section},
