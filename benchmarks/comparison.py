@@ -78,7 +78,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         tables["channel_use"] = channel_table(used)
     tables["cost"] = cost_table(experiment)
     made_by = provenance(experiment, command)
-    told = "".join(page.paragraph(line) for line in (*made_by, _introduction(experiment)))
+    told = "".join(page.paragraph(line.strip("`")) for line in (*made_by, _introduction(experiment)))
     sections = [Section("The comparison", told + "".join(table.html() for table in tables.values()))]
     write_evaluation(
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
@@ -439,7 +439,7 @@ def _differences_by_training(cases: pd.DataFrame, baseline: str) -> dict[tuple, 
     of_repeat = of_repeat.assign(repeat=[case.split(_OF)[1] for case in of_repeat["case"]])
     for metric in ("dsc", "hd_mm"):
         wide = of_repeat.pivot(index=["repeat", "case", *keys], columns="model", values=metric)
-        for model in wide.columns.drop(baseline):
+        for model in wide.columns.drop(baseline, errors="ignore"):
             means = (wide[model] - wide[baseline]).groupby(["repeat", *keys]).mean()
             for key, own in means.groupby(keys):
                 found[(model, *key, metric)] = (float(own.min()), float(own.max()))

@@ -90,7 +90,16 @@ class Repeat:
 class Experiment:
     """The comparison in one folder."""
 
-    def __init__(self, folder: Path, arguments: Arguments, models: Sequence[Model]) -> None:
+    def __init__(
+        self, folder: Path, arguments: Arguments, models: Sequence[Model], *, held_by_steps: int | None = None
+    ) -> None:
+        """Describe it.
+
+        Args:
+            folder, arguments, models: of the comparison.
+            held_by_steps: a file descriptor that every step inherits.
+        """
+        self._inherited = () if held_by_steps is None else (held_by_steps,)
         self.folder, self.arguments, self.models = folder, arguments, list(models)
         self._processes: set[subprocess.Popen] = set()
 
@@ -396,7 +405,7 @@ class Experiment:
         with log.open("a") as output:
             process = subprocess.Popen(
                 [nnunet_command(words[0]), *words[1:]], env=environment, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, pass_fds=self._inherited,
             )  # fmt: skip
             self._processes.add(process)
             try:
@@ -433,10 +442,12 @@ class Experiment:
 def _versions() -> str:
     names = ("nnunetv2_anomaly", "nnunetv2", "torch")
     told = ", ".join(f"{name} {version(name)}" for name in names)
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return told + (f", revision {described.stdout.strip()}" if described.returncode == 0 else "")
+    command = ["git", "describe", "--always", "--dirty"]
+    with suppress(OSError):  # no git here
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        if described.returncode == 0:
+            told += f", revision {described.stdout.strip()}"
+    return told
 
 
 class PeakMemory:

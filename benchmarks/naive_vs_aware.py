@@ -6,6 +6,7 @@ python -m benchmarks.naive_vs_aware --data SEGMENTATIONS --folder WORK --models 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shlex
 import signal
@@ -14,8 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from benchmarks.comparison import report
 from benchmarks.experiment import Arguments, Experiment
@@ -25,6 +25,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
 
 STATE = "comparison.json"
+LOCK = "lock"
 #: arguments that may differ when a comparison is continued: more of the same
 _MAY_GROW = ("models", "seeds", "folds")
 
@@ -57,7 +58,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="iterations of the pre-stage's two phases",
     )  # fmt: skip
     parser.add_argument(
-        "--detector_augmentation", choices=("on", "off"),
+        "--detector_augmentation",
+        choices=("on", "off"),
         help="in the pre-stage; else as the plans have it: off for whole images",
     )
     parser.add_argument("--iterations_per_epoch", type=int, default=250, help="nnU-Net's epoch")
@@ -132,9 +134,15 @@ def _frozen(value: object) -> object:
 
 
 def take_folder(folder: Path, arguments: Arguments, models: list[Model]) -> None:
-    """Begin in a folder, or go on.
+    """Begin in a folder, or go on; raises as ``checked_state``."""
+    write_text(folder / STATE, json.dumps(checked_state(folder, arguments, models), indent=1))
 
-    Raises: UserError if it holds a comparison with other arguments or other models of these names, or something else.
+
+def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> dict[str, Any]:
+    """What a folder is to note of its comparison, which may have begun there.
+
+    Raises: UserError if it holds a comparison with other arguments or other models of these names, or something else,
+        or cannot be written into.
     """
     state = folder / STATE
     now = {"arguments": asdict(arguments), "models": {model.name: asdict(model) for model in models}}
@@ -159,26 +167,30 @@ def take_folder(folder: Path, arguments: Arguments, models: list[Model]) -> None
                 "the model another name."
             )
         now["models"] = {**before["models"], **now["models"]}
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and {file.name for file in folder.iterdir()} - {LOCK}:
         raise UserError(f"{folder} is not empty and holds no comparison; give another --folder.")
     reason = why_not_writable(folder)
     if reason:
         raise UserError(f"nothing can be written into {folder} ({reason}); give another --folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(state, json.dumps(now, indent=1))
+    return now
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[int]:
     """Keep a second comparison out of the folder: it would train the same models into the same files.
 
-    Raises: UserError if there is one.
+    Yields: the lock's file descriptor; a process that inherits it holds the lock, too, even when this one is killed.
+    Raises: UserError if another one holds it.
     """
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"another comparison is running in {folder}; wait for it, or give another --folder.") from error
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another comparison is running in {folder}, or a step that outlived one; wait for it or end it, or "
+                "give another --folder."
+            ) from error
+        yield file.fileno()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,9 +204,11 @@ def main(argv: list[str] | None = None) -> int:
         arguments = checked(options)
         models = parse_models(arguments.models)
         folder = options.folder.resolve()
-        take_folder(folder, arguments, models)
-        experiment = Experiment(folder, arguments, models)
-        with alone_in(folder):
+        checked_state(folder, arguments, models)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder) as lock:
+            take_folder(folder, arguments, models)
+            experiment = Experiment(folder, arguments, models, held_by_steps=lock)
             experiment.prepare(options.num_processes)
             experiment.run(options.jobs)
             words = sys.argv[1:] if argv is None else argv

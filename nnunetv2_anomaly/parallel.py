@@ -28,7 +28,7 @@ class OfCase(Protocol):
         """Its name."""
 
 
-#: seconds that jobs have to remove what they were writing, when Ctrl-C ends them
+#: seconds that jobs have to remove what they were writing, when Ctrl-C or their parent's end ends them
 _MOMENT_S = 2.0
 
 Job = TypeVar("Job")
@@ -53,7 +53,7 @@ def run_jobs(
 
     With one process, or one job, all is done in this process. What has not begun when the caller stops early is left.
     Ctrl-C ends what is being done, too, wherever the caller is: what a job writes, it has to write beside and rename.
-    It is given a moment to remove what it was writing. So it is where this process is killed.
+    It is given a moment to remove what it was writing. The same happens when this process is killed.
 
     Args:
         function: of a module, so that another process can find it.
@@ -219,6 +219,8 @@ def _prepare() -> None:
 
 def _end_with_parent() -> None:
     """Ends this process, and its job, once the one that wanted it is gone: killed, it could not tell anybody."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this thread: the main one is to be interrupted
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

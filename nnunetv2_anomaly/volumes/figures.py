@@ -17,7 +17,8 @@ from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.volumes.colours import label_colours
 
 #: Decorates what draws: a figure looks as it was made to, whatever fonts and sizes the user's matplotlibrc or another
-#: library set. nnU-Net's own progress plot enlarges all text of what its process draws afterwards.
+#: library set. nnU-Net's own progress plot enlarges all text of what its process draws afterwards. For one thread at a
+#: time: matplotlib's settings are those of the process.
 own_style = matplotlib.style.context("default")
 
 

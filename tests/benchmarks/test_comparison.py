@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -66,6 +67,22 @@ def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesion
     assert of_lesions["n"].item() == 2
 
 
+def test_knees_without_any_lesion_have_no_rows_of_lesions(evaluation, lesions):
+    for none in (lesions.assign(lesion=False), lesions[:0]):
+        table = difference_table(evaluation, none)
+        assert {row[0].values["knees"] for row in table.rows} == {"all"}
+
+
+def test_differences_tell_their_spread_over_trainings(evaluation, lesions):
+    row = difference_table(evaluation, lesions).rows[0]
+    assert row[4].beneath == ""  # both trainings differ from the baseline's by the same
+    cases = evaluation.cases.copy()
+    later = (cases["model"] == "aware") & cases["case"].str.endswith("--s1")
+    cases.loc[later, "dsc"] += 0.02
+    row = difference_table(dataclasses.replace(evaluation, cases=cases), lesions).rows[0]
+    assert (row[4].text, row[4].beneath) == ("4.50", "3.50 to 5.50")
+
+
 def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions):
     inside = evaluation.cases[evaluation.cases["processing"] == RAW][["case", "model", "label"]].assign(inside=0.9)
     inside = inside[[case[:2] in ("k0", "k1") for case in inside["case"]]]
@@ -124,6 +141,12 @@ def test_a_folder_holds_one_comparison_at_a_time(tmp_path):
     alone = naive_vs_aware.alone_in
     with alone(tmp_path), pytest.raises(UserError, match="another comparison is running in"), alone(tmp_path):
         pytest.fail("let in")
+    with alone(tmp_path) as lock:
+        outliving = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
+    with pytest.raises(UserError, match="or a step that outlived one"), alone(tmp_path):
+        pytest.fail("let in")
+    outliving.kill()
+    outliving.wait()
     with alone(tmp_path):
         pass
 
@@ -160,6 +183,7 @@ def test_folds_keep_a_subjects_visits_together(tmp_path):
         assert not {case[:7] for case in fold["train"]} & {case[:7] for case in fold["val"]}
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from Linux's /proc")
 @pytest.mark.filterwarnings("error")
 def test_memory_of_a_process_that_has_ended_is_no_error():
     process = subprocess.Popen([sys.executable, "-c", ""])

@@ -99,7 +99,7 @@ def moments(rng, phases, number):
 
     One at least lies in each of so many phases of ``EPOCHS`` epochs, late enough for a checkpoint of that phase.
     """
-    of_phases = [phase * EPOCHS + rng.randrange(2, EPOCHS) for phase in range(phases)]
+    of_phases = [phase * EPOCHS + rng.randrange(2, EPOCHS - 2) for phase in range(phases)]
     chosen = sorted(of_phases + rng.choices(range(phases * EPOCHS), k=number - phases))
     return [(epoch, rng.uniform(0, 1)) for epoch in chosen]
 
