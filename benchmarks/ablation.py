@@ -42,7 +42,8 @@ def _signed(error: Tensor, difference: Tensor, sign: float) -> Tensor:
     return torch.where(sign * difference > 0, error, torch.zeros_like(error))
 
 
-#: Brings the error image to the spread of the image beside it: its mean is below 0.01, where a Z-normalised image's variance is 1.
+#: Brings the error image to the spread of the image beside it: its mean is below 0.01, where a Z-normalised image's
+#: variance is 1.
 SCALE = 100.0
 
 #: name -> map made of E(A(x)) and of x - A(x), both (B, C, ...) with intensities in [0, 1]
