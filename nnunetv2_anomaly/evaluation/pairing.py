@@ -207,7 +207,9 @@ def check_complete(
     for model in models:
         missing = sorted(set(expected) - set(model.files))
         if missing:
-            if model.is_results_folder:
+            if model.is_results_folder and len(missing) == len(expected):
+                advice = "give the results of a trainer that segments, validated on cases of this data set"
+            elif model.is_results_folder:
                 known = " ".join(dict.fromkeys(model.folds.values()))
                 advice = f"let nnU-Net train and validate all folds, or take the cases of some: --folds {known}"
             else:

@@ -313,6 +313,12 @@ def test_folds_that_are_not_trained_are_a_reason_to_choose_some(tmp_path):
         check_complete(["a", "b", "c"], models, tmp_path / "labelsTr", ignore_extra=False)
 
 
+def test_results_without_any_expected_case_are_of_another_kind(tmp_path):
+    models = [model("PRESTAGE", results(tmp_path, {"0": ["a_error"]}))]
+    with pytest.raises(UserError, match=r"no prediction of 2 of 2 .*: a, b; give the results of a trainer that segments"):
+        check_complete(["a", "b"], models, tmp_path / "labelsTr", ignore_extra=True)
+
+
 def test_extra_predictions_are_refused_or_left_out(tmp_path):
     models = [model("A", predictions(tmp_path / "A", "a", "x", "y"))]
     with pytest.raises(UserError, match=r"2 predictions without a reference in .*: x, y; .*--ignore_extra"):
