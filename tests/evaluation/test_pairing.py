@@ -315,7 +315,7 @@ def test_folds_that_are_not_trained_are_a_reason_to_choose_some(tmp_path):
 
 def test_results_without_any_expected_case_are_of_another_kind(tmp_path):
     models = [model("PRESTAGE", results(tmp_path, {"0": ["a_error"]}))]
-    with pytest.raises(UserError, match=r"no prediction of 2 of 2 .*: a, b; give the results of a trainer that segments"):
+    with pytest.raises(UserError, match=r"of 2 of 2 .*: a, b; give the results of a trainer that segments"):
         check_complete(["a", "b"], models, tmp_path / "labelsTr", ignore_extra=True)
 
 
