@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import copy
 import json
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_anomaly.environment import shim_folder
+
+# A shell starts what runs in its background with Ctrl-C ignored, which the commands under test would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: on such small tensors a second one mostly waits, and badly so beside other work on the machine.
 torch.set_num_threads(1)

@@ -20,6 +20,9 @@ from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.model_inspection import MAX_SHOWN, inspect_model, scan_pickle
 
+# What is installed already is told; other tests may have left models in the results folder of all.
+pytestmark = pytest.mark.usefixtures("results_folder")
+
 AWARE = "AnomalyAwareTrainer__nnUNetPlans__3d_small"
 DATASET = "Dataset801_TinyKnee"
 FOLD_0 = f"{DATASET}/{AWARE}/fold_0/checkpoint_final.pth"

@@ -1102,25 +1102,6 @@ def listen(event, arguments):
 
 sys.addaudithook(listen)
 """
-CHAIN = """
-import sys
-from nnunetv2.run.run_training import run_training_entry
-from nnunetv2.inference.predict_from_raw_data import predict_entry_point
-from nnunetv2_anomaly.command_line.main import main
-
-if __name__ == "__main__":
-    model = ["-d", "801", "-c", "3d_offline", "-f", "0", "-device", "cpu"]
-    for trainer in ("AnomalyPreStageTrainer", "AnomalyAwareTrainer"):
-        sys.argv = ["nnUNetv2_train", "801", "3d_offline", "0", "-tr", trainer, "-device", "cpu"]
-        run_training_entry()
-    images, output = sys.argv_of_test
-    sys.argv = ["nnUNetv2_predict", "-i", images, "-o", output, "-tr", "AnomalyAwareTrainer", "-npp", "1", "-nps", "1"]
-    sys.argv += model
-    predict_entry_point()
-    main(["error_images", "-i", images, "-o", output, *model])
-"""
-
-
 #: the demonstration as it is, but for its size
 DEMO = """
 import dataclasses
@@ -1183,19 +1164,6 @@ def run_offline(tmp_path):
         assert set(asked.read_text().splitlines()) == {f"import by {nnunet_logger.__name__}"}
 
     return run
-
-
-@pytest.mark.slow
-def test_training_and_prediction_need_and_try_no_network(own_preprocessed, tiny_dataset, tmp_path, run_offline):
-    plans = copy.deepcopy(tiny_dataset.plans)
-    settings = plans["configurations"]["3d_small"]["anomaly"]
-    once = {**settings, "inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1}
-    plans["configurations"]["3d_offline"] = {"inherits_from": "3d_small", "anomaly": once}
-    (own_preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    images = tiny_dataset.raw / "imagesTs"
-    run_offline(CHAIN.replace("sys.argv_of_test", repr((str(images), str(tmp_path / "out")))))
-    assert (tmp_path / "out" / "case_5.nii.gz").is_file()
-    assert (tmp_path / "out" / "case_5_error.nii.gz").is_file()
 
 
 @pytest.mark.slow
