@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import torch
@@ -90,8 +91,8 @@ def _overlaps(experiment: Experiment, folder: Path) -> list[dict]:
         image = sitk.ReadImage(str(file))
         reference = sitk.GetArrayFromImage(image)
         predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / file.name))).astype(reference.dtype)
-        labels = sorted(set(reference.flat) - {0})
-        found = evaluate_case(reference, predicted, image.GetSpacing()[::-1], [int(label) for label in labels])
+        labels = sorted(set(np.unique(reference).tolist()) - {0})
+        found = evaluate_case(reference, predicted, image.GetSpacing()[::-1], labels)
         case = file.name.removesuffix(".nii.gz")
         rows += [{"case": case, "label": label, "dsc": metrics["dsc"]} for label, metrics in found.items()]
     return rows

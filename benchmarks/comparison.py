@@ -409,7 +409,7 @@ def _introduction(experiment: Experiment) -> str:
 
 def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
     values = measure.factor * rows[measure.metric]
-    repeats = values.groupby([case.split(_OF)[1] for case in rows["case"]]).mean()
+    repeats = values.groupby([_repeat(case) for case in rows["case"]]).mean()
     mean = float(values.mean()) if len(values) else float("nan")
     low, high = (float(repeats.min()), float(repeats.max())) if len(repeats) else (mean, mean)
     beneath = [f"{page.number(low, measure.digits)} to {page.number(high, measure.digits)}"] if len(repeats) > 1 else []
@@ -436,7 +436,7 @@ def _differences_by_training(cases: pd.DataFrame, baseline: str) -> dict[tuple, 
     found = {}
     keys = ["label", "processing"]
     of_repeat = cases[cases["status"].isin((BOTH, MISSED))]
-    of_repeat = of_repeat.assign(repeat=[case.split(_OF)[1] for case in of_repeat["case"]])
+    of_repeat = of_repeat.assign(repeat=[_repeat(case) for case in of_repeat["case"]])
     for metric in ("dsc", "hd_mm"):
         wide = of_repeat.pivot(index=["repeat", "case", *keys], columns="model", values=metric)
         for model in wide.columns.drop(baseline, errors="ignore"):
@@ -462,6 +462,10 @@ def _case(knee: str, repeat: Repeat) -> str:
 
 def _knee(case: str) -> str:
     return case.split(_OF)[0]
+
+
+def _repeat(case: str) -> str:
+    return case.split(_OF)[1]
 
 
 def _policy() -> str:

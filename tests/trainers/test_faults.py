@@ -483,35 +483,41 @@ def test_spoiled_pretrained_weights_are_told_in_a_sentence(
     assert expected in sentence
 
 
+@pytest.fixture
+def started_from(trainer_factory, tmp_path, monkeypatch):
+    """Function: a trainer of another one's kind, to which nnU-Net gave its weights, from a file with nothing else."""
+
+    def start(source):
+        path = tmp_path / "weights.pth"
+        torch.save({"network_weights": source.module.state_dict()}, path)
+        monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-pretrained_weights", str(path)])
+        trainer = trainer_factory(type(source).__name__)
+        trainer.initialize()
+        load_pretrained_weights(trainer.network, str(path))
+        return trainer
+
+    return start
+
+
 @pytest.mark.parametrize("name", [SEGMENTATION, PUBLISHED])
 def test_pretrained_weights_of_other_labels_and_nothing_else_in_the_file_are_taken(
-    trainer_factory, after_prestage, tiny_dataset, tmp_path, monkeypatch, name
+    trainer_factory, after_prestage, tiny_dataset, started_from, name
 ):
     labels = {"background": 0, "femoral_bone": 1}
     source = trainer_factory(name, dataset_json={**tiny_dataset.dataset_json, "labels": labels})
     source.initialize()
-    path = tmp_path / "weights.pth"
-    torch.save({"network_weights": source.module.state_dict()}, path)
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-pretrained_weights", str(path)])
-    trainer = trainer_factory(name)
-    trainer.initialize()
-    load_pretrained_weights(trainer.network, str(path))
+    trainer = started_from(source)
     theirs, ours = (each.segmenter.encoder.state_dict() for each in (source, trainer))
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
-def test_prestage_keeps_every_pretrained_weight(trainer_factory, tmp_path, monkeypatch):
+def test_prestage_keeps_every_pretrained_weight(trainer_factory, started_from):
     source = trainer_factory(PRESTAGE)
     source.initialize()
     with torch.no_grad():
         for weight in source.module.parameters():
             weight.normal_()
-    path = tmp_path / "weights.pth"
-    torch.save({"network_weights": source.module.state_dict()}, path)
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-pretrained_weights", str(path)])
-    trainer = trainer_factory(PRESTAGE)
-    trainer.initialize()
-    load_pretrained_weights(trainer.network, str(path))
+    trainer = started_from(source)
     trainer.on_train_start()
     theirs, ours = (dict(each.module.named_parameters()) for each in (source, trainer))
     assert [name for name in theirs if not torch.equal(theirs[name], ours[name])] == []
