@@ -15,7 +15,7 @@ from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.anomaly.error_image import error_image
+from nnunetv2_anomaly.anomaly.error_channel import error_channel
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.unet import full_precision
 from nnunetv2_anomaly.prestage.construction import build_detector
@@ -33,27 +33,18 @@ def shuffled(error: Tensor) -> Tensor:
     The order is drawn anew for every batch, from its values, so that a prediction can be repeated.
     """
     flat = error.flatten(start_dim=2)
-    generator = torch.Generator().manual_seed(int(1e4 * float(error.sum())) % 2**31)
+    generator = torch.Generator().manual_seed(int(1e4 * float(error.square().sum())) % 2**31)
     order = torch.randperm(flat.shape[-1], generator=generator).to(error.device)
     return flat[..., order].view_as(error)
 
 
-def _signed(error: Tensor, difference: Tensor, sign: float) -> Tensor:
-    return torch.where(sign * difference > 0, error, torch.zeros_like(error))
-
-
-#: Brings the error image to the spread of the image beside it: its mean is below 0.01, where a Z-normalised image's
-#: variance is 1.
-SCALE = 100.0
-
-#: name -> map made of E(A(x)) and of x - A(x), both (B, C, ...) with intensities in [0, 1]
-MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "squared": lambda error, difference: error,
-    "brighter": lambda error, difference: _signed(error, difference, 1.0),
-    "darker": lambda error, difference: _signed(error, difference, -1.0),
-    "shuffled": lambda error, difference: shuffled(error),
-    "scaled": lambda error, difference: SCALE * error,
-    "none": lambda error, difference: torch.zeros_like(error),
+#: name -> what stands for x - A(x), (B, C, ...) with intensities in [0, 1]
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "whole": lambda difference: difference,
+    "brighter": lambda difference: difference.clamp(min=0),
+    "darker": lambda difference: difference.clamp(max=0),
+    "shuffled": shuffled,
+    "none": torch.zeros_like,
 }
 
 
@@ -62,7 +53,7 @@ def check_choices(section: Mapping[str, Any]) -> None:
 
     Raises: UserError if it does not.
     """
-    maps = {section.get("channel", "squared"), section.get("weight", "squared")}
+    maps = {section.get("channel", "whole"), section.get("weight", "whole")}
     unknown = set(section) - {"channel", "weight", "mask_known"}
     if unknown or not maps <= set(MAPS) or not isinstance(section.get("mask_known", False), bool):
         raise UserError(
@@ -82,19 +73,27 @@ class BudgetedNNUNetTrainer(SegmentationTrainer):
 
 
 class AblationNetwork(AnomalyAwareNetwork):
-    """The anomaly-aware network with other maps in place of the error image."""
+    """The anomaly-aware network with other maps in place of the difference x - A(x)."""
 
     def __init__(
-        self, detector: AnomalyDetector, segmenter: nn.Module, *, channel: str, weight: str, mask_known: bool
+        self,
+        detector: AnomalyDetector,
+        segmenter: nn.Module,
+        error_channel: str,
+        *,
+        channel: str,
+        weight: str,
+        mask_known: bool,
     ) -> None:
         """Build it.
 
         Args:
             detector: A; or with ``mask_known`` G in A's place.
-            channel, weight: names in ``MAPS``, of what the segmenter sees and what the focal weight is made of.
+            segmenter, error_channel: as in AnomalyAwareNetwork.
+            channel, weight: names in ``MAPS``, of what the error channel and the focal weight are made of.
             mask_known: the last input channel is the hole mask, and what it covers is erased.
         """
-        super().__init__(detector, segmenter)
+        super().__init__(detector, segmenter, error_channel)
         self.channel, self.weight, self.mask_known = channel, weight, mask_known
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
@@ -107,10 +106,9 @@ class AblationNetwork(AnomalyAwareNetwork):
             reconstruction = self.detector.reconstructor(visible, self.detector.compressor(rescaled))
             with full_precision(rescaled):
                 difference = rescaled - reconstruction.float()
-                error = error_image(rescaled, reconstruction)
-                maps = {name: MAPS[name](error, difference) for name in {self.channel, self.weight}}
-        self.latest_error_image = maps[self.weight]
-        return self.segmenter(torch.cat((image, maps[self.channel].to(image.dtype)), dim=1))
+                self.latest_error_image = torch.square(MAPS[self.weight](difference))
+                channel = error_channel(MAPS[self.channel](difference), self.error_channel_coefficients)
+        return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1))
 
 
 class AblationTrainer(AnomalyAwareTrainer):
@@ -128,7 +126,7 @@ class AblationTrainer(AnomalyAwareTrainer):
         """
         given = configuration.get(SECTION, {})
         check_choices(given)
-        return {"channel": "squared", "weight": "squared", "mask_known": False, **given}
+        return {"channel": "whole", "weight": "whole", "mask_known": False, **given}
 
     @classmethod
     def build_network_architecture(
@@ -145,8 +143,9 @@ class AblationTrainer(AnomalyAwareTrainer):
         segmenter = cls.build_segmenter(
             plans_manager, configuration_manager, 2 * num_image_channels, num_output_channels, enable_deep_supervision
         )
-        detector = build_detector(configuration_manager, num_image_channels, cls.settings(configuration_manager))
-        return AblationNetwork(detector, segmenter, **choices)
+        settings = cls.settings(configuration_manager)
+        detector = build_detector(configuration_manager, num_image_channels, settings)
+        return AblationNetwork(detector, segmenter, settings["error_channel"], **choices)
 
     def install_detector(self):
         """As in AnomalyAwareTrainer; with "mask_known" G takes A's place."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import shutil
@@ -24,11 +23,12 @@ from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
 from nnunetv2_anomaly.evaluation.surface import DISTANCES
 from nnunetv2_anomaly.evaluation.tables import MEASURES, Cell, Measure, Table, in_words
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.prediction.detector_quality import measure_detector
+from nnunetv2_anomaly.prestage.validation import CASES_KEY, means_over
 from nnunetv2_anomaly.reporting import page
 from nnunetv2_anomaly.reporting.page import Section
 from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, find_dataset_description
@@ -56,6 +56,10 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         command: what the results name as having made them.
     Returns: results.md.
     """
+    made_by = provenance(experiment, command)
+    detectors = _detectors(experiment)
+    if not experiment.repeats:
+        return _write(experiment, made_by, {"detectors": detector_table(detectors)})
     references, folders = _gather(experiment)
     dataset = find_dataset_description(experiment.raw / "dataset.json", [])
     settings = _settings(dataset, next(references.glob("*.nii.gz")))
@@ -64,27 +68,28 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     arguments = dataclasses.asdict(experiment.arguments)
     prepare_output(output, arguments)
     evaluation = evaluate_models(pairs, output, settings, num_processes=num_processes)
-    lesions = _bones_with_lesion(experiment)
+    lesions, inside = _bones_with_lesion(experiment), _shares_inside_lesions(experiment)
     tables = {
         "segmentation": segmentation_table(evaluation),
-        "lesions": lesion_table(evaluation, lesions, _shares_inside_lesions(experiment)),
-        "differences": difference_table(evaluation, lesions),
+        "lesions": lesion_table(evaluation, lesions, inside),
+        "differences": difference_table(evaluation, lesions, inside),
     }
-    detectors = _detectors(experiment)
     if detectors:
         tables["detectors"] = detector_table(detectors)
     used = channel_use(experiment) if experiment.arguments.num_test else pd.DataFrame()
     if len(used):
         tables["channel_use"] = channel_table(used)
     tables["cost"] = cost_table(experiment)
-    made_by = provenance(experiment, command)
     told = "".join(page.paragraph(line.strip("`")) for line in (*made_by, _introduction(experiment)))
     sections = [Section("The comparison", told + "".join(table.html() for table in tables.values()))]
     write_evaluation(
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
         tested=by_knee(evaluation.cases),
     )  # fmt: skip
-    tables |= lesion_tables(evaluation)  # which the report has in any case
+    return _write(experiment, made_by, tables | lesion_tables(evaluation))  # which the report has in any case
+
+
+def _write(experiment: Experiment, made_by: list[str], tables: dict[str, Table]) -> Path:
     text = "\n\n".join([*made_by, *(table.markdown() for table in tables.values())]) + "\n"
     write_text(experiment.folder / "results.md", text)
     shutil.rmtree(experiment.folder / "tables", ignore_errors=True)  # of an earlier run with more models
@@ -98,12 +103,11 @@ def provenance(experiment: Experiment, command: str) -> list[str]:
     """What made the results: command, day, machine, versions, models; in Markdown."""
     kind = experiment.arguments.device
     device = torch.cuda.get_device_name() if kind == "cuda" else f"{kind}, {os.cpu_count()} cores"
-    names = [name for repeat in experiment.repeats for name in (f"train-{repeat.name}", f"predict-{repeat.name}")]
-    versions = sorted({experiment.versions_of(name) for name in names} - {""})
+    versions = sorted({experiment.versions_of(name) for name in experiment.steps()} - {""})
     models = []
     for model in experiment.models:
         settings = {**model.settings, **model.ablation}
-        settings |= {"detector": model.detector} if model.detector else {}
+        settings |= {"detector": model.detector.title} if model.detector else {}
         models.append(f"{model.name} ({', '.join([model.trainer, *(f'{k} {v}' for k, v in settings.items())])})")
     return [
         f"`{command}`",
@@ -180,18 +184,23 @@ def lesion_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.DataF
     )
 
 
-def difference_table(evaluation: Evaluation, lesions: pd.DataFrame) -> Table:
-    """Every model minus the baseline, knee by knee, with Wilcoxon's signed-rank test."""
+def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.DataFrame) -> Table:
+    """Every model minus the baseline, knee by knee, with Wilcoxon's signed-rank test.
+
+    Args: as for ``lesion_table``.
+    """
     baseline = evaluation.models[0]
-    cases = _with_lesions(evaluation.cases, lesions)
+    metrics = ["dsc", "hd_mm", INSIDE.metric]
+    cases = _with_lesions(evaluation.cases, lesions).merge(inside, on=["case", "model", "label"], how="left")
     subsets = {"all": cases, "bones with a lesion": cases[cases["lesion"] == True]}  # noqa: E712 (it may be missing)
     rows = []
     for title, subset in subsets.items():
-        tests = statistics.paired(by_knee(subset), ["dsc", "hd_mm"])
+        tests = statistics.paired(by_knee(subset), metrics)
         tests = tests[tests["model_a"] == baseline]
         tests["p_holm"] = tests.groupby(["processing", "metric"])["p"].transform(statistics.holm)
-        ranges = _differences_by_training(subset, baseline)
-        for measure in (m for m in MEASURES if m.name in ("dsc_percent", "hd_raw_mm")):
+        ranges = _differences_by_training(subset, baseline, metrics)
+        of_all = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_raw_mm")]
+        for measure in of_all if title == "all" else (INSIDE, *of_all):
             own = tests[(tests["metric"] == measure.metric) & (tests["processing"] == measure.processing)]
             for row in own.to_dict("records"):
                 ends = ranges[row["model_b"], row["label"], measure.processing, measure.metric]
@@ -283,7 +292,7 @@ def cost_table(experiment: Experiment) -> Table:
     per_epoch = arguments.iterations_per_epoch
     num_cases = len(list(experiment.references.glob("*.nii.gz")))
     rows = []
-    for model in experiment.models:
+    for model in (model for model in experiment.models if model.segments):
         repeats = [repeat for repeat in experiment.repeats if repeat.model == model]
         epochs = np.concatenate([epoch_seconds(experiment.training_folder(repeat)) for repeat in repeats]) / per_epoch
         cells = [_spread_cell(epochs, "seconds_per_iteration", 3)]
@@ -314,7 +323,7 @@ def _gather(experiment: Experiment) -> tuple[Path, dict[str, Path]]:
     """Predictions of all repeats side by side, CASE--REPEAT.nii.gz, and as many references; links where possible."""
     root = experiment.folder / "gathered"
     shutil.rmtree(root, ignore_errors=True)
-    folders = {model.name: root / "models" / model.name for model in experiment.models}
+    folders = {model.name: root / "models" / model.name for model in experiment.models if model.segments}
     references = root / "references"
     for folder in (references, *folders.values()):
         folder.mkdir(parents=True)
@@ -376,23 +385,26 @@ def _with_lesions(cases: pd.DataFrame, lesions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _detectors(experiment: Experiment) -> dict[str, dict]:
-    """Means over held-out knees by detector."""
+    """Means over folds and held-out knees by detector; without held-out knees over each fold's validation cases."""
     experiment.enter()
+    arguments = experiment.arguments
+    part = "Ts" if arguments.num_test else "Tr"
     found = {}
-    part = "Ts" if experiment.arguments.num_test else "Tr"
-    for share in sorted({model.detector for model in experiment.models if model.detector}, reverse=True):
-        for fold in experiment.arguments.folds if experiment.arguments.num_test else ():
-            output = experiment.folder / "detectors" / f"{round(100 * share)}_fold{fold}"
+    for detector in experiment.detectors:
+        cases = []
+        for fold in arguments.folds:
+            output = experiment.folder / "detectors" / f"{detector.name}_fold{fold}"
             if not (output / "summary.json").is_file():
                 measure_detector(
                     *(experiment.raw / f"{kind}{part}" for kind in ("images", "labels", "anomalies")),
                     output,
-                    experiment.detector_folder(share),
+                    experiment.detector_folder(detector),
                     fold=fold,
-                    device=torch.device(experiment.arguments.device),
+                    device=torch.device(arguments.device),
+                    chosen=None if arguments.num_test else experiment.validation_cases(fold),
                 )
-            name = f"{round(100 * share)} % of the iterations, fold {fold}"
-            found[name] = json.loads((output / "summary.json").read_text())["mean"]
+            cases += read_json(output / "summary.json")[CASES_KEY]
+        found[detector.title] = means_over(cases)
     return found
 
 
@@ -431,13 +443,15 @@ def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
     return Cell(shown, values={column: median, f"{column}_q1": low, f"{column}_q3": high})
 
 
-def _differences_by_training(cases: pd.DataFrame, baseline: str) -> dict[tuple, tuple[float, float]]:
+def _differences_by_training(
+    cases: pd.DataFrame, baseline: str, metrics: list[str]
+) -> dict[tuple, tuple[float, float]]:
     """(model, label, processing, metric) -> smallest and largest mean difference from the baseline of one training."""
     found = {}
     keys = ["label", "processing"]
     of_repeat = cases[cases["status"].isin((BOTH, MISSED))]
     of_repeat = of_repeat.assign(repeat=[_repeat(case) for case in of_repeat["case"]])
-    for metric in ("dsc", "hd_mm"):
+    for metric in metrics:
         wide = of_repeat.pivot(index=["repeat", "case", *keys], columns="model", values=metric)
         for model in wide.columns.drop(baseline, errors="ignore"):
             means = (wide[model] - wide[baseline]).groupby(["repeat", *keys]).mean()

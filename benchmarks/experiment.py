@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
-from benchmarks.models import Model
+from benchmarks.models import MARGIN_MM, Detector, Model
 from nnunetv2_anomaly.demo.run import write_split
 from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_command, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
@@ -42,8 +43,6 @@ DATASET_ID, DATASET = "521", "Dataset521_Comparison"
 #: the same images with the hole mask as a second channel, for models that know it
 MASKED_ID, MASKED = "522", "Dataset522_ComparisonWithMask"
 PLANS = "nnUNetComparisonPlans"
-#: the paper's 50 voxels in a slice of the OAI's images
-MARGIN_MM = 50 * 0.3646
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ class Arguments:
     iterations_per_epoch: int
     device: str
     data_seed: int
-    detector_augmentation: str | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,13 @@ class Experiment:
     def repeats(self) -> list[Repeat]:
         """All trainings, seed by seed: what is there when a run is cut short is a comparison already."""
         arguments = self.arguments
-        return [Repeat(m, seed, fold) for seed in arguments.seeds for fold in arguments.folds for m in self.models]
+        models = [model for model in self.models if model.segments]
+        return [Repeat(model, seed, fold) for seed in arguments.seeds for fold in arguments.folds for model in models]
+
+    @property
+    def detectors(self) -> list[Detector]:
+        """All pre-stages, in the order of the models."""
+        return list(dict.fromkeys(model.detector for model in self.models if model.detector))
 
     def configuration(self, repeat: Repeat) -> str:
         """Its name in the plans."""
@@ -131,9 +135,9 @@ class Experiment:
         model = f"{repeat.model.trainer}__{PLANS}__{self.configuration(repeat)}"
         return self.folder / "nnUNet_results" / dataset / model / f"fold_{repeat.fold}"
 
-    def detector_folder(self, share: float) -> Path:
+    def detector_folder(self, detector: Detector) -> Path:
         """The pre-stage's model folder."""
-        model = f"{PRE_STAGE}__{PLANS}__{_detector_configuration(share)}"
+        model = f"{PRE_STAGE}__{PLANS}__3d_{detector.name}"
         return self.folder / "nnUNet_results" / DATASET / model
 
     def predictions(self, repeat: Repeat) -> Path:
@@ -155,6 +159,10 @@ class Experiment:
     def anomalies(self) -> Path:
         """Where the held-out knees' lesions are, unlabelled ones included."""
         return self.raw / ("anomaliesTs" if self.arguments.num_test else "anomaliesTr")
+
+    def validation_cases(self, fold: str) -> list[str]:
+        """Of a fold, by the split."""
+        return load_json(str(self.preprocessed / "splits_final.json"))[int(fold)]["val"]
 
     # --------------------------------------------------------------- preparation
 
@@ -222,14 +230,14 @@ class Experiment:
         common = {
             "num_iterations_per_epoch": per_epoch,
             "num_val_iterations_per_epoch": max(2, per_epoch // 25),
-            "erase_margin_voxels": _margin_voxels(planned["spacing"]),
         }
-        for share in self._shares():
-            epochs = [max(1, round(share * steps / per_epoch)) for steps in arguments.detector_budget]
+        for detector in self.detectors:
+            epochs = [max(1, round(detector.share * steps / per_epoch)) for steps in arguments.detector_budget]
             section: dict[str, Any] = {"inpainting_epochs": epochs[0], "distillation_epochs": epochs[1], "seed": 0}
-            if arguments.detector_augmentation:
-                section["prestage_augmentation"] = arguments.detector_augmentation == "on"
-            plans["configurations"][_detector_configuration(share)] = {
+            section["erase_margin_voxels"] = _margin_voxels(detector.margin_mm, planned["spacing"])
+            if detector.augmentation:
+                section["prestage_augmentation"] = detector.augmentation == "on"
+            plans["configurations"][f"3d_{detector.name}"] = {
                 "inherits_from": "3d_base",
                 SECTION: {**of_plans, **common, **section},
             }
@@ -254,9 +262,6 @@ class Experiment:
         folds = [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in splits]
         write_text(self.preprocessed / "splits_final.json", json.dumps(folds, indent=1))
 
-    def _shares(self) -> list[float]:
-        return sorted({model.detector for model in self.models if model.detector}, reverse=True)
-
     def _add_masks(self) -> None:
         """The data set once more, with the hole mask as a second channel that is not normalised."""
         target = self.folder / "nnUNet_raw" / MASKED
@@ -272,7 +277,7 @@ class Experiment:
                     labels = sitk.ReadImage(str(file))
                     voxels = sitk.GetArrayFromImage(labels)
                     foreground = sorted(set(np.unique(voxels).tolist()) - {0})
-                    hole = erased_region(voxels, foreground, _margin_voxels(labels.GetSpacing()))
+                    hole = erased_region(voxels, foreground, _margin_voxels(MARGIN_MM, labels.GetSpacing()))
                     image = sitk.GetImageFromArray(hole.astype(np.float32))
                     image.CopyInformation(labels)
                     write_image(image, target / f"images{part}" / f"{case}_0001.nii.gz")
@@ -300,19 +305,19 @@ class Experiment:
         """Trainings and predictions by name, each after what it needs."""
         steps: dict[str, Step] = {}
         device = ("-device", self.arguments.device)
-        for share in self._shares():
+        for detector in self.detectors:
             for fold in self.arguments.folds:
-                configuration = _detector_configuration(share)
-                made = self.detector_folder(share) / f"fold_{fold}"
+                made = self.detector_folder(detector) / f"fold_{fold}"
+                configuration = f"3d_{detector.name}"
                 command = ("nnUNetv2_train", DATASET_ID, configuration, fold, "-tr", PRE_STAGE, "-p", PLANS, *device)
-                steps[_detector_name(share, fold)] = Step(
+                steps[_training_of(detector, fold)] = Step(
                     command, (made / "validation" / "summary.json", made / "checkpoint_final.pth")
                 )
         for repeat in self.repeats:
             model = repeat.model
             dataset = MASKED_ID if model.mask_known else DATASET_ID
             made = self.training_folder(repeat)
-            before = (steps[_detector_name(model.detector, repeat.fold)],) if model.detector else ()
+            before = (steps[_training_of(model.detector, repeat.fold)],) if model.detector else ()
             configuration = self.configuration(repeat)
             command = (
                 "nnUNetv2_train", dataset, configuration, repeat.fold, "-tr", model.trainer, "-p", PLANS, *device,
@@ -497,8 +502,8 @@ def _end(process: subprocess.Popen) -> None:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def _margin_voxels(spacing_mm: Sequence[float]) -> int:
-    return round(MARGIN_MM / min(spacing_mm))
+def _margin_voxels(margin_mm: float, spacing_mm: Sequence[float]) -> int:
+    return round(margin_mm / min(spacing_mm))
 
 
 def unfinished(output: Path) -> Path:
@@ -506,9 +511,5 @@ def unfinished(output: Path) -> Path:
     return output.with_name(f"part_{output.name}")
 
 
-def _detector_configuration(share: float) -> str:
-    return f"3d_detector{round(100 * share)}"
-
-
-def _detector_name(share: float, fold: str) -> str:
-    return f"train-detector{round(100 * share)}-fold{fold}"
+def _training_of(detector: Detector, fold: str) -> str:
+    return f"train-{detector.name}-fold{fold}"

@@ -10,16 +10,22 @@ from typing import Any
 
 from benchmarks.ablation import check_choices
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.prestage.handover import PRESTAGE_TRAINER as PRE_STAGE
 from nnunetv2_anomaly.settings import SETTINGS
 from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
 
 #: keys of a model that choose the maps of ``ablation.AblationTrainer``
 _ABLATION_KEYS = ("channel", "weight", "mask_known")
+#: keys of a model that say how its pre-stage is trained
+_DETECTOR_KEYS = ("detector", "margin", "augmentation")
 
 #: settings that models may differ in; the others are the pre-stage's, or would leave budget and seed
 _OF_ALL = ("segmentation_learning_rate",)
 _OF_PLANNED = ("mirror_axes",)
-_OF_AWARE = ("alpha", "beta")
+_OF_AWARE = ("alpha", "beta", "error_channel")
+
+#: the paper's 50 voxels in a slice of the OAI's images
+MARGIN_MM = 50 * 0.3646
 
 #: each part of the method alone, together, and in other forms, from plain nnU-Net to the upper bound
 ABLATIONS = (
@@ -35,10 +41,39 @@ ABLATIONS = (
     "darker=AnomalyAwareTrainer:channel=darker,weight=darker",
     "short_detector=AnomalyAwareTrainer:detector=0.1",
     "shuffled=AnomalyAwareTrainer:channel=shuffled,weight=shuffled",
-    "scaled=AnomalyAwareTrainer:channel=scaled",
-    "scaled_only=AnomalyAwareTrainer:channel=scaled,weight=none,alpha=1",
+    "squared=AnomalyAwareTrainer:error_channel=squared",
+    "published=AnomalyAwareTrainer:error_channel=published",
     "mask_known=AnomalyAwareTrainer:mask_known=true",
 )
+
+
+@dataclass(frozen=True)
+class Detector:
+    """How a pre-stage is trained; models with an equal one share it.
+
+    Attributes:
+        share: of the pre-stage's iterations.
+        margin_mm: by which the foreground is dilated before it is erased.
+        augmentation: "on" or "off"; None: as the plans have it, off for whole images.
+    """
+
+    share: float = 1.0
+    margin_mm: float = MARGIN_MM
+    augmentation: str | None = None
+
+    @property
+    def name(self) -> str:
+        """In files."""
+        parts = [f"detector{round(100 * self.share)}"]
+        parts += [f"margin{self.margin_mm:g}".replace(".", "p")] if self.margin_mm != MARGIN_MM else []
+        parts += [f"augmentation_{self.augmentation}"] if self.augmentation else []
+        return "_".join(parts)
+
+    @property
+    def title(self) -> str:
+        """In tables."""
+        parts = [f"{round(100 * self.share)} % of the iterations", f"margin {self.margin_mm:.3g} mm"]
+        return ", ".join(parts + ([f"augmentation {self.augmentation}"] if self.augmentation else []))
 
 
 @dataclass(frozen=True)
@@ -47,17 +82,22 @@ class Model:
 
     Attributes:
         name: in tables and files.
-        trainer: the class that nnU-Net is given.
+        trainer: the class that nnU-Net is given; of the pre-stage, where its detector alone is wanted.
         settings: of the section ``anomaly`` of its configuration.
         ablation: of the section ``ablation``.
-        detector: share of the pre-stage's iterations after which its detector was ready; 0 if it has none.
+        detector: where its error images come from; None if it has none.
     """
 
     name: str
     trainer: str
     settings: dict[str, Any] = field(default_factory=dict)
     ablation: dict[str, Any] = field(default_factory=dict)
-    detector: float = 0.0
+    detector: Detector | None = None
+
+    @property
+    def segments(self) -> bool:
+        """Whether there is more to train than a detector."""
+        return self.trainer != PRE_STAGE
 
     @property
     def mask_known(self) -> bool:
@@ -69,7 +109,8 @@ def parse_model(word: str) -> Model:
     """``TRAINER``, ``NAME=TRAINER`` or ``NAME=TRAINER:KEY=VALUE,...`` as a model.
 
     Keys are settings of the trainer; ``channel``, ``weight`` and ``mask_known`` of ``ablation.AblationTrainer``; and
-    ``detector``, the share of the pre-stage's iterations. Values are JSON, or plain words.
+    of its pre-stage ``detector``, the share of the iterations, ``margin`` in mm and ``augmentation``, on or off. Values
+    are JSON, or plain words. The pre-stage's own trainer stands for a detector without a segmentation.
 
     Raises: UserError for whatever is unknown, or has no effect on that trainer.
     """
@@ -85,15 +126,16 @@ def parse_model(word: str) -> Model:
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
-    if trainer != "nnUNetTrainer" and (
-        trainer not in TRAINERS or trainer == "AnomalyPreStageTrainer" or "Transfer" in trainer
-    ):
+    if trainer != "nnUNetTrainer" and (trainer not in TRAINERS or "Transfer" in trainer):
         raise UserError(
-            f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, AnomalyAwareTrainer, or one of "
-            "the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer."
+            f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, AnomalyAwareTrainer, one of the "
+            "published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, or "
+            f"{PRE_STAGE} for a detector alone."
         )
     aware = trainer in ("AnomalyAwareTrainer", "UNETSTrainer", "CANSTrainer")
-    known = [*_OF_ALL, *(_OF_AWARE if aware else ()), *(("detector",) if aware else ())]
+    with_detector = aware or trainer == PRE_STAGE
+    known = [*(_OF_AWARE if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
+    known += _OF_ALL if trainer != PRE_STAGE else ()
     known += _OF_PLANNED if trainer in ("nnUNetTrainer", "AnomalyAwareTrainer") else ()
     known += _ABLATION_KEYS if trainer == "AnomalyAwareTrainer" else ()
     unknown = sorted(set(options) - set(known))
@@ -101,17 +143,29 @@ def parse_model(word: str) -> Model:
         raise UserError(
             f"the model '{word}' changes {', '.join(unknown)}; of {trainer} can be changed: {', '.join(sorted(known))}."
         )
-    share = options.pop("detector", 1.0)
-    if not isinstance(share, (int, float)) or not 0 < share <= 1 or abs(100 * share - round(100 * share)) > 1e-9:
-        raise UserError(f"the model '{word}' has a detector of {share}; expected a share from 0.01 to 1 in hundredths.")
+    detector = _detector(word, {key: options.pop(key) for key in _DETECTOR_KEYS if key in options})
     ablation = {key: options.pop(key) for key in _ABLATION_KEYS if key in options}
     check_choices(ablation)
+    if ablation.get("mask_known") and detector.margin_mm != MARGIN_MM:
+        raise UserError(f"the model '{word}' has a mask and a margin; expected one of them: the mask's is fixed.")
     for key, value in options.items():
         if not SETTINGS[key].check(value):
             raise UserError(f"the model '{word}' has {key} {value!r}; expected {SETTINGS[key].accepts}.")
     if trainer == "nnUNetTrainer":
         return Model(name, "BudgetedNNUNetTrainer", options)
-    return Model(name, "AblationTrainer" if ablation else trainer, options, ablation, float(share) if aware else 0.0)
+    trainer = "AblationTrainer" if ablation else trainer
+    return Model(name, trainer, options, ablation, detector if with_detector else None)
+
+
+def _detector(word: str, options: dict[str, Any]) -> Detector:
+    share, margin = options.get("detector", 1.0), options.get("margin", MARGIN_MM)
+    if not isinstance(share, (int, float)) or not 0 < share <= 1 or abs(100 * share - round(100 * share)) > 1e-9:
+        raise UserError(f"the model '{word}' has a detector of {share}; expected a share from 0.01 to 1 in hundredths.")
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < 1000:
+        raise UserError(f"the model '{word}' has a margin of {margin}; expected mm from 0.")
+    if options.get("augmentation") not in (None, "on", "off"):
+        raise UserError(f"the model '{word}' has the augmentation {options['augmentation']}; expected on or off.")
+    return Detector(float(share), float(margin), options.get("augmentation"))
 
 
 def parse_models(words: Sequence[str]) -> list[Model]:

@@ -57,11 +57,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--detector_budget", nargs=2, type=int, default=[25_000, 20_000], metavar=("G", "A"),
         help="iterations of the pre-stage's two phases",
     )  # fmt: skip
-    parser.add_argument(
-        "--detector_augmentation",
-        choices=("on", "off"),
-        help="in the pre-stage; else as the plans have it: off for whole images",
-    )
     parser.add_argument("--iterations_per_epoch", type=int, default=250, help="nnU-Net's epoch")
     parser.add_argument(
         "--size", nargs=3, type=int, metavar=("X", "Y", "Z"), help="of the images, as simulate takes it"

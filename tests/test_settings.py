@@ -51,6 +51,8 @@ BAD_VALUES = [
     ("prestage_augmentation", "none"),
     ("lesion_labels", "lesion"),
     ("bone_labels", [1]),
+    ("error_channel", "cubed"),
+    ("error_channel", 1),
     ("alpha", -1),
     ("alpha", float("nan")),
     ("alpha", float("inf")),

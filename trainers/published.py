@@ -217,11 +217,17 @@ class UNETPlusTrainer(UNETTrainer):
     additive_supervision = True
 
 
-class UNETSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
-    """UNET-S: UNET+ with the error image; Dice + alpha * focal cross-entropy (Eq. 5)."""
+class _AnomalyAware(PublishedNetworkTrainer, AnomalyAwareSegmentation):
+    """The error image as it is: Adam, unlike SGD, makes steps of one size for a small channel, too."""
+
+    additive_supervision = True
+    error_channel: str = "published"
+
+
+class UNETSTrainer(_AnomalyAware):
+    """UNET-S: UNET+ with the error image as it is; Dice + alpha * focal cross-entropy (Eq. 5)."""
 
     network_shape = UNET
-    additive_supervision = True
 
 
 class CANTrainer(_Plain):
@@ -236,8 +242,7 @@ class CANPlusTrainer(CANTrainer):
     additive_supervision = True
 
 
-class CANSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
-    """CAN-S: CAN+ with the error image; Dice + alpha * focal cross-entropy (Eq. 5)."""
+class CANSTrainer(_AnomalyAware):
+    """CAN-S: CAN+ with the error image as it is; Dice + alpha * focal cross-entropy (Eq. 5)."""
 
     network_shape = CAN
-    additive_supervision = True

@@ -180,6 +180,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
 
     alpha: float = default("alpha")
     beta: float = default("beta")
+    error_channel: str = default("error_channel")
     prestage_trainer: str = default("prestage_trainer")
     prestage_folder: str | None = default("prestage_folder")
     allow_detector_trained_on_validation_cases: bool = default("allow_detector_trained_on_validation_cases")
@@ -206,7 +207,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
             enable_deep_supervision,
         )
         detector = build_detector(configuration_manager, num_input_channels, settings)
-        return AnomalyAwareNetwork(detector, segmenter)
+        return AnomalyAwareNetwork(detector, segmenter, settings["error_channel"])
 
     @property
     def segmenter(self) -> nn.Module:

@@ -139,7 +139,8 @@ def build_step(
     dice = MultiClassDiceLoss(None)
     if not anomaly_aware:
         return TrainingStep(segmenter, dice, num_channels)
-    network = AnomalyAwareNetwork(build_detector(configuration_manager, num_channels, settings), segmenter)
+    detector = build_detector(configuration_manager, num_channels, settings)
+    network = AnomalyAwareNetwork(detector, segmenter, "published")
 
     def latest_error_image() -> Tensor:
         assert network.latest_error_image is not None, "the loss is called after the forward pass"

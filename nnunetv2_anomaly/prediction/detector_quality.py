@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def measure_detector(
     *,
     fold: int | str = 0,
     device: torch.device,
+    chosen: Collection[str] | None = None,
     bone_labels: Sequence[int] = BONES,
     anomaly_labels: Sequence[int] = LESIONS,
     show_progress: bool = True,
@@ -42,6 +43,7 @@ def measure_detector(
         anomalies_folder: <case><ending>, anomalies by ``anomaly_labels``, on the grid of the labels.
         output_folder: made if need be; gets A's images, a picture per case and summary.json.
         model_folder: of the pre-stage.
+        chosen: the cases to measure; None: all images of the folder.
         bone_labels: labels among whose voxels the anomalies are to be found.
     Returns: the summary: means over cases of the voxel-wise AUC of A's and G's error image and of the raw intensity,
         and of the MSEs; then each case.
@@ -63,6 +65,7 @@ def measure_detector(
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     results = []
     cases = list_cases(images_folder, ending, num_channels, reader)
+    cases = {case: files for case, files in cases.items() if chosen is None or case in chosen}
     for case, files in tqdm(cases.items(), desc="Detector", disable=not show_progress):
         image, properties = reader.read_images(files)
         labels, anomalies = (

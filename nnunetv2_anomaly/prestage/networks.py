@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.anomaly.error_image import error_image
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.unet import (
     ConvolutionBlock,
@@ -137,16 +136,26 @@ class AnomalyDetector(nn.Module):
         """A's reconstruction of a rescaled image, (B, C, *patch_size) in [0, 1] -> same shape, float32, in [0, 1]."""
         return self.reconstructor(rescaled, self.compressor(rescaled))
 
+    def difference(self, image: Tensor) -> Tensor:
+        """x - A(x) of a normalised image: above 0 where it is brighter than expected.
+
+        Args: image: (B, C, *patch_size), as nnU-Net normalised it.
+        Returns: (B, C, *patch_size), float32, in [-1, 1], unitless.
+        """
+        rescaled = self.rescale(image)
+        reconstruction = self.reconstruct(rescaled)
+        with full_precision(rescaled):
+            return rescaled - reconstruction.float()
+
     def forward(self, image: Tensor) -> Tensor:
         """Error image E(A(x)) of a normalised image (method paper, Section 3.2).
 
         Args: image: (B, C, *patch_size), as nnU-Net normalised it.
         Returns: (B, C, *patch_size), float32, in [0, 1], unitless.
         """
-        rescaled = self.rescale(image)
-        reconstruction = self.reconstruct(rescaled)
-        with full_precision(rescaled):
-            return error_image(rescaled, reconstruction)
+        difference = self.difference(image)
+        with full_precision(difference):
+            return torch.square(difference)
 
 
 class PreStageOutput(NamedTuple):

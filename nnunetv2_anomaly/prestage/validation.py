@@ -23,6 +23,9 @@ from nnunetv2_anomaly.prestage.quality import erased_region_quality
 from nnunetv2_anomaly.volumes.output import write_case
 from nnunetv2_anomaly.volumes.sliding_window import predict_image
 
+#: in summary.json: what ``validate_case`` returned, case by case; as in nnU-Net's own
+CASES_KEY = "metric_per_case"
+
 
 class DetectorWindow(nn.Module):
     """A as a window network: normalised image (B, C, ...) -> reconstruction (B, C, ...) in [0, 1]."""
@@ -155,11 +158,8 @@ def mean_of_cases(values: Sequence[float | None]) -> float | None:
     return float(np.mean(finite)) if finite else None
 
 
-def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Write summary.json: means over cases, then each case; numbers that do not exist are null.
-
-    Returns: what was written.
-    """
+def means_over(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of what ``validate_case`` returned, over the cases where each number exists."""
     areas = ("lesion_auc", "lesion_auc_interior")
     errors = ("mse_erased", "mse_constant", "mse_blurred", "mse_outside")
     mean: dict[str, Any] = {
@@ -168,7 +168,15 @@ def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, A
     }
     mean["num_cases"] = len(cases)
     mean["num_cases_with_lesion"] = sum(case["detector"]["lesion_auc"] is not None for case in cases)
-    summary = _without_nan({"mean": mean, "metric_per_case": list(cases)})
+    return mean
+
+
+def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write summary.json: means over cases, then each case; numbers that do not exist are null.
+
+    Returns: what was written.
+    """
+    summary = _without_nan({"mean": means_over(cases), CASES_KEY: list(cases)})
     write_text(path, json.dumps(summary, indent=2, allow_nan=False))
     return summary
 

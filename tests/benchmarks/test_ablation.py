@@ -26,22 +26,22 @@ def detector():
     return detector
 
 
-def test_squared_is_the_method_itself(detector):
+@pytest.mark.parametrize("form", ["published", "squared", "signed"])
+def test_the_whole_difference_is_the_method_itself(detector, form):
     image = torch.randn(2, 1, *PATCH)
-    method = AnomalyAwareNetwork(detector, Seen())
-    own = AblationNetwork(detector, Seen(), channel="squared", weight="squared", mask_known=False)
+    method = AnomalyAwareNetwork(detector, Seen(), form)
+    own = AblationNetwork(detector, Seen(), form, channel="whole", weight="whole", mask_known=False)
     assert torch.equal(own(image), method(image))
     assert torch.equal(own.latest_error_image, method.latest_error_image)
 
 
-def test_brighter_and_darker_share_out_the_squared_error():
-    image, reconstruction = torch.rand(2, 1, *PATCH), torch.rand(2, 1, *PATCH)
-    difference = image - reconstruction
-    error = difference.square()
-    brighter, darker = (MAPS[name](error, difference) for name in ("brighter", "darker"))
-    assert torch.equal(brighter + darker, error)
-    assert torch.equal(brighter > 0, image > reconstruction)
-    assert torch.equal(darker > 0, image < reconstruction)
+def test_brighter_and_darker_share_out_the_difference():
+    difference = torch.randn(2, 1, *PATCH)
+    brighter, darker = (MAPS[name](difference) for name in ("brighter", "darker"))
+    assert torch.equal(brighter + darker, difference)
+    assert torch.equal(brighter.square() + darker.square(), difference.square())
+    assert torch.equal(brighter > 0, difference > 0)
+    assert torch.equal(darker < 0, difference < 0)
 
 
 def test_shuffled_has_the_histogram_and_not_the_places():
@@ -55,7 +55,7 @@ def test_shuffled_has_the_histogram_and_not_the_places():
 
 def test_channel_and_weight_are_chosen_apart(detector):
     image = torch.randn(1, 1, *PATCH)
-    network = AblationNetwork(detector, Seen(), channel="none", weight="squared", mask_known=False)
+    network = AblationNetwork(detector, Seen(), "squared", channel="none", weight="whole", mask_known=False)
     with torch.no_grad():
         assert torch.equal(network(image)[:, 1:], torch.zeros_like(image))
         assert torch.equal(network.latest_error_image, detector(image))
@@ -65,14 +65,14 @@ def test_known_mask_is_erased_and_not_shown_to_the_segmenter(detector):
     image = torch.randn(1, 1, *PATCH)
     hole = torch.zeros_like(image)
     hole[..., 3:] = 1
-    network = AblationNetwork(detector, Seen(), channel="squared", weight="squared", mask_known=True)
+    network = AblationNetwork(detector, Seen(), "squared", channel="whole", weight="whole", mask_known=True)
     with torch.no_grad():
         stacked = network(torch.cat((image, hole), dim=1))
         rescaled = detector.rescale(image)
         inpainted = detector.reconstructor(rescaled * (1 - hole), detector.compressor(rescaled))
     assert stacked.shape == (1, 2, *PATCH)
     assert torch.equal(stacked[:, :1], image)
-    torch.testing.assert_close(stacked[:, 1:], (rescaled - inpainted).square())
+    torch.testing.assert_close(stacked[:, 1:], 100 * (rescaled - inpainted).square())
 
 
 def test_unknown_maps_are_refused():

@@ -48,16 +48,28 @@ def lesions():
     return pd.DataFrame([{"knee": f"k{k}", "label": "femoral_bone", "lesion": k < 2} for k in range(6)])
 
 
+@pytest.fixture
+def inside():
+    """Share of lesions found as bone: 0.5 by naive; 0.6 and 0.8 by aware, in the knees 0 and 1, which hold one."""
+    return pd.DataFrame(
+        [
+            {"case": f"k{k}--{r}", "model": model, "label": "femoral_bone", "inside": share}
+            for k in (0, 1)
+            for r in ("s0", "s1")
+            for model, share in (("naive", 0.5), ("aware", 0.6 + 0.2 * k))
+        ]
+    )
+
+
 def test_a_knee_counts_once_however_often_models_were_trained(evaluation):
     means = by_knee(evaluation.cases)
     own = means[(means["model"] == "naive") & (means["processing"] == RAW)].set_index("case")["dsc"]
     np.testing.assert_allclose(own, [0.8, 0.81, 0.82, 0.83, 0.84, 0.85])
 
 
-def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesions):
-    table = pd.DataFrame(
-        [{k: v for cell in row for k, v in cell.values.items()} for row in difference_table(evaluation, lesions).rows]
-    )
+def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesions, inside):
+    rows = difference_table(evaluation, lesions, inside).rows
+    table = pd.DataFrame([{k: v for cell in row for k, v in cell.values.items()} for row in rows])
     of_all = table[(table["knees"] == "all") & (table["metric"] == "DSC [%]")]
     assert len(of_all) == 1
     assert of_all["difference"].item() == pytest.approx(3.5)  # percent: the mean of 1 to 6
@@ -65,30 +77,32 @@ def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesion
     of_lesions = table[(table["knees"] == "bones with a lesion") & (table["metric"] == "DSC [%]")]
     assert of_lesions["difference"].item() == pytest.approx(1.5)
     assert of_lesions["n"].item() == 2
+    of_voxels = table[table["metric"] == "bone inside lesion [%]"]
+    assert of_voxels["knees"].item() == "bones with a lesion"
+    assert of_voxels["difference"].item() == pytest.approx(20)  # percent: the mean of 10 and 30
+    assert of_voxels["n"].item() == 2
 
 
-def test_knees_without_any_lesion_have_no_rows_of_lesions(evaluation, lesions):
+def test_knees_without_any_lesion_have_no_rows_of_lesions(evaluation, lesions, inside):
     for none in (lesions.assign(lesion=False), lesions[:0]):
-        table = difference_table(evaluation, none)
+        table = difference_table(evaluation, none, inside[:0])
         assert {row[0].values["knees"] for row in table.rows} == {"all"}
 
 
-def test_differences_tell_their_spread_over_trainings(evaluation, lesions):
-    row = difference_table(evaluation, lesions).rows[0]
+def test_differences_tell_their_spread_over_trainings(evaluation, lesions, inside):
+    row = difference_table(evaluation, lesions, inside).rows[0]
     assert row[4].beneath == ""  # both trainings differ from the baseline's by the same
     cases = evaluation.cases.copy()
     later = (cases["model"] == "aware") & cases["case"].str.endswith("--s1")
     cases.loc[later, "dsc"] += 0.02
-    row = difference_table(dataclasses.replace(evaluation, cases=cases), lesions).rows[0]
+    row = difference_table(dataclasses.replace(evaluation, cases=cases), lesions, inside).rows[0]
     assert (row[4].text, row[4].beneath) == ("4.50", "3.50 to 5.50")
 
 
-def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions):
-    inside = evaluation.cases[evaluation.cases["processing"] == RAW][["case", "model", "label"]].assign(inside=0.9)
-    inside = inside[[case[:2] in ("k0", "k1") for case in inside["case"]]]
+def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions, inside):
     table = lesion_table(evaluation, lesions, inside)
     rows = [{k: v for c in row for k, v in c.values.items()} for row in table.rows]
-    assert [row["bone_inside_lesion_percent"] for row in rows][:2] == [pytest.approx(90)] * 2
+    assert [row["bone_inside_lesion_percent"] for row in rows][:2] == [pytest.approx(50), pytest.approx(70)]
     assert all(np.isnan(row["bone_inside_lesion_percent"]) for row in rows[2:])
     found = {(row["lesion"], row["model"]): (row["dsc_percent"], row["predictions"]) for row in rows}
     assert found["yes", "naive"] == (pytest.approx(80.5), 4)
@@ -251,12 +265,37 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = (folder / "results.md").read_text()
+    assert "Detectors on held-out knees" in results
+    folds = json.loads(next(folder.glob("nnUNet_preprocessed/*/splits_final.json")).read_text())
+    for fold in (0, 1):  # a detector is measured on the knees that it did not see
+        measured = json.loads((folder / "detectors" / f"detector100_fold{fold}" / "summary.json").read_text())
+        assert [case["case"] for case in measured["metric_per_case"]] == sorted(folds[fold]["val"])
     assert "Lesion detection, bone by bone" in results
     assert "Minus UNETPlusTrainer, knee by knee" in results
     cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
-    folds = json.loads(next(folder.glob("nnUNet_preprocessed/*/splits_final.json")).read_text())
     wanted = {f"{case}--seed0-fold{fold}" for fold in (0, 1) for case in folds[fold]["val"]}
     assert set(cases["case"]) == wanted
     assert {"femoral_bone", "femoral_lesion"} <= set(cases["label"])
     detection = pd.read_csv(folder / "evaluation" / "tables" / "lesion_detection.csv")
     assert set(detection["model"]) == {"UNETPlusTrainer", "UNETSTrainer"}
+
+
+@pytest.mark.slow
+def test_detectors_alone_are_compared(tmp_path):
+    folder = tmp_path / "work"
+    words = ["--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16"]
+    models = ["wide=AnomalyPreStageTrainer", "narrow=AnomalyPreStageTrainer:margin=2.5,augmentation=off"]
+    done = compare(folder, *words, "--models", *models)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(folder / "tables" / "detectors.csv")
+    titles = ["100 % of the iterations, margin 18.2 mm", "100 % of the iterations, margin 2.5 mm, augmentation off"]
+    assert list(dict.fromkeys(table["detector"])) == titles
+    plans = json.loads(next(folder.glob("nnUNet_preprocessed/*/nnUNetComparisonPlans.json")).read_text())
+    sections = [
+        plans["configurations"][f"3d_{name}"]["anomaly"]
+        for name in ("detector100", "detector100_margin2p5_augmentation_off")
+    ]
+    spacing = min(plans["configurations"]["3d_fullres"]["spacing"])
+    assert [section["erase_margin_voxels"] for section in sections] == [round(18.23 / spacing), round(2.5 / spacing)]
+    assert [section.get("prestage_augmentation") for section in sections] == [None, False]
+    assert not list(folder.glob("nnUNet_results/*/AnomalyAware*"))

@@ -1,31 +1,49 @@
 import pytest
 
-from benchmarks.models import ABLATIONS, parse_model, parse_models
+from benchmarks.models import ABLATIONS, MARGIN_MM, Detector, parse_model, parse_models
 from nnunetv2_anomaly.errors import UserError
 
 
 def test_plain_trainers_are_called_by_their_names():
     naive, aware, published = parse_models(["nnUNetTrainer", "AnomalyAwareTrainer", "UNETPlusTrainer"])
-    assert (naive.name, naive.trainer, naive.detector) == ("nnUNetTrainer", "BudgetedNNUNetTrainer", 0.0)
-    assert (aware.name, aware.trainer, aware.detector) == ("AnomalyAwareTrainer", "AnomalyAwareTrainer", 1.0)
-    assert (published.trainer, published.detector) == ("UNETPlusTrainer", 0.0)
+    assert (naive.name, naive.trainer, naive.detector) == ("nnUNetTrainer", "BudgetedNNUNetTrainer", None)
+    assert (aware.name, aware.trainer, aware.detector) == ("AnomalyAwareTrainer", "AnomalyAwareTrainer", Detector())
+    assert (published.trainer, published.detector) == ("UNETPlusTrainer", None)
 
 
 def test_settings_and_changed_parts_are_told_apart():
-    model = parse_model("own=AnomalyAwareTrainer:alpha=1,channel=none,mirror_axes=[0,1],detector=0.25,weight=darker")
+    model = parse_model(
+        "own=AnomalyAwareTrainer:alpha=1,channel=none,mirror_axes=[0,1],detector=0.25,weight=darker,margin=6"
+    )
     assert model.name == "own"
     assert model.trainer == "AblationTrainer"
     assert model.settings == {"alpha": 1, "mirror_axes": [0, 1]}
     assert model.ablation == {"channel": "none", "weight": "darker"}
-    assert model.detector == 0.25
+    assert model.detector == Detector(share=0.25, margin_mm=6.0)
     assert not model.mask_known
     assert parse_model("bound=AnomalyAwareTrainer:mask_known=true").mask_known
+
+
+def test_a_detector_alone_is_the_one_that_a_segmentation_would_have():
+    alone, with_it = parse_models(["a=AnomalyPreStageTrainer:margin=6", "b=AnomalyAwareTrainer:margin=6,alpha=1"])
+    assert alone.detector == with_it.detector != Detector()
+    assert (alone.segments, with_it.segments) == (False, True)
+
+
+def test_detectors_that_differ_have_names_that_differ():
+    all_of_them = [Detector(), Detector(0.1), Detector(margin_mm=2.5), Detector(margin_mm=25.0)]
+    all_of_them += [Detector(augmentation="on"), Detector(augmentation="off"), Detector(0.1, 0.0, "off")]
+    assert len({detector.name for detector in all_of_them}) == len({d.title for d in all_of_them}) == 7
+    assert Detector(margin_mm=MARGIN_MM).name == "detector100"
 
 
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("AnomalyAwareTrainer:alfa=1", "changes alfa; of AnomalyAwareTrainer can be changed: alpha, beta"),
+        (
+            "AnomalyAwareTrainer:alfa=1",
+            "changes alfa; of AnomalyAwareTrainer can be changed: alpha, augmentation, beta",
+        ),
         ("AnomalyAwareTrainer:seed=7", "changes seed"),
         ("AnomalyAwareTrainer:inpainting_epochs=7", "changes inpainting_epochs"),
         ("nnUNetTrainer:alpha=3", "changes alpha; of nnUNetTrainer can be changed: mirror_axes"),
@@ -37,7 +55,12 @@ def test_settings_and_changed_parts_are_told_apart():
         ("AnomalyAwareTrainer:detector=0.104", "expected a share from 0.01 to 1"),
         ("AnomalyAwareTrainer:detector=abc", "expected a share from 0.01 to 1"),
         ("nnUNetTrainerDA5", "names the trainer nnUNetTrainerDA5"),
-        ("AnomalyPreStageTrainer", "names the trainer AnomalyPreStageTrainer"),
+        ("AnomalyPreStageTrainer:alpha=1", "changes alpha; of AnomalyPreStageTrainer can be changed: augmentation"),
+        ("AnomalyAwareTrainer:margin=-1", "a margin of -1; expected mm from 0"),
+        ("AnomalyAwareTrainer:margin=wide", "a margin of wide; expected mm from 0"),
+        ("AnomalyAwareTrainer:augmentation=false", "the augmentation False; expected on or off"),
+        ("AnomalyAwareTrainer:mask_known=true,margin=2", "expected one of them: the mask's is fixed"),
+        ("nnUNetTrainer:margin=2", "changes margin"),
         ("UNETTransferTrainer", "names the trainer UNETTransferTrainer"),
         ("nnUNetTrainer:channel=none", "changes channel"),
         ("a__b=nnUNetTrainer", "'a__b' is not usable"),

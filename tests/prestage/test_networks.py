@@ -48,8 +48,8 @@ def make_segmenter(num_channels=1, deep_supervision=True):
     )
 
 
-def anomaly_aware(num_channels=1, deep_supervision=False):
-    return AnomalyAwareNetwork(make_detector(num_channels), make_segmenter(num_channels, deep_supervision))
+def anomaly_aware(num_channels=1, deep_supervision=False, channel="signed"):
+    return AnomalyAwareNetwork(make_detector(num_channels), make_segmenter(num_channels, deep_supervision), channel)
 
 
 def random_image(num_channels=1, seed=0):
@@ -232,14 +232,43 @@ def test_phase_2_shows_the_detector_the_whole_image():
 # ------------------------------------------------------------------------------------------- anomaly-aware network
 
 
-def test_segmenter_sees_the_image_then_the_error_image():
-    network = anomaly_aware(num_channels=2).eval()
+@pytest.mark.parametrize(
+    ("channel", "expected"),
+    [
+        ("published", lambda difference: difference**2),
+        ("squared", lambda difference: 100 * difference**2),
+        ("signed", lambda difference: 10 * difference),
+    ],
+)
+def test_segmenter_sees_the_image_then_the_error_channel(channel, expected):
+    network = anomaly_aware(num_channels=2, channel=channel).eval()
     seen = []
     network.segmenter.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     image = random_image(2)
     with torch.no_grad():
         network(image)
-        assert torch.equal(seen[0], torch.cat((image, network.detector(image)), dim=1))
+        difference = network.detector.rescale(image) - network.detector.reconstruct(network.detector.rescale(image))
+        torch.testing.assert_close(seen[0], torch.cat((image, expected(difference)), dim=1))
+        assert torch.equal(network.latest_error_image, network.detector(image))  # of the loss: E, whatever is seen
+
+
+def test_error_channel_travels_in_the_state_dict():
+    trained, other = anomaly_aware(channel="signed").eval(), anomaly_aware(channel="squared").eval()
+    other.load_state_dict(trained.state_dict())
+    image = random_image()
+    with torch.no_grad():
+        assert torch.equal(other(image), trained(image))
+
+
+def test_weights_from_before_there_was_a_choice_see_the_published_channel():
+    trained, other = anomaly_aware(channel="published").eval(), anomaly_aware(channel="signed").eval()
+    older = trained.state_dict()
+    del older["error_channel_coefficients"]
+    other.load_state_dict(older)
+    assert "error_channel_coefficients" not in older
+    image = random_image()
+    with torch.no_grad():
+        assert torch.equal(other(image), trained(image))
 
 
 def test_latest_error_image_is_the_detectors_of_the_latest_image():
