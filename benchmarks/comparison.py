@@ -28,7 +28,7 @@ from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.prediction.detector_quality import measure_detector
-from nnunetv2_anomaly.prestage.validation import CASES_KEY, means_over
+from nnunetv2_anomaly.prestage.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over
 from nnunetv2_anomaly.reporting import page
 from nnunetv2_anomaly.reporting.page import Section
 from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, find_dataset_description
@@ -238,25 +238,28 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
 
 def detector_table(detectors: dict[str, dict[str, dict[str, float | None]]]) -> Table:
     """How well error images find the lesions of held-out knees, and how well the erased region is reconstructed."""
-    areas = {"lesion_auc": "AUC of lesions in bone", "lesion_auc_interior": "away from its surface"}
     errors = {
         "mse_erased": "MSE in the erased region",
         "mse_constant": "of a constant",
         "mse_blurred": "of a blurred image",
     }
-    sources = {"detector": "A", "inpainter": "G, mask known", "intensity": "the intensity itself"}
     rows = []
     for name, found in detectors.items():
-        for source, title in sources.items():
-            digits = {**dict.fromkeys(areas, 3), **dict.fromkeys(errors, 5)}
-            values = {key: found[source].get(key) for key in digits}
-            cells = (Cell(page.number(values[key], digits[key]), values={key: values[key]}) for key in digits)
+        for source, keys_of_auc, title in MEASURED:
+            values = {key: found[source][measured] for key, measured in zip(AUC_KEYS, keys_of_auc, strict=True)}
+            values |= {key: found[source].get(key) if keys_of_auc == AUC_KEYS else None for key in errors}
+            cells = (
+                Cell(page.number(values[key], 5 if key in errors else 3), values={key: values[key]}) for key in values
+            )
             rows.append((_word("detector", name), _word("source", title), *cells))
     return Table(
         "Detectors on held-out knees",
-        ("detector", "error image of", *areas.values(), *errors.values()),
+        ("detector", "of", "AUC of lesions in bone", "away from its surface", *errors.values()),
         tuple(rows),
-        ("AUC: the voxels of lesions against the other voxels of bones, mean over the knees with a lesion.",),
+        (
+            "AUC: the voxels of lesions against the other voxels of bones, mean over the knees with a lesion; with the "
+            "sign, above 0.5 where lesions are brighter than expected.",
+        ),
         words=2,
         grouped=1,
     )

@@ -17,6 +17,7 @@ from nnunetv2_anomaly.evaluation.report import Findings, write_report
 from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.evaluation.run import load_evaluation
 from nnunetv2_anomaly.labels import ANATOMY
+from nnunetv2_anomaly.prestage.validation import AUC_KEYS, MEASURED
 from nnunetv2_anomaly.reporting.page import Cell, Section, figure, number, table
 from nnunetv2_anomaly.volumes.figures import own_style
 from nnunetv2_anomaly.volumes.grids import oriented
@@ -83,20 +84,16 @@ def _detector_table(mean: Mapping[str, Any]) -> str:
         "of a blurred image",
     ]  # fmt: skip
     rows = []
-    for name, title in (
-        ("intensity", "raw intensity"),
-        ("inpainter", "error image of G (mask known)"),
-        ("detector", "error image of A (no mask)"),
-    ):
+    for name, keys_of_auc, title in MEASURED:
         entry = mean[name]
-        areas = [number(entry[key], 3) for key in ("lesion_auc", "lesion_auc_interior")]
+        areas = [number(entry[key], 3) for key in keys_of_auc]
         keys = ("mse_erased", "mse_constant", "mse_blurred")
-        errors = [number(entry[key], 5) if key in entry else "" for key in keys]
+        errors = [number(entry[key], 5) if key in entry and keys_of_auc == AUC_KEYS else "" for key in keys]
         rows.append([title, *areas, *errors])
     note = (
         f"Voxel-wise AUC, lesion against all other bone, mean over the {mean['num_cases_with_lesion']} test cases with "
-        f"a lesion. 0.5 is chance. Away from its surface: bone at least one voxel inside, because at the surface every "
-        f"reconstruction is a little off."
+        f"a lesion. 0.5 is chance; with the sign, it is above where lesions are brighter than expected. Away from its "
+        f"surface: bone at least one voxel inside, because at the surface every reconstruction is a little off."
     )
     return table(header, rows, notes=[note])
 

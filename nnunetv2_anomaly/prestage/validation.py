@@ -25,6 +25,17 @@ from nnunetv2_anomaly.volumes.sliding_window import predict_image
 
 #: in summary.json: what ``validate_case`` returned, case by case; as in nnU-Net's own
 CASES_KEY = "metric_per_case"
+#: over all bone, and away from its surface
+AUC_KEYS = ("lesion_auc", "lesion_auc_interior")
+SIGNED_AUC_KEYS = ("lesion_auc_signed", "lesion_auc_signed_interior")
+#: what is measured in summary.json, and which AUC of it: (source, its keys, title)
+MEASURED = (
+    ("intensity", AUC_KEYS, "raw intensity"),
+    ("inpainter", AUC_KEYS, "error image of G (mask known)"),
+    ("inpainter", SIGNED_AUC_KEYS, "x - G(x), with its sign"),
+    ("detector", AUC_KEYS, "error image of A (no mask)"),
+    ("detector", SIGNED_AUC_KEYS, "x - A(x), with its sign"),
+)
 
 
 class DetectorWindow(nn.Module):
@@ -98,8 +109,9 @@ def validate_case(
     """Reconstruct one case with A and with G, write A's images, and measure both.
 
     Returns: for "detector" (A) and "inpainter" (G) the MSE inside and outside the erased region with its baselines
-    and, where the case has lesion labels, the voxel-wise AUC of the error image for lesion against bone, over all bone
-    and over the bone at least one voxel from its surface; for "intensity" the AUC of the image itself.
+        and, where the case has lesion labels, the voxel-wise AUC for lesion against bone, over all bone and over the
+        bone at least one voxel from its surface: of the error image (``AUC_KEYS``), and of x - A(x), which is above
+        0.5 where lesions are brighter than expected (``SIGNED_AUC_KEYS``); for "intensity" the AUC of the image itself.
     """
     image = torch.from_numpy(case.image)
     hole = torch.from_numpy(case.hole_mask).to(image.dtype)[None]
@@ -121,24 +133,18 @@ def validate_case(
     }
     lesion_mask = np.isin(case.labels, lesion_labels)
     bone_mask = lesion_mask | np.isin(case.labels, bone_labels)
-    # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
-    # image's edge bone may go on, and 2D images have one slice only.
-    interior_mask = binary_erosion(bone_mask, border_value=1)
-
-    def lesion_auc(scores: np.ndarray) -> dict[str, float | None]:
-        values = {
-            name: roc_auc(scores[mask], lesion_mask[mask])
-            for name, mask in (("lesion_auc", bone_mask), ("lesion_auc_interior", interior_mask))
-        }
-        return {name: None if math.isnan(value) else value for name, value in values.items()}
-
-    result: dict[str, Any] = {"case": case.name, "intensity": lesion_auc(rescaled.mean(dim=0).numpy())}
+    intensity = lesion_auc(rescaled.mean(dim=0).numpy(), lesion_mask, bone_mask, AUC_KEYS)
+    result: dict[str, Any] = {"case": case.name, "intensity": intensity}
     for name, reconstruction in reconstructions.items():
         quality = erased_region_quality(
             rescaled[None], reconstruction[None], hole[None], configuration_manager.patch_size
         )
-        error = torch.square(rescaled - reconstruction).mean(dim=0).numpy()
-        result[name] = {**quality.summary(), **lesion_auc(error)}
+        difference = rescaled - reconstruction
+        result[name] = {
+            **quality.summary(),
+            **lesion_auc(torch.square(difference).mean(dim=0).numpy(), lesion_mask, bone_mask, AUC_KEYS),
+            **lesion_auc(difference.mean(dim=0).numpy(), lesion_mask, bone_mask, SIGNED_AUC_KEYS),
+        }
     write_case(
         output_folder,
         case.name,
@@ -152,6 +158,23 @@ def validate_case(
     return result
 
 
+def lesion_auc(
+    scores: np.ndarray, lesion_mask: np.ndarray, bone_mask: np.ndarray, keys: Sequence[str] = AUC_KEYS
+) -> dict[str, float | None]:
+    """How well scores tell lesion from other bone: AUC over all bone, and at least one voxel from its surface.
+
+    Args:
+        scores, lesion_mask, bone_mask: (X, Y, Z); the bone holds the lesion.
+        keys: what the two numbers are called.
+    Returns: the two, None where there is no lesion or nothing else.
+    """
+    # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
+    # image's edge bone may go on, and 2D images have one slice only.
+    masks = (bone_mask, binary_erosion(bone_mask, border_value=1))
+    values = [roc_auc(scores[mask], lesion_mask[mask]) for mask in masks]
+    return {key: None if math.isnan(value) else value for key, value in zip(keys, values, strict=True)}
+
+
 def mean_of_cases(values: Sequence[float | None]) -> float | None:
     """Mean over the cases that have a finite value; None where none has."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
@@ -160,11 +183,11 @@ def mean_of_cases(values: Sequence[float | None]) -> float | None:
 
 def means_over(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means of what ``validate_case`` returned, over the cases where each number exists."""
-    areas = ("lesion_auc", "lesion_auc_interior")
+    areas = (*AUC_KEYS, *SIGNED_AUC_KEYS)
     errors = ("mse_erased", "mse_constant", "mse_blurred", "mse_outside")
     mean: dict[str, Any] = {
         source: {key: mean_of_cases([case[source][key] for case in cases]) for key in keys}
-        for source, keys in (("detector", errors + areas), ("inpainter", errors + areas), ("intensity", areas))
+        for source, keys in (("detector", errors + areas), ("inpainter", errors + areas), ("intensity", AUC_KEYS))
     }
     mean["num_cases"] = len(cases)
     mean["num_cases_with_lesion"] = sum(case["detector"]["lesion_auc"] is not None for case in cases)

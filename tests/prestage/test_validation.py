@@ -1,22 +1,31 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.prestage.validation import labels_named, mean_of_cases, write_summary
+from nnunetv2_anomaly.prestage.validation import (
+    AUC_KEYS,
+    SIGNED_AUC_KEYS,
+    labels_named,
+    lesion_auc,
+    mean_of_cases,
+    write_summary,
+)
 
 LABELS = {"background": 0, "femoral_bone": 1, "cartilage": 2, "Femoral_Lesion": 7, "tibial_lesion": 8, "ignore": 9}
 NAN = float("nan")
 
 
 def case(name, mse=0.1, lesion_auc=None, intensity_auc=None, blurred=0.2):
-    numbers = {"mse_erased": mse, "mse_constant": 0.3, "mse_blurred": blurred, "mse_outside": 0.4}
+    areas = dict.fromkeys((*AUC_KEYS, *SIGNED_AUC_KEYS), lesion_auc)
+    numbers = {**areas, "mse_erased": mse, "mse_constant": 0.3, "mse_blurred": blurred, "mse_outside": 0.4}
     return {
         "case": name,
         "intensity": {"lesion_auc": intensity_auc, "lesion_auc_interior": intensity_auc},
-        "detector": {**numbers, "lesion_auc": lesion_auc, "lesion_auc_interior": lesion_auc},
-        "inpainter": {**numbers, "lesion_auc": lesion_auc, "lesion_auc_interior": lesion_auc},
+        "detector": numbers,
+        "inpainter": numbers,
     }
 
 
@@ -38,6 +47,22 @@ def test_region_contributes_all_its_values_once():
 def test_unknown_label_is_told_with_the_known_ones():
     with pytest.raises(UserError, match=r"'lesion_labels' names edema; .* background, femoral_bone, cartilage"):
         labels_named(LABELS, ["tibial_lesion", "edema"], "lesion")
+
+
+def test_lesions_are_told_from_bone_with_the_sign_that_they_have():
+    bone = np.zeros((6, 6, 6), bool)
+    bone[1:] = True
+    lesion = np.zeros_like(bone)
+    lesion[3:5, 3:5, 3:5] = True
+    difference = np.where(lesion, 0.3, 0.0)
+    difference[1] = -0.5  # the bone's surface, off by more, to the other side
+    assert lesion_auc(difference, lesion, bone, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 1.0)
+    assert lesion_auc(-difference, lesion, bone, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 0.0)
+    # Of 172 other voxels of bone the 36 of the surface have a larger square.
+    squared = lesion_auc(difference**2, lesion, bone)
+    assert squared == {"lesion_auc": pytest.approx(1 - 36 / 172), "lesion_auc_interior": 1.0}
+    nowhere = np.zeros_like(lesion)
+    assert lesion_auc(difference, nowhere, bone) == dict.fromkeys(AUC_KEYS)
 
 
 @pytest.mark.parametrize(
