@@ -28,6 +28,8 @@ AS_TRAINED = "as trained"
 def channel_use(experiment: Experiment) -> pd.DataFrame:
     """Predict the held-out knees again, without the error channel, by every model that has one.
 
+    Without held-out knees those of each fold's validation.
+
     Returns: columns model, repeat, case, label (value), channel (``AS_TRAINED`` or a key of ``CHANGES``), dsc.
     """
     rows = []
@@ -60,7 +62,9 @@ def _predict(experiment: Experiment, repeat: Repeat, folders: dict[str, Path]) -
         made.mkdir(parents=True)
         log = experiment.folder / "logs" / "channel_use.log"
         with changed_channel(predictor.network, function), log.open("a") as output, redirect_stdout(output):
-            predictor.predict_from_files_sequential(str(experiment.images(repeat)), str(made))
+            cases = experiment.cases(repeat)
+            images = [[str(file) for file in files] for files in cases.values()]
+            predictor.predict_from_files_sequential(images, [str(made / case) for case in cases])
         shutil.rmtree(folders[change], ignore_errors=True)
         os.replace(made, folders[change])
 
@@ -87,10 +91,10 @@ def changed_channel(network: nn.Module, function: Callable[[Tensor], Tensor]) ->
 
 def _overlaps(experiment: Experiment, folder: Path) -> list[dict]:
     rows = []
-    for file in sorted(experiment.references.glob("*.nii.gz")):
-        image = sitk.ReadImage(str(file))
+    for file in sorted(folder.glob("*.nii.gz")):
+        image = sitk.ReadImage(str(experiment.references / file.name))
         reference = sitk.GetArrayFromImage(image)
-        predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / file.name))).astype(reference.dtype)
+        predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(reference.dtype)
         labels = sorted(set(np.unique(reference).tolist()) - {0})
         found = evaluate_case(reference, predicted, image.GetSpacing()[::-1], labels)
         case = file.name.removesuffix(".nii.gz")

@@ -76,7 +76,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     }
     if detectors:
         tables["detectors"] = detector_table(detectors)
-    used = channel_use(experiment) if experiment.arguments.num_test else pd.DataFrame()
+    used = channel_use(experiment)
     if len(used):
         tables["channel_use"] = channel_table(used)
     tables["cost"] = cost_table(experiment)

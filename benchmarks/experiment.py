@@ -148,7 +148,15 @@ class Experiment:
 
     def images(self, repeat: Repeat) -> Path:
         """The held-out knees' images, as its model takes them."""
-        return self.folder / "nnUNet_raw" / (MASKED if repeat.model.mask_known else DATASET) / "imagesTs"
+        part = "imagesTs" if self.arguments.num_test else "imagesTr"
+        return self.folder / "nnUNet_raw" / (MASKED if repeat.model.mask_known else DATASET) / part
+
+    def cases(self, repeat: Repeat) -> dict[str, list[Path]]:
+        """The knees that its model is measured on, with their images' files, channel by channel."""
+        files = sorted(self.images(repeat).glob("*.nii.gz"))
+        held_out = sorted({_case_of(file) for file in files})
+        cases = held_out if self.arguments.num_test else self.validation_cases(repeat.fold)
+        return {case: [file for file in files if _case_of(file) == case] for case in cases}
 
     @property
     def references(self) -> Path:
@@ -509,6 +517,11 @@ def _margin_voxels(margin_mm: float, spacing_mm: Sequence[float]) -> int:
 def unfinished(output: Path) -> Path:
     """Where a folder is filled before it gets its name."""
     return output.with_name(f"part_{output.name}")
+
+
+def _case_of(image: Path) -> str:
+    """CASE of an image called CASE_0000.nii.gz."""
+    return image.name.rsplit("_", 1)[0]
 
 
 def _training_of(detector: Detector, fold: str) -> str:

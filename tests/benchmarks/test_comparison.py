@@ -272,6 +272,10 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
         assert [case["case"] for case in measured["metric_per_case"]] == sorted(folds[fold]["val"])
     assert "Lesion detection, bone by bone" in results
     assert "Minus UNETPlusTrainer, knee by knee" in results
+    for fold in (0, 1):
+        for change in ("zero", "in_random_order"):
+            again = folder / "channel_use" / "UNETSTrainer" / f"seed0_fold{fold}" / change
+            assert {file.name for file in again.glob("*.nii.gz")} == {f"{case}.nii.gz" for case in folds[fold]["val"]}
     cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
     wanted = {f"{case}--seed0-fold{fold}" for fold in (0, 1) for case in folds[fold]["val"]}
     assert set(cases["case"]) == wanted
