@@ -52,8 +52,6 @@ class DicomSeries:
     description: str  # SeriesDescription, "" where the header has none
     series_uid: str
     grid: Grid  # of the volume as stored: x along the rows, y down the columns, z along the normal of both
-    echo_time_ms: float | None  # None where the header has none, or several
-    echo_numbers: str  # as in the header; "" where it has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +115,6 @@ def read_series(folder: Path) -> DicomSeries:
         description=first.description,
         series_uid=first.series_uid,
         grid=grid,
-        echo_time_ms=_number_or_none(first.echo[0]),
-        echo_numbers=first.echo[1],
     )
 
 
@@ -259,13 +255,6 @@ def _numbers(reader: sitk.ImageFileReader, file: Path, key: str, name: str, coun
         given = f"is '{text}'" if text else "is missing"
         raise UserError(f"{file}: {name} {given}; expected {count} number(s), as every MR slice has; get it anew")
     return numbers
-
-
-def _number_or_none(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _check_pixel_bytes(file: Path, expected: int) -> None:

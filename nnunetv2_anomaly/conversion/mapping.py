@@ -143,10 +143,6 @@ class MappingEvidence:
         """Whether the mask as a whole fits markedly better elsewhere."""
         return self.displaced_score >= _GAIN * max(self.score, 0.0) and any(self.displacement)
 
-    def relative_score(self, mapping: AxisMapping) -> float:
-        """Score of a mapping as a share of the best one's; 0 for one that does not give the image's shape."""
-        return self.scores.get(mapping, 0.0) / self.score if self.score > 0 else 0.0
-
     def contradicts(self, mapping: AxisMapping) -> bool:
         """Whether the voxels clearly call for another mapping than this one, for example the one a header tells."""
         return self.clear and mapping != self.best

@@ -120,11 +120,6 @@ class PublishedNetwork(SummingTrunk):
         """Downsamplings of the published shape that this network lacks because it was given fewer strides."""
         return self.shape.downsamplings - len(self.upsampling)
 
-    @property
-    def first_convolution_blocks(self) -> nn.Sequential:
-        """Level 1, the first two ConvolutionBlocks: what transfer learning freezes (method paper, Section 4.3)."""
-        return self.encoder[0]
-
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, ...) -> logits (B, num_classes, ...) of the same size, float32, before the softmax."""
         return self.scores(self.feature_maps(image)[::-1])

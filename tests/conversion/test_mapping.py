@@ -227,9 +227,7 @@ def test_a_header_that_the_voxels_contradict_is_told(knees):
     evidence = mapping_evidence(image, upside_down.inverse_apply(labels))
 
     assert evidence.contradicts(IDENTITY)
-    assert evidence.relative_score(IDENTITY) < 0.5
     assert not evidence.contradicts(upside_down)
-    assert evidence.relative_score(upside_down) == 1
 
 
 def test_shapes_that_do_not_fit_are_both_told():

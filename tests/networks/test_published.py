@@ -225,14 +225,6 @@ def test_unet_draws_its_random_numbers_layer_by_layer_and_keeps_its_keys():
         torch.testing.assert_close(state[f"{name}.weight"], layer.weight.detach(), rtol=0, atol=0)
 
 
-def test_first_convolution_blocks_are_those_that_see_the_image():
-    first = build(SMALL_CAN, True, in_channels=2).first_convolution_blocks
-    assert len(first) == 2
-    assert all(isinstance(block, ConvolutionBlock) for block in first)
-    assert [block[0].in_channels for block in first] == [2, 2]
-    assert [tuple(block[0].stride) for block in first] == [(1, 1, 1)] * 2
-
-
 @SHAPES
 def test_fewer_strides_leave_levels_out_and_say_so(shape):
     assert build(shape, True).levels_left_out == 0
