@@ -188,13 +188,28 @@ def alone_in(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+@contextmanager
+def told_to_end_as_at_ctrl_c() -> Iterator[None]:
+    """Within it, SIGTERM and a terminal's end are a Ctrl-C: the driver ends the steps that it has started.
+
+    Not around the results: processes that are forked there would inherit it, and such a one, told to end while it begins
+    to wait for work, may wait for ever.
+    """
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison, or what is left of it; 0, 1 for what a user can mend, or 130 for Ctrl-C."""
     options = parse(argv)
-    # Told to end, the driver ends what it has started, as at Ctrl-C.
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)
     try:
         arguments = checked(options)
         models = parse_models(arguments.models)
@@ -204,8 +219,9 @@ def main(argv: list[str] | None = None) -> int:
         with alone_in(folder) as lock:
             take_folder(folder, arguments, models)
             experiment = Experiment(folder, arguments, models, held_by_steps=lock)
-            experiment.prepare(options.num_processes)
-            experiment.run(options.jobs)
+            with told_to_end_as_at_ctrl_c():
+                experiment.prepare(options.num_processes)
+                experiment.run(options.jobs)
             words = sys.argv[1:] if argv is None else argv
             report(experiment, options.num_processes, shlex.join(["python", "-m", "benchmarks.naive_vs_aware", *words]))
     except UserError as error:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -163,6 +164,13 @@ def test_a_folder_holds_one_comparison_at_a_time(tmp_path):
     outliving.wait()
     with alone(tmp_path):
         pass
+
+
+def test_told_to_end_is_ctrl_c_while_steps_run_and_no_longer():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), naive_vs_aware.told_to_end_as_at_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_foreign_state_file_is_told(tmp_path, capsys):
