@@ -192,8 +192,8 @@ def alone_in(folder: Path) -> Iterator[int]:
 def told_to_end_as_at_ctrl_c() -> Iterator[None]:
     """Within it, SIGTERM and a terminal's end are a Ctrl-C: the driver ends the steps that it has started.
 
-    Not around the results: processes that are forked there would inherit it, and such a one, told to end while it begins
-    to wait for work, may wait for ever.
+    Not around the results: processes that are forked there would inherit it, and such a one, told to end while it
+    begins to wait for work, may wait for ever.
     """
     numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
     before = {number: signal.getsignal(number) for number in numbers}
