@@ -49,7 +49,7 @@ def channel_use(experiment: Experiment) -> pd.DataFrame:
 
 
 def _has_channel(repeat: Repeat) -> bool:
-    return bool(repeat.model.detector) and repeat.model.ablation.get("channel", "squared") != "none"
+    return bool(repeat.model.detector) and repeat.model.ablation.get("channel") != "none"
 
 
 def _predict(experiment: Experiment, repeat: Repeat, folders: dict[str, Path]) -> None:

@@ -68,7 +68,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     arguments = dataclasses.asdict(experiment.arguments)
     prepare_output(output, arguments)
     evaluation = evaluate_models(pairs, output, settings, num_processes=num_processes)
-    lesions, inside = _bones_with_lesion(experiment), _shares_inside_lesions(experiment)
+    lesions, inside = _bones_with_lesion(experiment), shares_inside_lesions(experiment)
     tables = {
         "segmentation": segmentation_table(evaluation),
         "lesions": lesion_table(evaluation, lesions, inside),
@@ -258,7 +258,8 @@ def detector_table(detectors: dict[str, dict[str, dict[str, float | None]]]) -> 
         tuple(rows),
         (
             "AUC: the voxels of lesions against the other voxels of bones, mean over the knees with a lesion; with the "
-            "sign, above 0.5 where lesions are brighter than expected.",
+            "sign, above 0.5 where lesions are brighter than expected. With the margin the erased region grows, and so "
+            "what is asked of G, and the MSE is over other voxels.",
         ),
         words=2,
         grouped=1,
@@ -366,7 +367,7 @@ def _bones_with_lesion(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["knee", "label", "lesion"])
 
 
-def _shares_inside_lesions(experiment: Experiment) -> pd.DataFrame:
+def shares_inside_lesions(experiment: Experiment) -> pd.DataFrame:
     """Columns case, model, label, inside: share of a lesion's voxels that are segmented as the bone, or as lesion."""
     rows = []
     for repeat in experiment.repeats:
@@ -380,7 +381,8 @@ def _shares_inside_lesions(experiment: Experiment) -> pd.DataFrame:
                 if own.size:
                     share = float(np.isin(own, (bone, lesion)).mean())
                     rows.append({"case": case, "model": repeat.model.name, "label": NAMES[bone], "inside": share})
-    return pd.DataFrame(rows, columns=["case", "model", "label", "inside"])
+    # Without any lesion pandas would take an empty column for one of objects.
+    return pd.DataFrame(rows, columns=["case", "model", "label", "inside"]).astype({"inside": float})
 
 
 def _with_lesions(cases: pd.DataFrame, lesions: pd.DataFrame) -> pd.DataFrame:

@@ -212,7 +212,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
     # -------------------------------------------------------------- several GPUs
 
     def _keep_buffers(self) -> None:
-        """Send no buffers around in forward passes: the detector's, the only ones, do not change there.
+        """Send no buffers around in forward passes: detector and error channel have the only ones, which stay.
 
         A forward pass would be a collective call, and at validation not all ranks have as many of them, or any.
         """

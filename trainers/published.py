@@ -15,6 +15,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA
 from nnunetv2_anomaly.trainers.segmentation import AnomalyAwareSegmentation, SegmentationTrainer
 from torch import distributed as dist
 from torch import nn
@@ -221,6 +222,7 @@ class _AnomalyAware(PublishedNetworkTrainer, AnomalyAwareSegmentation):
     """The error image as it is: Adam, unlike SGD, makes steps of one size for a small channel, too."""
 
     additive_supervision = True
+    alpha: float = PUBLISHED_ALPHA
     error_channel: str = "published"
 
 

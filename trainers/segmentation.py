@@ -172,7 +172,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
 
 
 class AnomalyAwareSegmentation(SegmentationTrainer):
-    """The segmenter sees [image, error image]; its loss is Dice + alpha * focal cross-entropy (Eq. 4, 5).
+    """The segmenter sees [image, error channel]; its loss is Dice + alpha * focal cross-entropy (Eq. 4, 5).
 
     The detector comes from the same fold's pre-stage and travels, frozen, in the checkpoint: prediction needs
     nothing but the model folder.
@@ -243,6 +243,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
             self.initialize()
         if not self.resumed:
             self.report_detector(self.install_detector())
+        self.report_channel()
         super().on_train_start()
 
     def prestage_command(self) -> str:
@@ -284,6 +285,16 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
             self.print_to_log_file(
                 "WARNING: this detector reconstructs the erased region no better than a constant or a blurred image "
                 "does, and its error image may point away from anomalies; train the pre-stage for longer"
+            )
+
+    def report_channel(self) -> None:
+        """Log what the segmenter sees of the error: the weights decide, where they come from a file."""
+        channel = self.module.channel
+        self.print_to_log_file(f"Error channel: {channel}")
+        if channel != self.error_channel:
+            self.print_to_log_file(
+                f"WARNING: the weights were trained with the error channel '{channel}', which stays, although the "
+                f"setting 'error_channel' is '{self.error_channel}'"
             )
 
     def check_data(self, trained) -> list[str]:

@@ -1,1 +1,1 @@
-"""The error image and the focal weight, each defined once (method paper, Section 3.1, Eq. 4)."""
+"""What is made of a reconstruction: error image, error channel, focal weight (method paper, Section 3.1, Eq. 4)."""

@@ -86,7 +86,7 @@ def _detector_table(mean: Mapping[str, Any]) -> str:
     rows = []
     for name, keys_of_auc, title in MEASURED:
         entry = mean[name]
-        areas = [number(entry[key], 3) for key in keys_of_auc]
+        areas = [number(entry.get(key), 3) for key in keys_of_auc]
         keys = ("mse_erased", "mse_constant", "mse_blurred")
         errors = [number(entry[key], 5) if key in entry and keys_of_auc == AUC_KEYS else "" for key in keys]
         rows.append([title, *areas, *errors])

@@ -45,8 +45,8 @@ def measure_detector(
         model_folder: of the pre-stage.
         chosen: the cases to measure; None: all images of the folder.
         bone_labels: labels among whose voxels the anomalies are to be found.
-    Returns: the summary: means over cases of the voxel-wise AUC of A's and G's error image and of the raw intensity,
-        and of the MSEs; then each case.
+    Returns: the summary: means over cases of the voxel-wise AUC of A's and G's error image, squared and with its sign,
+        and of the raw intensity, and of the MSEs; then each case.
     Raises: UserError if the model is no pre-stage, or a file is missing or has another grid.
     """
     predictor = load_model(model_folder, fold=fold, device=device)

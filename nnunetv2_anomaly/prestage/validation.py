@@ -186,7 +186,7 @@ def means_over(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     areas = (*AUC_KEYS, *SIGNED_AUC_KEYS)
     errors = ("mse_erased", "mse_constant", "mse_blurred", "mse_outside")
     mean: dict[str, Any] = {
-        source: {key: mean_of_cases([case[source][key] for case in cases]) for key in keys}
+        source: {key: mean_of_cases([case[source].get(key) for case in cases]) for key in keys}
         for source, keys in (("detector", errors + areas), ("inpainter", errors + areas), ("intensity", AUC_KEYS))
     }
     mean["num_cases"] = len(cases)

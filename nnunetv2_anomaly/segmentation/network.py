@@ -42,6 +42,12 @@ class AnomalyAwareNetwork(nn.Module):
         self.latest_error_image: Tensor | None = None
 
     @property
+    def channel(self) -> str:
+        """Which of ``ERROR_CHANNELS`` the weights see."""
+        given = tuple(self.error_channel_coefficients.tolist())
+        return next((name for name, coefficients in ERROR_CHANNELS.items() if coefficients == given), str(given))
+
+    @property
     def encoder(self) -> nn.Module:
         """The segmenter's encoder."""
         return self.segmenter.encoder

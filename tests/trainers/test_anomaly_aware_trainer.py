@@ -218,6 +218,34 @@ def test_training_steps_change_the_segmenter_and_leave_the_detector_bitwise_alon
     assert any(not torch.equal(value, encoder[name]) for name, value in trainer.network.encoder.state_dict().items())
 
 
+# ------------------------------------------------------------------------------------------------- error channel
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "channel"), [(NAME, 1.0, "signed"), ("AnomalyAwarePublishedTrainer", 10.0, "published")]
+)
+def test_alpha_and_channel_are_ours_or_by_name_the_papers(trainer_factory, after_prestage, name, alpha, channel):
+    trainer = trainer_factory(name)
+    trainer.initialize()
+    assert trainer.network.channel == channel
+    assert trainer.loss.loss_of_scale.loss.alpha == alpha
+    trainer.report_channel()
+    assert f"Error channel: {channel}" in log_of(trainer)
+    assert "WARNING" not in log_of(trainer)
+
+
+def test_channel_of_the_weights_stays_whatever_the_setting_and_is_told(trainer_factory, after_prestage, tmp_path):
+    trainer = trainer_factory(NAME)
+    trainer.initialize()
+    other = trainer_factory(NAME, anomaly={"error_channel": "squared"})
+    other.initialize()
+    torch.save({"network_weights": trainer.network.state_dict()}, tmp_path / "pretrained.pth")
+    load_pretrained_weights(other.network, str(tmp_path / "pretrained.pth"))
+    other.on_train_start()
+    assert other.network.channel == "signed"
+    assert "'signed', which stays, although the setting 'error_channel' is 'squared'" in log_of(other)
+
+
 # --------------------------------------------------------------------------------------------------------- loss
 
 
