@@ -199,7 +199,7 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
         tests = tests[tests["model_a"] == baseline]
         tests["p_holm"] = tests.groupby(["processing", "metric"])["p"].transform(statistics.holm)
         ranges = _differences_by_training(subset, baseline, metrics)
-        of_all = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_raw_mm")]
+        of_all = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_mm", "hd_raw_mm")]
         for measure in of_all if title == "all" else (INSIDE, *of_all):
             own = tests[(tests["metric"] == measure.metric) & (tests["processing"] == measure.processing)]
             for row in own.to_dict("records"):
