@@ -31,16 +31,17 @@ MARGIN_MM = 50 * 0.3646
 ABLATIONS = (
     "no_mirroring=nnUNetTrainer:mirror_axes=[]",  # first, as what the others are tested against: none of them mirrors
     "nnUNetTrainer",
-    "AnomalyAwareTrainer",
-    "AnomalyAwarePublishedTrainer",
-    "channel_only=AnomalyAwareTrainer:weight=none",
+    "cross_entropy_x10=AnomalyAwareTrainer:channel=none,weight=none",
+    "channel_only=AnomalyAwareTrainer:weight=none,alpha=1",
     "focal_only=AnomalyAwareTrainer:channel=none",
+    "AnomalyAwareTrainer",
+    "alpha_1=AnomalyAwareTrainer:alpha=1",
+    "beta_999=AnomalyAwareTrainer:beta=999",
     "squared=AnomalyAwareTrainer:error_channel=squared",
+    "signed=AnomalyAwareTrainer:error_channel=signed",
+    "signed_1=AnomalyAwareTrainer:error_channel=signed,alpha=1",
     "brighter=AnomalyAwareTrainer:channel=brighter,weight=brighter",
     "darker=AnomalyAwareTrainer:channel=darker,weight=darker",
-    "alpha_10=AnomalyAwareTrainer:alpha=10",
-    "cross_entropy_x10=AnomalyAwareTrainer:channel=none,weight=none,alpha=10",
-    "beta_999=AnomalyAwareTrainer:beta=999",
     "short_detector=AnomalyAwareTrainer:detector=0.1",
     "no_augmentation=AnomalyAwareTrainer:augmentation=off",
     "narrow=AnomalyAwareTrainer:margin=6",
@@ -130,16 +131,15 @@ def parse_model(word: str) -> Model:
             options[key] = value
     if trainer != "nnUNetTrainer" and (trainer not in TRAINERS or "Transfer" in trainer):
         raise UserError(
-            f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, AnomalyAwareTrainer, "
-            "AnomalyAwarePublishedTrainer, one of the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, "
-            f"CANTrainer, CANPlusTrainer, CANSTrainer, or {PRE_STAGE} for a detector alone."
+            f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, AnomalyAwareTrainer, one of the "
+            "published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, or "
+            f"{PRE_STAGE} for a detector alone."
         )
-    planned = trainer in ("AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer")
-    aware = planned or trainer in ("UNETSTrainer", "CANSTrainer")
+    aware = trainer in ("AnomalyAwareTrainer", "UNETSTrainer", "CANSTrainer")
     with_detector = aware or trainer == PRE_STAGE
     known = [*(_OF_AWARE if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
     known += _OF_ALL if trainer != PRE_STAGE else ()
-    known += _OF_PLANNED if planned or trainer == "nnUNetTrainer" else ()
+    known += _OF_PLANNED if trainer in ("nnUNetTrainer", "AnomalyAwareTrainer") else ()
     known += _ABLATION_KEYS if trainer == "AnomalyAwareTrainer" else ()
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -125,20 +125,14 @@ SETTINGS: dict[str, Setting] = {
         "labels that the pre-stage's validation compares lesions with",
     ),
     # The anomaly-aware segmentation.
-    "alpha": Setting(
-        1.0,
-        "a number from 0",
-        _is_not_negative,
-        "weight of the focal cross-entropy (Eq. 5): as nnU-Net weighs its own; 10 as published, and in the published "
-        "trainers",
-    ),
+    "alpha": Setting(10.0, "a number from 0", _is_not_negative, "weight of the focal cross-entropy (Eq. 5)"),
     "beta": Setting(99.0, "a number from 0", _is_not_negative, "slope of the focal weight F = 1 + beta * E (Eq. 4)"),
     "error_channel": Setting(
-        "signed",
+        "published",
         f"one of {', '.join(ERROR_CHANNELS)}",
         lambda value: isinstance(value, str) and value in ERROR_CHANNELS,
         "what the segmenter sees of the reconstruction error: its square as published, 100 times that (squared), or 10 "
-        "times x - A(x) with its sign (signed); published in the published trainers",
+        "times x - A(x) with its sign (signed)",
     ),
     "num_epochs": Setting(
         1000, "a whole number from 1", _is_whole(1), "epochs of the anomaly-aware segmentation, as in nnU-Net"

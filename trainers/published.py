@@ -15,7 +15,6 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA
 from nnunetv2_anomaly.trainers.segmentation import AnomalyAwareSegmentation, SegmentationTrainer
 from torch import distributed as dist
 from torch import nn
@@ -218,18 +217,11 @@ class UNETPlusTrainer(UNETTrainer):
     additive_supervision = True
 
 
-class _AnomalyAware(PublishedNetworkTrainer, AnomalyAwareSegmentation):
-    """The error image as it is: Adam, unlike SGD, makes steps of one size for a small channel, too."""
-
-    additive_supervision = True
-    alpha: float = PUBLISHED_ALPHA
-    error_channel: str = "published"
-
-
-class UNETSTrainer(_AnomalyAware):
-    """UNET-S: UNET+ with the error image as it is; Dice + alpha * focal cross-entropy (Eq. 5)."""
+class UNETSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
+    """UNET-S: UNET+ with the error image; Dice + alpha * focal cross-entropy (Eq. 5)."""
 
     network_shape = UNET
+    additive_supervision = True
 
 
 class CANTrainer(_Plain):
@@ -244,7 +236,8 @@ class CANPlusTrainer(CANTrainer):
     additive_supervision = True
 
 
-class CANSTrainer(_AnomalyAware):
-    """CAN-S: CAN+ with the error image as it is; Dice + alpha * focal cross-entropy (Eq. 5)."""
+class CANSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
+    """CAN-S: CAN+ with the error image; Dice + alpha * focal cross-entropy (Eq. 5)."""
 
     network_shape = CAN
+    additive_supervision = True

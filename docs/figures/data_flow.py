@@ -59,16 +59,14 @@ def main():
     # phase 3
     axis.text(0.1, 1.75, "AnomalyAwareTrainer, and nnUNetv2_predict", weight="bold", fontsize=10)
     box(axis, 0.2, 0.6, 1.7, 0.7, "image x", GREY)
-    box(axis, 2.9, 0.6, 2.0, 0.7, "frozen A:\nerror x − A(x)", ORANGE)
+    box(axis, 2.9, 0.6, 2.0, 0.7, "frozen A:\nerror image E", ORANGE)
     box(axis, 6.0, 0.5, 1.9, 0.9, "nnU-Net's planned\nnetwork S", GREEN)
     box(axis, 9.2, 0.6, 2.4, 0.7, "segmentation", GREY)
     arrow(axis, (1.95, 0.95), (2.85, 0.95))
-    arrow(axis, (4.95, 0.95), (5.95, 0.95), "[x, x − A(x)]")
+    arrow(axis, (4.95, 0.95), (5.95, 0.95), "[x, E]")
     arrow(axis, (7.95, 0.95), (9.15, 0.95))
     arrow(axis, (10.4, 2.4), (4.3, 1.37))
-    note = (
-        "The error with its sign is one more channel; its square E makes the focal weight F = 1 + 99 E of the training"
-    )
+    note = "E is one more channel, and in training the focal weight F = 1 + 99 E (Eq. 4, 5)"
     axis.text(6.95, 0.2, note, ha="center", va="center", fontsize=7.5, color="#333")
     figure.savefig(Path(__file__).with_name("data-flow.png"), dpi=110)
 

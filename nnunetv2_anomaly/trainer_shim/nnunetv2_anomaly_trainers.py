@@ -11,7 +11,6 @@ import warnings
 TRAINERS = (
     "AnomalyPreStageTrainer",
     "AnomalyAwareTrainer",
-    "AnomalyAwarePublishedTrainer",
     "UNETTrainer",
     "UNETPlusTrainer",
     "UNETSTrainer",

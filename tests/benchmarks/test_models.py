@@ -85,6 +85,5 @@ def test_ablations_hold_each_part_alone_together_and_both_bounds():
     assert models["channel_only"].ablation == {"weight": "none"}
     assert models["focal_only"].ablation == {"channel": "none"}
     assert models["AnomalyAwareTrainer"].trainer == "AnomalyAwareTrainer"
-    assert models["AnomalyAwarePublishedTrainer"].trainer == "AnomalyAwarePublishedTrainer"
     assert models["mask_known"].mask_known
     assert models["shuffled"].ablation == {"channel": "shuffled", "weight": "shuffled"}

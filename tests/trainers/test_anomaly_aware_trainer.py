@@ -221,29 +221,26 @@ def test_training_steps_change_the_segmenter_and_leave_the_detector_bitwise_alon
 # ------------------------------------------------------------------------------------------------- error channel
 
 
-@pytest.mark.parametrize(
-    ("name", "alpha", "channel"), [(NAME, 1.0, "signed"), ("AnomalyAwarePublishedTrainer", 10.0, "published")]
-)
-def test_alpha_and_channel_are_ours_or_by_name_the_papers(trainer_factory, after_prestage, name, alpha, channel):
-    trainer = trainer_factory(name)
+@pytest.mark.parametrize(("anomaly", "channel"), [({}, "published"), ({"error_channel": "signed"}, "signed")])
+def test_error_channel_is_the_published_one_or_that_of_the_settings(trainer_factory, after_prestage, anomaly, channel):
+    trainer = trainer_factory(NAME, anomaly=anomaly)
     trainer.initialize()
     assert trainer.network.channel == channel
-    assert trainer.loss.loss_of_scale.loss.alpha == alpha
     trainer.report_channel()
     assert f"Error channel: {channel}" in log_of(trainer)
     assert "WARNING" not in log_of(trainer)
 
 
 def test_channel_of_the_weights_stays_whatever_the_setting_and_is_told(trainer_factory, after_prestage, tmp_path):
-    trainer = trainer_factory(NAME)
+    trainer = trainer_factory(NAME, anomaly={"error_channel": "signed"})
     trainer.initialize()
-    other = trainer_factory(NAME, anomaly={"error_channel": "squared"})
+    other = trainer_factory(NAME)
     other.initialize()
     torch.save({"network_weights": trainer.network.state_dict()}, tmp_path / "pretrained.pth")
     load_pretrained_weights(other.network, str(tmp_path / "pretrained.pth"))
     other.on_train_start()
     assert other.network.channel == "signed"
-    assert "'signed', which stays, although the setting 'error_channel' is 'squared'" in log_of(other)
+    assert "'signed', which stays, although the setting 'error_channel' is 'published'" in log_of(other)
 
 
 # --------------------------------------------------------------------------------------------------------- loss
