@@ -289,7 +289,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
 
     def report_channel(self) -> None:
         """Log what the segmenter sees of the error: the weights decide, where they come from a file."""
-        channel = self.module.channel
+        channel = self.module.error_channel_name
         self.print_to_log_file(f"Error channel: {channel}")
         if channel != self.error_channel:
             self.print_to_log_file(

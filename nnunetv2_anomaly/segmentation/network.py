@@ -42,7 +42,7 @@ class AnomalyAwareNetwork(nn.Module):
         self.latest_error_image: Tensor | None = None
 
     @property
-    def channel(self) -> str:
+    def error_channel_name(self) -> str:
         """Which of ``ERROR_CHANNELS`` the weights see."""
         given = tuple(self.error_channel_coefficients.tolist())
         return next((name for name, coefficients in ERROR_CHANNELS.items() if coefficients == given), str(given))

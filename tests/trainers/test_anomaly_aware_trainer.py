@@ -225,7 +225,7 @@ def test_training_steps_change_the_segmenter_and_leave_the_detector_bitwise_alon
 def test_error_channel_is_the_published_one_or_that_of_the_settings(trainer_factory, after_prestage, anomaly, channel):
     trainer = trainer_factory(NAME, anomaly=anomaly)
     trainer.initialize()
-    assert trainer.network.channel == channel
+    assert trainer.network.error_channel_name == channel
     trainer.report_channel()
     assert f"Error channel: {channel}" in log_of(trainer)
     assert "WARNING" not in log_of(trainer)
@@ -239,7 +239,7 @@ def test_channel_of_the_weights_stays_whatever_the_setting_and_is_told(trainer_f
     torch.save({"network_weights": trainer.network.state_dict()}, tmp_path / "pretrained.pth")
     load_pretrained_weights(other.network, str(tmp_path / "pretrained.pth"))
     other.on_train_start()
-    assert other.network.channel == "signed"
+    assert other.network.error_channel_name == "signed"
     assert "'signed', which stays, although the setting 'error_channel' is 'published'" in log_of(other)
 
 
