@@ -61,6 +61,7 @@ def _predict(experiment: Experiment, repeat: Repeat, folders: dict[str, Path]) -
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         log = experiment.folder / "logs" / "channel_use.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with changed_channel(predictor.network, function), log.open("a") as output, redirect_stdout(output):
             cases = experiment.cases(repeat)
             images = [[str(file) for file in files] for files in cases.values()]
