@@ -56,15 +56,15 @@ def _predict(experiment: Experiment, repeat: Repeat, folders: dict[str, Path]) -
     """As nnUNetv2_predict does with its defaults, in this process, where the network can be reached."""
     device = torch.device(experiment.arguments.device)
     predictor = load_model(experiment.training_folder(repeat).parent, fold=repeat.fold, device=device)
+    cases = experiment.cases(repeat)
+    images = [[str(file) for file in files] for files in cases.values()]
+    log = experiment.folder / "logs" / "channel_use.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     for change, function in CHANGES.items():
         made = unfinished(folders[change])
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
-        log = experiment.folder / "logs" / "channel_use.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         with changed_channel(predictor.network, function), log.open("a") as output, redirect_stdout(output):
-            cases = experiment.cases(repeat)
-            images = [[str(file) for file in files] for files in cases.values()]
             predictor.predict_from_files_sequential(images, [str(made / case) for case in cases])
         shutil.rmtree(folders[change], ignore_errors=True)
         os.replace(made, folders[change])

@@ -133,7 +133,10 @@ def validate_case(
     }
     lesion_mask = np.isin(case.labels, lesion_labels)
     bone_mask = lesion_mask | np.isin(case.labels, bone_labels)
-    intensity = lesion_auc(rescaled.mean(dim=0).numpy(), lesion_mask, bone_mask, AUC_KEYS)
+    # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
+    # image's edge bone may go on, and 2D images have one slice only.
+    areas = (bone_mask, binary_erosion(bone_mask, border_value=1))
+    intensity = lesion_auc(rescaled.mean(dim=0).numpy(), lesion_mask, areas, AUC_KEYS)
     result: dict[str, Any] = {"case": case.name, "intensity": intensity}
     for name, reconstruction in reconstructions.items():
         quality = erased_region_quality(
@@ -142,8 +145,8 @@ def validate_case(
         difference = rescaled - reconstruction
         result[name] = {
             **quality.summary(),
-            **lesion_auc(torch.square(difference).mean(dim=0).numpy(), lesion_mask, bone_mask, AUC_KEYS),
-            **lesion_auc(difference.mean(dim=0).numpy(), lesion_mask, bone_mask, SIGNED_AUC_KEYS),
+            **lesion_auc(torch.square(difference).mean(dim=0).numpy(), lesion_mask, areas, AUC_KEYS),
+            **lesion_auc(difference.mean(dim=0).numpy(), lesion_mask, areas, SIGNED_AUC_KEYS),
         }
     write_case(
         output_folder,
@@ -159,19 +162,17 @@ def validate_case(
 
 
 def lesion_auc(
-    scores: np.ndarray, lesion_mask: np.ndarray, bone_mask: np.ndarray, keys: Sequence[str] = AUC_KEYS
+    scores: np.ndarray, lesion_mask: np.ndarray, areas: Sequence[np.ndarray], keys: Sequence[str] = AUC_KEYS
 ) -> dict[str, float | None]:
-    """How well scores tell lesion from other bone: AUC over all bone, and at least one voxel from its surface.
+    """How well scores tell lesion from other bone: the AUC over each of some areas.
 
     Args:
-        scores, lesion_mask, bone_mask: (X, Y, Z); the bone holds the lesion.
-        keys: what the two numbers are called.
-    Returns: the two, None where there is no lesion or nothing else.
+        scores, lesion_mask: (X, Y, Z).
+        areas: masks of that shape: all bone with its lesions, and the same away from its surface.
+        keys: what the numbers are called, one for each area.
+    Returns: the numbers, None where there is no lesion or nothing else.
     """
-    # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
-    # image's edge bone may go on, and 2D images have one slice only.
-    masks = (bone_mask, binary_erosion(bone_mask, border_value=1))
-    values = [roc_auc(scores[mask], lesion_mask[mask]) for mask in masks]
+    values = [roc_auc(scores[mask], lesion_mask[mask]) for mask in areas]
     return {key: None if math.isnan(value) else value for key, value in zip(keys, values, strict=True)}
 
 

@@ -56,13 +56,16 @@ def test_lesions_are_told_from_bone_with_the_sign_that_they_have():
     lesion[3:5, 3:5, 3:5] = True
     difference = np.where(lesion, 0.3, 0.0)
     difference[1] = -0.5  # the bone's surface, off by more, to the other side
-    assert lesion_auc(difference, lesion, bone, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 1.0)
-    assert lesion_auc(-difference, lesion, bone, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 0.0)
+    interior = bone.copy()
+    interior[1] = False
+    areas = (bone, interior)
+    assert lesion_auc(difference, lesion, areas, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 1.0)
+    assert lesion_auc(-difference, lesion, areas, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 0.0)
     # Of 172 other voxels of bone the 36 of the surface have a larger square.
-    squared = lesion_auc(difference**2, lesion, bone)
+    squared = lesion_auc(difference**2, lesion, areas)
     assert squared == {"lesion_auc": pytest.approx(1 - 36 / 172), "lesion_auc_interior": 1.0}
     nowhere = np.zeros_like(lesion)
-    assert lesion_auc(difference, nowhere, bone) == dict.fromkeys(AUC_KEYS)
+    assert lesion_auc(difference, nowhere, areas) == dict.fromkeys(AUC_KEYS)
 
 
 @pytest.mark.parametrize(
