@@ -16,13 +16,15 @@ import torch
 
 from benchmarks.channel_use import AS_TRAINED, CHANGES, channel_use
 from benchmarks.experiment import Experiment, Repeat, epoch_seconds
+from benchmarks.figures import difference_drawing
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
+from nnunetv2_anomaly.evaluation.figures import Drawing
 from nnunetv2_anomaly.evaluation.report import lesion_tables
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
 from nnunetv2_anomaly.evaluation.surface import DISTANCES
-from nnunetv2_anomaly.evaluation.tables import MEASURES, Cell, Measure, Table, in_words
+from nnunetv2_anomaly.evaluation.tables import DSC, HD_RAW, MEASURES, Cell, Measure, Table, in_words
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
@@ -32,6 +34,7 @@ from nnunetv2_anomaly.prestage.validation import AUC_KEYS, CASES_KEY, MEASURED, 
 from nnunetv2_anomaly.reporting import page
 from nnunetv2_anomaly.reporting.page import Section
 from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, find_dataset_description
+from nnunetv2_anomaly.volumes.figures import save_figure
 from nnunetv2_anomaly.volumes.segmentations import chosen_reader
 
 #: between a case's name and its repeat's, in the names of gathered files
@@ -80,12 +83,17 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     if len(used):
         tables["channel_use"] = channel_table(used)
     tables["cost"] = cost_table(experiment)
+    drawings = difference_drawings(evaluation, lesions)
     told = "".join(page.paragraph(line.strip("`")) for line in (*made_by, _introduction(experiment)))
-    sections = [Section("The comparison", told + "".join(table.html() for table in tables.values()))]
+    shown = "".join(page.figure(drawing.figure, drawing.alt, drawing.alt) for drawing in drawings)
+    sections = [Section("The comparison", told + shown + "".join(table.html() for table in tables.values()))]
     write_evaluation(
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
         tested=by_knee(evaluation.cases),
     )  # fmt: skip
+    shutil.rmtree(experiment.folder / "figures", ignore_errors=True)
+    for drawing in drawings:
+        save_figure(drawing.figure, experiment.folder / "figures" / f"{drawing.name}.png", dpi=130)
     return _write(experiment, made_by, tables | lesion_tables(evaluation))  # which the report has in any case
 
 
@@ -234,6 +242,17 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
         words=4,
         grouped=3,
     )
+
+
+def difference_drawings(evaluation: Evaluation, lesions: pd.DataFrame) -> list[Drawing]:
+    """Every model minus the baseline, a point for each knee; none where there is a single model.
+
+    Args: as for ``lesion_table``.
+    """
+    if len(evaluation.models) < 2:
+        return []
+    knees = by_knee(evaluation.cases)
+    return [difference_drawing(knees, lesions, evaluation.models, measure) for measure in (DSC, HD_RAW)]
 
 
 def detector_table(detectors: dict[str, dict[str, dict[str, float | None]]]) -> Table:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import naive_vs_aware
-from benchmarks.comparison import by_knee, difference_table, lesion_table, shares_inside_lesions
+from benchmarks.comparison import by_knee, difference_drawings, difference_table, lesion_table, shares_inside_lesions
 from benchmarks.experiment import Experiment, PeakMemory
 from benchmarks.models import parse_models
 from nnunetv2_anomaly.errors import UserError
@@ -105,6 +105,32 @@ def test_differences_tell_their_spread_over_trainings(evaluation, lesions, insid
     cases.loc[later, "dsc"] += 0.02
     row = difference_table(dataclasses.replace(evaluation, cases=cases), lesions, inside).rows[0]
     assert (row[4].text, row[4].beneath) == ("4.50", "3.50 to 5.50")
+
+
+def test_the_figures_points_are_the_knees_differences(evaluation, lesions):
+    drawings = difference_drawings(evaluation, lesions)
+    assert [drawing.name for drawing in drawings] == ["differences_dsc_percent", "differences_hd_raw_mm"]
+    # HD is 10 mm less for each 100 % of DSC more.
+    for drawing, unit in zip(drawings, (1.0, -0.1), strict=True):
+        (axis,) = drawing.figure.axes
+        without, holding = (points.get_offsets()[:, 0] for points in axis.collections)
+        np.testing.assert_allclose(holding, unit * np.array([1, 2]))
+        np.testing.assert_allclose(without, unit * np.array([3, 4, 5, 6]))
+        mean, _ = axis.lines
+        np.testing.assert_allclose(mean.get_xdata(), [3.5 * unit] * 2)
+        assert mean.get_color() == "0.1"
+        assert [tick.get_text() for tick in axis.get_yticklabels()] == ["aware"]
+    assert not difference_drawings(dataclasses.replace(evaluation, models=("naive",)), lesions)
+
+
+def test_a_far_difference_does_not_hide_the_others(evaluation, lesions):
+    cases = evaluation.cases.copy()
+    cases.loc[(cases["model"] == "aware") & cases["case"].str.startswith("k5"), "hd_mm"] = 90.0
+    scales = [
+        d.figure.axes[0].get_xscale()
+        for d in difference_drawings(dataclasses.replace(evaluation, cases=cases), lesions)
+    ]
+    assert scales == ["linear", "symlog"]
 
 
 def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions, inside):
@@ -258,6 +284,9 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     assert record["seconds"] > 0
     assert record["memory_mib"] > 100
     assert "Detectors on held-out knees" in (folder / "evaluation" / "report.html").read_text()
+    assert {file.name for file in (folder / "figures").iterdir()} == {
+        "differences_dsc_percent.png", "differences_hd_raw_mm.png",
+    }  # fmt: skip
 
     # Again: nothing is trained anew; other arguments are refused.
     checkpoint = next(folder.glob("nnUNet_results/*/Ablation*/fold_0/checkpoint_final.pth"))
