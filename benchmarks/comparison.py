@@ -203,16 +203,20 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
     subsets = {"all": cases, "bones with a lesion": cases[cases["lesion"] == True]}  # noqa: E712 (it may be missing)
     rows = []
     for title, subset in subsets.items():
-        tests = statistics.paired(by_knee(subset), metrics)
+        knees = by_knee(subset)
+        tests = statistics.paired(knees, metrics)
         tests = tests[tests["model_a"] == baseline]
+        spreads = _spreads(knees, baseline, metrics)
         tests["p_holm"] = tests.groupby(["processing", "metric"])["p"].transform(statistics.holm)
         ranges = _differences_by_training(subset, baseline, metrics)
         of_all = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_mm", "hd_raw_mm")]
         for measure in of_all if title == "all" else (INSIDE, *of_all):
             own = tests[(tests["metric"] == measure.metric) & (tests["processing"] == measure.processing)]
             for row in own.to_dict("records"):
-                ends = ranges[row["model_b"], row["label"], measure.processing, measure.metric]
+                key = row["model_b"], row["label"], measure.processing, measure.metric
                 difference = -measure.factor * row["difference"]
+                low, median, high = (measure.factor * value for value in spreads[key])
+                shown = f"median {page.number(median, 2)} ({page.number(low, 2)} to {page.number(high, 2)})"
                 rows.append(
                     (
                         _word("knees", title),
@@ -221,8 +225,13 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
                         _word("model", row["model_b"]),
                         Cell(
                             page.number(difference, 2),
-                            beneath=_range(*ends, measure),
-                            values={"difference": difference},
+                            beneath="\n".join(filter(None, (shown, _range(*ranges[key], measure)))),
+                            values={
+                                "difference": difference,
+                                "difference_q1": low,
+                                "difference_median": median,
+                                "difference_q3": high,
+                            },
                         ),
                         Cell(page.number(row["p"], 3), values={"p": row["p"]}),
                         Cell(page.number(row["p_holm"], 3), values={"p_holm": row["p_holm"]}),
@@ -234,10 +243,10 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
         ("knees", "metric", "label", "model", "difference", "p", "p (Holm)", "n"),
         tuple(rows),
         (
-            "Beneath a difference its smallest and largest value over the trainings (seed, fold), where there are "
-            "several. p: Wilcoxon's signed-rank test over knees, which tells nothing of another training; Holm's "
-            "correction is over labels and models. With n knees p is at least 2 / 2^n: 0.016 with seven, 0.031 with "
-            "six. A label that a knee lacks takes no part.",
+            "A difference is the mean; beneath it the median (quartiles) over knees, and the smallest and the largest "
+            "mean of a training (seed, fold), where there are several. p: Wilcoxon's signed-rank test over knees, "
+            "which tells nothing of another training; Holm's correction is over labels and models. With n knees p is "
+            "at least 2 / 2^n: 0.016 with seven, 0.031 with six. A label that a knee lacks takes no part.",
         ),
         words=4,
         grouped=3,
@@ -465,6 +474,20 @@ def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
         return Cell("not measured", values={column: median})
     shown = f"{page.number(median, digits)} ({page.number(low, digits)} to {page.number(high, digits)})"
     return Cell(shown, values={column: median, f"{column}_q1": low, f"{column}_q3": high})
+
+
+def _spreads(
+    knees: pd.DataFrame, baseline: str, metrics: list[str]
+) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
+    """(model, label, processing, metric) -> quartiles of the knees' differences from the baseline."""
+    found = {}
+    for (label, processing), own in knees.groupby(["label", "processing"]):
+        for metric in metrics:
+            wide = own.pivot(index="case", columns="model", values=metric)
+            for model in wide.columns.drop(baseline, errors="ignore"):
+                low, median, high = (wide[model] - wide[baseline]).quantile([0.25, 0.5, 0.75])
+                found[model, label, processing, metric] = (low, median, high)
+    return found
 
 
 def _differences_by_training(

@@ -74,6 +74,8 @@ def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesion
     of_all = table[(table["knees"] == "all") & (table["metric"] == "DSC [%]")]
     assert len(of_all) == 1
     assert of_all["difference"].item() == pytest.approx(3.5)  # percent: the mean of 1 to 6
+    quartiles = of_all[["difference_q1", "difference_median", "difference_q3"]].to_numpy().ravel()
+    np.testing.assert_allclose(quartiles, [2.25, 3.5, 4.75])
     assert of_all["p"].item() == pytest.approx(2 / 2**6)  # all six of one sign, exact two-sided
     of_lesions = table[(table["knees"] == "bones with a lesion") & (table["metric"] == "DSC [%]")]
     assert of_lesions["difference"].item() == pytest.approx(1.5)
@@ -99,12 +101,12 @@ def test_knees_without_any_lesion_have_no_rows_of_lesions(evaluation, lesions):
 
 def test_differences_tell_their_spread_over_trainings(evaluation, lesions, inside):
     row = difference_table(evaluation, lesions, inside).rows[0]
-    assert row[4].beneath == ""  # both trainings differ from the baseline's by the same
+    assert row[4].beneath == "median 3.50 (2.25 to 4.75)"  # both trainings differ from the baseline's by the same
     cases = evaluation.cases.copy()
     later = (cases["model"] == "aware") & cases["case"].str.endswith("--s1")
     cases.loc[later, "dsc"] += 0.02
     row = difference_table(dataclasses.replace(evaluation, cases=cases), lesions, inside).rows[0]
-    assert (row[4].text, row[4].beneath) == ("4.50", "3.50 to 5.50")
+    assert (row[4].text, row[4].beneath) == ("4.50", "median 4.50 (3.25 to 5.75)\n3.50 to 5.50")
 
 
 def test_the_figures_points_are_the_knees_differences(evaluation, lesions):
