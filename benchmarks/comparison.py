@@ -91,9 +91,11 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
         tested=by_knee(evaluation.cases),
     )  # fmt: skip
-    shutil.rmtree(experiment.folder / "figures", ignore_errors=True)
+    figures = experiment.folder / "figures"
+    shutil.rmtree(figures, ignore_errors=True)
+    figures.mkdir()
     for drawing in drawings:
-        save_figure(drawing.figure, experiment.folder / "figures" / f"{drawing.name}.png", dpi=130)
+        save_figure(drawing.figure, figures / f"{drawing.name}.png", dpi=130)
     return _write(experiment, made_by, tables | lesion_tables(evaluation))  # which the report has in any case
 
 
