@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.ablation import shuffled
-from benchmarks.experiment import Experiment, Repeat, unfinished
+from benchmarks.experiment import Experiment, Repeat, is_older, unfinished
 from nnunetv2_anomaly.evaluation import evaluate_case
 from nnunetv2_anomaly.prediction.models import load_model
 
@@ -37,7 +37,8 @@ def channel_use(experiment: Experiment) -> pd.DataFrame:
         folders = {AS_TRAINED: experiment.predictions(repeat)}
         root = experiment.folder / "channel_use" / repeat.model.name / f"seed{repeat.seed}_fold{repeat.fold}"
         folders |= {change: root / change.replace(" ", "_") for change in CHANGES}
-        if not all(folder.is_dir() for folder in folders.values()):
+        trained = experiment.training_folder(repeat) / "checkpoint_final.pth"
+        if any(is_older(folders[change], trained) for change in CHANGES):
             experiment.enter()
             _predict(experiment, repeat, folders)
         for channel, folder in folders.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import shutil
 from datetime import date
 from pathlib import Path
@@ -15,7 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from benchmarks.channel_use import AS_TRAINED, CHANGES, channel_use
-from benchmarks.experiment import Experiment, Repeat, epoch_seconds
+from benchmarks.experiment import Experiment, Repeat, epoch_seconds, is_older, training_of
 from benchmarks.figures import difference_drawing
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
@@ -71,6 +70,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     arguments = dataclasses.asdict(experiment.arguments)
     prepare_output(output, arguments)
     evaluation = evaluate_models(pairs, output, settings, num_processes=num_processes)
+    tested = dataclasses.replace(evaluation, cases=by_knee(evaluation.cases), bones=bones_by_knee(evaluation.bones))
     lesions, inside = _bones_with_lesion(experiment), shares_inside_lesions(experiment)
     tables = {
         "segmentation": segmentation_table(evaluation),
@@ -89,14 +89,14 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     sections = [Section("The comparison", told + shown + "".join(table.html() for table in tables.values()))]
     write_evaluation(
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
-        tested=by_knee(evaluation.cases),
+        tested=tested,
     )  # fmt: skip
     figures = experiment.folder / "figures"
     shutil.rmtree(figures, ignore_errors=True)
     figures.mkdir()
     for drawing in drawings:
         save_figure(drawing.figure, figures / f"{drawing.name}.png", dpi=130)
-    return _write(experiment, made_by, tables | lesion_tables(evaluation))  # which the report has in any case
+    return _write(experiment, made_by, tables | lesion_tables(evaluation, tested))  # which the report has in any case
 
 
 def _write(experiment: Experiment, made_by: list[str], tables: dict[str, Table]) -> Path:
@@ -111,9 +111,7 @@ def _write(experiment: Experiment, made_by: list[str], tables: dict[str, Table])
 
 def provenance(experiment: Experiment, command: str) -> list[str]:
     """What made the results: command, day, machine, versions, models; in Markdown."""
-    kind = experiment.arguments.device
-    device = torch.cuda.get_device_name() if kind == "cuda" else f"{kind}, {os.cpu_count()} cores"
-    versions = sorted({experiment.versions_of(name) for name in experiment.steps()} - {""})
+    versions, machines = (experiment.noted(key) for key in ("versions", "machine"))
     models = []
     for model in experiment.models:
         settings = {**model.settings, **model.ablation}
@@ -121,7 +119,7 @@ def provenance(experiment: Experiment, command: str) -> list[str]:
         models.append(f"{model.name} ({', '.join([model.trainer, *(f'{k} {v}' for k, v in settings.items())])})")
     return [
         f"`{command}`",
-        f"{date.today().isoformat()}, {platform.machine()}, {device}; trained and predicted with "
+        f"{date.today().isoformat()}; trained and predicted on {' and '.join(machines) or 'a machine not noted'} with "
         f"{'; and '.join(versions) or 'versions that were not noted'}.",
         f"Models: {'; '.join(models)}.",
     ]
@@ -138,6 +136,15 @@ def by_knee(cases: pd.DataFrame) -> pd.DataFrame:
     own = cases.assign(case=[_knee(case) for case in cases["case"]])
     numbers = [name for name in own.columns if name not in keys and pd.api.types.is_numeric_dtype(own[name])]
     return own.groupby(keys, sort=False, observed=True)[numbers].mean().reset_index()
+
+
+def bones_by_knee(bones: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``Evaluation.bones``, volumes and overlap each the mean over a knee's repeats; without outcomes."""
+    if not len(bones):
+        return bones
+    keys = ["model", "bone", "lesion", "rule", "threshold", "case"]
+    own = bones.assign(case=[_knee(case) for case in bones["case"]])
+    return own.groupby(keys, sort=False)[["reference_mm3", "prediction_mm3", "dsc"]].mean().reset_index()
 
 
 def segmentation_table(evaluation: Evaluation) -> Table:
@@ -171,14 +178,13 @@ def lesion_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.DataF
         lesions: knee, label, and whether the bone holds a lesion.
         inside: case, model, label, and which share of the lesion's voxels was segmented as the bone.
     """
-    chosen = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_mm", "hd_raw_mm")]
     cases = _with_lesions(evaluation.cases, lesions)
     rows = []
     for bone in [label for label in evaluation.labels if label in set(lesions["label"])]:
         for holds in (True, False):
             for model in evaluation.models:
                 own = cases[(cases["label"] == bone) & (cases["model"] == model) & (cases["lesion"] == holds)]
-                cells = [_mean_cell(own[own["processing"] == measure.processing], measure) for measure in chosen]
+                cells = [_mean_cell(own[own["processing"] == measure.processing], measure) for measure in MEASURES]
                 number = own["case"].nunique()
                 found = own[own["processing"] == RAW].merge(inside, on=["case", "model", "label"])
                 cells.insert(0, _mean_cell(found, INSIDE))
@@ -186,7 +192,7 @@ def lesion_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.DataF
                 rows.append((*head, *cells, Cell(str(number), values={"predictions": number})))
     return Table(
         "Bones with and without a lesion in the image, labelled or not",
-        ("bone", "lesion", "model", INSIDE.title, *(measure.title for measure in chosen), "predictions"),
+        ("bone", "lesion", "model", INSIDE.title, *(measure.title for measure in MEASURES), "predictions"),
         tuple(rows),
         (f"{INSIDE.title}: share of a lesion's voxels that are segmented as its bone; what is missing are holes.",),
         words=3,
@@ -200,9 +206,11 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
     Args: as for ``lesion_table``.
     """
     baseline = evaluation.models[0]
-    metrics = ["dsc", "hd_mm", INSIDE.metric]
+    metrics = ["dsc", "asd_mm", "hd_mm", INSIDE.metric]
     cases = _with_lesions(evaluation.cases, lesions).merge(inside, on=["case", "model", "label"], how="left")
-    subsets = {"all": cases, "bones with a lesion": cases[cases["lesion"] == True]}  # noqa: E712 (it may be missing)
+    holds = cases["lesion"].astype("boolean")  # missing for cartilages
+    subsets = {"all": cases}
+    subsets |= {"bones with a lesion": cases[holds.fillna(False)], "without": cases[~holds.fillna(True)]}
     rows = []
     for title, subset in subsets.items():
         knees = by_knee(subset)
@@ -211,8 +219,7 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
         spreads = _spreads(knees, baseline, metrics)
         tests["p_holm"] = tests.groupby(["processing", "metric"])["p"].transform(statistics.holm)
         ranges = _differences_by_training(subset, baseline, metrics)
-        of_all = [measure for measure in MEASURES if measure.name in ("dsc_percent", "hd_mm", "hd_raw_mm")]
-        for measure in of_all if title == "all" else (INSIDE, *of_all):
+        for measure in (INSIDE, *MEASURES) if title == "bones with a lesion" else MEASURES:
             own = tests[(tests["metric"] == measure.metric) & (tests["processing"] == measure.processing)]
             for row in own.to_dict("records"):
                 key = row["model_b"], row["label"], measure.processing, measure.metric
@@ -333,21 +340,37 @@ def cost_table(experiment: Experiment) -> Table:
         if arguments.num_test:
             seconds = np.array([experiment.record(f"predict-{repeat.name}", "seconds") for repeat in repeats])
             cells.append(_spread_cell(seconds / num_cases, "prediction_seconds_per_knee", 2))
-        kind = "gpu_memory_mib" if arguments.device.startswith("cuda") else "memory_mib"
-        peaks = np.array([experiment.record(f"train-{repeat.name}", kind) for repeat in repeats])
-        cells.append(_spread_cell(peaks, "training_peak_mib", 0))
+        cells += _whole_training(experiment, [f"train-{repeat.name}" for repeat in repeats])
         rows.append((_word("model", model.name), *cells))
+    for detector in experiment.detectors:
+        folders = [experiment.detector_folder(detector) / f"fold_{fold}" for fold in arguments.folds]
+        epochs = np.concatenate([epoch_seconds(folder) for folder in folders]) / per_epoch
+        cells = [_spread_cell(epochs, "seconds_per_iteration", 3), *([Cell("")] if arguments.num_test else [])]
+        cells += _whole_training(experiment, [training_of(detector, fold) for fold in arguments.folds])
+        rows.append((_word("model", f"pre-stage, {detector.title}"), *cells))
     titles = ["seconds an iteration", *(["prediction, seconds a knee"] if arguments.num_test else [])]
     return Table(
         "Cost: medians (quartiles)",
-        ("model", *titles, "peak memory of training [MiB]"),
+        ("model", *titles, "training, seconds in all", "peak memory of training [MiB]"),
         tuple(rows),
         (
             "An iteration is a batch of training with its share of the epoch's validation. Prediction is the whole "
             "command, with its start. The pre-stage comes on top, once for each fold. Steps that ran side by side "
-            "(--jobs) slowed each other down: then these numbers are not for comparing; benchmarks.cost is.",
+            "(--jobs), or on different machines, are not for comparing; benchmarks.cost is. "
+            + _machines_of(experiment),
         ),
     )
+
+
+def _whole_training(experiment: Experiment, steps: list[str]) -> list[Cell]:
+    kind = "gpu_memory_mib" if experiment.arguments.device == "cuda" else "memory_mib"
+    seconds, peaks = (np.array([experiment.record(step, key) for step in steps]) for key in ("seconds", kind))
+    return [_spread_cell(seconds, "training_seconds", 0), _spread_cell(peaks, "training_peak_mib", 0)]
+
+
+def _machines_of(experiment: Experiment) -> str:
+    machines = experiment.noted("machine")
+    return f"The steps ran on {len(machines)} machines: {'; '.join(machines)}." if len(machines) > 1 else ""
 
 
 # ------------------------------------------------------------------------ parts
@@ -429,7 +452,8 @@ def _detectors(experiment: Experiment) -> dict[str, dict]:
         cases = []
         for fold in arguments.folds:
             output = experiment.folder / "detectors" / f"{detector.name}_fold{fold}"
-            if not (output / "summary.json").is_file():
+            trained = experiment.detector_folder(detector) / f"fold_{fold}" / "checkpoint_final.pth"
+            if is_older(output / "summary.json", trained):
                 measure_detector(
                     *(experiment.raw / f"{kind}{part}" for kind in ("images", "labels", "anomalies")),
                     output,
@@ -445,12 +469,18 @@ def _detectors(experiment: Experiment) -> dict[str, dict]:
 
 def _introduction(experiment: Experiment) -> str:
     arguments = experiment.arguments
-    trained = len(list((experiment.raw / "labelsTr").glob("*.nii.gz")))
+    number = {part: len(list((experiment.raw / f"labels{part}").glob("*.nii.gz"))) for part in ("Tr", "Ts")}
+    knees = (
+        f"{number['Tr']} knees for training and validation and {number['Ts']} held out"
+        if arguments.num_test
+        else f"{number['Tr']} knees, those of each fold's validation held out"
+    )
+    pre_stage = f"; the pre-stage {arguments.detector_budget[0]} and {arguments.detector_budget[1]}, one for each fold"
     return (
-        f"{trained} knees for training and {arguments.num_test} held out; {arguments.budget} iterations a training, "
-        f"seeds {', '.join(map(str, arguments.seeds))}, folds {', '.join(arguments.folds)}; the pre-stage "
-        f"{arguments.detector_budget[0]} and {arguments.detector_budget[1]}, one for each fold. The tables above have "
-        "a row for every repeat of a knee; tests take each knee's mean over its repeats."
+        f"{knees}; {arguments.budget} iterations a training, seeds {', '.join(map(str, arguments.seeds))}, folds "
+        f"{', '.join(arguments.folds)}{pre_stage if experiment.detectors else ''}. The tables above have a row for "
+        "every repeat of a knee, and numbers of bones and lesions count each repeat; tests and the agreement of "
+        "volumes take each knee's mean over its repeats."
     )
 
 
@@ -524,11 +554,11 @@ def _case(knee: str, repeat: Repeat) -> str:
 
 
 def _knee(case: str) -> str:
-    return case.split(_OF)[0]
+    return case.rsplit(_OF, 1)[0]
 
 
 def _repeat(case: str) -> str:
-    return case.split(_OF)[1]
+    return case.rsplit(_OF, 1)[1]
 
 
 def _policy() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -191,6 +192,11 @@ class Experiment:
             words += ["--seed", str(arguments.data_seed), "-np", str(num_processes)]
             words += ["--keep_lesion_labels"] if arguments.keep_lesion_labels else []
             self.command("simulate", ["nnUNetv2_anomaly", "simulate", *words])
+        if arguments.num_test and not any((self.raw / "labelsTs").iterdir()):
+            raise UserError(
+                f"--num_test is {arguments.num_test}, and every subject has more knees than that; expected as many, as "
+                "a subject's knees stay together. Give more, and another --folder."
+            )
         processes = str(num_processes)
         if not (self.preprocessed / "nnUNetPlans.json").is_file():
             words = ["-d", DATASET_ID, "--verify_dataset_integrity", "--no_pp", "-npfp", processes]
@@ -318,14 +324,14 @@ class Experiment:
                 made = self.detector_folder(detector) / f"fold_{fold}"
                 configuration = f"3d_{detector.name}"
                 command = ("nnUNetv2_train", DATASET_ID, configuration, fold, "-tr", PRE_STAGE, "-p", PLANS, *device)
-                steps[_training_of(detector, fold)] = Step(
+                steps[training_of(detector, fold)] = Step(
                     command, (made / "validation" / "summary.json", made / "checkpoint_final.pth")
                 )
         for repeat in self.repeats:
             model = repeat.model
             dataset = MASKED_ID if model.mask_known else DATASET_ID
             made = self.training_folder(repeat)
-            before = (steps[_training_of(model.detector, repeat.fold)],) if model.detector else ()
+            before = (steps[training_of(model.detector, repeat.fold)],) if model.detector else ()
             configuration = self.configuration(repeat)
             command = (
                 "nnUNetv2_train", dataset, configuration, repeat.fold, "-tr", model.trainer, "-p", PLANS, *device,
@@ -349,7 +355,7 @@ class Experiment:
         Raises: UserError naming the log of a step that failed; the steps that ran beside it are finished first.
         """
         steps = self.steps()
-        waiting = {name: step for name, step in steps.items() if not step.is_done()}
+        waiting = {name: step for name, step in steps.items() if not _is_done(step)}
         failed = None
         with (
             tqdm(total=len(steps), initial=len(steps) - len(waiting), desc="comparison", unit="step") as bar,
@@ -432,6 +438,7 @@ class Experiment:
             "seconds": before.get("seconds", 0.0) + time.monotonic() - began,
             "memory_mib": max(before.get("memory_mib") or 0.0, memory.peak_mib) or None,
             "versions": _versions(),
+            "machine": _machine(self.arguments.device),
             "gpu_memory_mib": max(before.get("gpu_memory_mib") or 0.0, memory.peak_gpu_mib) or None,
         }
         write_text(record, json.dumps(kept, indent=1))
@@ -446,10 +453,16 @@ class Experiment:
         value = read_json(file).get(key) if file.is_file() else None
         return float("nan") if value is None else float(value)
 
-    def versions_of(self, name: str) -> str:
-        """With which versions a step was done; empty where it was not noted."""
-        file = self.folder / "records" / f"{name}.json"
-        return read_json(file).get("versions", "") if file.is_file() else ""
+    def noted(self, key: str) -> list[str]:
+        """All versions, or machines, that trainings and predictions were done with; sorted, without repetition."""
+        files = [self.folder / "records" / f"{name}.json" for name in self.steps()]
+        return sorted({read_json(file).get(key, "") for file in files if file.is_file()} - {""})
+
+
+def _machine(device: str) -> str:
+    if device == "cuda":
+        return f"{platform.machine()}, {torch.cuda.get_device_name()}"
+    return f"{platform.machine()}, {device}, {os.cpu_count()} cores"
 
 
 def _versions() -> str:
@@ -459,7 +472,7 @@ def _versions() -> str:
     with suppress(OSError):  # no git here
         described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
         if described.returncode == 0:
-            told += f", revision {described.stdout.strip()}"
+            told += f", the comparison at revision {described.stdout.strip()}"
     return told
 
 
@@ -514,6 +527,16 @@ def _margin_voxels(margin_mm: float, spacing_mm: Sequence[float]) -> int:
     return round(margin_mm / min(spacing_mm))
 
 
+def _is_done(step: Step) -> bool:
+    """Whether all is there; and for predictions, whether by the training that is there now."""
+    if not step.is_done():
+        return False
+    checkpoints = [before.makes[-1] for before in step.after] if step.command[0] == "nnUNetv2_predict" else []
+    return not any(
+        not checkpoint.exists() or is_older(made, checkpoint) for checkpoint in checkpoints for made in step.makes
+    )
+
+
 def unfinished(output: Path) -> Path:
     """Where a folder is filled before it gets its name."""
     return output.with_name(f"part_{output.name}")
@@ -524,5 +547,11 @@ def _case_of(image: Path) -> str:
     return image.name.rsplit("_", 1)[0]
 
 
-def _training_of(detector: Detector, fold: str) -> str:
+def is_older(file: Path, checkpoint: Path) -> bool:
+    """Whether something is not there, or was made before the checkpoint was: by an earlier training."""
+    return not file.exists() or file.stat().st_mtime < checkpoint.stat().st_mtime
+
+
+def training_of(detector: Detector, fold: str) -> str:
+    """The name of a pre-stage's step."""
     return f"train-{detector.name}-fold{fold}"

@@ -24,6 +24,9 @@ _OF_ALL = ("segmentation_learning_rate",)
 _OF_PLANNED = ("mirror_axes",)
 _OF_AWARE = ("alpha", "beta", "error_channel")
 
+#: settings that are written down even where a model leaves them at their default, which another version may change
+_NOTED = {"AnomalyAwareTrainer": (*_OF_AWARE, *_OF_PLANNED), "UNETSTrainer": _OF_AWARE, "CANSTrainer": _OF_AWARE}
+
 #: the paper's 50 voxels in a slice of the OAI's images
 MARGIN_MM = 50 * 0.3646
 
@@ -86,7 +89,7 @@ class Model:
     Attributes:
         name: in tables and files.
         trainer: the class that nnU-Net is given; of the pre-stage, where its detector alone is wanted.
-        settings: of the section ``anomaly`` of its configuration.
+        settings: of the section ``anomaly`` of its configuration; what makes up the method in full.
         ablation: of the section ``ablation``.
         detector: where its error images come from; None if it has none.
     """
@@ -156,8 +159,9 @@ def parse_model(word: str) -> Model:
             raise UserError(f"the model '{word}' has {key} {value!r}; expected {SETTINGS[key].accepts}.")
     if trainer == "nnUNetTrainer":
         return Model(name, "BudgetedNNUNetTrainer", options)
+    settings = {key: SETTINGS[key].default for key in _NOTED.get(trainer, ())} | options
     trainer = "AblationTrainer" if ablation else trainer
-    return Model(name, trainer, options, ablation, detector if with_detector else None)
+    return Model(name, trainer, settings, ablation, detector if with_detector else None)
 
 
 def _detector(word: str, options: dict[str, Any]) -> Detector:

@@ -23,6 +23,7 @@ from benchmarks.models import ABLATIONS, Model, parse_models
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
+from nnunetv2_anomaly.simulation.simulate import label_files
 
 STATE = "comparison.json"
 LOCK = "lock"
@@ -117,6 +118,14 @@ def checked(options: argparse.Namespace) -> Arguments:
         raise UserError(f"--num_val makes one split, and --folds are {' '.join(options.folds)}; expected --folds 0.")
     if options.data != "phantoms" and not Path(options.data).is_dir():
         raise UserError(f"--data {options.data} is no folder; give one with label maps, or phantoms.")
+    if options.whole_image and options.patch:
+        raise UserError("--whole_image and --patch were both given; expected one of them.")
+    number = options.num_phantoms if options.data == "phantoms" else len(label_files(Path(options.data)))
+    if options.num_test + (options.num_val or 0) >= number:
+        raise UserError(
+            f"--num_test {options.num_test} and --num_val {options.num_val or 0} leave none of {number} knees for "
+            "training; expected fewer."
+        )
     values = {**vars(options), "models": words}
     if options.data != "phantoms":
         values["data"] = str(Path(options.data).resolve())

@@ -102,28 +102,28 @@ class Findings:
     drawings: Mapping[str, Drawing]
 
     @classmethod
-    def of(cls, evaluation: Evaluation, tested: pd.DataFrame | None = None) -> Findings:
+    def of(cls, evaluation: Evaluation, tested: Evaluation | None = None) -> Findings:
         """Test, tabulate and draw an evaluation; figures alone take seconds.
 
         Args:
             evaluation: what was measured.
-            tested: rows as in its ``cases`` that are tested in their place, because these are not independent of each
-                other, such as predictions of one image by several trainings of a model; None tests its cases.
+            tested: whose ``cases`` and ``bones`` are tested in place of its own, because these are not independent of
+                each other, such as predictions of one image by several trainings of a model; None tests its own.
         """
-        tested = evaluation.cases if tested is None else tested
-        tukey, paired = statistics.tukey(tested), statistics.paired(tested)
+        tested = evaluation if tested is None else tested
+        tukey, paired = statistics.tukey(tested.cases), statistics.paired(tested.cases)
         drawings = {drawing.name: drawing for drawing in evaluation_figures(evaluation)}
-        return cls(evaluation, tukey, paired, _tables(evaluation, tukey, paired), drawings)
+        return cls(evaluation, tukey, paired, _tables(evaluation, tested, tukey, paired), drawings)
 
 
-def _tables(evaluation: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -> dict[str, Table]:
+def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -> dict[str, Table]:
     marked = statistics.daggers(tukey, evaluation.models[0])
     tables = {
         "segmentation": segmentation_table(evaluation, marked),
         "groups": group_table(evaluation),
         "folds": fold_table(evaluation),
         "all_metrics": metrics_table(evaluation),
-        **lesion_tables(evaluation),
+        **lesion_tables(evaluation, tested),
     }
     if len(tukey):
         tables["tukey"] = tukey_table(tukey)
@@ -132,12 +132,15 @@ def _tables(evaluation: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -
     return {name: table for name, table in tables.items() if table is not None}
 
 
-def lesion_tables(evaluation: Evaluation) -> dict[str, Table]:
-    """Tables of the detection of lesions, by the name of their files; none where no label is a lesion's."""
+def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table]:
+    """Tables of the detection of lesions, by the name of their files; none where no label is a lesion's.
+
+    Args: as for ``Findings.of``; volumes are those of ``tested``.
+    """
     tables = {}
     if len(evaluation.bones):
         tables["lesion_detection"] = detection_table(detection.summary(detection.counts(evaluation.bones)))
-        tables["lesion_volumes"] = volume_table(detection.volume_agreement(evaluation.bones))
+        tables["lesion_volumes"] = volume_table(detection.volume_agreement(tested.bones))
     if len(evaluation.lesions):
         found = detection.lesion_wise(evaluation.lesions)
         # Bones in the order of the other tables, whichever of them has the first lesion.

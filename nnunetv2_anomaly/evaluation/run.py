@@ -224,7 +224,7 @@ def write_evaluation(
     notes: Sequence[str] = (),
     title: str = "Evaluation",
     more_sections: Sequence[Section] = (),
-    tested: pd.DataFrame | None = None,
+    tested: Evaluation | None = None,
 ) -> Path:
     """Write tables, figures, colour tables and the report.
 

@@ -105,7 +105,7 @@ def simulate_folder(
         )
     sources: dict[str, Path | None] = {}
     if labels_folder is not None:
-        sources.update(_label_files(Path(labels_folder)))
+        sources.update(label_files(Path(labels_folder)))
     width = max(4, len(str(num_phantoms - 1)))
     for index in range(num_phantoms):
         case = f"phantom_{index:0{width}d}"
@@ -288,7 +288,11 @@ def _sanitized(stem: str) -> str:
     return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9_-]", "_", stem)).strip("_") or "case"
 
 
-def _label_files(folder: Path) -> dict[str, Path]:
+def label_files(folder: Path) -> dict[str, Path]:
+    """The label maps of a folder by the names of their cases, as ``case_names``.
+
+    Raises: UserError if there is none, or no folder, or as ``case_names``.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected one with label maps ({', '.join(FILE_ENDINGS)}).")
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(FILE_ENDINGS))

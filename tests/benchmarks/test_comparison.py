@@ -10,13 +10,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import pearsonr
 
 from benchmarks import naive_vs_aware
-from benchmarks.comparison import by_knee, difference_drawings, difference_table, lesion_table, shares_inside_lesions
-from benchmarks.experiment import Experiment, PeakMemory
+from benchmarks.comparison import (
+    bones_by_knee,
+    by_knee,
+    difference_drawings,
+    difference_table,
+    lesion_table,
+    shares_inside_lesions,
+)
+from benchmarks.experiment import Experiment, PeakMemory, _is_done
 from benchmarks.models import parse_models
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.evaluation.detection import volume_agreement
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
+from nnunetv2_anomaly.protocol.chain import Step
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
@@ -68,6 +78,43 @@ def test_a_knee_counts_once_however_often_models_were_trained(evaluation):
     np.testing.assert_allclose(own, [0.8, 0.81, 0.82, 0.83, 0.84, 0.85])
 
 
+def test_two_hyphens_in_a_knees_name_are_its_own(evaluation):
+    cases = evaluation.cases.assign(case=["a--" + case for case in evaluation.cases["case"]])
+    assert set(by_knee(cases)["case"]) == {f"a--k{k}" for k in range(6)}
+
+
+def test_volumes_of_lesions_count_once_a_knee():
+    rows = [
+        {
+            "case": f"k{k}--seed{seed}-fold0", "model": "m", "fold": 0, "group": "", "bone": "femoral_bone",
+            "lesion": "femoral_lesion", "rule": "size", "threshold": 0.0, "reference_mm3": 100.0 * k,
+            "prediction_mm3": 100.0 * k + 30 * k**2 + seed, "dsc": 0.5, "outcome": "TP",
+        }
+        for k in range(1, 6)
+        for seed in (0, 2)
+    ]  # fmt: skip
+    bones = bones_by_knee(pd.DataFrame(rows))
+    np.testing.assert_allclose(bones["prediction_mm3"], [100 * k + 30 * k**2 + 1 for k in range(1, 6)])
+    found = volume_agreement(bones).set_index("bone").loc["femoral_bone"]
+    assert found["n"] == 5
+    assert found["pearson_p"] == pytest.approx(pearsonr(bones["reference_mm3"], bones["prediction_mm3"]).pvalue)
+    assert bones_by_knee(pd.DataFrame()).empty
+
+
+def test_predictions_by_an_earlier_training_are_made_anew(tmp_path):
+    checkpoint, segmentation = tmp_path / "checkpoint_final.pth", tmp_path / "case.nii.gz"
+    training = Step(("nnUNetv2_train",), (checkpoint,))
+    prediction = Step(("nnUNetv2_predict",), (segmentation,), (training,))
+    segmentation.touch()
+    assert not _is_done(prediction)  # nothing is trained
+    checkpoint.touch()
+    os.utime(segmentation, (1000, 1000))
+    assert _is_done(training)
+    assert not _is_done(prediction)
+    segmentation.touch()
+    assert _is_done(prediction)
+
+
 def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesions, inside):
     rows = difference_table(evaluation, lesions, inside).rows
     table = pd.DataFrame([{k: v for cell in row for k, v in cell.values.items()} for row in rows])
@@ -80,6 +127,10 @@ def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesion
     of_lesions = table[(table["knees"] == "bones with a lesion") & (table["metric"] == "DSC [%]")]
     assert of_lesions["difference"].item() == pytest.approx(1.5)
     assert of_lesions["n"].item() == 2
+    of_others = table[(table["knees"] == "without") & (table["metric"] == "DSC [%]")]
+    assert of_others["difference"].item() == pytest.approx(4.5)
+    assert of_others["n"].item() == 4
+    assert set(table["metric"]) == {"DSC [%]", "ASD [mm]", "HD [mm]", "HD* [mm]", "bone inside lesion [%]"}
     of_voxels = table[table["metric"] == "bone inside lesion [%]"]
     assert of_voxels["knees"].item() == "bones with a lesion"
     assert of_voxels["difference"].item() == pytest.approx(20)  # percent: the mean of 10 and 30
@@ -94,9 +145,9 @@ class Nothing:
 
 def test_knees_without_any_lesion_have_no_rows_of_lesions(evaluation, lesions):
     nothing_inside = shares_inside_lesions(Nothing())
-    for none in (lesions.assign(lesion=False), lesions[:0]):
+    for none, told in ((lesions.assign(lesion=False), {"all", "without"}), (lesions[:0], {"all"})):
         table = difference_table(evaluation, none, nothing_inside)
-        assert {row[0].values["knees"] for row in table.rows} == {"all"}
+        assert {row[0].values["knees"] for row in table.rows} == told
 
 
 def test_differences_tell_their_spread_over_trainings(evaluation, lesions, inside):
@@ -162,6 +213,11 @@ def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions, ins
         (["--patch", "0", "8", "8"], "expected 8 or more"),
         (["--ablations", "--models", "nnUNetTrainer"], "expected one of them"),
         (["--num_val", "1"], "expected --folds 0"),
+        (["--whole_image", "--patch", "16", "16", "16"], "--whole_image and --patch were both given"),
+        (
+            ["--num_phantoms", "4", "--num_test", "2", "--num_val", "2", "--folds", "0"],
+            "--num_test 2 and --num_val 2 leave none of 4 knees",
+        ),
         (["--data", "nowhere"], "is no folder"),
         (["--models", "Strange"], "names the trainer Strange"),
     ],
@@ -222,6 +278,14 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
 
 def test_what_was_not_measured_is_told_so(tmp_path):
     assert np.isnan(Experiment(tmp_path, None, []).record("train-x", "seconds"))
+
+
+def test_no_held_out_knee_is_told_before_anything_is_trained(tmp_path):
+    arguments = naive_vs_aware.checked(naive_vs_aware.parse(["--folder", str(tmp_path), "--device", "cpu"]))
+    experiment = Experiment(tmp_path, arguments, [])
+    (experiment.raw / "labelsTs").mkdir(parents=True)
+    with pytest.raises(UserError, match="every subject has more knees than that"):
+        experiment.prepare(1)
 
 
 def test_folds_keep_a_subjects_visits_together(tmp_path):
@@ -285,6 +349,12 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     record = json.loads((folder / "records" / "train-bound-seed0-fold0.json").read_text())
     assert record["seconds"] > 0
     assert record["memory_mib"] > 100
+    assert f", cpu, {os.cpu_count()} cores" in record["machine"]
+    assert record["machine"] in (folder / "results.md").read_text()
+    cost = pd.read_csv(folder / "tables" / "cost.csv").set_index("model")
+    assert list(cost.index) == ["nnUNetTrainer", "bound", "pre-stage, 100 % of the iterations, margin 18.23 mm"]
+    assert cost.loc["bound", "training_seconds"] == pytest.approx(record["seconds"])
+    assert (cost[["seconds_per_iteration", "training_seconds", "training_peak_mib"]] > 0).all(axis=None)
     assert "Detectors on held-out knees" in (folder / "evaluation" / "report.html").read_text()
     assert {file.name for file in (folder / "figures").iterdir()} == {
         "differences_dsc_percent.png", "differences_hd_raw_mm.png",

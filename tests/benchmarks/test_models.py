@@ -2,6 +2,7 @@ import pytest
 
 from benchmarks.models import ABLATIONS, MARGIN_MM, Detector, parse_model, parse_models
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.settings import SETTINGS
 
 
 def test_plain_trainers_are_called_by_their_names():
@@ -17,11 +18,20 @@ def test_settings_and_changed_parts_are_told_apart():
     )
     assert model.name == "own"
     assert model.trainer == "AblationTrainer"
-    assert model.settings == {"alpha": 1, "mirror_axes": [0, 1]}
+    assert model.settings == {"alpha": 1, "beta": 99.0, "error_channel": "published", "mirror_axes": [0, 1]}
     assert model.ablation == {"channel": "none", "weight": "darker"}
     assert model.detector == Detector(share=0.25, margin_mm=6.0)
     assert not model.mask_known
     assert parse_model("bound=AnomalyAwareTrainer:mask_known=true").mask_known
+
+
+def test_what_makes_up_the_method_is_noted_in_full():
+    # Another version may have other defaults, and a comparison that goes on then must see that.
+    aware, published, baseline = parse_models(["AnomalyAwareTrainer", "UNETSTrainer", "nnUNetTrainer"])
+    of_method = {name: SETTINGS[name].default for name in ("alpha", "beta", "error_channel")}
+    assert aware.settings == {**of_method, "mirror_axes": SETTINGS["mirror_axes"].default}
+    assert published.settings == of_method
+    assert baseline.settings == {}
 
 
 def test_a_detector_alone_is_the_one_that_a_segmentation_would_have():
