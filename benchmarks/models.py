@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import nnunetv2_anomaly.trainers as trainers
+
 from benchmarks.ablation import check_choices
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.prestage.handover import PRESTAGE_TRAINER as PRE_STAGE
@@ -24,8 +26,8 @@ _OF_ALL = ("segmentation_learning_rate",)
 _OF_PLANNED = ("mirror_axes",)
 _OF_AWARE = ("alpha", "beta", "error_channel")
 
-#: settings that are written down even where a model leaves them at their default, which another version may change
-_NOTED = {"AnomalyAwareTrainer": (*_OF_AWARE, *_OF_PLANNED), "UNETSTrainer": _OF_AWARE, "CANSTrainer": _OF_AWARE}
+#: trainers on nnU-Net's planned network
+_PLANNED = ("AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer")
 
 #: the paper's 50 voxels in a slice of the OAI's images
 MARGIN_MM = 50 * 0.3646
@@ -34,15 +36,14 @@ MARGIN_MM = 50 * 0.3646
 ABLATIONS = (
     "no_mirroring=nnUNetTrainer:mirror_axes=[]",  # first, as what the others are tested against: none of them mirrors
     "nnUNetTrainer",
-    "cross_entropy_x10=AnomalyAwareTrainer:channel=none,weight=none",
-    "channel_only=AnomalyAwareTrainer:weight=none,alpha=1",
+    "channel_only=AnomalyAwareTrainer:weight=none",
     "focal_only=AnomalyAwareTrainer:channel=none",
     "AnomalyAwareTrainer",
-    "alpha_1=AnomalyAwareTrainer:alpha=1",
+    "AnomalyAwarePublishedTrainer",
+    "cross_entropy_x10=AnomalyAwareTrainer:channel=none,weight=none,alpha=10",
     "beta_999=AnomalyAwareTrainer:beta=999",
     "squared=AnomalyAwareTrainer:error_channel=squared",
     "signed=AnomalyAwareTrainer:error_channel=signed",
-    "signed_1=AnomalyAwareTrainer:error_channel=signed,alpha=1",
     "brighter=AnomalyAwareTrainer:channel=brighter,weight=brighter",
     "darker=AnomalyAwareTrainer:channel=darker,weight=darker",
     "short_detector=AnomalyAwareTrainer:detector=0.1",
@@ -134,15 +135,15 @@ def parse_model(word: str) -> Model:
             options[key] = value
     if trainer != "nnUNetTrainer" and (trainer not in TRAINERS or "Transfer" in trainer):
         raise UserError(
-            f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, AnomalyAwareTrainer, one of the "
-            "published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, or "
+            f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, {', '.join(_PLANNED)}, one of "
+            "the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, or "
             f"{PRE_STAGE} for a detector alone."
         )
-    aware = trainer in ("AnomalyAwareTrainer", "UNETSTrainer", "CANSTrainer")
+    aware = trainer in (*_PLANNED, "UNETSTrainer", "CANSTrainer")
     with_detector = aware or trainer == PRE_STAGE
     known = [*(_OF_AWARE if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
     known += _OF_ALL if trainer != PRE_STAGE else ()
-    known += _OF_PLANNED if trainer in ("nnUNetTrainer", "AnomalyAwareTrainer") else ()
+    known += _OF_PLANNED if trainer in ("nnUNetTrainer", *_PLANNED) else ()
     known += _ABLATION_KEYS if trainer == "AnomalyAwareTrainer" else ()
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -159,7 +160,9 @@ def parse_model(word: str) -> Model:
             raise UserError(f"the model '{word}' has {key} {value!r}; expected {SETTINGS[key].accepts}.")
     if trainer == "nnUNetTrainer":
         return Model(name, "BudgetedNNUNetTrainer", options)
-    settings = {key: SETTINGS[key].default for key in _NOTED.get(trainer, ())} | options
+    # Also where a model leaves them at their default, which another version may change.
+    noted = (*(_OF_AWARE if aware else ()), *(_OF_PLANNED if trainer in _PLANNED else ()))
+    settings = {key: getattr(getattr(trainers, trainer), key) for key in noted} | options
     trainer = "AblationTrainer" if ablation else trainer
     return Model(name, trainer, settings, ablation, detector if with_detector else None)
 

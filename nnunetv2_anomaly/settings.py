@@ -125,7 +125,13 @@ SETTINGS: dict[str, Setting] = {
         "labels that the pre-stage's validation compares lesions with",
     ),
     # The anomaly-aware segmentation.
-    "alpha": Setting(10.0, "a number from 0", _is_not_negative, "weight of the focal cross-entropy (Eq. 5)"),
+    "alpha": Setting(
+        1.0,
+        "a number from 0",
+        _is_not_negative,
+        "weight of the focal cross-entropy (Eq. 5): as nnU-Net weighs its own; 10 in AnomalyAwarePublishedTrainer and "
+        "the paper's networks, as published",
+    ),
     "beta": Setting(99.0, "a number from 0", _is_not_negative, "slope of the focal weight F = 1 + beta * E (Eq. 4)"),
     "error_channel": Setting(
         "published",

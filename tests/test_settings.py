@@ -138,7 +138,7 @@ def test_class_attribute_of_a_subclass_overrides_the_default_and_gives_way_to_th
 
     settings = MyTrainer.settings(configuration("3d_fullres"))
     assert (settings["alpha"], settings["beta"]) == (3.0, 7.0)
-    assert AnomalyAwareTrainer.settings(configuration("3d_plain"))["alpha"] == 10.0
+    assert AnomalyAwareTrainer.settings(configuration("3d_plain"))["alpha"] == 1.0
 
 
 def test_section_is_inherited_from_the_parent_configuration():
@@ -147,7 +147,7 @@ def test_section_is_inherited_from_the_parent_configuration():
 
 def test_section_of_a_child_replaces_that_of_its_parent():
     settings = AnomalyAwareTrainer.settings(configuration("3d_other"))
-    assert (settings["alpha"], settings["beta"]) == (10.0, 2)
+    assert (settings["alpha"], settings["beta"]) == (1.0, 2)
 
 
 def test_trainer_is_served_only_the_settings_it_has():

@@ -3,7 +3,7 @@
 The paper's own networks and protocol, and transfer learning, are beside them.
 """
 
-from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
+from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwarePublishedTrainer, AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.prestage import AnomalyPreStageTrainer
 from nnunetv2_anomaly.trainers.published import (
     CANPlusTrainer,
@@ -24,6 +24,7 @@ from nnunetv2_anomaly.trainers.transfer import (
 )
 
 __all__ = [
+    "AnomalyAwarePublishedTrainer",
     "AnomalyAwareTrainer",
     "AnomalyAwareTransferTrainer",
     "AnomalyPreStageTrainer",

@@ -15,6 +15,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA
 from nnunetv2_anomaly.trainers.segmentation import AnomalyAwareSegmentation, SegmentationTrainer
 from torch import distributed as dist
 from torch import nn
@@ -222,6 +223,7 @@ class UNETSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
 
     network_shape = UNET
     additive_supervision = True
+    alpha: float = PUBLISHED_ALPHA
 
 
 class CANTrainer(_Plain):
@@ -241,3 +243,4 @@ class CANSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
 
     network_shape = CAN
     additive_supervision = True
+    alpha: float = PUBLISHED_ALPHA

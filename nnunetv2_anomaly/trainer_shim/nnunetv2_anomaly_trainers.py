@@ -11,6 +11,7 @@ import warnings
 TRAINERS = (
     "AnomalyPreStageTrainer",
     "AnomalyAwareTrainer",
+    "AnomalyAwarePublishedTrainer",
     "UNETTrainer",
     "UNETPlusTrainer",
     "UNETSTrainer",

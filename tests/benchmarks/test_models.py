@@ -27,10 +27,12 @@ def test_settings_and_changed_parts_are_told_apart():
 
 def test_what_makes_up_the_method_is_noted_in_full():
     # Another version may have other defaults, and a comparison that goes on then must see that.
-    aware, published, baseline = parse_models(["AnomalyAwareTrainer", "UNETSTrainer", "nnUNetTrainer"])
+    names = ["AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer", "UNETSTrainer", "nnUNetTrainer"]
+    aware, as_published, published, baseline = parse_models(names)
     of_method = {name: SETTINGS[name].default for name in ("alpha", "beta", "error_channel")}
     assert aware.settings == {**of_method, "mirror_axes": SETTINGS["mirror_axes"].default}
-    assert published.settings == of_method
+    assert as_published.settings == {**aware.settings, "alpha": 10.0}
+    assert published.settings == {**of_method, "alpha": 10.0}
     assert baseline.settings == {}
 
 
@@ -94,6 +96,7 @@ def test_ablations_hold_each_part_alone_together_and_both_bounds():
     assert models["nnUNetTrainer"].settings == {}
     assert models["channel_only"].ablation == {"weight": "none"}
     assert models["focal_only"].ablation == {"channel": "none"}
-    assert models["AnomalyAwareTrainer"].trainer == "AnomalyAwareTrainer"
+    for name in ("AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer"):
+        assert models[name].trainer == name
     assert models["mask_known"].mask_known
     assert models["shuffled"].ablation == {"channel": "shuffled", "weight": "shuffled"}

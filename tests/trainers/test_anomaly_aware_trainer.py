@@ -246,6 +246,15 @@ def test_channel_of_the_weights_stays_whatever_the_setting_and_is_told(trainer_f
 # --------------------------------------------------------------------------------------------------------- loss
 
 
+@pytest.mark.parametrize(("name", "alpha"), [(NAME, 1.0), ("AnomalyAwarePublishedTrainer", 10.0)])
+def test_alpha_is_nnunets_or_by_name_the_papers(trainer_factory, after_prestage, name, alpha):
+    trainer = trainer_factory(name)
+    trainer.initialize()
+    assert trainer.loss.loss_of_scale.loss.alpha == alpha
+    assert trainer.loss.beta == 99.0
+    assert trainer.network.error_channel_name == "published"
+
+
 def test_loss_is_the_planned_one_with_the_settings_alpha_and_beta(trainer_factory, after_prestage):
     trainer = trainer_factory(NAME, anomaly={"alpha": 3.0, "beta": 7.0})
     trainer.initialize()
