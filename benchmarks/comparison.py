@@ -501,9 +501,9 @@ def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
 
 
 def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
+    if np.isnan(values).all():
+        return Cell("not measured", values={column: float("nan")})
     low, median, high = (float(value) for value in np.nanquantile(values, [0.25, 0.5, 0.75]))
-    if np.isnan(median):
-        return Cell("not measured", values={column: median})
     shown = f"{page.number(median, digits)} ({page.number(low, digits)} to {page.number(high, digits)})"
     return Cell(shown, values={column: median, f"{column}_q1": low, f"{column}_q3": high})
 
