@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -206,7 +207,7 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
     Args: as for ``lesion_table``.
     """
     baseline = evaluation.models[0]
-    metrics = ["dsc", "asd_mm", "hd_mm", INSIDE.metric]
+    metrics = list(dict.fromkeys(measure.metric for measure in (*MEASURES, INSIDE)))
     cases = _with_lesions(evaluation.cases, lesions).merge(inside, on=["case", "model", "label"], how="left")
     holds = cases["lesion"].astype("boolean")  # missing for cartilages
     subsets = {"all": cases}
@@ -513,12 +514,10 @@ def _spreads(
 ) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
     """(model, label, processing, metric) -> quartiles of the knees' differences from the baseline."""
     found = {}
-    for (label, processing), own in knees.groupby(["label", "processing"]):
-        for metric in metrics:
-            wide = own.pivot(index="case", columns="model", values=metric)
-            for model in wide.columns.drop(baseline, errors="ignore"):
-                low, median, high = (wide[model] - wide[baseline]).quantile([0.25, 0.5, 0.75])
-                found[model, label, processing, metric] = (low, median, high)
+    for metric, differences in _minus_baseline(knees, baseline, metrics, ["label", "processing", "case"]):
+        for (label, processing), own in differences.groupby(["label", "processing"]):
+            for model in own:
+                found[model, label, processing, metric] = tuple(own[model].quantile([0.25, 0.5, 0.75]))
     return found
 
 
@@ -527,16 +526,23 @@ def _differences_by_training(
 ) -> dict[tuple, tuple[float, float]]:
     """(model, label, processing, metric) -> smallest and largest mean difference from the baseline of one training."""
     found = {}
-    keys = ["label", "processing"]
     of_repeat = cases[cases["status"].isin((BOTH, MISSED))]
     of_repeat = of_repeat.assign(repeat=[_repeat(case) for case in of_repeat["case"]])
-    for metric in metrics:
-        wide = of_repeat.pivot(index=["repeat", "case", *keys], columns="model", values=metric)
-        for model in wide.columns.drop(baseline, errors="ignore"):
-            means = (wide[model] - wide[baseline]).groupby(["repeat", *keys]).mean()
-            for key, own in means.groupby(keys):
-                found[(model, *key, metric)] = (float(own.min()), float(own.max()))
+    keys = ["label", "processing"]
+    for metric, differences in _minus_baseline(of_repeat, baseline, metrics, [*keys, "repeat", "case"]):
+        for (label, processing), own in differences.groupby([*keys, "repeat"]).mean().groupby(keys):
+            for model in own:
+                found[model, label, processing, metric] = (float(own[model].min()), float(own[model].max()))
     return found
+
+
+def _minus_baseline(
+    cases: pd.DataFrame, baseline: str, metrics: list[str], index: list[str]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """For each metric the other models' columns minus the baseline's; nothing where there are no cases."""
+    for metric in metrics if len(cases) else ():
+        wide = cases.pivot(index=index, columns="model", values=metric)
+        yield metric, wide.drop(columns=baseline).sub(wide[baseline], axis=0)
 
 
 def _range(low: float, high: float, measure: Measure) -> str:
