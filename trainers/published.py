@@ -206,6 +206,13 @@ class _Plain(PublishedNetworkTrainer):
         return self.over_scales(self.build_dice())
 
 
+class _AnomalyAware(PublishedNetworkTrainer, AnomalyAwareSegmentation):
+    """With the detector inside, additive deep supervision and the paper's alpha."""
+
+    additive_supervision = True
+    alpha: float = PUBLISHED_ALPHA
+
+
 class UNETTrainer(_Plain):
     """UNET: 5 levels, 16 feature maps at full resolution; Dice (Eq. 3)."""
 
@@ -218,12 +225,10 @@ class UNETPlusTrainer(UNETTrainer):
     additive_supervision = True
 
 
-class UNETSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
+class UNETSTrainer(_AnomalyAware):
     """UNET-S: UNET+ with the error image; Dice + alpha * focal cross-entropy (Eq. 5)."""
 
     network_shape = UNET
-    additive_supervision = True
-    alpha: float = PUBLISHED_ALPHA
 
 
 class CANTrainer(_Plain):
@@ -238,9 +243,7 @@ class CANPlusTrainer(CANTrainer):
     additive_supervision = True
 
 
-class CANSTrainer(PublishedNetworkTrainer, AnomalyAwareSegmentation):
+class CANSTrainer(_AnomalyAware):
     """CAN-S: CAN+ with the error image; Dice + alpha * focal cross-entropy (Eq. 5)."""
 
     network_shape = CAN
-    additive_supervision = True
-    alpha: float = PUBLISHED_ALPHA
