@@ -5,12 +5,13 @@
 Both networks come from the same plan: nnU-Net's own topology for the patch size, 32 to 320 feature maps. Training is
 what a trainer's step does (forward, loss with deep supervision, backward, clipping, SGD), prediction the forward pass
 of one window. The two alternate, so that whatever else the machine does hits both. Printed are medians, quartiles and
-the ratio; then where the difference goes.
+the ratio; then where the difference goes, and what other ways of computing the detector would take and change.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from nnunetv2_anomaly.anomaly.error_image import focal_weight
 from nnunetv2_anomaly.losses.anomaly_aware import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to
@@ -92,6 +93,38 @@ def show(title: str, seconds: dict[str, np.ndarray], baseline: str) -> None:
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
         ratio = np.median(values / seconds[baseline])
         print(f"  {name:32s} {median * 1e3:9.1f} ms  [{low * 1e3:.1f}, {high * 1e3:.1f}]  ratio {ratio:.3f}")
+
+
+def show_detector_variants(
+    title: str, detector: nn.Module, image: Tensor, arguments: argparse.Namespace, autocast: Callable
+) -> None:
+    """Seconds of other ways to compute the error image of (B, C, *patch), and how far off they are at most."""
+    format_of = {4: torch.channels_last, 5: torch.channels_last_3d}[image.ndim]
+    channels_last = copy.deepcopy(detector).to(memory_format=format_of)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "as it is": lambda: detector(image),
+        "channels-last": lambda: channels_last(image.contiguous(memory_format=format_of)),
+        "bfloat16": lambda: _in_bfloat16(detector, image),
+    }
+    if arguments.compile:
+        compiled = torch.compile(detector)
+        ways["compiled"] = lambda: compiled(image)
+
+    def without_gradients(way: Callable[[], Tensor]) -> Tensor:
+        with torch.inference_mode(), autocast():
+            return way()
+
+    actions = {f"  {name}": lambda way=way: without_gradients(way) for name, way in ways.items()}
+    show(f"The detector, {title}", interleaved(actions, arguments.repeats, image.device), "  as it is")
+    exact = without_gradients(ways["as it is"])
+    for name, way in list(ways.items())[1:]:
+        deviation = (without_gradients(way) - exact).abs().max() / exact.max()
+        print(f"  {name}: off by at most {deviation.item():.1e} of the largest error")
+
+
+def _in_bfloat16(detector: nn.Module, image: Tensor) -> Tensor:
+    with torch.autocast(image.device.type, torch.bfloat16):
+        return detector(image)
 
 
 def main() -> None:
@@ -191,6 +224,8 @@ def main() -> None:
     predictions = {name: lambda name=name: predict(name) for name in networks}
     predictions["  detector alone"] = part(lambda: aware.detector(window))
     show("Prediction of one window", interleaved(predictions, arguments.repeats, device), "nnU-Net")
+    for title, seen in {"one window": window, f"a batch of {arguments.batch}": image}.items():
+        show_detector_variants(title, aware.detector, seen, arguments, autocast)
     for name, network in networks.items():
         print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
     if device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -459,9 +461,13 @@ class Experiment:
         return sorted({read_json(file).get(key, "") for file in files if file.is_file()} - {""})
 
 
+@functools.cache
 def _machine(device: str) -> str:
     if device == "cuda":
-        return f"{platform.machine()}, {torch.cuda.get_device_name()}"
+        # Asked by another process: this one would begin CUDA, and hold memory of the GPU beside the trainings.
+        words = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+        name = subprocess.run(words, capture_output=True, text=True).stdout.strip()
+        return f"{platform.machine()}, {name or 'a GPU that does not tell its name'}"
     return f"{platform.machine()}, {device}, {os.cpu_count()} cores"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import pearsonr
 
 from benchmarks import naive_vs_aware
@@ -21,7 +22,7 @@ from benchmarks.comparison import (
     lesion_table,
     shares_inside_lesions,
 )
-from benchmarks.experiment import Experiment, PeakMemory, _is_done
+from benchmarks.experiment import Experiment, PeakMemory, _is_done, _machine
 from benchmarks.models import parse_models
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.detection import volume_agreement
@@ -313,6 +314,15 @@ def test_memory_of_a_process_that_has_ended_is_no_error():
         time.sleep(1.2)
     assert memory.peak_mib == 0
     process.wait()
+
+
+def test_a_gpus_name_is_asked_without_taking_its_memory():
+    initialized = torch.cuda.is_initialized()
+    told = _machine("cuda")
+    assert torch.cuda.is_initialized() == initialized
+    assert told.split(", ", 1)[1] == (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "a GPU that does not tell its name"
+    )
 
 
 def test_invented_labels_do_not_stand_for_a_knee(evaluation):
