@@ -116,14 +116,22 @@ def provenance(experiment: Experiment, command: str) -> list[str]:
     models = []
     for model in experiment.models:
         settings = {**model.settings, **model.ablation}
-        settings |= {"detector": model.detector.title} if model.detector else {}
+        settings |= {"detector": experiment.detector_title(model.detector)} if model.detector else {}
         models.append(f"{model.name} ({', '.join([model.trainer, *(f'{k} {v}' for k, v in settings.items())])})")
     return [
         f"`{command}`",
         f"{date.today().isoformat()}; trained and predicted on {' and '.join(machines) or 'a machine not noted'} with "
         f"{'; and '.join(versions) or 'versions that were not noted'}.",
         f"Models: {'; '.join(models)}.",
+        *([_on_mirroring(mirroring)] if (mirroring := [m.name for m in experiment.models if m.mirrors]) else []),
     ]
+
+
+def _on_mirroring(names: list[str]) -> str:
+    return (
+        f"As nnU-Net's default has it, {', '.join(names)} mirrored in training and at prediction, which takes up to "
+        "eight passes; the others as their settings say."
+    )
 
 
 def by_knee(cases: pd.DataFrame) -> pd.DataFrame:
@@ -165,6 +173,8 @@ def segmentation_table(evaluation: Evaluation) -> Table:
             "Beneath a mean the smallest and the largest mean of a repeat (seed, fold), where there are several, and "
             "of distances the median (quartiles) over all knees and repeats.",
             _policy(),
+            "A label that a knee lacks counts where a model invents it (DSC 0); differences and tests are of knees "
+            "that have the label.",
         ),
         words=2,
         grouped=1,
@@ -331,42 +341,49 @@ def channel_table(used: pd.DataFrame) -> Table:
 def cost_table(experiment: Experiment) -> Table:
     """Seconds and memory of trainings and predictions; trainings that ran side by side slow each other down."""
     arguments = experiment.arguments
-    per_epoch = arguments.iterations_per_epoch
     num_cases = len(list(experiment.references.glob("*.nii.gz")))
     rows = []
     for model in (model for model in experiment.models if model.segments):
         repeats = [repeat for repeat in experiment.repeats if repeat.model == model]
-        epochs = np.concatenate([epoch_seconds(experiment.training_folder(repeat)) for repeat in repeats]) / per_epoch
-        cells = [_spread_cell(epochs, "seconds_per_iteration", 3)]
+        folders = [experiment.training_folder(repeat) for repeat in repeats]
+        cells = _training_cells(experiment, folders, [f"train-{repeat.name}" for repeat in repeats])
         if arguments.num_test:
             seconds = np.array([experiment.record(f"predict-{repeat.name}", "seconds") for repeat in repeats])
-            cells.append(_spread_cell(seconds / num_cases, "prediction_seconds_per_knee", 2))
-        cells += _whole_training(experiment, [f"train-{repeat.name}" for repeat in repeats])
+            cells.insert(1, _spread_cell(seconds / num_cases, "prediction_seconds_per_knee", 2))
         rows.append((_word("model", model.name), *cells))
     for detector in experiment.detectors:
         folders = [experiment.detector_folder(detector) / f"fold_{fold}" for fold in arguments.folds]
-        epochs = np.concatenate([epoch_seconds(folder) for folder in folders]) / per_epoch
-        cells = [_spread_cell(epochs, "seconds_per_iteration", 3), *([Cell("")] if arguments.num_test else [])]
-        cells += _whole_training(experiment, [training_of(detector, fold) for fold in arguments.folds])
-        rows.append((_word("model", f"pre-stage, {detector.title}"), *cells))
+        cells = _training_cells(experiment, folders, [training_of(detector, fold) for fold in arguments.folds])
+        if arguments.num_test:
+            cells.insert(1, Cell(""))
+        rows.append((_word("model", f"pre-stage, {experiment.detector_title(detector)}"), *cells))
     titles = ["seconds an iteration", *(["prediction, seconds a knee"] if arguments.num_test else [])]
     return Table(
         "Cost: medians (quartiles)",
         ("model", *titles, "training, seconds in all", "peak memory of training [MiB]"),
         tuple(rows),
         (
-            "An iteration is a batch of training with its share of the epoch's validation. Prediction is the whole "
-            "command, with its start. The pre-stage comes on top, once for each fold. Steps that ran side by side "
+            "An iteration is a batch of training with its share of the epoch's validation. A training is the sum of "
+            "its epochs: without what comes before, and without nnU-Net's prediction of the validation cases after it. "
+            "Prediction is the whole command, with its start. The pre-stage comes on top, once for each fold. Steps "
+            "that ran side by side "
             "(--jobs), or on different machines, are not for comparing; benchmarks.cost is. "
             + _machines_of(experiment),
         ),
     )
 
 
-def _whole_training(experiment: Experiment, steps: list[str]) -> list[Cell]:
+def _training_cells(experiment: Experiment, folders: list[Path], steps: list[str]) -> list[Cell]:
+    """Seconds an iteration, seconds of a training, peak memory, over trainings; seconds from their checkpoints."""
+    epochs = [epoch_seconds(folder) for folder in folders]  # these outlive what ends a training from outside
+    iterations = np.concatenate(epochs) / experiment.arguments.iterations_per_epoch
     kind = "gpu_memory_mib" if experiment.arguments.device == "cuda" else "memory_mib"
-    seconds, peaks = (np.array([experiment.record(step, key) for step in steps]) for key in ("seconds", kind))
-    return [_spread_cell(seconds, "training_seconds", 0), _spread_cell(peaks, "training_peak_mib", 0)]
+    peaks = np.array([experiment.record(step, kind) for step in steps])
+    return [
+        _spread_cell(iterations, "seconds_per_iteration", 3),
+        _spread_cell(np.array([own.sum() for own in epochs]), "training_seconds", 0),
+        _spread_cell(peaks, "training_peak_mib", 0),
+    ]
 
 
 def _machines_of(experiment: Experiment) -> str:
@@ -464,7 +481,7 @@ def _detectors(experiment: Experiment) -> dict[str, dict]:
                     chosen=None if arguments.num_test else experiment.validation_cases(fold),
                 )
             cases += read_json(output / "summary.json")[CASES_KEY]
-        found[detector.title] = means_over(cases)
+        found[experiment.detector_title(detector)] = means_over(cases)
     return found
 
 

@@ -76,15 +76,21 @@ def interleaved(actions: dict[str, Callable[[], None]], repeats: int, device: to
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for repeat in range(repeats + 2):
         for name, action in actions.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            _wait_for(device)
             began = perf_counter()
             action()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            _wait_for(device)
             if repeat >= 2:
                 seconds[name].append(perf_counter() - began)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def show(title: str, seconds: dict[str, np.ndarray], baseline: str) -> None:

@@ -128,6 +128,10 @@ class Experiment:
         """All pre-stages, in the order of the models."""
         return list(dict.fromkeys(model.detector for model in self.models if model.detector))
 
+    def detector_title(self, detector: Detector) -> str:
+        """In tables."""
+        return detector.title(self.arguments.detector_budget, self.arguments.iterations_per_epoch)
+
     def configuration(self, repeat: Repeat) -> str:
         """Its name in the plans."""
         return f"3d_{repeat.model.name}_seed{repeat.seed}"
@@ -248,7 +252,7 @@ class Experiment:
             "num_val_iterations_per_epoch": max(2, per_epoch // 25),
         }
         for detector in self.detectors:
-            epochs = [max(1, round(detector.share * steps / per_epoch)) for steps in arguments.detector_budget]
+            epochs = detector.epochs(arguments.detector_budget, per_epoch)
             section: dict[str, Any] = {"inpainting_epochs": epochs[0], "distillation_epochs": epochs[1], "seed": 0}
             section["erase_margin_voxels"] = _margin_voxels(detector.margin_mm, planned["spacing"])
             if detector.augmentation:
@@ -417,7 +421,8 @@ class Experiment:
         variables: dict[str, object] = {}
         if self.arguments.device == "cpu":
             # Steps run side by side, and each process that exports a segmentation imports torch anew.
-            variables |= {"OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
+            threads = os.environ.get("OMP_NUM_THREADS", "1")
+            variables |= {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
             if words[0] == "nnUNetv2_train":
                 variables["nnUNet_n_proc_DA"] = 0  # without worker processes a seed gives one result
         environment = self.environment(**variables)

@@ -29,8 +29,14 @@ _OF_AWARE = ("alpha", "beta", "error_channel")
 #: trainers on nnU-Net's planned network
 _PLANNED = ("AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer")
 
+#: nnU-Net's own trainer, with a budget and a seed
+PLAIN = "BudgetedNNUNetTrainer"
+
 #: the paper's 50 voxels in a slice of the OAI's images
 MARGIN_MM = 50 * 0.3646
+
+#: without --models: nnU-Net as it is, which mirrors; and first, as the one that the others are tested against, without
+DEFAULTS = ("no_mirroring=nnUNetTrainer:mirror_axes=[]", "nnUNetTrainer", "AnomalyAwareTrainer")
 
 #: each part of the method alone, together, and in other forms, from plain nnU-Net to the upper bound
 ABLATIONS = (
@@ -47,6 +53,7 @@ ABLATIONS = (
     "brighter=AnomalyAwareTrainer:channel=brighter,weight=brighter",
     "darker=AnomalyAwareTrainer:channel=darker,weight=darker",
     "short_detector=AnomalyAwareTrainer:detector=0.1",
+    "medium_detector=AnomalyAwareTrainer:detector=0.3",
     "no_augmentation=AnomalyAwareTrainer:augmentation=off",
     "narrow=AnomalyAwareTrainer:margin=6",
     "shuffled=AnomalyAwareTrainer:channel=shuffled,weight=shuffled",
@@ -76,10 +83,14 @@ class Detector:
         parts += [f"augmentation_{self.augmentation}"] if self.augmentation else []
         return "_".join(parts)
 
-    @property
-    def title(self) -> str:
+    def epochs(self, budget: Sequence[int], per_epoch: int) -> tuple[int, ...]:
+        """Whole epochs of each phase, one at least, for the iterations of a full pre-stage's phases."""
+        return tuple(max(1, round(self.share * iterations / per_epoch)) for iterations in budget)
+
+    def title(self, budget: Sequence[int], per_epoch: int) -> str:
         """In tables."""
-        parts = [f"{round(100 * self.share)} % of the iterations", f"margin {self.margin_mm:g} mm"]
+        iterations = " + ".join(str(epochs * per_epoch) for epochs in self.epochs(budget, per_epoch))
+        parts = [f"{iterations} iterations", f"margin {self.margin_mm:g} mm"]
         return ", ".join(parts + ([f"augmentation {self.augmentation}"] if self.augmentation else []))
 
 
@@ -105,6 +116,11 @@ class Model:
     def segments(self) -> bool:
         """Whether there is more to train than a detector."""
         return self.trainer != PRE_STAGE
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether it is nnU-Net's own with the mirroring that nnU-Net plans."""
+        return self.trainer == PLAIN and "mirror_axes" not in self.settings
 
     @property
     def mask_known(self) -> bool:
@@ -159,7 +175,7 @@ def parse_model(word: str) -> Model:
         if not SETTINGS[key].check(value):
             raise UserError(f"the model '{word}' has {key} {value!r}; expected {SETTINGS[key].accepts}.")
     if trainer == "nnUNetTrainer":
-        return Model(name, "BudgetedNNUNetTrainer", options)
+        return Model(name, PLAIN, options)
     # Also where a model leaves them at their default, which another version may change.
     noted = (*(_OF_AWARE if aware else ()), *(_OF_PLANNED if trainer in _PLANNED else ()))
     settings = {key: getattr(getattr(trainers, trainer), key) for key in noted} | options

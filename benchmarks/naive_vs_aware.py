@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.comparison import report
 from benchmarks.experiment import Arguments, Experiment
-from benchmarks.models import ABLATIONS, Model, parse_models
+from benchmarks.models import ABLATIONS, DEFAULTS, Model, parse_models
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_phantoms", type=int, default=40, help="with --data phantoms")
     parser.add_argument(
         "--models", nargs="+", metavar="[NAME=]TRAINER[:KEY=VALUE,]",
-        help="trainers, with settings; the first is the baseline; else nnUNetTrainer and AnomalyAwareTrainer",
+        help=f"trainers, with settings; the first is the baseline; else {' '.join(DEFAULTS)}",
     )  # fmt: skip
     parser.add_argument("--ablations", action="store_true", help="the method in parts and variants, as --models")
     parser.add_argument("--folds", nargs="+", default=["all"], help="of nnU-Net's cross-validation, or all")
@@ -87,7 +87,7 @@ def checked(options: argparse.Namespace) -> Arguments:
     """
     if options.ablations and options.models:
         raise UserError("--ablations and --models were both given; expected one of them.")
-    words = list(ABLATIONS) if options.ablations else options.models or ["nnUNetTrainer", "AnomalyAwareTrainer"]
+    words = list(ABLATIONS) if options.ablations else options.models or list(DEFAULTS)
     for name, least in _LEAST.items():
         value = getattr(options, name)
         numbers = value if isinstance(value, list) else [] if value is None else [value]
@@ -150,6 +150,7 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     """
     state = folder / STATE
     now = {"arguments": asdict(arguments), "models": {model.name: asdict(model) for model in models}}
+    now["label_maps"] = _sizes_of_label_maps(arguments.data)
     now = json.loads(json.dumps(now))
     if state.is_file():
         before = read_json(state)
@@ -165,6 +166,8 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
             for name, model in now["models"].items()
             if before["models"].get(name, model) != model
         ]
+        if before.get("label_maps", now["label_maps"]) != now["label_maps"]:
+            differing.append(f"the label maps in {arguments.data} have changed")
         if differing:
             raise UserError(
                 f"{folder} holds a comparison with other arguments ({'; '.join(differing)}); give another --folder, or "
@@ -177,6 +180,13 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     if reason:
         raise UserError(f"nothing can be written into {folder} ({reason}); give another --folder.")
     return now
+
+
+def _sizes_of_label_maps(data: str) -> dict[str, int]:
+    """Bytes of each label map by its case; none for phantoms, which are drawn."""
+    if data == "phantoms":
+        return {}
+    return {case: file.stat().st_size for case, file in label_files(Path(data)).items()}
 
 
 @contextmanager

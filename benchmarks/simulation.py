@@ -19,7 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.timing import shown, timed
-from nnunetv2_anomaly.simulation.simulate import simulate_folder
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.simulation.simulate import label_files, simulate_folder
 
 
 def write_plainly(label_file: Path, image: sitk.Image, target: Path) -> None:
@@ -46,7 +47,11 @@ def main() -> None:
         if labels is None:
             simulate_folder(folder / "drawn", num_phantoms=args.cases)
             labels = folder / "drawn" / "labels"
-        for number, file in enumerate(sorted(labels.glob("*.nii.gz"))[: args.cases]):
+        try:
+            files = list(label_files(labels).values())[: args.cases]
+        except UserError as error:
+            raise SystemExit(str(error)) from error
+        for number, file in enumerate(files):
             own = folder / f"case{number}"
             own.mkdir()
             (own / file.name).symlink_to(file.resolve())

@@ -244,6 +244,34 @@ def test_a_model_keeps_its_meaning_in_a_folder(tmp_path):
         take("own=nnUNetTrainer")
 
 
+def test_changed_label_maps_are_told(tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "work"
+    data.mkdir()
+    folder.mkdir()
+    for number in range(8):
+        (data / f"knee{number}.nii.gz").write_bytes(b"made up")
+
+    def take(*words):
+        options = naive_vs_aware.parse(["--folder", str(folder), "--device", "cpu", "--data", str(data), *words])
+        arguments = naive_vs_aware.checked(options)
+        naive_vs_aware.take_folder(folder, arguments, parse_models(arguments.models))
+
+    take()
+    take("--models", "nnUNetTrainer", "AnomalyAwareTrainer")
+    (data / "knee8.nii.gz").write_bytes(b"made up")
+    with pytest.raises(UserError, match=f"the label maps in {data} have changed"):
+        take()
+
+
+def test_without_models_the_baseline_does_not_mirror_either():
+    arguments = naive_vs_aware.checked(naive_vs_aware.parse(["--folder", "new", "--device", "cpu"]))
+    models = parse_models(arguments.models)
+    assert [(model.name, model.mirrors) for model in models] == [
+        ("no_mirroring", False), ("nnUNetTrainer", True), ("AnomalyAwareTrainer", False),
+    ]  # fmt: skip
+    assert len(models[2].settings["mirror_axes"]) == len(models[0].settings["mirror_axes"]) == 0
+
+
 def test_a_folder_holds_one_comparison_at_a_time(tmp_path):
     alone = naive_vs_aware.alone_in
     with alone(tmp_path), pytest.raises(UserError, match="another comparison is running in"), alone(tmp_path):
@@ -362,8 +390,11 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     assert f", cpu, {os.cpu_count()} cores" in record["machine"]
     assert record["machine"] in (folder / "results.md").read_text()
     cost = pd.read_csv(folder / "tables" / "cost.csv").set_index("model")
-    assert list(cost.index) == ["nnUNetTrainer", "bound", "pre-stage, 100 % of the iterations, margin 18.23 mm"]
-    assert cost.loc["bound", "training_seconds"] == pytest.approx(record["seconds"])
+    assert list(cost.index) == ["nnUNetTrainer", "bound", "pre-stage, 1 + 1 iterations, margin 18.23 mm"]
+    # the epochs, two of one iteration: without the start and the prediction that the command's seconds have, too
+    assert cost.loc["bound", "training_seconds"] < record["seconds"]
+    assert cost.loc["bound", "training_seconds"] == pytest.approx(2 * cost.loc["bound", "seconds_per_iteration"])
+    assert "nnUNetTrainer mirrored in training and at prediction" in (folder / "results.md").read_text()
     assert (cost[["seconds_per_iteration", "training_seconds", "training_peak_mib"]] > 0).all(axis=None)
     assert "Detectors on held-out knees" in (folder / "evaluation" / "report.html").read_text()
     assert {file.name for file in (folder / "figures").iterdir()} == {
@@ -418,7 +449,7 @@ def test_detectors_alone_are_compared(tmp_path):
     done = compare(folder, *words, "--models", *models)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(folder / "tables" / "detectors.csv")
-    titles = ["100 % of the iterations, margin 18.23 mm", "100 % of the iterations, margin 2.5 mm, augmentation off"]
+    titles = ["1 + 1 iterations, margin 18.23 mm", "1 + 1 iterations, margin 2.5 mm, augmentation off"]
     assert list(dict.fromkeys(table["detector"])) == titles
     plans = json.loads(next(folder.glob("nnUNet_preprocessed/*/nnUNetComparisonPlans.json")).read_text())
     sections = [

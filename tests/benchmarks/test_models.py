@@ -45,8 +45,15 @@ def test_a_detector_alone_is_the_one_that_a_segmentation_would_have():
 def test_detectors_that_differ_have_names_that_differ():
     all_of_them = [Detector(), Detector(0.1), Detector(margin_mm=2.5), Detector(margin_mm=25.0)]
     all_of_them += [Detector(augmentation="on"), Detector(augmentation="off"), Detector(0.1, 0.0, "off")]
-    assert len({detector.name for detector in all_of_them}) == len({d.title for d in all_of_them}) == 7
+    assert len({detector.name for detector in all_of_them}) == 7
+    assert len({detector.title((2000, 1000), 10) for detector in all_of_them}) == 7
     assert Detector(margin_mm=MARGIN_MM).name == "detector100"
+
+
+def test_a_detectors_title_tells_the_iterations_that_it_has():
+    assert Detector(0.1).title((2400, 1800), 100) == "200 + 200 iterations, margin 18.23 mm"  # of whole epochs
+    assert Detector(0.1).title((500, 500), 250) == "250 + 250 iterations, margin 18.23 mm"  # one epoch at least
+    assert Detector().title((2400, 1800), 100) == "2400 + 1800 iterations, margin 18.23 mm"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""The measurements of seconds, at small size: that they run, and what they tell beside seconds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+
+
+def run(script, *words):
+    command = [sys.executable, "-m", f"benchmarks.{script}", *words]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+
+
+def printed_by(script, *words):
+    done = run(script, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def write_phantoms(folder, number, ending):
+    folder.mkdir()
+    for seed in range(number):
+        parameters = draw_phantom(np.random.default_rng(seed))
+        labels = render_label_map(parameters, shape=(32, 48, 48), spacing_mm=(3.5, 2.9, 2.9))
+        image = sitk.GetImageFromArray(labels)
+        image.SetSpacing((2.9, 2.9, 3.5))
+        sitk.WriteImage(image, str(folder / f"knee{seed}{ending}"))
+
+
+def test_cost():
+    told = printed_by("cost", "--patch", "16", "16", "16", "--batch", "2", "--repeats", "1", "--device", "cpu")
+    for title in (
+        "Training step",
+        "Prediction of one window",
+        "The detector, one window",
+        "The detector, a batch of 2",
+    ):
+        assert f"\n{title}\n" in told
+    ratios = [float(ratio) for ratio in re.findall(r"(?m)^  anomaly-aware .* ratio ([0-9.]+)", told)]
+    assert len(ratios) == 2
+    assert min(ratios) > 0
+    # The layout of memory changes no more than the order of sums; half precision does.
+    off = {way: float(number) for way, number in re.findall(r"(\S+): off by at most (\S+) of the largest error", told)}
+    assert off["channels-last"] < 1e-4 < off["bfloat16"] < 0.5
+
+
+def test_evaluation_of_small_maps():
+    told = printed_by("evaluation", "--size", "40", "48", "48", "--repeats", "1", "--ways", "box", "--another_knee")
+    tables = told.split("Surface metrics")[1:]
+    assert [re.search("prediction (.*):", table).group(1) for table in tables] == [
+        "without strays", "with 30 strays", "another knee",
+    ]  # fmt: skip
+    for table in tables:
+        measuring, cleaning = table.split("Clean-up")
+        deviations = [float(cell) for row in re.findall(r"\*\*ours\*\*.*", measuring) for cell in row.split("|")[5:-1]]
+        assert len(deviations) == 5
+        assert max(deviations) < 1e-9
+        assert [row.split("|")[5].strip() for row in re.findall(r"\*\*ours\*\*.*", cleaning)] == ["0"]
+
+
+def test_evaluation_tells_of_phantoms_that_lack_a_label():
+    done = run("evaluation", "--size", "8", "8", "8", "--repeats", "1", "--ways", "box")
+    assert done.returncode == 1
+    assert "phantoms of 8 x 8 x 8 voxels do not hold all of" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_simulation_of_label_maps_of_any_format(tmp_path):
+    write_phantoms(tmp_path / "maps", 2, ".nii")
+    told = printed_by("simulation", "--labels", str(tmp_path / "maps"), "--cases", "5")
+    assert "2 cases of (48, 48, 32) voxels" in told
+    assert float(re.search(r"ratio of the medians +([0-9.]+)", told).group(1)) > 0
+
+
+def test_simulation_tells_of_a_folder_without_label_maps(tmp_path):
+    done = run("simulation", "--labels", str(tmp_path))
+    assert done.returncode == 1
+    assert "holds no label map" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_conversion():
+    told = printed_by("conversion", "--cases", "2", "--size", "48", "96", "96", "-np", "1")
+    assert "2 cases, one process" in told
+    assert float(re.search(r"ratio of the medians +([0-9.]+)", told).group(1)) > 0
+    assert "The command with -np 1" in told
