@@ -130,7 +130,7 @@ def provenance(experiment: Experiment, command: str) -> list[str]:
 def _on_mirroring(names: list[str]) -> str:
     return (
         f"As nnU-Net's default has it, {', '.join(names)} mirrored in training and at prediction, which takes up to "
-        "eight passes; the others as their settings say."
+        "eight passes; the others did not, unless their settings say so."
     )
 
 
@@ -364,7 +364,8 @@ def cost_table(experiment: Experiment) -> Table:
         tuple(rows),
         (
             "An iteration is a batch of training with its share of the epoch's validation. A training is the sum of "
-            "its epochs: without what comes before, and without nnU-Net's prediction of the validation cases after it. "
+            "its epochs: without what comes before and between them (checkpoints, progress.png), and without nnU-Net's "
+            "prediction of the validation cases after it. "
             "Prediction is the whole command, with its start. The pre-stage comes on top, once for each fold. Steps "
             "that ran side by side "
             "(--jobs), or on different machines, are not for comparing; benchmarks.cost is. "

@@ -110,9 +110,11 @@ def show_detector_variants(
     ways: dict[str, Callable[[], Tensor]] = {
         "as it is": lambda: detector(image),
         "channels-last": lambda: channels_last(image.contiguous(memory_format=format_of)),
-        "bfloat16": lambda: _in_bfloat16(detector, image),
     }
+    if image.device.type in ("cuda", "cpu"):  # autocast of others is not there in every torch
+        ways["bfloat16"] = lambda: _in_bfloat16(detector, image)
     if arguments.compile:
+        torch.compiler.reset()  # else the second size would be compiled for sizes that vary
         compiled = torch.compile(detector)
         ways["compiled"] = lambda: compiled(image)
 

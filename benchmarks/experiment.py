@@ -421,8 +421,7 @@ class Experiment:
         variables: dict[str, object] = {}
         if self.arguments.device == "cpu":
             # Steps run side by side, and each process that exports a segmentation imports torch anew.
-            threads = os.environ.get("OMP_NUM_THREADS", "1")
-            variables |= {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
+            variables |= {"OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
             if words[0] == "nnUNetv2_train":
                 variables["nnUNet_n_proc_DA"] = 0  # without worker processes a seed gives one result
         environment = self.environment(**variables)
@@ -467,12 +466,19 @@ class Experiment:
 
 
 @functools.cache
+def _gpu_name() -> str:
+    # Asked by another process: this one would begin CUDA, and hold memory of the GPU beside the trainings.
+    words = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _machine(device: str) -> str:
     if device == "cuda":
-        # Asked by another process: this one would begin CUDA, and hold memory of the GPU beside the trainings.
-        words = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
-        name = subprocess.run(words, capture_output=True, text=True).stdout.strip()
-        return f"{platform.machine()}, {name or 'a GPU that does not tell its name'}"
+        try:
+            name = _gpu_name()
+        except subprocess.CalledProcessError:  # not kept: it may be taken for a moment
+            name = "a GPU that does not tell its name"
+        return f"{platform.machine()}, {name}"
     return f"{platform.machine()}, {device}, {os.cpu_count()} cores"
 
 

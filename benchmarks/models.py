@@ -88,9 +88,10 @@ class Detector:
         return tuple(max(1, round(self.share * iterations / per_epoch)) for iterations in budget)
 
     def title(self, budget: Sequence[int], per_epoch: int) -> str:
-        """In tables."""
+        """In tables; another one for each detector, also where shares come to the same whole epochs."""
         iterations = " + ".join(str(epochs * per_epoch) for epochs in self.epochs(budget, per_epoch))
-        parts = [f"{iterations} iterations", f"margin {self.margin_mm:g} mm"]
+        share = f" (for {round(100 * self.share)} %)" if self.share != 1 else ""
+        parts = [f"{iterations} iterations{share}", f"margin {self.margin_mm:g} mm"]
         return ", ".join(parts + ([f"augmentation {self.augmentation}"] if self.augmentation else []))
 
 

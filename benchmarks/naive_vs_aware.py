@@ -11,6 +11,7 @@ import json
 import shlex
 import signal
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -150,7 +151,7 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     """
     state = folder / STATE
     now = {"arguments": asdict(arguments), "models": {model.name: asdict(model) for model in models}}
-    now["label_maps"] = _sizes_of_label_maps(arguments.data)
+    now["label_maps"] = _checksums_of_label_maps(arguments.data)
     now = json.loads(json.dumps(now))
     if state.is_file():
         before = read_json(state)
@@ -166,12 +167,18 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
             for name, model in now["models"].items()
             if before["models"].get(name, model) != model
         ]
-        if before.get("label_maps", now["label_maps"]) != now["label_maps"]:
-            differing.append(f"the label maps in {arguments.data} have changed")
         if differing:
             raise UserError(
                 f"{folder} holds a comparison with other arguments ({'; '.join(differing)}); give another --folder, or "
                 "the model another name."
+            )
+        then = before.get("label_maps", now["label_maps"])
+        changed = sorted(case for case in {*then, *now["label_maps"]} if then.get(case) != now["label_maps"].get(case))
+        if changed:
+            raise UserError(
+                f"the label maps in {arguments.data} are not those that {folder} was begun with (added, changed or "
+                f"gone: {', '.join(changed[:5])}{', ...' if changed[5:] else ''}); give the former ones, or another "
+                "--folder."
             )
         now["models"] = {**before["models"], **now["models"]}
     elif folder.exists() and {file.name for file in folder.iterdir()} - {LOCK}:
@@ -182,11 +189,11 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     return now
 
 
-def _sizes_of_label_maps(data: str) -> dict[str, int]:
-    """Bytes of each label map by its case; none for phantoms, which are drawn."""
+def _checksums_of_label_maps(data: str) -> dict[str, int]:
+    """CRC-32 of each label map's file by its case; none for phantoms, which are drawn."""
     if data == "phantoms":
         return {}
-    return {case: file.stat().st_size for case, file in label_files(Path(data)).items()}
+    return {case: zlib.crc32(file.read_bytes()) for case, file in label_files(Path(data)).items()}
 
 
 @contextmanager

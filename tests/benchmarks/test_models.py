@@ -46,13 +46,14 @@ def test_detectors_that_differ_have_names_that_differ():
     all_of_them = [Detector(), Detector(0.1), Detector(margin_mm=2.5), Detector(margin_mm=25.0)]
     all_of_them += [Detector(augmentation="on"), Detector(augmentation="off"), Detector(0.1, 0.0, "off")]
     assert len({detector.name for detector in all_of_them}) == 7
-    assert len({detector.title((2000, 1000), 10) for detector in all_of_them}) == 7
+    all_of_them.append(Detector(0.12))  # as many whole epochs as 0.1
+    assert len({detector.title((2400, 1800), 100) for detector in all_of_them}) == 8
     assert Detector(margin_mm=MARGIN_MM).name == "detector100"
 
 
 def test_a_detectors_title_tells_the_iterations_that_it_has():
-    assert Detector(0.1).title((2400, 1800), 100) == "200 + 200 iterations, margin 18.23 mm"  # of whole epochs
-    assert Detector(0.1).title((500, 500), 250) == "250 + 250 iterations, margin 18.23 mm"  # one epoch at least
+    assert Detector(0.1).title((2400, 1800), 100) == "200 + 200 iterations (for 10 %), margin 18.23 mm"  # whole epochs
+    assert Detector(0.1).title((500, 500), 250) == "250 + 250 iterations (for 10 %), margin 18.23 mm"  # one at least
     assert Detector().title((2400, 1800), 100) == "2400 + 1800 iterations, margin 18.23 mm"
 
 

@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 def run(script, *words):
     command = [sys.executable, "-m", f"benchmarks.{script}", *words]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
 
 
 def printed_by(script, *words):
@@ -43,9 +43,7 @@ def test_cost():
         "The detector, a batch of 2",
     ):
         assert f"\n{title}\n" in told
-    ratios = [float(ratio) for ratio in re.findall(r"(?m)^  anomaly-aware .* ratio ([0-9.]+)", told)]
-    assert len(ratios) == 2
-    assert min(ratios) > 0
+    assert len(re.findall(r"(?m)^  anomaly-aware .* ratio [0-9.]+$", told)) == 2
     # The layout of memory changes no more than the order of sums; half precision does.
     off = {way: float(number) for way, number in re.findall(r"(\S+): off by at most (\S+) of the largest error", told)}
     assert off["channels-last"] < 1e-4 < off["bfloat16"] < 0.5
@@ -76,7 +74,7 @@ def test_simulation_of_label_maps_of_any_format(tmp_path):
     write_phantoms(tmp_path / "maps", 2, ".nii")
     told = printed_by("simulation", "--labels", str(tmp_path / "maps"), "--cases", "5")
     assert "2 cases of (48, 48, 32) voxels" in told
-    assert float(re.search(r"ratio of the medians +([0-9.]+)", told).group(1)) > 0
+    assert re.search(r"ratio of the medians +[0-9.]+$", told, re.MULTILINE)
 
 
 def test_simulation_tells_of_a_folder_without_label_maps(tmp_path):
@@ -89,5 +87,5 @@ def test_simulation_tells_of_a_folder_without_label_maps(tmp_path):
 def test_conversion():
     told = printed_by("conversion", "--cases", "2", "--size", "48", "96", "96", "-np", "1")
     assert "2 cases, one process" in told
-    assert float(re.search(r"ratio of the medians +([0-9.]+)", told).group(1)) > 0
+    assert re.search(r"ratio of the medians +[0-9.]+$", told, re.MULTILINE)
     assert "The command with -np 1" in told
