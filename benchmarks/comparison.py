@@ -365,11 +365,9 @@ def cost_table(experiment: Experiment) -> Table:
         (
             "An iteration is a batch of training with its share of the epoch's validation. A training is the sum of "
             "its epochs: without what comes before and between them (checkpoints, progress.png), and without nnU-Net's "
-            "prediction of the validation cases after it. "
-            "Prediction is the whole command, with its start. The pre-stage comes on top, once for each fold. Steps "
-            "that ran side by side "
-            "(--jobs), or on different machines, are not for comparing; benchmarks.cost is. "
-            + _machines_of(experiment),
+            "prediction of the validation cases after it. Prediction is the whole command, with its start. The "
+            "pre-stage comes on top, once for each fold. Steps that ran side by side (--jobs), or on different "
+            "machines, are not for comparing; benchmarks.cost is. " + _machines_of(experiment),
         ),
     )
 

@@ -11,7 +11,6 @@ import json
 import shlex
 import signal
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -24,7 +23,7 @@ from benchmarks.models import ABLATIONS, DEFAULTS, Model, parse_models
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
-from nnunetv2_anomaly.simulation.simulate import label_files
+from nnunetv2_anomaly.simulation.simulate import label_files, label_map_checksum
 
 STATE = "comparison.json"
 LOCK = "lock"
@@ -139,8 +138,10 @@ def _frozen(value: object) -> object:
 
 
 def take_folder(folder: Path, arguments: Arguments, models: list[Model]) -> None:
-    """Begin in a folder, or go on; raises as ``checked_state``."""
-    write_text(folder / STATE, json.dumps(checked_state(folder, arguments, models), indent=1))
+    """Begin in a folder, or go on; raises as ``checked_state`` and ``checked_label_maps``."""
+    state = checked_state(folder, arguments, models)
+    state["label_maps"] = checked_label_maps(folder, arguments.data)
+    write_text(folder / STATE, json.dumps(state, indent=1))
 
 
 def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> dict[str, Any]:
@@ -151,7 +152,6 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     """
     state = folder / STATE
     now = {"arguments": asdict(arguments), "models": {model.name: asdict(model) for model in models}}
-    now["label_maps"] = _checksums_of_label_maps(arguments.data)
     now = json.loads(json.dumps(now))
     if state.is_file():
         before = read_json(state)
@@ -172,14 +172,6 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
                 f"{folder} holds a comparison with other arguments ({'; '.join(differing)}); give another --folder, or "
                 "the model another name."
             )
-        then = before.get("label_maps", now["label_maps"])
-        changed = sorted(case for case in {*then, *now["label_maps"]} if then.get(case) != now["label_maps"].get(case))
-        if changed:
-            raise UserError(
-                f"the label maps in {arguments.data} are not those that {folder} was begun with (added, changed or "
-                f"gone: {', '.join(changed[:5])}{', ...' if changed[5:] else ''}); give the former ones, or another "
-                "--folder."
-            )
         now["models"] = {**before["models"], **now["models"]}
     elif folder.exists() and {file.name for file in folder.iterdir()} - {LOCK}:
         raise UserError(f"{folder} is not empty and holds no comparison; give another --folder.")
@@ -189,11 +181,22 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     return now
 
 
-def _checksums_of_label_maps(data: str) -> dict[str, int]:
-    """CRC-32 of each label map's file by its case; none for phantoms, which are drawn."""
-    if data == "phantoms":
-        return {}
-    return {case: zlib.crc32(file.read_bytes()) for case, file in label_files(Path(data)).items()}
+def checked_label_maps(folder: Path, data: str) -> dict[str, int | None]:
+    """Each label map's checksum by its case; none for phantoms, which are drawn.
+
+    Raises: UserError if the comparison in the folder was begun with others.
+    """
+    files = {} if data == "phantoms" else label_files(Path(data))
+    now = {case: label_map_checksum(file) for case, file in files.items()}
+    state = folder / STATE
+    then = read_json(state).get("label_maps", now) if state.is_file() else now
+    changed = sorted(case for case in {*then, *now} if then.get(case) != now.get(case))
+    if changed:
+        raise UserError(
+            f"the label maps in {data} are not those that {folder} was begun with (added, changed or gone: "
+            f"{', '.join(changed[:5])}{', ...' if changed[5:] else ''}); give the former ones, or another --folder."
+        )
+    return now
 
 
 @contextmanager

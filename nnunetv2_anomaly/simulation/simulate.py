@@ -348,11 +348,11 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
         case: entry
         for case, entry in cases.items()
         if all(path.exists() for path in _case_files(output_folder, case))
-        and entry["source_crc32"] == _checksum(sources[case])
+        and entry["source_crc32"] == label_map_checksum(sources[case])
     }
 
 
-def _checksum(file: Path | str | None) -> int | None:
+def label_map_checksum(file: Path | str | None) -> int | None:
     """CRC-32 of a label file, to notice that it has changed; None for a phantom."""
     if file is None:
         return None
@@ -392,7 +392,7 @@ def _simulate_case(job: _Job) -> dict:
     area = intensity_auc(stored, labels, anomalies)
     return {
         "source": None if job.label_file is None else Path(job.label_file).name,
-        "source_crc32": _checksum(job.label_file),
+        "source_crc32": label_map_checksum(job.label_file),
         "seed": entropy,
         "side": side,
         "size": list(label_image.GetSize()),
