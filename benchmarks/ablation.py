@@ -15,13 +15,13 @@ from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.anomaly.error_channel import error_channel
+from nnunetv2_anomaly.detectors.artefact import read_checkpoint
+from nnunetv2_anomaly.detectors.error_channel import error_channel
+from nnunetv2_anomaly.detectors.inpainting.construction import build_detector
+from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.networks.unet import full_precision
-from nnunetv2_anomaly.prestage.construction import build_detector
-from nnunetv2_anomaly.prestage.handover import read_checkpoint
-from nnunetv2_anomaly.prestage.networks import AnomalyDetector
-from nnunetv2_anomaly.segmentation.network import AnomalyAwareNetwork
+from nnunetv2_anomaly.networks.blocks import full_precision
+from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 
 #: section of a configuration in plans.json: which map the channel and the focal weight are made of
 SECTION = "ablation"

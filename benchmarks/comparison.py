@@ -23,19 +23,19 @@ from nnunetv2_anomaly.evaluation.figures import Drawing
 from nnunetv2_anomaly.evaluation.report import lesion_tables
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
-from nnunetv2_anomaly.evaluation.surface import DISTANCES
 from nnunetv2_anomaly.evaluation.tables import DSC, HD_RAW, MEASURES, Cell, Measure, Table, in_words
 from nnunetv2_anomaly.files import read_json, write_text
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription, find_dataset_description
+from nnunetv2_anomaly.images.segmentations import chosen_reader
 from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
+from nnunetv2_anomaly.measurements.surface import DISTANCES
 from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.prediction.detector_quality import measure_detector
-from nnunetv2_anomaly.prestage.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over
+from nnunetv2_anomaly.prediction.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over
 from nnunetv2_anomaly.reporting import page
+from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section
-from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, find_dataset_description
-from nnunetv2_anomaly.volumes.figures import save_figure
-from nnunetv2_anomaly.volumes.segmentations import chosen_reader
 
 #: between a case's name and its repeat's, in the names of gathered files
 _OF = "--"

@@ -28,8 +28,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.anomaly.error_image import focal_weight
-from nnunetv2_anomaly.losses.anomaly_aware import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to
+from nnunetv2_anomaly.detectors.error import focal_weight
+from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to
 
 NUM_CLASSES = 7
 

@@ -32,15 +32,15 @@ from tqdm import tqdm
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
 from benchmarks.models import MARGIN_MM, Detector, Model
-from nnunetv2_anomaly.demo.run import write_split
+from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
 from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_command, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
-from nnunetv2_anomaly.planning.whole_image import WHOLE_IMAGE_PLANS, planned_for
-from nnunetv2_anomaly.prestage.preparation import erased_region
-from nnunetv2_anomaly.protocol.chain import PRE_STAGE, Step
-from nnunetv2_anomaly.settings import SECTION
-from nnunetv2_anomaly.volumes.files import write_image
+from nnunetv2_anomaly.images.files import write_image
+from nnunetv2_anomaly.plans.settings import SECTION
+from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS, planned_for
+from nnunetv2_anomaly.workflows.demo import write_split
+from nnunetv2_anomaly.workflows.published_chain import PRE_STAGE, Step
 
 DATASET_ID, DATASET = "521", "Dataset521_Comparison"
 #: the same images with the hole mask as a second channel, for models that know it

@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from nnunetv2_anomaly.evaluation.figures import Drawing, plain
 from nnunetv2_anomaly.evaluation.tables import Measure, in_words
-from nnunetv2_anomaly.volumes.figures import own_style
+from nnunetv2_anomaly.reporting.drawing import own_style
 
 _PANELS_PER_ROW = 6
 

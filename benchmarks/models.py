@@ -11,9 +11,9 @@ from typing import Any
 import nnunetv2_anomaly.trainers as trainers
 
 from benchmarks.ablation import check_choices
+from nnunetv2_anomaly.detectors.artefact import PRESTAGE_TRAINER as PRE_STAGE
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.prestage.handover import PRESTAGE_TRAINER as PRE_STAGE
-from nnunetv2_anomaly.settings import SETTINGS
+from nnunetv2_anomaly.plans.settings import SETTINGS
 from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
 
 #: keys of a model that choose the maps of ``ablation.AblationTrainer``

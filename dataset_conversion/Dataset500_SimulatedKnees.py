@@ -20,8 +20,8 @@ import SimpleITK as sitk
 
 from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
-from nnunetv2_anomaly.volumes.files import write_image
 
 
 def convert(

@@ -19,8 +19,8 @@ from nnunetv2_anomaly.conversion.command import main_of, run_conversion
 from nnunetv2_anomaly.conversion.release import LICENCE, Case, Release
 from nnunetv2_anomaly.conversion.sources import ImageSource, image_files, label_files
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.files import image_stem
 from nnunetv2_anomaly.labels import OAI_ZIB_LABELS, OAIZIB_CM_LABELS
-from nnunetv2_anomaly.volumes.files import image_stem
 
 RELEASE = Release(
     key="oaizib_cm",

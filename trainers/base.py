@@ -21,7 +21,11 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_anomaly.checkpoints import (
+from nnunetv2_anomaly.device import check_device
+from nnunetv2_anomaly.errors import UnsupportedError, UserError, listed
+from nnunetv2_anomaly.files import nothing_can_be_written, why_not_writable
+from nnunetv2_anomaly.plans.settings import SETTINGS, default, section_of
+from nnunetv2_anomaly.training.checkpoints import (
     NAMES,
     differing_plans,
     first_difference,
@@ -29,11 +33,7 @@ from nnunetv2_anomaly.checkpoints import (
     others_beside,
     read_own_checkpoint,
 )
-from nnunetv2_anomaly.device import check_device
-from nnunetv2_anomaly.errors import UnsupportedError, UserError, listed
-from nnunetv2_anomaly.files import nothing_can_be_written, why_not_writable
-from nnunetv2_anomaly.prestage.data_record import continued, data_record
-from nnunetv2_anomaly.settings import SETTINGS, default, section_of
+from nnunetv2_anomaly.training.data_record import continued, data_record
 from nnunetv2_anomaly.training.finite import LossWatch
 from nnunetv2_anomaly.training.pretrained import check_copied_weights, given_weights_file
 

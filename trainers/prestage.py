@@ -20,11 +20,7 @@ from torch import autocast, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_anomaly.checkpoints import entry_of
-from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.losses.prestage import PreStageLoss
-from nnunetv2_anomaly.prestage.construction import build_prestage_network
-from nnunetv2_anomaly.prestage.handover import (
+from nnunetv2_anomaly.detectors.artefact import (
     CHECKPOINT_KEY,
     ENTRIES,
     TRAIN_AGAIN,
@@ -32,14 +28,18 @@ from nnunetv2_anomaly.prestage.handover import (
     find_checkpoint,
     read_checkpoint,
 )
-from nnunetv2_anomaly.prestage.preparation import cache_folder, intensity_statistics, prepare_cases
-from nnunetv2_anomaly.prestage.quality import ErasedRegionQuality, erased_region_quality
-from nnunetv2_anomaly.prestage.schedule import PhaseLRScheduler, learning_rate_of_phase
-from nnunetv2_anomaly.prestage.validation import CaseForValidation, labels_named, validate_case, write_summary
-from nnunetv2_anomaly.settings import default
+from nnunetv2_anomaly.detectors.inpainting.construction import build_prestage_network
+from nnunetv2_anomaly.detectors.inpainting.losses import PreStageLoss
+from nnunetv2_anomaly.detectors.inpainting.preparation import cache_folder, intensity_statistics, prepare_cases
+from nnunetv2_anomaly.detectors.inpainting.quality import ErasedRegionQuality, erased_region_quality
+from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, learning_rate_of_phase
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.prediction.validation import CaseForValidation, labels_named, validate_case, write_summary
+from nnunetv2_anomaly.reporting.drawing import save_prestage_progress
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
+from nnunetv2_anomaly.training.checkpoints import entry_of
 from nnunetv2_anomaly.training.pretrained import given_weights_file
-from nnunetv2_anomaly.volumes.figures import save_prestage_progress
 
 #: logged once an epoch, beside nnU-Net's train_losses, val_losses, lrs and timestamps
 QUALITY_KEYS = ("mse_erased", "mse_constant", "mse_blurred")

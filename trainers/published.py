@@ -20,13 +20,13 @@ from nnunetv2_anomaly.trainers.segmentation import AnomalyAwareSegmentation, Seg
 from torch import distributed as dist
 from torch import nn
 
+from nnunetv2_anomaly.detectors.inpainting.construction import planned_strides
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.losses.published import MultiClassDiceLoss
-from nnunetv2_anomaly.networks.published import CAN, UNET, NetworkShape, PublishedNetwork
-from nnunetv2_anomaly.prestage.construction import planned_strides
+from nnunetv2_anomaly.segmenters.published.loading import EveryCaseOnceLoader
+from nnunetv2_anomaly.segmenters.published.losses import MultiClassDiceLoss
+from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET, NetworkShape, PublishedNetwork
+from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
-from nnunetv2_anomaly.training.loading import EveryCaseOnceLoader
-from nnunetv2_anomaly.training.optimization import adam_at_constant_rate
 
 
 class PublishedProtocol(SegmentationTrainer):

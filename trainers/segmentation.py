@@ -15,20 +15,20 @@ from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunetv2_anomaly.errors import UnsupportedError, UserError
-from nnunetv2_anomaly.losses.anomaly_aware import AnomalyAwareLoss, DiceAndFocalCrossEntropy
-from nnunetv2_anomaly.prestage.construction import build_detector, planned_strides
-from nnunetv2_anomaly.prestage.data_record import CHECKPOINT_KEY, case_record, check_data, data_record
-from nnunetv2_anomaly.prestage.handover import (
+from nnunetv2_anomaly.detectors.artefact import (
     check_fold_rule,
     describe_quality,
     find_checkpoint,
     install_detector,
     read_detector,
 )
-from nnunetv2_anomaly.segmentation.network import AnomalyAwareNetwork
-from nnunetv2_anomaly.settings import default
-from nnunetv2_anomaly.volumes.files import check_whole
+from nnunetv2_anomaly.detectors.inpainting.construction import build_detector, planned_strides
+from nnunetv2_anomaly.errors import UnsupportedError, UserError
+from nnunetv2_anomaly.images.files import check_whole
+from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
+from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
+from nnunetv2_anomaly.training.data_record import CHECKPOINT_KEY, case_record, check_data, data_record
 
 
 class SegmentationTrainer(AnomalyTrainerBase):

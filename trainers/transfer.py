@@ -21,15 +21,15 @@ from nnunetv2_anomaly.trainers.published import (
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import nn
 
-from nnunetv2_anomaly.checkpoints import entry_of
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.losses.published import WeightedDiceLoss
+from nnunetv2_anomaly.segmenters.published.losses import WeightedDiceLoss
+from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.training.augmentation import (
     loaded_patch_size,
     published_spatial_transform,
     transforms_without_augmentation,
 )
-from nnunetv2_anomaly.training.optimization import adam_at_constant_rate
+from nnunetv2_anomaly.training.checkpoints import entry_of
 from nnunetv2_anomaly.training.pretrained import (
     CHECKPOINT_KEY,
     PretrainedModel,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_anomaly.doctor import diagnose, report
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.inspection.installation import diagnose, report
 
 HELP = (
     "Check versions, paths, trainers, GPU, memory and workers, or with --model somebody else's model; exit status 1 if "
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 def _inspect(model: Path) -> int:
     # nnU-Net and torch may be broken, which is just what the verb without --model is for.
     try:
-        from nnunetv2_anomaly.model_inspection import VERDICTS, inspect_model
+        from nnunetv2_anomaly.inspection.model import VERDICTS, inspect_model
     except ImportError as error:
         raise UserError(
             f"a model cannot be inspected without nnU-Net and torch ({error}); run nnUNetv2_anomaly doctor"

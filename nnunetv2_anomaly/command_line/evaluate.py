@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
         prepare_output,
         write_evaluation,
     )
+    from nnunetv2_anomaly.images.dataset_description import find_dataset_description
+    from nnunetv2_anomaly.images.segmentations import chosen_reader
     from nnunetv2_anomaly.parallel import chosen_processes
-    from nnunetv2_anomaly.volumes.dataset_description import find_dataset_description
-    from nnunetv2_anomaly.volumes.segmentations import chosen_reader
 
     num_processes = chosen_processes(args.np)
     if args.subjects is None and (args.group_by != KL_COLUMN or args.group_limit is not None):

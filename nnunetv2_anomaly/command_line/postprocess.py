@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
     """Clean; returns 0."""
     # pandas and SciPy take seconds to import: not for a mere --help.
     from nnunetv2_anomaly.errors import UserError
+    from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.parallel import chosen_processes
     from nnunetv2_anomaly.postprocessing.run import postprocess_folder
-    from nnunetv2_anomaly.volumes.dataset_description import find_dataset_description
 
     num_processes = chosen_processes(args.np)
     if not args.i.is_dir():

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or run the chain; returns 0, or the status of the command that failed."""
     # Imported here: nnU-Net takes seconds, which --help need not wait for.
-    from nnunetv2_anomaly.protocol.chain import Chain, run_chain
+    from nnunetv2_anomaly.workflows.published_chain import Chain, run_chain
 
     chain = Chain(
         zib=args.zib,

@@ -19,8 +19,7 @@ from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
 from nnunetv2_anomaly.conversion.sources import ImageSource, source_key
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.volumes.figures import save_label_figure
-from nnunetv2_anomaly.volumes.files import (
+from nnunetv2_anomaly.images.files import (
     image_stem,
     label_source_sha256,
     read_header,
@@ -28,8 +27,9 @@ from nnunetv2_anomaly.volumes.files import (
     sha256_of,
     write_image,
 )
-from nnunetv2_anomaly.volumes.grids import OPPOSITE, Grid, corner_distance_mm, differences, oriented, posed
-from nnunetv2_anomaly.volumes.label_maps import count_values, read_label_map
+from nnunetv2_anomaly.images.grids import OPPOSITE, Grid, corner_distance_mm, differences, oriented, posed
+from nnunetv2_anomaly.images.label_maps import count_values, read_label_map
+from nnunetv2_anomaly.reporting.drawing import save_label_figure
 
 #: columns of the manifest before the voxel counts, in their order
 COLUMNS = (

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.volumes.grids import TOLERANCE_MM, Grid
+from nnunetv2_anomaly.images.grids import TOLERANCE_MM, Grid
 
 #: A step between neighbouring slices may differ from the others by this much, or by this share. Positions are decimal
 #: text: two of them rounded to 0.01 mm, the coarsest met, make a step wrong by 0.01 mm. The smallest fault of interest,

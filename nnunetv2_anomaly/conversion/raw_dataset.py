@@ -12,7 +12,7 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.volumes.colours import write_colour_tables
+from nnunetv2_anomaly.images.colours import write_colour_tables
 
 #: Images are stored along right, anterior, superior, and nnU-Net is told to turn whatever it reads that way. So a
 #: model that learned on one of the data sets sees new images as it learned them, whichever way their files run.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import is_half_written
-from nnunetv2_anomaly.volumes.files import FILE_ENDINGS, image_stem
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem
 
 BASELINE = "00m"
 

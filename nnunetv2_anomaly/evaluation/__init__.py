@@ -1,5 +1,5 @@
 """How well a prediction agrees with its reference."""
 
-from nnunetv2_anomaly.evaluation.surface import evaluate_case, surface_metrics
+from nnunetv2_anomaly.measurements.surface import evaluate_case, surface_metrics
 
 __all__ = ["evaluate_case", "surface_metrics"]

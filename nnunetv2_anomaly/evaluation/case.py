@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.evaluation.detection import detect
 from nnunetv2_anomaly.evaluation.results import BOTH, CLEANED, INVENTED, MISSED, NEITHER, RAW
-from nnunetv2_anomaly.evaluation.surface import evaluate_case
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription
+from nnunetv2_anomaly.images.label_maps import count_values
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
+from nnunetv2_anomaly.measurements.lesions import detect
+from nnunetv2_anomaly.measurements.surface import evaluate_case
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
-from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription
-from nnunetv2_anomaly.volumes.label_maps import count_values
-from nnunetv2_anomaly.volumes.segmentations import Segmentation, SegmentationFiles
 
 #: what becomes of distances where just one of the two maps has a label
 DIAGONAL, EXCLUDE = "diagonal", "exclude"

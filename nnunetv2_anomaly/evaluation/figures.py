@@ -19,11 +19,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.results import INVENTED, MISSED, PROBABILITY, SIZE, Evaluation
-from nnunetv2_anomaly.evaluation.surface import DISTANCES
 from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words, size_in_words
-from nnunetv2_anomaly.volumes.figures import label_palette, own_style
+from nnunetv2_anomaly.measurements import lesions as detection
+from nnunetv2_anomaly.measurements.surface import DISTANCES
+from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
 
 # Okabe and Ito's colours, which people of any colour vision tell apart, without the yellow that white paper swallows.
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")

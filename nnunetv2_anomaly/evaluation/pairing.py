@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import read_json
-from nnunetv2_anomaly.volumes.dataset_description import segmentation_files
+from nnunetv2_anomaly.images.dataset_description import segmentation_files
 
 
 @dataclass(frozen=True)

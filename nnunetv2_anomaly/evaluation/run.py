@@ -32,17 +32,17 @@ from nnunetv2_anomaly.evaluation.pairing import (
 )
 from nnunetv2_anomaly.evaluation.report import Findings, select_cases, write_report, write_tables_and_figures
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
-from nnunetv2_anomaly.evaluation.surface import METRICS
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
+from nnunetv2_anomaly.images.colours import write_colour_tables
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
+from nnunetv2_anomaly.images.files import read_image
+from nnunetv2_anomaly.images.grids import Grid, oriented, same_grid
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
+from nnunetv2_anomaly.measurements.surface import METRICS
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
+from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section
-from nnunetv2_anomaly.volumes.colours import write_colour_tables
-from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, segmentation_files
-from nnunetv2_anomaly.volumes.figures import save_figure
-from nnunetv2_anomaly.volumes.files import read_image
-from nnunetv2_anomaly.volumes.grids import Grid, oriented, same_grid
-from nnunetv2_anomaly.volumes.segmentations import Segmentation, SegmentationFiles
 
 #: what stands between a case's name and the file ending in the names of the images that pictures show
 _IMAGE, _ERROR_IMAGE = "_0000", "_error"

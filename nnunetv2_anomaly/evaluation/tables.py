@@ -30,8 +30,8 @@ from nnunetv2_anomaly.evaluation.results import (
     SIZE,
     Evaluation,
 )
-from nnunetv2_anomaly.evaluation.surface import DISTANCES, METRICS
 from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.measurements.surface import DISTANCES, METRICS
 from nnunetv2_anomaly.reporting import page
 
 DAGGER = "†"

@@ -1,1 +1,1 @@
-"""Building blocks of the method's own networks (method paper, Appendix A)."""
+"""Building blocks that families share."""

@@ -6,9 +6,9 @@ import argparse
 import math
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
-from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription
 
 
 def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,14 +16,14 @@ import pandas as pd
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
+from nnunetv2_anomaly.images.colours import write_colour_tables
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
+from nnunetv2_anomaly.images.label_maps import count_values
+from nnunetv2_anomaly.images.segmentations import SegmentationFiles, chosen_reader
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.postprocessing.clean_up import Cleaned, CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
-from nnunetv2_anomaly.volumes.colours import write_colour_tables
-from nnunetv2_anomaly.volumes.dataset_description import DatasetDescription, segmentation_files
-from nnunetv2_anomaly.volumes.label_maps import count_values
-from nnunetv2_anomaly.volumes.segmentations import SegmentationFiles, chosen_reader
 
 #: tells in an output folder that a clean-up wrote it, and with which settings
 MARKER = "postprocessing.json"

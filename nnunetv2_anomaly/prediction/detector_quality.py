@@ -12,13 +12,13 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from tqdm import tqdm
 
+from nnunetv2_anomaly.detectors.inpainting.networks import PreStageNetwork
+from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import BONES, LESIONS
 from nnunetv2_anomaly.prediction.error_images import list_cases
 from nnunetv2_anomaly.prediction.models import load_model
-from nnunetv2_anomaly.prestage.networks import PreStageNetwork
-from nnunetv2_anomaly.prestage.preparation import erased_region
-from nnunetv2_anomaly.prestage.validation import CaseForValidation, validate_case, write_summary
+from nnunetv2_anomaly.prediction.validation import CaseForValidation, validate_case, write_summary
 
 
 def measure_detector(

@@ -19,14 +19,14 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
+from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_text, written_into
+from nnunetv2_anomaly.images.files import check_whole
+from nnunetv2_anomaly.images.sliding_window import predict_image
+from nnunetv2_anomaly.prediction.case_files import output_files, write_case
 from nnunetv2_anomaly.prediction.models import load_model
-from nnunetv2_anomaly.prestage.networks import AnomalyDetector
-from nnunetv2_anomaly.prestage.validation import DetectorWindow
-from nnunetv2_anomaly.volumes.files import check_whole
-from nnunetv2_anomaly.volumes.output import output_files, write_case
-from nnunetv2_anomaly.volumes.sliding_window import predict_image
+from nnunetv2_anomaly.prediction.validation import DetectorWindow
 
 #: searched in this order when no trainer is named
 DEFAULT_TRAINERS = ("AnomalyAwareTrainer", "AnomalyPreStageTrainer")

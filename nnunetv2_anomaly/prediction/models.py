@@ -8,9 +8,9 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_anomaly.checkpoints import UNREADABLE, first_line, load_file
 from nnunetv2_anomaly.environment import let_nnunet_find_trainers
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.training.checkpoints import UNREADABLE, first_line, load_file
 
 
 def load_model(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.volumes.figures import figure_bytes
+from nnunetv2_anomaly.reporting.drawing import figure_bytes
 
 _STYLE = """
 :root { --ink: #1f2328; --quiet: #5b636d; --line: #d5d9de; --soft: #f5f6f8; --accent: #1f5a94; }

@@ -26,18 +26,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.anomaly.auc import roc_auc
+from nnunetv2_anomaly.detectors.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text, written_into
+from nnunetv2_anomaly.images.colours import write_colour_tables
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, write_image
+from nnunetv2_anomaly.images.grids import Grid, oriented, turned_back
+from nnunetv2_anomaly.images.label_maps import read_label_map
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS, NAMES
 from nnunetv2_anomaly.parallel import run_jobs
+from nnunetv2_anomaly.reporting.drawing import label_palette, own_style, save_figure
 from nnunetv2_anomaly.simulation.dess import dess_like_image
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
-from nnunetv2_anomaly.volumes.colours import write_colour_tables
-from nnunetv2_anomaly.volumes.figures import label_palette, own_style, save_figure
-from nnunetv2_anomaly.volumes.files import FILE_ENDINGS, image_stem, write_image
-from nnunetv2_anomaly.volumes.grids import Grid, oriented, turned_back
-from nnunetv2_anomaly.volumes.label_maps import read_label_map
 
 #: the stored int16 value of the simulation's level 1.0
 INTENSITY_SCALE = 1000

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunetv2_anomaly.checkpoints import UNREADABLE, first_line
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.training.checkpoints import UNREADABLE, first_line
 
 #: key of a checkpoint under which the labels are kept that transfer learning added
 CHECKPOINT_KEY = "anomaly_transfer"

@@ -1,1 +1,0 @@
-"""The demonstration: the whole chain on phantoms, through nnU-Net's own commands, with a report."""

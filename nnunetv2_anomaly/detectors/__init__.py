@@ -1,0 +1,1 @@
+"""Detectors of anomalies: image in, anomaly map out; a folder per family."""

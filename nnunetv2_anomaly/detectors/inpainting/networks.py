@@ -1,0 +1,204 @@
+"""The pre-stage's networks: inpainter G, compressor C, detector A (method paper, Sections 3.1, 3.2, Appendix A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.networks.blocks import (
+    ConvolutionBlock,
+    Stride,
+    SummingUNet,
+    downsampled_size,
+    full_precision,
+    initialize_glorot,
+)
+
+COMPRESSOR_FEATURES = (8, 4, 2, 1)
+
+
+class ImageCompressor(nn.Module):
+    """C: the whole image through a code of 100 numbers to a one-channel image of the bottleneck's size.
+
+    Strided blocks with 8, 4, 2, 1 feature maps, flatten, dense ``code_length``, dense to the number of bottleneck
+    voxels, sigmoid (method paper, Fig. A.10). It must stay this small: a larger one restores the anomalies. With
+    fewer than four downsamplings the last feature-map numbers are kept.
+    """
+
+    def __init__(self, num_channels: int, patch_size: Sequence[int], strides: Sequence[Stride], code_length: int):
+        super().__init__()
+        self.bottleneck_size = downsampled_size(patch_size, strides)
+        widths = (num_channels, *COMPRESSOR_FEATURES[-len(strides) :])
+        self.blocks = nn.Sequential(
+            *(
+                ConvolutionBlock(in_channels, out_channels, stride)
+                for in_channels, out_channels, stride in zip(widths, widths[1:], strides, strict=False)
+            )
+        )
+        self.encode = nn.Linear(widths[-1] * prod(self.bottleneck_size), code_length)
+        self.decode = nn.Linear(code_length, prod(self.bottleneck_size))
+        self.apply(initialize_glorot)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *patch_size) in [0, 1] -> (B, 1, *bottleneck_size) in [0, 1], unitless."""
+        code = self.encode(self.blocks(image).flatten(start_dim=1))
+        return torch.sigmoid(self.decode(code)).view(-1, 1, *self.bottleneck_size)
+
+
+class ReconstructionNetwork(SummingUNet):
+    """The shape that G and A share: the method's U-Net with C's output at the bottleneck and a sigmoid at the end."""
+
+    def __init__(self, num_channels: int, strides: Sequence[Stride], features: int) -> None:
+        super().__init__(
+            in_channels=num_channels,
+            out_channels=num_channels,
+            features=features,
+            strides=strides,
+            bottleneck_channels=1,
+        )
+
+    def forward(self, image: Tensor, bottleneck: Tensor | None = None) -> Tensor:
+        """(B, C, ...) in [0, 1] and C's output (B, 1, ...) -> reconstruction (B, C, ...) in [0, 1], float32."""
+        return torch.sigmoid(super().forward(image, bottleneck))
+
+    @torch.no_grad()
+    def start_at(self, mean_intensity: Tensor) -> None:
+        """Let the untrained output be the mean intensity of each channel, (C,) in (0, 1), not 0.5.
+
+        Without it a short training spends itself on finding the mean: see docs/explanation/decisions.md.
+        """
+        mean = mean_intensity.to(self.output.bias).clamp(1e-3, 1 - 1e-3)
+        self.output.bias.copy_(torch.logit(mean))
+
+
+class AnomalyDetector(nn.Module):
+    """A with everything it needs: normalised image in, error image out.
+
+    The intensity range is a property of the data set, measured on the training cases: a window shows only a part of
+    an image, whose own minimum and maximum would change from window to window. It is kept in buffers and so travels
+    in the state dict.
+    """
+
+    intensity_low: Tensor
+    intensity_high: Tensor
+    intensity_clip: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_channels: int,
+        patch_size: Sequence[int],
+        strides: Sequence[Stride],
+        features: int,
+        code_length: int,
+    ) -> None:
+        """Build A and C for windows of ``patch_size`` voxels.
+
+        Raises: ValueError if the strides leave a bottleneck of a single voxel, which cannot be normalised.
+        """
+        super().__init__()
+        if prod(downsampled_size(patch_size, strides)) < 2:
+            raise ValueError(
+                f"a patch of {tuple(patch_size)} voxels leaves a single voxel after the strides {strides}; "
+                f"use fewer downsamplings or a larger patch"
+            )
+        self.patch_size = tuple(int(voxels) for voxels in patch_size)
+        self.compressor = ImageCompressor(num_channels, patch_size, strides, code_length)
+        self.reconstructor = ReconstructionNetwork(num_channels, strides, features)
+        self.register_buffer("intensity_low", torch.zeros(num_channels))
+        self.register_buffer("intensity_high", torch.ones(num_channels))
+        self.register_buffer("intensity_clip", torch.tensor(5.0))
+
+    @torch.no_grad()
+    def set_intensity_range(self, low: Sequence[float], high: Sequence[float], clip: float) -> None:
+        """Set the range that becomes [0, 1], one low and high per channel, in units of the normalised image."""
+        self.intensity_low.copy_(torch.as_tensor(low))
+        self.intensity_high.copy_(torch.as_tensor(high))
+        self.intensity_clip.fill_(clip)
+
+    def rescale(self, image: Tensor) -> Tensor:
+        """Clip to [-clip, clip] and map the data set's range to [0, 1] (method paper, Section 4.1).
+
+        Args: image: (B, C, ...), as nnU-Net normalised it.
+        Returns: same shape, float32, in [0, 1], unitless.
+        """
+        per_channel = (1, -1) + (1,) * (image.ndim - 2)
+        low, high = self.intensity_low.view(per_channel), self.intensity_high.view(per_channel)
+        clipped = torch.minimum(torch.maximum(image.float(), -self.intensity_clip), self.intensity_clip)
+        return ((clipped - low) / (high - low)).clamp(0.0, 1.0)
+
+    def reconstruct(self, rescaled: Tensor) -> Tensor:
+        """A's reconstruction of a rescaled image, (B, C, *patch_size) in [0, 1] -> same shape, float32, in [0, 1]."""
+        return self.reconstructor(rescaled, self.compressor(rescaled))
+
+    def difference(self, image: Tensor) -> Tensor:
+        """x - A(x) of a normalised image: above 0 where it is brighter than expected.
+
+        Args: image: (B, C, *patch_size), as nnU-Net normalised it.
+        Returns: (B, C, *patch_size), float32, in [-1, 1], unitless.
+        """
+        rescaled = self.rescale(image)
+        reconstruction = self.reconstruct(rescaled)
+        with full_precision(rescaled):
+            return rescaled - reconstruction.float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Error image E(A(x)) of a normalised image (method paper, Section 3.2).
+
+        Args: image: (B, C, *patch_size), as nnU-Net normalised it.
+        Returns: (B, C, *patch_size), float32, in [0, 1], unitless.
+        """
+        difference = self.difference(image)
+        with full_precision(difference):
+            return torch.square(difference)
+
+
+class PreStageOutput(NamedTuple):
+    """What the pre-stage's losses compare; all (B, C, ...), float32, in [0, 1], unitless."""
+
+    image: Tensor
+    inpainted: Tensor
+    reconstruction: Tensor | None
+
+
+class PreStageNetwork(nn.Module):
+    """G and A around the one C that both use: trained with G in phase 1, frozen with G in phase 2."""
+
+    def __init__(self, inpainter: ReconstructionNetwork, detector: AnomalyDetector) -> None:
+        super().__init__()
+        self.inpainter = inpainter
+        self.detector = detector
+        self.set_distilling(False)
+
+    def set_distilling(self, distilling: bool) -> None:
+        """Choose the phase: False trains G with C (Eq. 1), True trains A with G and C frozen (Eq. 2)."""
+        self.distilling = distilling
+        self.inpainter.requires_grad_(not distilling)
+        self.detector.compressor.requires_grad_(not distilling)
+        self.detector.reconstructor.requires_grad_(distilling)
+
+    def forward(self, image_and_hole: Tensor) -> PreStageOutput:
+        """Inpaint, and in phase 2 reconstruct as well.
+
+        Args: image_and_hole: (B, C + 1, *patch_size): the normalised image channels, then the hole mask (1 = erased).
+        Raises: UserError if the hole mask is missing, as when nnUNetv2_predict is given a pre-stage model.
+        """
+        if image_and_hole.shape[1] != len(self.detector.intensity_low) + 1:
+            raise UserError(
+                f"the pre-stage's network was given {image_and_hole.shape[1]} channel(s) and expects "
+                f"{len(self.detector.intensity_low)} image channel(s) and the hole mask; it does not segment, so use "
+                f"nnUNetv2_anomaly error_images for its images, or nnUNetv2_predict with AnomalyAwareTrainer"
+            )
+        rescaled = self.detector.rescale(image_and_hole[:, :-1])
+        erased = rescaled * (1 - image_and_hole[:, -1:].float())
+        # C sees the whole image, G only what is left of it.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.distilling):
+            bottleneck = self.detector.compressor(rescaled)
+            inpainted = self.inpainter(erased, bottleneck)
+        reconstruction = self.detector.reconstructor(rescaled, bottleneck) if self.distilling else None
+        return PreStageOutput(rescaled, inpainted, reconstruction)

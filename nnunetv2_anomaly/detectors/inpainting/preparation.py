@@ -1,0 +1,284 @@
+"""What the pre-stage needs of every case before it starts: the erased region and the intensities, once per case.
+
+The erased region is computed on the whole preprocessed volume: on a patch, the foreground beyond the patch's edge
+would be missing from the dilation. Both are cached beside the preprocessed data, in a folder of their own, because a
+preprocessed configuration folder may hold one type of file only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.dataloading.nnunet_dataset import (
+    comp_blosc2_params,
+    file_ending_dataset_mapping,
+    nnUNetBaseDataset,
+    nnUNetDatasetBlosc2,
+)
+from scipy.ndimage import distance_transform_cdt
+from tqdm import tqdm
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.training.checkpoints import UNREADABLE, first_line
+
+CACHE_FOLDER = "anomaly_erased_regions"
+_CACHE_VERSION = 1
+
+
+def erased_region(segmentation: np.ndarray, foreground_labels: Sequence[int], margin_voxels: int) -> np.ndarray:
+    """All foreground together, dilated by ``margin_voxels`` with the face-connected element (method paper, stage 1).
+
+    That is the L1 ball of that radius; one taxicab distance transform gives it at once.
+
+    Args:
+        segmentation: (X, Y, Z), the whole volume.
+        foreground_labels: values that count as foreground.
+        margin_voxels: radius of the dilation in voxels.
+    Returns: (X, Y, Z), bool, True = erased. Nothing is erased where there is no foreground.
+    """
+    foreground = np.isin(segmentation, np.asarray(foreground_labels))
+    if not foreground.any():
+        return foreground
+    return distance_transform_cdt(~foreground, metric="taxicab") <= margin_voxels
+
+
+@dataclass(frozen=True)
+class CaseStatistics:
+    """Intensities of one preprocessed case, clipped, per channel; units of the normalised image."""
+
+    foreground_voxels: int
+    num_voxels: int
+    low: list[float]
+    high: list[float]
+    mean: list[float]
+    clipped_fraction: float
+
+
+@dataclass(frozen=True)
+class IntensityStatistics:
+    """Range and mean over cases, clipped, per channel; units of the normalised image."""
+
+    low: list[float]
+    high: list[float]
+    mean: list[float]
+    clipped_fraction: float
+
+    @property
+    def rescaled_mean(self) -> list[float]:
+        """The mean in the range that becomes [0, 1]."""
+        return [(mean - low) / (high - low) for mean, low, high in zip(self.mean, self.low, self.high, strict=True)]
+
+
+def intensity_statistics(cases: Sequence[CaseStatistics]) -> IntensityStatistics:
+    """Range and mean over cases.
+
+    Raises: UserError if a channel is constant over all cases, so that there is no range to rescale.
+    """
+    weights = np.array([case.num_voxels for case in cases], dtype=float)
+    low = np.min([case.low for case in cases], axis=0)
+    high = np.max([case.high for case in cases], axis=0)
+    constant = np.flatnonzero(high <= low)
+    if constant.size:
+        raise UserError(
+            f"image channel {constant[0]} has the one value {low[constant[0]]:g} in all {len(cases)} training cases "
+            f"after normalisation and clipping; expected images with contrast, so check the raw images, the "
+            f"normalisation in plans.json and the setting 'intensity_clip'"
+        )
+    return IntensityStatistics(
+        low=low.tolist(),
+        high=high.tolist(),
+        mean=np.average([case.mean for case in cases], axis=0, weights=weights).tolist(),
+        clipped_fraction=float(np.average([case.clipped_fraction for case in cases], weights=weights)),
+    )
+
+
+def cache_folder(preprocessed_dataset_folder: str | Path, data_identifier: str, margin_voxels: int) -> Path:
+    """Where the erased regions of a configuration's cases lie, one folder per margin."""
+    return Path(preprocessed_dataset_folder) / CACHE_FOLDER / data_identifier / f"margin_{margin_voxels}"
+
+
+def _case_files(dataset_class: type[nnUNetBaseDataset], folder: Path, case: str) -> tuple[Path, Path]:
+    """Files that hold a case's image and its segmentation; one file for both in nnU-Net's older npz format."""
+    if dataset_class is nnUNetDatasetBlosc2:
+        return folder / f"{case}.b2nd", folder / f"{case}_seg.b2nd"
+    return folder / f"{case}.npz", folder / f"{case}.npz"
+
+
+def _fingerprint(
+    dataset_class: type[nnUNetBaseDataset],
+    folder: Path,
+    case: str,
+    foreground_labels: Sequence[int],
+    margin_voxels: int,
+    clip: float,
+) -> dict:
+    """What the cache entry of a case depends on; the segmentation by content, the large image by size and time."""
+    image_file, segmentation_file = _case_files(dataset_class, folder, case)
+    image_status = image_file.stat()
+    return {
+        "version": _CACHE_VERSION,
+        "segmentation_sha256": hashlib.sha256(segmentation_file.read_bytes()).hexdigest(),
+        "image_bytes": image_status.st_size,
+        "image_modified_ns": image_status.st_mtime_ns,
+        "foreground_labels": [int(label) for label in foreground_labels],
+        "margin_voxels": margin_voxels,
+        "intensity_clip": clip,
+    }
+
+
+def _save_region(
+    dataset_class: type[nnUNetBaseDataset], region: np.ndarray, target: Path, patch_size: Sequence[int]
+) -> None:
+    """Write a region in the format in which the data set class reads a previous stage's segmentation."""
+    temporary = target.with_name(f"part_{os.getpid()}_{target.name}")
+    labels = region.astype(np.int8)
+    ending = _ending(dataset_class)
+    try:
+        if dataset_class is nnUNetDatasetBlosc2:
+            blocks, chunks = comp_blosc2_params((1, *labels.shape), tuple(patch_size), labels.itemsize)
+            dataset_class.save_seg(labels, str(temporary), chunks_seg=chunks[1:], blocks_seg=blocks[1:])
+        else:
+            dataset_class.save_seg(labels, str(temporary))
+        os.replace(f"{temporary}.{ending}", f"{target}.{ending}")
+    finally:
+        Path(f"{temporary}.{ending}").unlink(missing_ok=True)
+
+
+def _ending(dataset_class: type[nnUNetBaseDataset]) -> str:
+    return next(ending for ending, known in file_ending_dataset_mapping.items() if known is dataset_class)
+
+
+def _prepare_case(
+    dataset: nnUNetBaseDataset,
+    case: str,
+    cache: Path,
+    foreground_labels: Sequence[int],
+    margin_voxels: int,
+    clip: float,
+    patch_size: Sequence[int],
+) -> CaseStatistics:
+    folder = Path(dataset.source_folder)
+    with read_whole(case, folder):
+        fingerprint = _fingerprint(type(dataset), folder, case, foreground_labels, margin_voxels, clip)
+    entry = cache / f"{case}.json"
+    region_file = cache / f"{case}.{_ending(type(dataset))}"
+    if entry.is_file() and region_file.is_file():
+        try:
+            stored = json.loads(entry.read_text())
+        except ValueError:
+            stored = {}
+        if isinstance(stored, dict) and stored.get("fingerprint") == fingerprint:
+            return CaseStatistics(**stored["statistics"])
+
+    with read_whole(case, folder):
+        data, segmentation, _, _ = dataset.load_case(case)
+        image = np.asarray(data[:], dtype=np.float32)
+        labels = np.asarray(segmentation[:])[0]
+    if not np.isfinite(image).all():
+        raise UserError(
+            f"case '{case}' holds NaN or infinite voxels after preprocessing; expected finite intensities, so mend "
+            f"the raw image (or the normalisation) and run nnUNetv2_preprocess again"
+        )
+    if labels.shape != image.shape[1:]:
+        raise UserError(
+            f"case '{case}' has an image of {image.shape[1:]} and a segmentation of {labels.shape} voxels in {folder}; "
+            f"expected one geometry, so check the raw files and run nnUNetv2_plan_and_preprocess again "
+            f"with --verify_dataset_integrity"
+        )
+    clipped = np.clip(image, -clip, clip)
+    axes = tuple(range(1, image.ndim))
+    statistics = CaseStatistics(
+        foreground_voxels=int(np.isin(labels, np.asarray(foreground_labels)).sum()),
+        num_voxels=int(labels.size),
+        low=clipped.min(axis=axes).tolist(),
+        high=clipped.max(axis=axes).tolist(),
+        mean=clipped.mean(axis=axes, dtype=np.float64).tolist(),
+        clipped_fraction=float((np.abs(image) > clip).mean()),
+    )
+    region = erased_region(labels, foreground_labels, margin_voxels)
+    with _cached_into(cache):
+        entry.unlink(missing_ok=True)  # never an entry that describes another region file
+        _save_region(type(dataset), region, cache / case, patch_size)
+        write_text(entry, json.dumps({"fingerprint": fingerprint, "statistics": asdict(statistics)}))
+    return statistics
+
+
+@contextmanager
+def read_whole(case: str, folder: Path) -> Iterator[None]:
+    """Turn a failure to read what nnU-Net preprocessed into a UserError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(
+            f"the preprocessed case '{case}' in {folder} cannot be read ({type(error).__name__}: {first_line(error)}); "
+            f"expected files that nnU-Net wrote whole, so run nnUNetv2_preprocess again"
+        ) from error
+
+
+@contextmanager
+def _cached_into(cache: Path) -> Iterator[None]:
+    """Turn a failure to write the cache into a UserError; blosc2 reports a full disk as a RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"the erased regions cannot be kept in {cache} ({reason}); expected a folder with write permission and a "
+            f"few megabytes a case, so make room or give permission and start again"
+        ) from error
+
+
+def prepare_cases(
+    dataset: nnUNetBaseDataset,
+    cache: Path,
+    *,
+    foreground_labels: Sequence[int],
+    margin_voxels: int,
+    clip: float,
+    patch_size: Sequence[int],
+    show_progress: bool = True,
+) -> dict[str, CaseStatistics]:
+    """Erased region and intensity statistics of every case of a preprocessed data set, from the cache where it holds.
+
+    An entry is made anew when the segmentation's content, the image file, the margin, the foreground labels or the
+    clipping changed. Entries are written beside and renamed, so that folds may start at the same time.
+
+    Args:
+        dataset: nnU-Net's data set of the preprocessed configuration folder.
+        cache: the folder of ``cache_folder``; made if need be. Its files have the form in which nnU-Net loads the
+            segmentation of a previous stage.
+        foreground_labels: values that count as foreground.
+        margin_voxels: radius of the dilation in voxels.
+        clip: intensities are clipped to [-clip, clip], units of the normalised image.
+        patch_size: in voxels, for the chunks of the file.
+    Returns: statistics by case.
+    Raises: UserError for NaN or infinite voxels, an image and a segmentation of different size, a file that cannot be
+        read, or a cache that cannot be written.
+    """
+    with _cached_into(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+    cases = list(dataset.identifiers)
+    with ThreadPoolExecutor(max(1, min(default_num_processes, os.cpu_count() or 1, len(cases)))) as pool:
+        futures = [
+            pool.submit(_prepare_case, dataset, case, cache, foreground_labels, margin_voxels, clip, patch_size)
+            for case in cases
+        ]
+        try:
+            results = [
+                future.result()
+                for future in tqdm(futures, desc="Erased regions and intensities", disable=not show_progress)
+            ]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return dict(zip(cases, results, strict=True))

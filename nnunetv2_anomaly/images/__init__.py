@@ -1,0 +1,1 @@
+"""Image files, their grids, label maps and data sets' descriptions."""

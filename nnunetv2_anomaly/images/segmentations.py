@@ -1,0 +1,274 @@
+"""Segmentations of any nnU-Net data set, read as nnU-Net itself reads them, and their softmax outputs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_file_ending,
+    recursive_find_reader_writer_by_name,
+)
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, check_whole, image_written_beside, read_image, write_image
+from nnunetv2_anomaly.images.grids import Grid, axes_to, differences, oriented, turned_back
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Label map of one case.
+
+    Attributes:
+        path: where it was read from.
+        voxels: (Z, Y, X), or (Y, X) where the file is two-dimensional; integers. With a ``grid`` its axes point as
+            ``volumes.grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
+        spacing_mm: one per axis, in the array's axis order; 1 where the file tells none.
+        grid: pose of the file's voxels, where SimpleITK read it and it is three-dimensional.
+        affine: (4, 4), of ``voxels`` with their axes in reverse, where nibabel read it.
+    """
+
+    path: Path
+    voxels: NDArray[np.integer]
+    spacing_mm: tuple[float, ...]
+    grid: Grid | None = None
+    affine: NDArray[np.float64] | None = None
+
+    def difference(self, other: Segmentation) -> str:
+        """In words, how the geometry of another one differs; empty where it is the same."""
+        if self.grid is not None and other.grid is not None:
+            return differences(self.grid, other.grid)
+        told = []
+        if self.voxels.shape != other.voxels.shape:
+            told.append(f"size {self.voxels.shape} against {other.voxels.shape}")
+        elif not np.allclose(self.spacing_mm, other.spacing_mm, rtol=0, atol=1e-4):
+            told.append(f"spacing {self.spacing_mm} against {other.spacing_mm} mm")
+        elif (
+            self.affine is not None
+            and other.affine is not None
+            and not np.allclose(self.affine, other.affine, atol=1e-3)
+        ):
+            told.append(f"affine {self.affine.tolist()} against {other.affine.tolist()}")
+        return "; ".join(told)
+
+
+class SegmentationFiles:
+    """Reads and writes the segmentations of one data set through the reader that nnU-Net uses for it."""
+
+    def __init__(self, file_ending: str, reader: str | None = None) -> None:
+        """Choose the reader.
+
+        Args:
+            file_ending: of the data set, as its dataset.json has it.
+            reader: name of nnU-Net's class, as ``chosen_reader`` gives it; None chooses by the file ending.
+        Raises: UserError if nnU-Net has no such reader.
+        """
+        self.file_ending = file_ending
+        try:
+            self.reader_class: type[BaseReaderWriter] = (
+                recursive_find_reader_writer_by_name(reader)
+                if reader
+                else determine_reader_writer_from_file_ending(file_ending, verbose=False)
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"nnU-Net has no reader {reader or 'for files that end in ' + file_ending}; check dataset.json."
+            ) from error
+        self.by_simpleitk = file_ending in FILE_ENDINGS and self.reader_class.__name__.startswith("SimpleITKIO")
+        #: whether nnU-Net turns the axes to right, anterior, superior, and keeps softmax outputs so
+        self.turned = self.reader_class.__name__.endswith("WithReorient")
+        #: whether nnU-Net keeps the spacing of CASE.tif in CASE.json
+        self.has_spacing_beside = self.reader_class.__name__ == "Tiff3DIO"
+
+    def read(self, path: Path) -> Segmentation:
+        """Read a segmentation.
+
+        Raises: UserError if it is missing, unreadable, cut short, or holds numbers that are no whole ones.
+        """
+        if self.by_simpleitk:
+            image = read_image(path, dimensions=(2, 3))
+            grid = Grid.of(image) if image.GetDimension() == 3 else None
+            turned = image if grid is None else oriented(image)
+            voxels = sitk.GetArrayFromImage(turned)
+            return Segmentation(path, _whole_numbers(voxels, path), turned.GetSpacing()[::-1], grid)
+        voxels, properties = self._read_through_nnunet(path)
+        spacing = tuple(float(s) for s in properties["spacing"])
+        stuff = properties.get("nibabel_stuff")
+        affine = None
+        if stuff is not None:  # where nnU-Net turned the voxels, their affine is another one than the file's
+            affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=float)
+        voxels = _whole_numbers(voxels[0], path)
+        if stuff is None and voxels.shape[0] == 1:
+            return Segmentation(path, voxels[0], spacing[1:])  # nnU-Net gives two-dimensional images a third axis
+        return Segmentation(path, voxels, spacing, affine=affine)
+
+    def _read_through_nnunet(self, path: Path) -> tuple[NDArray, dict[str, Any]]:
+        if not path.is_file():
+            raise UserError(f"{path} is no file; expected a segmentation ({self.file_ending}).")
+        check_whole(path)
+        try:
+            voxels, properties = self.reader_class().read_seg(str(path))
+        # Whatever its reader fails with (skimage, tifffile and nibabel have errors of their own), the file is at fault.
+        except Exception as error:
+            raise UserError(f"{path} cannot be read as a segmentation ({error}); check that it is complete.") from error
+        if len(voxels) != 1:
+            raise UserError(f"{path} holds {len(voxels)} values a voxel; expected a segmentation with one.")
+        return voxels, properties
+
+    def write(self, voxels: NDArray[np.integer], like: Segmentation, path: Path) -> None:
+        """Write a segmentation with the pose and axis order that the file of another one has.
+
+        Args:
+            voxels: of the shape of ``like.voxels``.
+            like: the one that it was made from.
+            path: file to write, beside and renamed.
+        Raises: OSError if the disk is full or the folder cannot be written to.
+        """
+        if self.by_simpleitk:
+            source = read_image(like.path, dimensions=(2, 3))
+            image = sitk.GetImageFromArray(voxels if like.grid is None else turned_back(voxels, like.grid))
+            image.CopyInformation(source)
+            write_image(sitk.Cast(image, source.GetPixelID()), path)
+            return
+        _, properties = self._read_through_nnunet(like.path)
+        with image_written_beside(path) as temporary:
+            self.reader_class().write_seg(voxels[None] if voxels.ndim == 2 else voxels, str(temporary), properties)
+            if self.has_spacing_beside:
+                os.replace(temporary.with_suffix(".json"), path.with_suffix(".json"))
+
+    def copy(self, source: Path, path: Path) -> None:
+        """Copy a segmentation byte by byte, beside and renamed.
+
+        Raises: OSError if the disk is full or the folder cannot be written to.
+        """
+        if self.has_spacing_beside and source.with_suffix(".json").is_file():
+            shutil.copyfile(source.with_suffix(".json"), path.with_suffix(".json"))
+        with image_written_beside(path) as temporary:
+            shutil.copyfile(source, temporary)
+
+    def probabilities(self, path: Path, of: Segmentation, num_classes: int) -> Iterator[NDArray]:
+        """The classes of a softmax output, one at a time, in the axis order of ``of.voxels``.
+
+        Args:
+            path, num_classes: as ``probability_channels`` takes them.
+            of: the segmentation that was made from it.
+        Raises: as ``probability_channels`` and ``in_order``.
+        """
+        return (self.in_order(channel, of) for channel in probability_channels(path, num_classes))
+
+    def in_order(self, channel: NDArray, of: Segmentation) -> NDArray:
+        """One channel of a softmax output, in the axis order of ``of.voxels``.
+
+        Args: channel: as ``probability_channels`` gives it.
+        Returns: a view of it.
+        Raises: ValueError if it has another shape than the segmentation.
+        """
+        if of.voxels.ndim == 2:
+            channel = channel[0]
+        in_file = None if self.turned else of.grid
+        expected = of.voxels.shape if in_file is None else in_file.size[::-1]
+        if channel.shape != expected:
+            raise ValueError(f"its shape is {channel.shape}, the segmentation's {expected}")
+        if in_file is None:
+            return channel
+        # As grids.oriented does, and without a copy; the axes of an array are those of an image in reverse.
+        order, flips = axes_to(in_file.orientation)
+        return np.flip(channel, tuple(2 - axis for axis in flips)).transpose([2 - axis for axis in reversed(order)])
+
+
+def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.floating]]:
+    """Softmax output that nnU-Net wrote with --save_probabilities or --npz, one class at a time.
+
+    The file's array has as many classes as the data set has labels: several times what a process should hold.
+
+    Args:
+        path: .npz file.
+        num_classes: of the data set. An output with another number is one of other labels, whichever their values are.
+
+    Yields: (Z, Y, X), in [0, 1], in the axis order of nnU-Net's reader.
+
+    Raises: UserError if the file is no such output, cut short, has another number of classes, or holds NaN or numbers
+        out of [0, 1].
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, by_column, dtype = read_header(stream)
+            if len(shape) != 4 or not np.issubdtype(dtype, np.floating):
+                raise UserError(f"{path} holds {dtype} of shape {shape}; expected nnU-Net's softmax, (K, Z, Y, X).")
+            if shape[0] != num_classes:
+                raise UserError(
+                    f"{path} holds the softmax output of {shape[0]} classes, and dataset.json tells {num_classes}, "
+                    "background among them; give that of the model's data set (-djfile), or predict the case again."
+                )
+            if by_column:  # in the other order the last axis varies slowest, so that classes are not apart
+                whole = np.frombuffer(stream.read(), dtype).reshape(shape[::-1]).T
+                channels = iter(whole)
+            else:
+                count = int(np.prod(shape[1:]))
+                channels = (_next_channel(stream, count, dtype).reshape(shape[1:]) for _ in range(shape[0]))
+            for channel in channels:
+                if not np.isfinite(channel).all() or channel.min(initial=0) < 0 or channel.max(initial=0) > 1.001:
+                    raise UserError(f"{path} holds NaN or numbers out of [0, 1]; predict the case again.")
+                yield np.minimum(channel, 1)  # half precision rounds up
+            if stream.read(1):  # which also checks what was read: the archive's sum is compared at its very end
+                raise ValueError("it is longer than its header tells")
+    except UserError:
+        raise
+    # Of damaged archives zipfile, zlib and numpy tell in a dozen ways, from BadZipFile to tokenize.TokenError.
+    except Exception as error:
+        told = f"{path} cannot be read as nnU-Net's softmax output ({error}); predict the case again."
+        raise UserError(told) from error
+
+
+def _next_channel(stream: Any, count: int, dtype: np.dtype) -> NDArray:
+    data = stream.read(count * dtype.itemsize)
+    if len(data) != count * dtype.itemsize:
+        raise EOFError("it is cut short")
+    return np.frombuffer(data, dtype)
+
+
+def _whole_numbers(voxels: NDArray, path: Path) -> NDArray[np.integer]:
+    """Voxels as integers of the smallest type that holds them."""
+    if np.issubdtype(voxels.dtype, np.floating):
+        broken = int(np.count_nonzero((voxels != np.rint(voxels)) | ~np.isfinite(voxels)))
+        if broken:
+            raise UserError(
+                f"{path}: {broken} of its voxels are no whole numbers; expected a segmentation that was not "
+                "interpolated."
+            )
+    low, high = (int(voxels.min()), int(voxels.max())) if voxels.size else (0, 0)
+    if low < 0:
+        raise UserError(f"{path} holds the label {low}; expected labels from 0.")
+    return np.ascontiguousarray(voxels, dtype=np.min_scalar_type(high))
+
+
+def chosen_reader(dataset: DatasetDescription, example: Path) -> str | None:
+    """Name of nnU-Net's reader for a data set, None for that of its file ending.
+
+    Args: example: one of its segmentations. SimpleITK reads no NIfTI file whose axes are not at right angles, and
+        nnU-Net then falls back to nibabel.
+    """
+    if dataset.reader is not None or not example.name.lower().endswith((".nii", ".nii.gz")):
+        return dataset.reader
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(example))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        if "orthonormal" in str(error):
+            return "NibabelIO"
+    return None

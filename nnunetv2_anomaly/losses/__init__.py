@@ -1,1 +1,0 @@
-"""Losses of the anomaly-aware segmentation (method paper, Eq. 3 to 5)."""

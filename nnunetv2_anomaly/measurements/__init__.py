@@ -1,0 +1,1 @@
+"""Measurements on label maps: surfaces and lesions."""

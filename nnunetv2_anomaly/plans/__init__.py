@@ -1,0 +1,1 @@
+"""Settings from plans.json, whole-image plans and memory estimates."""

@@ -1,0 +1,216 @@
+"""What a training step with batch 1 takes of a GPU's memory, for the published networks and for G and A.
+
+The step is walked through at its true size with torch's fake tensors: they have shapes, types and storages but no
+numbers, so that it takes a second and no memory. Every storage that the step makes is followed from its birth to its
+end. The model:
+
+    peak = weights and Adam's two moments (12 bytes a trained parameter, 4 a frozen one)
+         + most bytes alive at once in forward, loss and backward: input, what autograd keeps, gradients, whatever
+           passes through, the float16 copies of the weights
+         + input and output of the largest convolution once more, for cuDNN's workspace
+         + 0.5 GiB for the CUDA context.
+
+Mixed precision is walked through under CPU autocast with bfloat16, which is as wide as CUDA's float16. What it leaves
+in float32 was looked at for these networks and is what CUDA's autocast leaves: sums of the skips, losses, output layer.
+Not seen: temporaries inside an operation, fragmentation of torch's cache, what torch.compile saves by fusing.
+
+It is an estimate. It agrees with a real step on the CPU; it has not been compared with a GPU yet.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nnunetv2_anomaly.detectors.inpainting.construction import build_detector, build_prestage_network, planned_strides
+from nnunetv2_anomaly.detectors.inpainting.losses import PreStageLoss
+from nnunetv2_anomaly.plans.settings import SETTINGS, section_of
+from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
+from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
+from nnunetv2_anomaly.segmenters.published.losses import MultiClassDiceLoss
+from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET, NetworkShape, PublishedNetwork
+
+GIB = 2**30
+CUDA_CONTEXT_BYTES = GIB // 2
+
+#: name -> shape, additive deep supervision, anomaly-aware (method paper, Appendix A)
+PUBLISHED_NETWORKS: dict[str, tuple[NetworkShape, bool, bool]] = {
+    "UNET": (UNET, False, False),
+    "UNET+": (UNET, True, False),
+    "UNET-S": (UNET, True, True),
+    "CAN": (CAN, False, False),
+    "CAN+": (CAN, True, False),
+    "CAN-S": (CAN, True, True),
+}
+#: phase of the pre-stage -> A is distilled (else G is trained)
+PRESTAGE_NETWORKS = {"G": False, "A": True}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Estimated peak of one training step at batch 1, in bytes, and the number of trained parameters."""
+
+    network: str
+    parameters: int
+    mixed_precision_bytes: int
+    float32_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A network, its loss of (output, target), and the channels of its input."""
+
+    network: nn.Module
+    loss: Callable[[Any, Tensor], Tensor]
+    in_channels: int
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts, while it is entered, the bytes of the storages made and not yet let go.
+
+    ``now`` and ``peak`` are in bytes; ``largest_convolution`` is the most that input and output of one convolution
+    take together. A storage that several tensors share counts once. Tensors made before do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self.largest_convolution = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        if function in (torch.ops.aten.convolution.default, torch.ops.aten.mkldnn_convolution.default):
+            self.largest_convolution = max(self.largest_convolution, args[0].nbytes + result.nbytes)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def let_go(_: weakref.ref) -> None:
+            del self._alive[key]
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, let_go)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def build_step(
+    name: str, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
+) -> TrainingStep:
+    """Network and loss as their trainer has them.
+
+    Args:
+        name: a key of PUBLISHED_NETWORKS or PRESTAGE_NETWORKS.
+        configuration_manager: whose patch size, strides and section ``anomaly`` count.
+        num_channels: of the image.
+        num_classes: background included.
+    Raises: UserError if the planned patch and strides do not suit the networks.
+    """
+    settings = _settings(configuration_manager.configuration)
+    if name in PRESTAGE_NETWORKS:
+        prestage = build_prestage_network(configuration_manager, num_channels, settings)
+        prestage.set_distilling(PRESTAGE_NETWORKS[name])
+        return TrainingStep(prestage, PreStageLoss(), num_channels + 1)  # the hole mask is the last channel
+    shape, additive_supervision, anomaly_aware = PUBLISHED_NETWORKS[name]
+    segmenter = PublishedNetwork(
+        shape=shape,
+        in_channels=2 * num_channels if anomaly_aware else num_channels,
+        num_classes=num_classes,
+        strides=planned_strides(configuration_manager, shape.downsamplings),
+        additive_supervision=additive_supervision,
+    )
+    dice = MultiClassDiceLoss(None)
+    if not anomaly_aware:
+        return TrainingStep(segmenter, dice, num_channels)
+    detector = build_detector(configuration_manager, num_channels, settings)
+    network = AnomalyAwareNetwork(detector, segmenter, "published")
+
+    def latest_error_image() -> Tensor:
+        assert network.latest_error_image is not None, "the loss is called after the forward pass"
+        return network.latest_error_image
+
+    scale = DiceAndFocalCrossEntropy(dice, settings["alpha"], None)
+    loss = AnomalyAwareLoss(scale, settings["beta"], latest_error_image)
+    return TrainingStep(network, loss, num_channels)
+
+
+def walk_through(step: TrainingStep, patch_size: Sequence[int], *, mixed_precision: bool) -> LiveStorages:
+    """Forward, loss and backward of one patch, with its storages counted; inside FakeTensorMode nothing is computed.
+
+    Args: patch_size: voxels per spatial axis.
+    """
+    step.network.train()
+    with LiveStorages() as storages:
+        image = torch.zeros(1, step.in_channels, *patch_size)
+        target = torch.zeros(1, 1, *patch_size, dtype=torch.int16)  # nnU-Net's type
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+            output = step.network(image)
+            loss = step.loss(output, target)
+        loss.backward()
+    return storages
+
+
+def estimate(
+    name: str, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
+) -> MemoryEstimate:
+    """Peak memory of one training step of one network, with mixed precision and without (see the module's model).
+
+    Args and Raises: as ``build_step``.
+    """
+    peaks = []
+    for mixed_precision in (True, False):
+        with FakeTensorMode():
+            step = build_step(name, configuration_manager, num_channels, num_classes)
+            trained = sum(p.numel() for p in step.network.parameters() if p.requires_grad)
+            frozen = sum(p.numel() for p in step.network.parameters() if not p.requires_grad)
+            storages = walk_through(step, configuration_manager.patch_size, mixed_precision=mixed_precision)
+        peaks.append(12 * trained + 4 * frozen + storages.peak + storages.largest_convolution + CUDA_CONTEXT_BYTES)
+    return MemoryEstimate(name, trained, *peaks)
+
+
+def estimate_all(
+    configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
+) -> list[MemoryEstimate]:
+    """Estimates of G, A and the six published networks. Args and Raises: as ``build_step``."""
+    names = (*PRESTAGE_NETWORKS, *PUBLISHED_NETWORKS)
+    return [estimate(name, configuration_manager, num_channels, num_classes) for name in names]
+
+
+def describe(estimates: Sequence[MemoryEstimate], capacity_gib: float = 80.0) -> str:
+    """The estimates as a table in GiB, and a sentence that names what fits into a GPU of ``capacity_gib``."""
+    lines = [f"{'network':10s} {'GiB mixed precision':>20s} {'GiB float32':>12s}"]
+    for row in estimates:
+        lines.append(f"{row.network:10s} {row.mixed_precision_bytes / GIB:20.1f} {row.float32_bytes / GIB:12.1f}")
+    capacity = capacity_gib * GIB
+    fits = {
+        "with mixed precision": [row.network for row in estimates if row.mixed_precision_bytes <= capacity],
+        "in float32": [row.network for row in estimates if row.float32_bytes <= capacity],
+    }
+    named = (
+        f"{', '.join(names) if 0 < len(names) < len(estimates) else 'all' if names else 'none'} {how}"
+        for how, names in fits.items()
+    )
+    lines.append(f"Estimated to fit into {capacity_gib:g} GiB: {'; '.join(named)}.")
+    return "\n".join(lines)
+
+
+def _settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    section = section_of(configuration)
+    return {name: section.get(name, setting.default) for name, setting in SETTINGS.items()}

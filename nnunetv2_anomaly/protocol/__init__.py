@@ -1,1 +1,0 @@
-"""The paper's experiments as sequences of nnU-Net's own commands."""

@@ -1,0 +1,186 @@
+"""Figures of volumes and of the pre-stage's progress."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.style
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nnunetv2_anomaly.files import written_beside
+from nnunetv2_anomaly.images.colours import label_colours
+
+#: Decorates what draws: a figure looks as it was made to, whatever fonts and sizes the user's matplotlibrc or another
+#: library set. nnU-Net's own progress plot enlarges all text of what its process draws afterwards. For one thread at a
+#: time: matplotlib's settings are those of the process.
+own_style = matplotlib.style.context("default")
+
+
+@own_style
+def figure_bytes(figure: Figure, kind: Literal["png", "svg"], dpi: float = 90) -> bytes:
+    """A figure as the content of a PNG or SVG file, without a display.
+
+    The same figure gives the same bytes in every run, whatever was made of it before: it is laid out once, an SVG has
+    no date and no random names in it. The text of an SVG is text.
+    """
+    FigureCanvasAgg(figure)
+    if figure.get_layout_engine() is not None:
+        # Laid out anew for each resolution, the parts would be moved by fractions of a pixel, and names made of places.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "nnunetv2_anomaly", "svg.fonttype": "none"}):
+        figure.savefig(buffer, dpi=dpi, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: Path, dpi: float = 90) -> None:
+    """Write a figure as PNG, or as SVG where the path ends so, beside and renamed."""
+    content = figure_bytes(figure, "svg" if path.suffix.lower() == ".svg" else "png", dpi)
+    with written_beside(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def label_palette(names: Mapping[str, int], present: Collection[int]) -> dict[int, tuple[float, float, float]]:
+    """Value -> red, green and blue, each 0 to 1, of the named labels and of those that are present without a name."""
+    unnamed = {f"label {value}": value for value in present if value not in names.values()}
+    colours = label_colours({**names, **unnamed})
+    return {value: (red / 255, green / 255, blue / 255) for value, (red, green, blue) in colours.items()}
+
+
+@own_style
+def save_reconstruction_figure(
+    path: Path,
+    *,
+    title: str,
+    image: np.ndarray,
+    reconstruction: np.ndarray,
+    error: np.ndarray,
+    spacing: Sequence[float],
+    outlines: np.ndarray | None = None,
+) -> None:
+    """Image, reconstruction and error image of a case, on the slices of the first axis with the most error.
+
+    Args:
+        path: PNG to write.
+        title: shown above.
+        image, reconstruction, error: (X, Y, Z), in [0, 1], unitless.
+        spacing: mm, one per axis, for the aspect ratio.
+        outlines: (X, Y, Z) mask or label map, drawn as contours.
+    """
+    num_slices = min(3, len(image))
+    strength = error.reshape(len(error), -1).mean(axis=1)
+    # One slice from each third of the volume, so that the pictures are not three neighbours.
+    slices = [int(third[np.argmax(strength[third])]) for third in np.array_split(np.arange(len(image)), num_slices)]
+    aspect = spacing[1] / spacing[2]
+    height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
+    figure = Figure(figsize=(9.5, num_slices * height + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(num_slices, 3, squeeze=False)
+    error_limit = max(float(np.quantile(error, 0.999)), 1e-6)
+    for row, index in zip(axes, slices, strict=True):
+        row[0].imshow(image[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, origin="lower")
+        row[1].imshow(reconstruction[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, origin="lower")
+        shown = row[2].imshow(error[index], cmap="inferno", vmin=0, vmax=error_limit, aspect=aspect, origin="lower")
+        figure.colorbar(shown, ax=row[2], fraction=0.046)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+        if outlines is not None and outlines[index].any() and not outlines[index].all():
+            for axis in (row[0], row[2]):
+                axis.contour(outlines[index] > 0, levels=[0.5], colors="deepskyblue", linewidths=0.6)
+        row[0].set_ylabel(f"slice {index}")
+    for axis, name in zip(axes[0], ("image", "reconstruction", "squared error"), strict=True):
+        axis.set_title(name)
+    save_figure(figure, path)
+
+
+@own_style
+def save_label_figure(
+    path: Path,
+    *,
+    title: str,
+    image: np.ndarray,
+    labels: np.ndarray,
+    spacing: Sequence[float],
+    names: Mapping[str, int],
+) -> None:
+    """An image in three planes through its labels, and beside each the same with the labels' outlines.
+
+    Args:
+        path: PNG to write; its folder is made.
+        title: shown above.
+        image, labels: (Z superior, Y anterior, X right), any unit; 0 is background.
+        spacing: mm, same order, for the aspect ratio.
+        names: name -> value of the labels, for the legend.
+    """
+    path.parent.mkdir(exist_ok=True)
+    low, high = np.percentile(image[::4, ::4, ::4], (1, 99.5))
+    values = [int(value) for value in np.unique(labels[::2, ::2, ::2]) if value > 0]
+    palette = label_palette(names, values)
+    figure = Figure(figsize=(9.5, 13.5), layout="constrained")
+    figure.suptitle(title)
+    planes = (("sagittal", 2), ("coronal", 1), ("axial", 0))
+    for row, (name, axis) in zip(figure.subplots(3, 2), planes, strict=True):
+        # The slice with the most kinds of labels, and of these the one with the most of them.
+        columns = np.moveaxis(labels, axis, 0)
+        kinds = sum((columns == value).any(axis=(1, 2)).astype(int) for value in values)
+        amount = np.count_nonzero(columns.reshape(len(columns), -1), axis=1)
+        index = int(np.lexsort((amount, kinds))[-1])
+        picture, outlined = np.take(image, index, axis), np.take(labels, index, axis)
+        vertical, horizontal = (spacing[a] for a in range(3) if a != axis)
+        for plot in row:
+            plot.imshow(picture, cmap="gray", vmin=low, vmax=high, aspect=vertical / horizontal, origin="lower")
+            plot.set_xticks([])
+            plot.set_yticks([])
+        for value in values:
+            if (outlined == value).any():
+                row[1].contour(outlined == value, levels=[0.5], colors=[palette[value]], linewidths=0.8)
+        row[0].set_ylabel(f"{name}, slice {index}")
+    named = [(palette[value], name) for name, value in names.items() if value in values]
+    lines = [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in named]
+    figure.legend(handles=lines, loc="outside lower center", ncols=4)
+    save_figure(figure, path)
+
+
+@own_style
+def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], inpainting_epochs: int) -> None:
+    """progress.png of the pre-stage: both phases' losses, the erased region's MSE against its baselines, times, rates.
+
+    Args:
+        path: PNG to write.
+        logged: one value per epoch for train_losses, val_losses, mse_erased, mse_constant, mse_blurred, lrs,
+            epoch_start_timestamps and epoch_end_timestamps (s).
+        inpainting_epochs: where phase 2 begins.
+    """
+    epochs = np.arange(min(len(values) for values in logged.values()))
+    values = {name: np.asarray(series, dtype=float)[: len(epochs)] for name, series in logged.items()}
+    figure = Figure(figsize=(12, 16), layout="constrained")
+    loss_axis, mse_axis, time_axis, rate_axis = figure.subplots(4, 1, sharex=True)
+    loss_axis.plot(epochs, values["train_losses"], "b-o", markersize=3, label="training loss")
+    loss_axis.plot(epochs, values["val_losses"], "r-o", markersize=3, label="validation loss")
+    loss_axis.set_ylabel("loss (Eq. 1, then Eq. 2)")
+    mse_axis.plot(epochs, values["mse_erased"], "k-o", markersize=3, label="G, then A")
+    mse_axis.plot(epochs, values["mse_constant"], "--", color="gray", label="constant image")
+    mse_axis.plot(epochs, values["mse_blurred"], ":", color="gray", label="blurred image")
+    mse_axis.set_ylabel("validation MSE in the erased region")
+    time_axis.plot(epochs, values["epoch_end_timestamps"] - values["epoch_start_timestamps"], "b-")
+    time_axis.set_ylim(bottom=0)
+    time_axis.set_ylabel("epoch time [s]")
+    rate_axis.plot(epochs, values["lrs"], "b-")
+    rate_axis.set_ylabel("learning rate at epoch start")
+    rate_axis.set_xlabel("epoch")
+    for axis in (loss_axis, mse_axis, rate_axis):
+        axis.set_yscale("log")
+    for axis in (loss_axis, mse_axis, time_axis, rate_axis):
+        axis.axvspan(-0.5, inpainting_epochs - 0.5, color="tab:blue", alpha=0.07, label="phase 1: G with C")
+        if len(epochs) > inpainting_epochs:
+            axis.axvspan(inpainting_epochs - 0.5, len(epochs) - 0.5, color="tab:orange", alpha=0.1, label="phase 2: A")
+        axis.legend(loc="upper right")
+    save_figure(figure, path)

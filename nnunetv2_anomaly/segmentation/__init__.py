@@ -1,1 +1,0 @@
-"""The anomaly-aware segmentation network."""

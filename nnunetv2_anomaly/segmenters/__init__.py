@@ -1,0 +1,1 @@
+"""Segmenters: image and anomaly map in, labels out; a folder per family."""

@@ -1,1 +1,0 @@
-"""Whole volumes: sliding windows, original geometry, figures."""

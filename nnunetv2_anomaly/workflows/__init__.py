@@ -1,0 +1,1 @@
+"""The demo and the published chain as resumable runs of stock commands."""

@@ -1,0 +1,81 @@
+import copy
+
+import pytest
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from nnunetv2_anomaly.detectors.inpainting.construction import build_detector, build_prestage_network, planned_strides
+from nnunetv2_anomaly.errors import UserError
+
+SETTINGS = {"detector_downsamplings": 4, "detector_features": 2, "compressor_code_length": 5}
+
+
+def configuration(patch_size=(8, 16, 16), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), **changes):
+    planned = {"patch_size": list(patch_size), "architecture": {"arch_kwargs": {"strides": copy.deepcopy(strides)}}}
+    return ConfigurationManager({**planned, **changes})
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "strides", "max_downsamplings", "expected"),
+    [
+        ((8, 16, 16), [[1, 1, 1], [1, 2, 2], [2, 2, 2]], 4, [(1, 2, 2), (2, 2, 2)]),
+        ((8, 16, 16), [[1, 1, 1], [1, 2, 2], [2, 2, 2]], 1, [(1, 2, 2)]),
+        ((8, 16, 16), [1, 2, 2], 4, [(2, 2, 2), (2, 2, 2)]),
+        ((32, 32), [[1, 1], [2, 2], [2, 1]], 4, [(2, 2), (2, 1)]),
+        ((64, 64), [1, 2, 2, 2, 2, 2, 2], 4, [(2, 2)] * 4),
+    ],
+)
+def test_strides_are_the_first_planned_downsamplings(patch_size, strides, max_downsamplings, expected):
+    assert planned_strides(configuration(patch_size, strides), max_downsamplings) == expected
+
+
+def test_plans_without_patch_size_are_told_so():
+    with pytest.raises(UserError, match="has no 'patch_size'"):
+        planned_strides(ConfigurationManager({"architecture": {"arch_kwargs": {"strides": [1, 2]}}}), 4)
+
+
+@pytest.mark.parametrize("architecture", [{}, {"arch_kwargs": {}}, {"arch_kwargs": {"strides": []}}])
+def test_plans_without_strides_are_told_so(architecture):
+    with pytest.raises(UserError, match="has no 'strides'"):
+        planned_strides(configuration(architecture=architecture), 4)
+
+
+@pytest.mark.parametrize("strides", [[[1, 1, 1]], [[1, 1], [2, 2]]], ids=["no downsampling", "too few axes"])
+def test_strides_that_do_not_fit_the_patch_size_are_told_so(strides):
+    with pytest.raises(UserError, match="do not fit the patch size"):
+        planned_strides(configuration(strides=strides), 4)
+
+
+@pytest.mark.parametrize(
+    ("planned", "num_channels"),
+    [
+        (configuration(), 1),
+        (configuration(), 3),
+        (configuration((16, 24), [1, 2, 2]), 2),
+        (configuration((8, 16, 16), [1, 2]), 1),
+    ],
+    ids=["anisotropic", "three channels", "2D", "one downsampling"],
+)
+def test_networks_run_on_the_planned_patch(planned, num_channels):
+    network = build_prestage_network(planned, num_channels, SETTINGS)
+    network.set_distilling(True)
+    with torch.no_grad():
+        output = network(torch.rand(1, num_channels + 1, *planned.patch_size))
+    assert output.inpainted.shape == output.reconstruction.shape == (1, num_channels, *planned.patch_size)
+
+
+def test_settings_reach_the_networks():
+    detector = build_detector(configuration(), 1, {**SETTINGS, "detector_downsamplings": 1, "detector_features": 3})
+    assert len(detector.reconstructor.upsampling) == 1
+    assert detector.reconstructor.output.in_channels == 3
+    assert detector.compressor.encode.out_features == 5
+
+
+def test_detector_of_the_segmentation_fits_that_of_the_prestage():
+    detector = build_detector(configuration(), 2, SETTINGS)
+    detector.load_state_dict(build_prestage_network(configuration(), 2, SETTINGS).detector.state_dict())
+
+
+def test_patch_that_is_too_small_for_its_downsamplings_is_a_users_mistake():
+    with pytest.raises(UserError, match="fewer downsamplings or a larger patch"):
+        build_detector(configuration((4, 4, 4), [1, 2, 2]), 1, SETTINGS)

@@ -1,0 +1,151 @@
+import gzip
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.files import check_whole, image_stem, read_image, write_image
+from nnunetv2_anomaly.images.label_maps import count_values, read_label_map
+
+
+def noise(shape=(20, 30, 40)) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 1000, shape).astype(np.int16))
+    image.SetSpacing((0.7, 0.4, 0.5))
+    return image
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".mhd", ".nrrd"])
+def test_what_is_written_is_read(tmp_path, ending):
+    write_image(noise(), tmp_path / f"image{ending}")
+    image = read_image(tmp_path / f"image{ending}")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(noise()))
+    np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.4, 0.5), rtol=1e-6)
+    assert image.GetMetaDataKeys() == ()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+@pytest.mark.parametrize("missing", [30, 2000])
+def test_file_that_is_cut_short_is_refused(tmp_path, ending, missing):
+    path = tmp_path / f"image{ending}"
+    write_image(noise(), path)
+    os.truncate(path, path.stat().st_size - missing)
+    with pytest.raises(UserError, match=f"image{ending}"):
+        read_image(path)
+
+
+def test_gzip_of_several_members_is_whole(tmp_path):
+    plain, path = tmp_path / "image.nii", tmp_path / "image.nii.gz"
+    sitk.WriteImage(noise(), str(plain))
+    content = plain.read_bytes()
+    path.write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:]))
+    check_whole(path)
+    path.write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:-2]))
+    with pytest.raises(UserError, match="cut short"):
+        check_whole(path)
+
+
+def test_full_disk_is_noticed_and_what_was_there_stays(tmp_path):
+    """ITK writes NIfTI to a full disk without a word."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root alone; the twin below runs everywhere")
+    try:
+        write_image(noise((5, 10, 10)), disk / "image.nii.gz")
+        before = (disk / "image.nii.gz").read_bytes()
+        for ending in (".nii.gz", ".nii", ".mha"):
+            with pytest.raises(OSError, match="image"):
+                write_image(noise((60, 60, 60)), disk / f"image{ending}")
+        assert (disk / "image.nii.gz").read_bytes() == before
+        assert [f.name for f in disk.iterdir()] == ["image.nii.gz"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_file_that_came_out_short_does_not_take_the_place_of_a_good_one(tmp_path, monkeypatch):
+    path = tmp_path / "image.nii.gz"
+    write_image(noise(), path)
+    before = path.read_bytes()
+    write = sitk.WriteImage
+
+    def cut(image, name, *options):
+        write(image, name, *options)
+        os.truncate(name, os.path.getsize(name) // 2)
+
+    monkeypatch.setattr(sitk, "WriteImage", cut)
+    with pytest.raises(OSError, match="too short"):
+        write_image(noise(), path)
+    assert path.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["image.nii.gz"]
+
+
+@pytest.mark.parametrize(("change", "expected"), [(-500, "bytes and by"), (500, "bytes and by"), (None, "is missing")])
+def test_voxels_beside_a_header(tmp_path, change, expected):
+    sitk.WriteImage(noise(), str(tmp_path / "mask.mhd"))
+    voxels = tmp_path / "mask.raw"
+    if change is None:
+        voxels.unlink()
+    else:
+        os.truncate(voxels, voxels.stat().st_size + change)
+    with pytest.raises(UserError, match=rf"mask\.raw .*{expected}|mask\.raw {expected}"):
+        read_image(tmp_path / "mask.mhd")
+
+
+def test_metaimage_in_capitals(tmp_path):
+    sitk.WriteImage(noise(), str(tmp_path / "mask.mhd"))
+    (tmp_path / "mask.mhd").rename(tmp_path / "MASK.MHD")
+    assert read_image(tmp_path / "MASK.MHD").GetSize() == (40, 30, 20)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(tmp_path, value):
+    array = np.zeros((3, 4, 5), np.float32)
+    array[1, 1, 1] = value
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "image.nii.gz"))
+    with pytest.raises(UserError, match="infinite voxels or NaN"):
+        read_image(tmp_path / "image.nii.gz")
+
+
+def test_stem_of_image_files():
+    from pathlib import Path
+
+    assert image_stem(Path("a.b.nii.gz")) == "a.b"
+    with pytest.raises(ValueError, match="ends in none"):
+        image_stem(Path("a.png"))
+
+
+def write_labels(path, array):
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+
+
+def test_label_map_comes_back_as_uint8(tmp_path):
+    array = np.zeros((3, 4, 5), np.int32)
+    array[1, 2, 3] = 2
+    write_labels(tmp_path / "a.nii.gz", array)
+    labels = read_label_map(tmp_path / "a.nii.gz", {"background": 0, "bone": 2})
+    assert labels.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(labels), array)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.full((2, 2, 2), 7, np.uint8), r"unknown labels: 7 \(8 voxels\); expected 0 background, 1 bone"),
+        (np.full((2, 2, 2), -1, np.int16), r"unknown labels: -1 \(8 voxels\)"),
+        (np.full((2, 2, 2), 1, np.float32), "all of its voxels are whole numbers"),
+        (np.full((2, 2, 2), 0.5, np.float32), "8 of its voxels are no whole numbers"),
+        (np.zeros((2, 2), np.uint8), "2 dimensions"),
+    ],
+)
+def test_what_is_no_label_map(tmp_path, array, expected):
+    write_labels(tmp_path / "a.nii.gz", array)
+    with pytest.raises(UserError, match=expected):
+        read_label_map(tmp_path / "a.nii.gz", {"background": 0, "bone": 1})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64])
+def test_counts_of_values(dtype):
+    assert count_values(np.array([[3, 0], [3, 200 % 128]], dtype)) == {0: 1, 3: 2, 72: 1}

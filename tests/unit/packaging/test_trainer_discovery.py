@@ -1,0 +1,189 @@
+"""nnU-Net finds our trainers as users let it: by class name, in a process of its own."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from nnunetv2_anomaly.environment import TRAINER_VARIABLE, shim_folder
+from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
+
+PACKAGES = Path(sys.modules["nnunetv2_anomaly"].__file__).resolve().parents[1]
+SHIM_IN_WHEEL = "nnunetv2/training/nnUNetTrainer/variants/anomaly"
+
+FIND_ALL = f"""
+import pickle, sys
+from multiprocessing import get_context
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+def main():
+    import nnunetv2_anomaly.trainers
+    for name in {TRAINERS}:
+        trainer = recursive_find_trainer_class_by_name(name)
+        assert trainer is getattr(nnunetv2_anomaly.trainers, name), trainer
+        assert recursive_find_trainer_class_by_name(name) is trainer, "a second search gives another class"
+        assert trainer.__module__.startswith("nnunetv2_anomaly.trainers"), trainer.__module__
+        assert pickle.loads(pickle.dumps(trainer)) is trainer
+    with get_context("spawn").Pool(1) as pool:
+        for name in {TRAINERS}:
+            trainer = recursive_find_trainer_class_by_name(name)
+            assert pool.apply(getattr, (trainer, "__name__")) == name
+            assert pool.apply(pickle.loads, (pickle.dumps(trainer),)) is trainer
+    print("all found")
+
+if __name__ == "__main__":
+    main()
+"""
+
+FIND_ANOTHERS = """
+import warnings
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    print(recursive_find_trainer_class_by_name("nnUNetTrainerNoMirroring").__name__)
+    print(recursive_find_trainer_class_by_name("SomebodysTrainer").__name__)
+    assert not [w for w in caught if "nnunetv2_anomaly" in str(w.message)], "only our own names concern us"
+    try:
+        recursive_find_trainer_class_by_name("AnomalyAwareTrainer")
+    except RuntimeError as error:
+        print("not found")
+    print([str(w.message) for w in caught if "nnunetv2_anomaly" in str(w.message)])
+"""
+
+
+def python(code, folder, **environment):
+    """Run code as a script of its own, in an empty folder, away from the checkout."""
+    script = folder / "script.py"
+    script.write_text(code)
+    return subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+
+
+def installed_as_wheel():
+    """Why the installed package is not one that a wheel brought, or "" if it is."""
+    try:
+        distribution = importlib.metadata.distribution("nnunetv2-anomaly")
+    except importlib.metadata.PackageNotFoundError:
+        return "nnunetv2-anomaly is not installed"
+    if json.loads(distribution.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable"):
+        return "nnunetv2-anomaly is an editable install, which does not put the shim inside nnunetv2"
+    if ROOT == PACKAGES:
+        return "the checkout is what is imported, not the installed package"
+    return ""
+
+
+def test_trainers_are_found_through_the_variable(tmp_path):
+    done = python(FIND_ALL, tmp_path, **{TRAINER_VARIABLE: str(shim_folder())})
+    assert done.returncode == 0, done.stderr
+    assert "all found" in done.stdout
+
+
+@pytest.mark.skipif(bool(installed_as_wheel()), reason=installed_as_wheel() or "installed as a wheel")
+def test_a_wheel_needs_no_variable(tmp_path):
+    done = python(FIND_ALL, tmp_path, **{TRAINER_VARIABLE: ""})
+    assert done.returncode == 0, done.stderr
+    assert "all found" in done.stdout
+
+
+def test_a_broken_installation_of_ours_warns_and_hurts_nobody_else(tmp_path):
+    broken = tmp_path / "broken" / "nnunetv2_anomaly"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise OSError('half an installation')\n")
+    # Named so that nnU-Net's search comes to our shim first.
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "somebodys_trainer.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
+        "class SomebodysTrainer(nnUNetTrainer):\n    pass\n"
+    )
+    folders = os.pathsep.join([str(shim_folder()), str(others)])
+    done = python(FIND_ANOTHERS, tmp_path, **{TRAINER_VARIABLE: folders, "PYTHONPATH": str(broken.parent)})
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert {"nnUNetTrainerNoMirroring", "SomebodysTrainer", "not found"} <= set(lines), done.stdout
+    assert "AnomalyAwareTrainer cannot be loaded" in lines[-1]
+    assert "half an installation" in lines[-1]
+
+
+@pytest.mark.parametrize("probe", ["pass", "from nnunetv2_anomaly_trainers import *", "inspect.getmembers(shim)"])
+def test_the_shim_is_light(tmp_path, probe):
+    done = python(
+        f"import inspect, sys\nsys.path.insert(0, {str(shim_folder())!r})\nimport nnunetv2_anomaly_trainers as shim\n"
+        f"assert not hasattr(shim, 'nnUNetTrainerNoMirroring')\n{probe}\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'nnunetv2', 'nnunetv2_anomaly'}))",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_shims_folder_shadows_no_other_module():
+    # While nnU-Net searches, this folder stands at the front of sys.path.
+    assert sorted(file.name for file in shim_folder().glob("*.py")) == ["__init__.py", "nnunetv2_anomaly_trainers.py"]
+
+
+def test_no_trainers_name_holds_a_double_underscore():
+    # nnU-Net splits TRAINER__PLANS__CONFIGURATION there.
+    assert not [name for name in TRAINERS if "__" in name]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the checkout: building writes into the source folder, and an old build folder would be packed."""
+    if not (ROOT / "setup.cfg").is_file():
+        pytest.skip("the tests do not lie in a checkout")
+    pytest.importorskip("setuptools", reason="the build backend is needed to build without network access")
+    copy = tmp_path_factory.mktemp("build") / "source"
+    skipped = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "shared", "tests", "docs")
+    shutil.copytree(ROOT, copy, ignore=skipped)
+    return copy
+
+
+def backend(source, hook):
+    """Call the build backend as pip does, and return the built file."""
+    out = source.parent / hook
+    out.mkdir()
+    code = f"from setuptools import build_meta; print(build_meta.{hook}({str(out)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_shim_inside_nnunets_trainer_folder(source):
+    with zipfile.ZipFile(backend(source, "build_wheel")) as wheel:
+        names = wheel.namelist()
+        entry_points = next(wheel.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+        record = next(wheel.read(name).decode() for name in names if name.endswith("RECORD"))
+    inside = sorted(name for name in names if name.startswith("nnunetv2/"))
+    assert inside == [f"{SHIM_IN_WHEEL}/__init__.py", f"{SHIM_IN_WHEEL}/nnunetv2_anomaly_trainers.py"]
+    assert all(name in record for name in inside), "pip uninstall removes what RECORD lists"
+    assert "nnunetv2_anomaly/trainers/__init__.py" in names
+    assert "nnUNetv2_anomaly = nnunetv2_anomaly.command_line.main:main" in entry_points
+    assert not [name for name in names if name.startswith(("tests/", "trainers/", "dataset_conversion/"))]
+
+
+@pytest.mark.slow
+def test_an_editable_install_does_not_hide_an_editable_nnunet(source):
+    # setuptools would declare nnunetv2 a namespace for the sake of the shim's place in the wheel.
+    with zipfile.ZipFile(backend(source, "build_editable")) as wheel:
+        finder = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("_finder.py"))
+    assert "'nnunetv2'" not in finder
+    assert "nnunetv2.training" not in finder
+    assert "'nnunetv2_anomaly.trainers'" in finder

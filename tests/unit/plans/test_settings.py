@@ -1,0 +1,155 @@
+import copy
+
+import pytest
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.plans.settings import SETTINGS, default, section_of
+
+TRAINERS = (AnomalyPreStageTrainer, AnomalyAwareTrainer)
+PLANS = {
+    "plans_name": "nnUNetPlans",
+    "configurations": {
+        "3d_fullres": {"architecture": {}, "anomaly": {"alpha": 3.0, "erase_margin_voxels": 7}},
+        "3d_child": {"inherits_from": "3d_fullres"},
+        "3d_other": {"inherits_from": "3d_fullres", "anomaly": {"beta": 2}},
+        "3d_plain": {"architecture": {}},
+    },
+}
+
+
+def configuration(name):
+    return PlansManager(copy.deepcopy(PLANS)).get_configuration(name)
+
+
+def test_unknown_setting_is_told_with_all_known_ones():
+    with pytest.raises(UserError, match=r"unknown setting\(s\) alhpa, zzz") as caught:
+        section_of({"anomaly": {"alhpa": 1, "beta": 9, "zzz": 2}})
+    assert all(name in str(caught.value) for name in SETTINGS)
+
+
+BAD_VALUES = [
+    ("detector_features", 0),
+    ("detector_features", 8.0),
+    ("detector_features", True),
+    ("detector_downsamplings", 0),
+    ("detector_downsamplings", 5),
+    ("compressor_code_length", "100"),
+    ("intensity_clip", 0),
+    ("intensity_clip", None),
+    ("erase_margin_voxels", -1),
+    ("erase_margin_voxels", 1.5),
+    ("inpainting_epochs", 0),
+    ("distillation_epochs", None),
+    ("prestage_learning_rate", 0),
+    ("prestage_learning_rate", "auto"),
+    ("start_detector_from_inpainter", 1),
+    ("skip_cases_without_foreground", "yes"),
+    ("inpainter_from_fold_all", 1),
+    ("seed", -1),
+    ("prestage_augmentation", "none"),
+    ("lesion_labels", "lesion"),
+    ("bone_labels", [1]),
+    ("error_channel", "cubed"),
+    ("error_channel", 1),
+    ("alpha", -1),
+    ("alpha", float("nan")),
+    ("alpha", float("inf")),
+    ("beta", "99"),
+    ("beta", float("inf")),
+    ("num_epochs", 0),
+    ("prestage_trainer", None),
+    ("prestage_folder", 3),
+    ("allow_detector_trained_on_validation_cases", None),
+    ("allow_changed_data", 1),
+    ("segmentation_learning_rate", 0),
+    ("segmentation_learning_rate", "small"),
+    ("mirror_axes", [3]),
+    ("mirror_axes", "all"),
+    ("num_iterations_per_epoch", 0),
+    ("num_val_iterations_per_epoch", -1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_unacceptable_value_is_told_with_what_is_accepted(name, value):
+    with pytest.raises(UserError, match=f"'{name}'") as caught:
+        section_of({"anomaly": {name: value}})
+    assert f"is {value!r}; expected {SETTINGS[name].accepts}" in str(caught.value)
+
+
+def test_every_setting_has_an_unacceptable_value_above():
+    assert {name for name, _ in BAD_VALUES} == set(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("detector_downsamplings", 4),
+        ("erase_margin_voxels", 0),
+        ("prestage_learning_rate", None),
+        ("prestage_learning_rate", 1e-3),
+        ("lesion_labels", []),
+        ("bone_labels", ["femoral_bone"]),
+        ("alpha", 0),
+        ("beta", 0.5),
+        ("prestage_folder", "$HOME/pre"),
+    ],
+)
+def test_acceptable_value_is_served(name, value):
+    assert section_of({"anomaly": {name: value}}) == {name: value}
+
+
+@pytest.mark.parametrize("section", [None, [], "alpha", 3])
+def test_section_that_is_no_dictionary_is_refused(section):
+    with pytest.raises(UserError, match="expected a dictionary of settings"):
+        section_of({"anomaly": section})
+
+
+def test_configuration_without_a_section_sets_nothing():
+    assert section_of({"patch_size": [8, 8, 8]}) == {}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_default_is_acceptable_and_the_class_attribute_of_every_trainer_that_has_it(name):
+    assert section_of({"anomaly": {name: default(name)}}) == {name: default(name)}
+    values = [getattr(trainer, name) for trainer in TRAINERS if hasattr(trainer, name)]
+    assert values, "no trainer reads this setting"
+    assert all(value == SETTINGS[name].default for value in values)
+
+
+def test_unknown_setting_has_no_default():
+    with pytest.raises(KeyError):
+        default("alhpa")
+
+
+def test_section_overrides_the_class_attribute():
+    settings = AnomalyAwareTrainer.settings(configuration("3d_fullres"))
+    assert (settings["alpha"], settings["beta"]) == (3.0, 99.0)
+    assert AnomalyPreStageTrainer.settings(configuration("3d_fullres"))["erase_margin_voxels"] == 7
+    assert AnomalyPreStageTrainer.settings(configuration("3d_plain"))["erase_margin_voxels"] == 50
+
+
+def test_class_attribute_of_a_subclass_overrides_the_default_and_gives_way_to_the_section():
+    class MyTrainer(AnomalyAwareTrainer):
+        alpha = 5.0
+        beta = 7.0
+
+    settings = MyTrainer.settings(configuration("3d_fullres"))
+    assert (settings["alpha"], settings["beta"]) == (3.0, 7.0)
+    assert AnomalyAwareTrainer.settings(configuration("3d_plain"))["alpha"] == 1.0
+
+
+def test_section_is_inherited_from_the_parent_configuration():
+    assert AnomalyAwareTrainer.settings(configuration("3d_child"))["alpha"] == 3.0
+
+
+def test_section_of_a_child_replaces_that_of_its_parent():
+    settings = AnomalyAwareTrainer.settings(configuration("3d_other"))
+    assert (settings["alpha"], settings["beta"]) == (1.0, 2)
+
+
+def test_trainer_is_served_only_the_settings_it_has():
+    assert "alpha" not in AnomalyPreStageTrainer.settings(configuration("3d_fullres"))
+    assert "erase_margin_voxels" not in AnomalyAwareTrainer.settings(configuration("3d_fullres"))

@@ -1,0 +1,134 @@
+"""The DESS-like image: levels, lesions that brightness finds only in part, extra lesions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from places import REAL_MAPS
+
+from nnunetv2_anomaly.detectors.auc import roc_auc
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LESIONS
+from nnunetv2_anomaly.simulation.dess import dess_like_image
+from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
+from nnunetv2_anomaly.simulation.simulate import resample_labels
+
+SHAPE, SPACING_MM = (64, 64, 48), (1.75, 1.75, 2.0)  # (z, y, x)
+
+
+def phantom(seed, **keywords):
+    return render_label_map(draw_phantom(np.random.default_rng(seed), **keywords), shape=SHAPE, spacing_mm=SPACING_MM)
+
+
+def auc_in_bones(image, labels, anomalies):
+    bones = np.isin(labels, BONES + LESIONS)
+    return roc_auc(image[bones], anomalies[bones] > 0)
+
+
+@pytest.fixture(scope="module")
+def knees():
+    made = []
+    for seed in range(12):
+        labels = phantom(seed, lesion_share=0.7)
+        made.append((labels, dess_like_image(labels, SPACING_MM, np.random.default_rng(seed))))
+    return made
+
+
+def test_brightness_finds_lesions_in_part_only(knees):
+    areas = [auc_in_bones(made.image, labels, made.anomalies) for labels, made in knees if made.anomalies.any()]
+    assert len(areas) >= 9
+    assert 0.75 < np.median(areas) < 0.92
+    assert np.mean([0.7 < area < 0.95 for area in areas]) >= 0.8
+
+
+def test_tissues_have_the_levels_of_the_published_template(knees):
+    healthy = np.concatenate([made.image[np.isin(labels, BONES)] for labels, made in knees])
+    assert healthy.mean() == pytest.approx(0.19, abs=0.03)
+    assert healthy.std() == pytest.approx(0.05, abs=0.02)
+    femoral, tibial = (np.concatenate([made.image[labels == label] for labels, made in knees]) for label in (2, 4))
+    assert 0.5 < femoral.mean() < 0.7
+    assert 0.5 < tibial.mean() < 0.7
+
+
+def test_images_are_finite_in_the_unit_range_and_dark_outside_the_leg(knees):
+    for labels, made in knees[:5]:
+        assert made.image.dtype == np.float32
+        assert made.image.shape == labels.shape
+        assert np.isfinite(made.image).all()
+        assert made.image.min() >= 0.0
+        assert made.image.max() <= 1.0
+        # Below the patella and in front of the tibia there is air, whose magnitude is Rayleigh noise and not zero.
+        corner = made.image[:5, -5:]
+        assert 0.01 < corner.mean() < 0.05
+        assert corner.std() > 0.005
+
+
+def test_labelled_lesions_are_the_truth_when_none_are_added(knees):
+    for labels, made in knees:
+        assert made.anomalies.dtype == np.uint8
+        assert np.array_equal(made.anomalies, np.where(np.isin(labels, LESIONS), labels, 0))
+
+
+def test_the_same_generator_state_gives_the_same_image_and_labels_stay_untouched():
+    labels = phantom(1)
+    before = labels.copy()
+    first, second, other = (
+        dess_like_image(labels, SPACING_MM, np.random.default_rng(seed), extra_lesions=2) for seed in (5, 5, 6)
+    )
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.anomalies, second.anomalies)
+    assert not np.array_equal(first.image, other.image)
+    assert np.array_equal(labels, before)
+
+
+def test_extra_lesions_are_in_truth_and_image_within_their_bones_and_not_in_the_labels():
+    labels = phantom(0, lesion_share=0.0)
+    voxels, areas = [], []
+    for seed in range(8):
+        made = dess_like_image(labels, SPACING_MM, np.random.default_rng(seed), extra_lesions=3)
+        for lesion, bone in BONE_OF_LESION.items():
+            assert (labels[made.anomalies == lesion] == bone).all()
+        voxels.append((made.anomalies > 0).sum())
+        areas.append(auc_in_bones(made.image, labels, made.anomalies))
+    assert np.mean(np.array(voxels) > 0) > 0.7  # Poisson of mean 3: none in 5 % of knees
+    assert 0.7 < np.nanmedian(areas) < 0.95
+
+
+def test_any_label_may_be_missing():
+    full = phantom(2, lesion_share=1.0)
+    for kept in ((), (1,), (1, 2, 3, 4), (2, 4), (5, 9)):
+        labels = np.where(np.isin(full, kept), full, 0)
+        made = dess_like_image(labels, SPACING_MM, np.random.default_rng(0), extra_lesions=1)
+        assert np.isfinite(made.image).all()
+        assert set(np.unique(made.anomalies)) <= {0, 7, 8, 9}
+
+
+@pytest.mark.parametrize(("shape", "spacing_mm"), [((8, 96, 96), (9.0, 1.2, 1.2)), ((1, 32, 32), (3.0, 3.5, 4.0))])
+def test_odd_grids_work(shape, spacing_mm):
+    labels = render_label_map(draw_phantom(np.random.default_rng(0)), shape=shape, spacing_mm=spacing_mm)
+    assert np.isfinite(dess_like_image(labels, spacing_mm, np.random.default_rng(0), extra_lesions=1).image).all()
+
+
+def test_nonsense_is_refused():
+    rng, labels = np.random.default_rng(0), np.zeros((8, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match=r"three axes \(z, y, x\)"):
+        dess_like_image(labels[0], SPACING_MM, rng)
+    with pytest.raises(ValueError, match=r"holds \[11\]"):
+        dess_like_image(labels + 11, SPACING_MM, rng)
+    with pytest.raises(ValueError, match="spacing_mm"):
+        dess_like_image(labels, (1.0, -1.0, 1.0), rng)
+    with pytest.raises(ValueError, match="extra_lesions"):
+        dess_like_image(labels, SPACING_MM, rng, extra_lesions=-1)
+
+
+def test_a_real_label_map_gives_a_knee_of_the_same_kind():
+    found = sorted(REAL_MAPS.glob("9013161_*.nii.gz"))
+    if not found:
+        pytest.skip("no published OAI ZIB-UQ label map beside the checkout; the phantoms above stand in for it")
+    label_image = resample_labels(sitk.ReadImage(str(found[0])), spacing_mm=(1.6, 1.2, 1.2))
+    labels = sitk.GetArrayFromImage(label_image)
+    assert set(np.unique(labels)) == set(range(10))
+    made = dess_like_image(labels, label_image.GetSpacing()[::-1], np.random.default_rng(0))
+    assert 0.75 < auc_in_bones(made.image, labels, made.anomalies) < 0.95
+    assert made.image[np.isin(labels, BONES)].mean() == pytest.approx(0.19, abs=0.03)
+    assert 0.5 < made.image[labels == 2].mean() < 0.7
