@@ -1,8 +1,9 @@
 """How large the source is, and what it is made of: ``python -m benchmarks.size`` prints the table.
 
 Counted are nnunetv2_anomaly/, trainers/ and dataset_conversion/, without tests and benchmarks. Lines are non-blank. A
-function's length is that of its body without the docstring. Guards are ``if`` statements that end in a ``raise``;
-handlers are ``except`` clauses. Public is what has no leading underscore in its name or in that of its class.
+function's length is that of its body without the docstring. Guards and handlers are ``if`` statements that end in a
+``raise``, every other ``raise``, and of a ``try`` all but what is tried. Public is what has no leading underscore in its
+name or in that of its class.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Size:
     methods: list[tuple[int, str]] = field(default_factory=list)
     public: int = 0
     undocumented: list[str] = field(default_factory=list)
-    rooms: dict[str, int] = field(default_factory=dict)
+    #: room -> lines, lines of guards and handlers
+    rooms: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def guard_share(self) -> float:
@@ -45,11 +47,13 @@ def measure(root: Path = ROOT) -> Size:
         filled = {number for number, line in enumerate(lines, 1) if line.strip()}
         tree = ast.parse(text)
         size.lines += len(filled)
-        size.guard_lines += len(set(_guard_lines(tree)) & filled)
+        guards = len(set(_guard_lines(tree)) & filled)
+        size.guard_lines += guards
         size.files.append((len(lines), name))
         parts = Path(name).parts
         room = parts[1] if parts[0] == "nnunetv2_anomaly" else parts[0]
-        size.rooms[room] = size.rooms.get(room, 0) + len(filled)
+        before = size.rooms.get(room, (0, 0))
+        size.rooms[room] = (before[0] + len(filled), before[1] + guards)
         for node in ast.walk(tree):
             if isinstance(node, Function):
                 size.functions.append((_body_length(node), f"{name}:{node.lineno} {node.name}"))
@@ -67,8 +71,12 @@ def _guard_lines(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise):
             yield from range(node.lineno, (node.body[-1].end_lineno or node.lineno) + 1)
-        elif isinstance(node, ast.ExceptHandler):
+        elif isinstance(node, (ast.ExceptHandler, ast.Raise)):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        elif isinstance(node, ast.Try):
+            yield node.lineno
+            if node.finalbody:
+                yield from range(node.finalbody[0].lineno - 1, (node.finalbody[-1].end_lineno or 0) + 1)
 
 
 def _body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -110,7 +118,9 @@ def main() -> None:
             print(f"    class of {count} methods: {name}")
     for name in size.undocumented:
         print(f"    no docstring: {name}")
-    print("lines by room: " + ", ".join(f"{room} {count}" for room, count in sorted(size.rooms.items())))
+    print("lines by room, and of them guards and handlers:")
+    for room, (lines, guards) in sorted(size.rooms.items()):
+        print(f"    {lines:5d} {guards / lines:6.1%}  {room}")
 
 
 if __name__ == "__main__":
