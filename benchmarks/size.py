@@ -2,8 +2,8 @@
 
 Counted are nnunetv2_anomaly/, trainers/ and dataset_conversion/, without tests and benchmarks. Lines are non-blank. A
 function's length is that of its body without the docstring. Guards and handlers are ``if`` statements that end in a
-``raise``, every other ``raise``, and of a ``try`` all but what is tried. Public is what has no leading underscore in its
-name or in that of its class.
+``raise``, every other ``raise``, and of a ``try`` all but what is tried. Public is what has no leading underscore in
+its name or in that of its class.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Size:
 
     @property
     def guard_share(self) -> float:
+        """Share of the lines that are guards and handlers."""
         return self.guard_lines / self.lines
 
 
