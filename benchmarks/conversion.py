@@ -33,7 +33,7 @@ from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_command, 
 from nnunetv2_anomaly.labels import BONE_OF_LESION
 
 # The generator of such trees is the tests'.
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "conversion"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit" / "conversion"))
 from oai_tree import Knee, make_knee, write_visit, write_zib_release
 
 _DISTINCT_KNEES = 4
