@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and files that a user may have broken."""
+"""Files written whole or not at all, and nnU-Net's JSON files."""
 
 from __future__ import annotations
 
@@ -6,25 +6,58 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_anomaly.errors import UserError
 
-#: How ``written_beside`` calls what it writes. No more than that is left out: a file may be called part_one.
+#: The names that ``written_beside`` gives to what it writes, and no others: a file may be called part_one.
 _HALF_WRITTEN = re.compile(r"part_\d+_")
 
-#: what a full disk, a used-up quota, a read-only disk and missing permission are called
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+#: Full disk or quota, read-only disk, no permission, broken disk; and a file where a folder is expected or vice versa.
+_CANNOT_WRITE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+}  # fmt: skip
+
+
+@contextmanager
+def write_failures_as_user_errors(
+    place: Path | str,
+    advice: str | Callable[[], str] = "give another folder with -o",
+    *,
+    kinds: tuple[type[Exception], ...] = (OSError,),
+) -> Iterator[None]:
+    """Turn a failure to write into a UserError; other errors, as that of a missing file, pass.
+
+    Args:
+        place: what is written to, for the sentence.
+        advice: what the user can do, or a function that returns it once it is needed.
+        kinds: exceptions that report a failure to write; torch and blosc2 report a full disk as a RuntimeError.
+    """
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, UserError) or not is_write_failure(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        told = advice if isinstance(advice, str) else advice()
+        raise UserError(f"{place} cannot be written to ({reason}); {told}") from error
+
+
+def is_write_failure(error: Exception) -> bool:
+    """Whether an error's number is that of a full disk, missing permission and the like; True where it has none."""
+    number = getattr(error, "errno", None)
+    return number is None or number in _CANNOT_WRITE
 
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to, with its ending; at the end what was written there takes ``path``'s place.
+    """Yield a temporary name next to ``path`` with the same ending; at the end that file takes ``path``'s place.
 
-    Where anything fails, what was at ``path`` stays and what was begun is removed.
+    If anything fails, the temporary file is removed and ``path`` stays as it was.
     """
     temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
     try:
@@ -35,30 +68,14 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def is_half_written(name: str) -> bool:
-    """Whether a file of that name is what a run that was killed was writing."""
+    """Whether a file of that name was left by ``written_beside`` in a run that was killed."""
     return _HALF_WRITTEN.match(name) is not None
-
-
-@contextmanager
-def written_into(output: Path) -> Iterator[None]:
-    """Turn a failure to write into an output folder into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{output} cannot be written to ({reason}); give another folder with -o.") from error
-
-
-def nothing_can_be_written(error: OSError) -> bool:
-    """Whether an error is that of a full disk, a read-only folder or missing permission, and not of a missing file."""
-    # Errors of our own about a file that came out too short may carry no number.
-    return error.errno is None or error.errno in _CANNOT_WRITE
 
 
 def why_not_writable(folder: Path) -> str | None:
     """The reason why no file can be written into a folder, which need not exist yet; None if one can.
 
-    Asked by writing one: permissions alone tell nothing about read-only and full disks.
+    Writes a byte to find out: permissions do not show read-only and full disks.
     """
     try:
         while not folder.exists() and folder != folder.parent:
@@ -74,21 +91,20 @@ def why_not_writable(folder: Path) -> str | None:
 
 
 def take_output_folder(output: Path, marker: str, what: str) -> None:
-    """Make an output folder, or take that of an earlier run, without what this one was writing when it was killed.
+    """Make an output folder, or take that of an earlier run, and delete what a killed run left half written.
 
     Args:
         output: the folder.
-        marker: file in it that tells that such a run wrote it.
+        marker: file that marks the folder of such a run.
         what: such a run's result, for the sentence.
-    Raises: UserError if it holds anything else, or cannot be written to.
+    Raises: UserError if the folder holds anything else; OSError if it cannot be written to.
     """
-    with written_into(output):
-        output.mkdir(parents=True, exist_ok=True)
-        half = [entry for entry in output.rglob("part_*") if is_half_written(entry.name) and entry.is_file()]
-        if not (output / marker).is_file() and set(output.iterdir()) - set(half):
-            raise UserError(f"{output} is not empty and holds no {what}; give another folder with -o.")
-        for entry in half:
-            entry.unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    half = [entry for entry in output.rglob("part_*") if is_half_written(entry.name) and entry.is_file()]
+    if not (output / marker).is_file() and set(output.iterdir()) - set(half):
+        raise UserError(f"{output} is not empty and holds no {what}; give another folder with -o")
+    for entry in half:
+        entry.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,14 +114,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of nnU-Net's that holds a dictionary.
+    """Read a JSON file of nnU-Net's that holds a dictionary.
 
     Raises: UserError if it is missing or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no dictionary")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or make it again with nnU-Net") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no dictionary; restore it, or make it again with nnU-Net")
     return content
+
+
+written_into = write_failures_as_user_errors
+nothing_can_be_written = is_write_failure

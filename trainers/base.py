@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_anomaly.device import check_device
 from nnunetv2_anomaly.errors import UnsupportedError, UserError, listed
-from nnunetv2_anomaly.files import nothing_can_be_written, why_not_writable
+from nnunetv2_anomaly.files import is_write_failure, why_not_writable
 from nnunetv2_anomaly.plans.settings import SETTINGS, default, section_of
 from nnunetv2_anomaly.training.checkpoints import (
     NAMES,
@@ -266,7 +266,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
         try:
             yield
         except OSError as error:
-            if not nothing_can_be_written(error):
+            if not is_write_failure(error):
                 raise
             place = error.filename or f"something in {self.output_folder}"
             raise UserError(

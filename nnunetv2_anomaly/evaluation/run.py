@@ -32,7 +32,7 @@ from nnunetv2_anomaly.evaluation.pairing import (
 )
 from nnunetv2_anomaly.evaluation.report import Findings, select_cases, write_report, write_tables_and_figures
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
-from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
+from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.files import read_image
@@ -161,7 +161,7 @@ def evaluate_models(
     if _wants_probabilities(settings):
         _check_probabilities(pairs, settings)
     # What cannot be kept ends the run at once: a full disk is better told now than after the last case.
-    with written_into(output):
+    with write_failures_as_user_errors(output):
         found, failed = run_cases(evaluate_one, tasks, num_processes, "evaluating", "evaluated")
     if failed:
         raise UserError(failed)
@@ -206,8 +206,8 @@ def prepare_output(output: Path, arguments: dict[str, Any]) -> None:
 
     Raises: UserError if it holds something else, or cannot be written to.
     """
-    take_output_folder(output, MARKER, "evaluation")
-    with written_into(output):
+    with write_failures_as_user_errors(output):
+        take_output_folder(output, MARKER, "evaluation")
         content = {"version": __version__, "finished": False, "arguments": arguments}
         write_text(output / MARKER, json.dumps(content, indent=2))
 
@@ -237,13 +237,13 @@ def write_evaluation(
     Raises: UserError for pictures that are missing or of another grid, or if ``output`` cannot be written to.
     """
     findings = Findings.of(evaluation, tested)
-    with written_into(output):
+    with write_failures_as_user_errors(output):
         write_tables_and_figures(output, findings)
         for name in _COLUMNS:
             write_text(output / "tables" / f"{name}.csv", getattr(evaluation, name).to_csv(index=False))
         write_colour_tables(output, settings.dataset.single_values)
     pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
-    with written_into(output):
+    with write_failures_as_user_errors(output):
         for case, _, figure in pictures:
             save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
         report = write_report(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import read_json, take_output_folder, write_text, written_into
+from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.label_maps import count_values
@@ -109,7 +109,7 @@ def postprocess_folder(
         [{**row, "label": names.get(row["value"], str(row["value"]))} for case in sorted(rows) for row in rows[case]],
         columns=list(COLUMNS),
     )
-    with written_into(output):
+    with write_failures_as_user_errors(output):
         write_text(output / "removed.csv", table.to_csv(index=False))
         if failed:
             raise UserError(failed)
@@ -136,7 +136,7 @@ def _prepare(predictions: Path, output: Path, files: Mapping[str, Path], clean_u
     """Make the output folder ready. Raises: UserError if it holds something that would be lost."""
     if output.exists() and output.resolve() == predictions.resolve():
         raise UserError(f"-i and -o are both {output}; give another folder with -o, the predictions are kept.")
-    with written_into(output):
+    with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "clean-up")
         before = read_json(output / MARKER) if (output / MARKER).is_file() else {}
         told = {"predictions": str(predictions.resolve()), "settings": _settings(clean_up)}

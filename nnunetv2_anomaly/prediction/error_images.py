@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import write_text, written_into
+from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.files import check_whole
 from nnunetv2_anomaly.images.sliding_window import predict_image
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
@@ -107,7 +107,7 @@ def predict_error_images(
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, predictor.dataset_json)
     reader = plans_manager.image_reader_writer_class()
     cases = list_cases(input_folder, predictor.dataset_json["file_ending"], num_channels, reader)
-    with written_into(output_folder):
+    with write_failures_as_user_errors(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     written = []
@@ -135,7 +135,7 @@ def predict_error_images(
         )
         with torch.no_grad():
             rescaled = detector.rescale(image[None].to(device))[0].cpu()
-        with written_into(output_folder):
+        with write_failures_as_user_errors(output_folder):
             write_case(
                 output_folder,
                 case,
@@ -155,7 +155,7 @@ def predict_error_images(
         "trainer": predictor.trainer_name,
         "cases": list(cases),
     }
-    with written_into(output_folder):
+    with write_failures_as_user_errors(output_folder):
         write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
     return written
 

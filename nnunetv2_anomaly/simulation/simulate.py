@@ -28,7 +28,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.detectors.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_text, written_into
+from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, write_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, turned_back
@@ -126,7 +126,7 @@ def simulate_folder(
     manifest = {"version": __version__, "arguments": arguments, "cases": {}}
     finished = _finished_cases(output_folder, manifest, sources)
     manifest["cases"].update(finished)
-    with written_into(output_folder):
+    with write_failures_as_user_errors(output_folder):
         # First the manifest, by which a next run knows the folder, however early this one is stopped.
         output_folder.mkdir(parents=True, exist_ok=True)
         _write_manifest(output_folder, manifest)
@@ -140,7 +140,7 @@ def simulate_folder(
     with tqdm(total=len(sources), initial=len(finished), desc="simulating knees", unit="knee") as progress:
         for job, future in run_jobs(_simulate_case, jobs, num_processes):
             manifest["cases"][job.case] = future.result()
-            with written_into(output_folder):
+            with write_failures_as_user_errors(output_folder):
                 _write_manifest(output_folder, manifest)
             progress.update()
         areas = [entry["intensity_auc"] for entry in manifest["cases"].values() if entry["intensity_auc"] is not None]
@@ -151,7 +151,7 @@ def simulate_folder(
             )
         else:
             progress.write(f"None of the {len(sources)} knees holds a lesion.")
-    with written_into(output_folder):
+    with write_failures_as_user_errors(output_folder):
         _save_overview(output_folder, manifest)
         write_colour_tables(output_folder, LABELS)
     return manifest
@@ -383,7 +383,7 @@ def _simulate_case(job: _Job) -> dict:
     simulated = dess_like_image(sitk.GetArrayFromImage(turned), spacing, rng, extra_lesions=job.extra_lesions)
     image, anomalies = (turned_back(volume, Grid.of(label_image)) for volume in (simulated.image, simulated.anomalies))
     stored = np.rint(image * INTENSITY_SCALE).astype(np.int16)
-    with written_into(Path(job.output_folder)):
+    with write_failures_as_user_errors(Path(job.output_folder)):
         for volume, path in zip(
             (stored, labels, anomalies), _case_files(Path(job.output_folder), job.case), strict=True
         ):
