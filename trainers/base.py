@@ -88,7 +88,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
         for name, value in self.settings(self.configuration_manager).items():
             setattr(self, name, value)
         # Several ranks must not draw the same augmentation; their first weights become those of rank 0 all the same.
-        self._seed_everything(0, self.local_rank)
+        self._seed_everything(0, self.rank)
         if self.is_cascaded:
             raise UnsupportedError(
                 f"{type(self).__name__} does not support the cascade: the configuration '{configuration}' wants the "
@@ -241,16 +241,21 @@ class AnomalyTrainerBase(nnUNetTrainer):
         if self.is_ddp and self._patient_group is None:
             # A wait in nnU-Net's own group would be given up, and training with it, after NCCL's ten minutes.
             self._patient_group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-        if self.is_ddp and self.local_rank != 0:
+        if self.is_ddp and self.rank != 0:
             dist.barrier(self._patient_group)
         yield
-        if self.is_ddp and self.local_rank == 0:
+        if self.is_ddp and self.rank == 0:
             dist.barrier(self._patient_group)
 
     def get_tr_and_val_datasets(self) -> tuple:
         """As in nnU-Net; one rank makes splits_final.json, and the others read all of it."""
         with self.rank_0_first():
             return super().get_tr_and_val_datasets()
+
+    @property
+    def rank(self) -> int:
+        """This process' rank among all of the training's; nnU-Net's local_rank may be the one on its machine."""
+        return dist.get_rank() if self.is_ddp else 0
 
     @property
     def module(self) -> nn.Module:
@@ -290,7 +295,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """As in nnU-Net; warns of checkpoints with which --c would not continue this training."""
-        if self.local_rank == 0:
+        if self.rank == 0:
             for half in Path(self.output_folder).glob("checkpoint_*.pth.part"):  # a killed run was writing it
                 half.unlink(missing_ok=True)
         older = [name for name in NAMES if (Path(self.output_folder) / name).is_file()]
@@ -304,7 +309,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
     def on_epoch_start(self) -> None:
         """As in nnU-Net; where a seed is set, the epoch's number and it decide all that is drawn in the epoch."""
         self._batches_seen = {"training": 0, "validation": 0}
-        self._seed_everything(1, self.current_epoch, self.local_rank)
+        self._seed_everything(1, self.current_epoch, self.rank)
         super().on_epoch_start()
 
     def train_step(self, batch: dict) -> dict:
@@ -352,7 +357,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
 
         Raises: UserError if the file cannot be written; the one that was there stays.
         """
-        if self.local_rank != 0 or self.disable_checkpointing:
+        if self.rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             if not self.disable_checkpointing:
                 self._own_checkpoints.add(Path(filename))  # rank 0 writes it
@@ -384,13 +389,17 @@ class AnomalyTrainerBase(nnUNetTrainer):
         """What a checkpoint holds beyond nnU-Net's own entries."""
         return {}
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(
+        self, checkpoint: dict | str | None = None, filename_or_checkpoint: dict | str | None = None
+    ) -> None:
         """As in nnU-Net, once the file is known to be a checkpoint of this training.
+
+        The file's path has two names: nnU-Net 2.8.1 says filename_or_checkpoint, releases after it checkpoint.
 
         Raises: UserError if it cannot be read, is another trainer's, or of other plans, data, fold or networks.
         """
         self.resumed = True
-        path = Path(str(filename_or_checkpoint))  # nnU-Net 2.8.1 announces dictionaries, and cannot take them
+        path = Path(str(checkpoint or filename_or_checkpoint))  # nnU-Net announces dictionaries, and cannot take them
         checkpoint = read_own_checkpoint(path, type(self).__name__)
         others = others_beside(path)
         decisive, harmless = differing_plans(
@@ -417,7 +426,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
         self.take_from_checkpoint(checkpoint, path)
         del checkpoint
         try:
-            super().load_checkpoint(filename_or_checkpoint)
+            super().load_checkpoint(str(path))
         except (KeyError, ValueError, TypeError) as error:
             if isinstance(error, UserError):
                 raise

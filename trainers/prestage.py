@@ -173,7 +173,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
                 margin_voxels=self.erase_margin_voxels,
                 clip=self.intensity_clip,
                 patch_size=self.configuration_manager.patch_size,
-                show_progress=self.local_rank == 0,
+                show_progress=self.rank == 0,
             )
         empty = sorted(case for case, entry in statistics.items() if entry.foreground_voxels == 0)
         if empty and not self.skip_cases_without_foreground:
@@ -357,7 +357,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
         if is_best:
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
-        if self.local_rank == 0:
+        if self.rank == 0:
             logged = {key: self.logger.get_value(key, step=None) for key in PROGRESS_KEYS}
             save_prestage_progress(Path(self.output_folder) / "progress.png", logged, self.inpainting_epochs)
         self.current_epoch += 1
@@ -381,12 +381,12 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             }
         }
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
         """Resume in the phase in which the checkpoint was written.
 
         Raises: UserError if the file is no readable checkpoint of this training.
         """
-        super().load_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(*arguments, **keywords)
         self._log_our_keys()
 
     def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -426,7 +426,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
         bone_labels = labels_named(labels, self.bone_labels, "bone")
         _, cases = self.do_split()
         if self.is_ddp:
-            cases = cases[self.local_rank :: dist.get_world_size()]
+            cases = cases[self.rank :: dist.get_world_size()]
         dataset = self.dataset_class(
             self.preprocessed_dataset_folder, list(cases), self.folder_with_segs_from_previous_stage
         )
@@ -455,7 +455,7 @@ class AnomalyPreStageTrainer(AnomalyTrainerBase):
             gathered: list = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, results)
             results = sorted((result for of_rank in gathered for result in of_rank), key=lambda result: result["case"])
-        if self.local_rank == 0:
+        if self.rank == 0:
             mean = write_summary(folder / "summary.json", results)["mean"]
             self.print_to_log_file("Validation complete")
             for network, letter in (("inpainter", "G"), ("detector", "A")):

@@ -143,7 +143,7 @@ class PublishedProtocol(SegmentationTrainer):
             transforms=transforms,
             first_batch=self.current_epoch * iterations,
             num_workers=max(1, processes),
-            rank=self.local_rank if self.is_ddp else 0,
+            rank=self.rank,
             world_size=dist.get_world_size() if self.is_ddp else 1,
         )
         if processes == 0:
@@ -156,7 +156,7 @@ class PublishedProtocol(SegmentationTrainer):
             # Other numbers on every rank, too: what is drawn is the augmentation, and places where patches are cut out.
             seeds=None
             if self.seed is None
-            else [(self.seed + self.local_rank * processes + number) % 2**32 for number in range(processes)],
+            else [(self.seed + self.rank * processes + number) % 2**32 for number in range(processes)],
             pin_memory=self.device.type == "cuda",
             wait_time=0.002,
         )

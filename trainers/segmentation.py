@@ -160,7 +160,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
     def _see_that_all_is_written(self) -> None:
         folder = Path(self.output_folder) / "validation"
         ending = self.dataset_json["file_ending"]
-        for path in sorted(folder.glob(f"*{ending}")) if self.local_rank == 0 else ():
+        for path in sorted(folder.glob(f"*{ending}")) if self.rank == 0 else ():
             try:
                 check_whole(path)
             except UserError as error:

@@ -468,7 +468,7 @@ class ChangedFiles:
 def _wait_for_rank_0(rank, store):
     """rank_0_first in a group that would not wait that long."""
     start_gloo(store, rank, RANKS, seconds=IMPATIENT_SECONDS)
-    of_a_trainer = SimpleNamespace(is_ddp=True, local_rank=rank, _patient_group=None)
+    of_a_trainer = SimpleNamespace(is_ddp=True, rank=rank, _patient_group=None)
     with AnomalyTrainerBase.rank_0_first(of_a_trainer):
         came = time.monotonic()
         if rank == 0:
