@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.ablation import shuffled
 from benchmarks.experiment import Experiment, Repeat, is_older, unfinished
-from nnunetv2_anomaly.evaluation import evaluate_case
+from nnunetv2_anomaly.measurements import evaluate_case
 from nnunetv2_anomaly.prediction.models import load_model
 
 #: what the segmenter is given in place of its error channels, (B, C, *patch_size)

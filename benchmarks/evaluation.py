@@ -33,8 +33,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from nnunetv2_anomaly.evaluation import evaluate_case
 from nnunetv2_anomaly.labels import BONES, CARTILAGES
+from nnunetv2_anomaly.measurements import evaluate_case
 from nnunetv2_anomaly.postprocessing import remove_distant_components
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, draw_phantom, render_label_map
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.evaluation import statistics
+from nnunetv2_anomaly.evaluation import detection, statistics
 from nnunetv2_anomaly.evaluation.case import DIAGONAL
 from nnunetv2_anomaly.evaluation.figures import Drawing, evaluation_figures
 from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
@@ -27,7 +27,6 @@ from nnunetv2_anomaly.evaluation.tables import (
     volume_table,
 )
 from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.measurements import lesions as detection
 from nnunetv2_anomaly.reporting import page
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section

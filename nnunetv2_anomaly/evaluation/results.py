@@ -22,10 +22,6 @@ BONE_COLUMNS = (
     "outcome",
 )  # fmt: skip
 
-#: values of the column ``rule``: lesions smaller than ``threshold`` mm3 are gone from both maps; or, beyond that,
-#: voxels of the prediction's lesions whose softmax output is lower than ``threshold``
-SIZE, PROBABILITY = "size", "probability"
-
 #: columns of ``Evaluation.lesions``
 LESION_COLUMNS = ("case", "model", "fold", "group", "bone", "lesion", "map", "volume_mm3", "overlap", "found")
 

@@ -25,12 +25,11 @@ from nnunetv2_anomaly.evaluation.results import (
     INVENTED,
     MISSED,
     NEITHER,
-    PROBABILITY,
     RAW,
-    SIZE,
     Evaluation,
 )
 from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import DISTANCES, METRICS
 from nnunetv2_anomaly.reporting import page
 

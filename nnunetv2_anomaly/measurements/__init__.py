@@ -1,1 +1,5 @@
-"""Measurements on label maps: surfaces and lesions."""
+"""Measurements on label maps: overlap and surface distances, lesions."""
+
+from nnunetv2_anomaly.measurements.surface import evaluate_case, surface_metrics
+
+__all__ = ["evaluate_case", "surface_metrics"]

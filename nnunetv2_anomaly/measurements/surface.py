@@ -101,20 +101,11 @@ def evaluate_case(
     Raises: ValueError for different shapes, another number of axes or spacings, or values that are no label.
     """
     reference, prediction = np.asarray(reference), np.asarray(prediction)
-    spacing = [float(s) for s in spacing_mm]
+    spacing = checked_spacing(reference, prediction, spacing_mm)
     values_of = {label: frozenset(label if isinstance(label, tuple) else (label,)) for label in labels}
-    if reference.shape != prediction.shape or reference.ndim not in (2, 3):
-        raise ValueError(f"shapes {reference.shape} and {prediction.shape}; expected one, with two or three axes")
-    if len(spacing) != reference.ndim or not all(0 < s < math.inf for s in spacing):
-        raise ValueError(f"spacing_mm is {spacing}; expected {reference.ndim} positive numbers")
     if not all(np.issubdtype(a.dtype, np.integer) for a in (reference, prediction)):
         raise ValueError(f"the maps are {reference.dtype} and {prediction.dtype}; expected integers")
-    values = [value for group in values_of.values() for value in group]
-    if (
-        not values_of
-        or not all(values_of.values())
-        or not all(isinstance(v, int | np.integer) and v > 0 for v in values)
-    ):
+    if not values_of or not all(map(_are_labels, values_of.values())):
         raise ValueError(f"labels are {list(values_of)}; expected whole numbers from 1, or tuples of them")
     # Axes in the order of memory: nothing here depends on theirs, and lines are read as they lie.
     order = np.argsort([-abs(stride) for stride in reference.strides], kind="stable")
@@ -123,6 +114,29 @@ def evaluate_case(
     for chosen in _disjoint(values_of):
         found |= _one_pass(maps, spacing, chosen, missing_distance_mm)
     return {label: found[label] for label in values_of}
+
+
+def checked_spacing(reference: NDArray, prediction: NDArray, spacing_mm: Sequence[float]) -> list[float]:
+    """The spacing of two arrays that can be compared.
+
+    Args:
+        reference, prediction: two arrays.
+        spacing_mm: distance of voxels along each axis, in the arrays' axis order.
+
+    Returns: ``spacing_mm`` as floats.
+
+    Raises: ValueError for different shapes, or another number of axes or spacings.
+    """
+    if reference.shape != prediction.shape or reference.ndim not in (2, 3):
+        raise ValueError(f"shapes {reference.shape} and {prediction.shape}; expected one, with two or three axes")
+    spacing = [float(s) for s in spacing_mm]
+    if len(spacing) != reference.ndim or not all(0 < s < math.inf for s in spacing):
+        raise ValueError(f"spacing_mm is {spacing}; expected {reference.ndim} positive numbers")
+    return spacing
+
+
+def _are_labels(values: Collection[int]) -> bool:
+    return bool(values) and all(isinstance(value, int | np.integer) and value > 0 for value in values)
 
 
 def _disjoint(values_of: Mapping[Label, frozenset[int]]) -> list[dict[Label, frozenset[int]]]:

@@ -25,8 +25,8 @@ from benchmarks.comparison import (
 from benchmarks.experiment import Experiment, PeakMemory, _is_done, _machine
 from benchmarks.models import parse_models
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.evaluation.detection import volume_agreement
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
-from nnunetv2_anomaly.measurements.lesions import volume_agreement
 from nnunetv2_anomaly.workflows.published_chain import Step
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent

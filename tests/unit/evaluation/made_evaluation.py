@@ -16,9 +16,9 @@ from nnunetv2_anomaly.evaluation.results import (
     MISSED,
     NEITHER,
     RAW,
-    SIZE,
     Evaluation,
 )
+from nnunetv2_anomaly.measurements.lesions import SIZE
 from nnunetv2_anomaly.measurements.surface import METRICS
 
 #: what stands for an undefined distance, mm

@@ -13,6 +13,7 @@ import pytest
 from made_evaluation import bone_row, evaluation_of, row, small_evaluation
 from matplotlib.colors import to_hex, to_rgb
 
+from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.figures import (
     box_figure,
     case_figure,
@@ -23,10 +24,10 @@ from nnunetv2_anomaly.evaluation.figures import (
     roc_figure,
     volume_figure,
 )
-from nnunetv2_anomaly.evaluation.results import CLEANED, MISSED, NEITHER, PROBABILITY
+from nnunetv2_anomaly.evaluation.results import CLEANED, MISSED, NEITHER
 from nnunetv2_anomaly.evaluation.tables import DSC, HD, HD_RAW
 from nnunetv2_anomaly.images.colours import label_colours
-from nnunetv2_anomaly.measurements import lesions as detection
+from nnunetv2_anomaly.measurements.lesions import PROBABILITY
 from nnunetv2_anomaly.reporting.drawing import figure_bytes, save_figure, save_reconstruction_figure
 
 LABELS = {"femoral_bone": 1, "femoral_lesion": 2}

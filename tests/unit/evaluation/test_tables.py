@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from made_evaluation import evaluation_of, row, small_evaluation
 
-from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, PROBABILITY, RAW, SIZE
+from nnunetv2_anomaly.evaluation import detection
+from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, RAW
 from nnunetv2_anomaly.evaluation.tables import (
     Cell,
     Table,
@@ -26,7 +27,7 @@ from nnunetv2_anomaly.evaluation.tables import (
     tukey_table,
     volume_table,
 )
-from nnunetv2_anomaly.measurements import lesions as detection
+from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import METRICS
 
 LABEL, MODEL, DSC, ASD, HD, HD_RAW = range(6)

@@ -5,7 +5,7 @@ import pytest
 from places import REAL_MAPS
 from scipy import ndimage
 
-from nnunetv2_anomaly.evaluation import evaluate_case, surface_metrics
+from nnunetv2_anomaly.measurements import evaluate_case, surface_metrics
 from nnunetv2_anomaly.measurements.surface import DISTANCES, METRICS
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
 
@@ -134,7 +134,7 @@ def test_regions_are_the_union_of_their_values_and_may_overlap():
     ],
 )
 def test_labels_that_do_not_overlap_share_a_pass(labels, expected, monkeypatch):
-    from nnunetv2_anomaly.evaluation import surface
+    from nnunetv2_anomaly.measurements import surface
 
     passes = []
     one_pass = surface._one_pass

@@ -1,0 +1,253 @@
+"""Detection of lesions over the cases, and how far their volumes agree (method paper, Section 5.3 and Appendix C).
+
+Sensitivity and specificity of a model over ``measurements.lesions``' thresholds give its ROC. Lesion-wise detection and
+the agreement of volumes are ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn import metrics
+
+from nnunetv2_anomaly.measurements.lesions import FN, FP, PREDICTION, REFERENCE, SIZE, TN, TP, at_least
+
+#: value of the column ``bone`` where all bones count together
+ALL = "all"
+
+#: columns of ``counts``
+COUNT_COLUMNS = (
+    "model", "bone", "rule", "threshold", TP, FN, TN, FP, "positives", "negatives", "sensitivity", "specificity",
+    "accuracy", "mean_dsc",
+)  # fmt: skip
+
+#: columns of ``summary``
+SUMMARY_COLUMNS = (
+    "model", "bone", "positives", "negatives", "sensitivity", "specificity", "accuracy", "mean_dsc", "auc", "dacc",
+    "dacc_rule", "dacc_threshold", "ddsc", "ddsc_rule", "ddsc_threshold",
+)  # fmt: skip
+
+#: columns of ``volume_agreement``
+AGREEMENT_COLUMNS = (
+    "model", "bone", "n", "pearson_r", "pearson_p", "bias_mm3", "sd_mm3", "lower_mm3", "upper_mm3",
+)  # fmt: skip
+
+#: columns of ``lesion_wise``
+LESION_WISE_COLUMNS = (
+    "model", "bone", "from_mm3", "to_mm3", "reference", "found", "sensitivity", "predicted", "true", "precision",
+)  # fmt: skip
+
+
+def counts(bones: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes at every threshold, and the rates they give (method paper, Section 5.3).
+
+    sensitivity = TP / positives with positives = TP + FN, specificity = TN / negatives with negatives = TN + FP,
+    accuracy = (TP + TN) / all. mean_dsc is the mean DSC over the positives; one that is missed counts with its own DSC,
+    which mostly is 0. As a size threshold empties references too, positives may become fewer with it.
+
+    Args:
+        bones: ``Evaluation.bones``.
+
+    Returns: ``COUNT_COLUMNS``, unitless but for thresholds in mm3; a row per model, bone, rule and threshold, in the
+        order in which they are first met; after a model's bones all of them together, as bone ``ALL``. A rate without
+        cases is NaN.
+
+    Raises: ValueError where a bone of a case has a threshold twice, or lacks one that the model's other cases have: the
+        thresholds would not be over the same cases.
+    """
+    rows = []
+    for model, bone, own in _bones_of_models(bones):
+        bones_of_cases = len(own[["case", "bone", "lesion"]].drop_duplicates())
+        for (rule, threshold), at in own.groupby(["rule", "threshold"], sort=False):
+            if len(at) != bones_of_cases or at.duplicated(["case", "bone", "lesion"]).any():
+                raise ValueError(
+                    f"model {model!r}, bone {bone!r}, {rule} {threshold}: {len(at)} rows of {bones_of_cases} bones; "
+                    "expected one of each: give every case a probability, or none"
+                )
+            met = {outcome: int((at["outcome"] == outcome).sum()) for outcome in (TP, FN, TN, FP)}
+            positives, negatives = met[TP] + met[FN], met[TN] + met[FP]
+            positive = at["outcome"].isin([TP, FN])
+            rows.append(
+                {"model": model, "bone": bone, "rule": rule, "threshold": threshold, **met}
+                | {"positives": positives, "negatives": negatives}
+                | {"sensitivity": _ratio(met[TP], positives), "specificity": _ratio(met[TN], negatives)}
+                | {"accuracy": _ratio(met[TP] + met[TN], positives + negatives)}
+                | {"mean_dsc": float(at.loc[positive, "dsc"].astype(float).mean())}
+            )
+    return pd.DataFrame(rows, columns=list(COUNT_COLUMNS))
+
+
+def roc(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ROC that the thresholds of one model and bone give (method paper, Section 5.3).
+
+    The paper says that the thresholds give the curve, not how its points are joined; this is ours: every threshold is
+    a point (1 - specificity, sensitivity), (0, 0) and (1, 1) are added, the points are sorted by false positive rate
+    and then by sensitivity, and neighbours are joined by straight lines. No point is dropped for being below its
+    neighbours. Thresholds without a positive or without a negative case are no point.
+
+    Args:
+        points: the rows of ``counts`` of one model and bone.
+
+    Returns: false positive rate and sensitivity, (n + 2,) each, in [0, 1], unitless; empty without any point.
+
+    Raises: ValueError for more than one model or bone.
+    """
+    if len(points[["model", "bone"]].drop_duplicates()) > 1:
+        raise ValueError("the points are of several models or bones; expected the rows of one model and bone")
+    sensitivity = points["sensitivity"].to_numpy(dtype=float)
+    false_positive_rate = 1 - points["specificity"].to_numpy(dtype=float)
+    defined = ~np.isnan(sensitivity) & ~np.isnan(false_positive_rate)
+    if not defined.any():
+        return np.zeros(0), np.zeros(0)
+    along = np.concatenate([[0.0], false_positive_rate[defined], [1.0]])
+    up = np.concatenate([[0.0], sensitivity[defined], [1.0]])
+    order = np.lexsort((up, along))
+    return along[order], up[order]
+
+
+def auc(false_positive_rate: NDArray[np.float64], sensitivity: NDArray[np.float64]) -> float:
+    """Area under a curve of ``roc`` by trapezoids, in [0, 1], unitless; NaN where the curve has no points.
+
+    Args:
+        false_positive_rate, sensitivity: (n,) each, unitless, sorted as ``roc`` has them.
+
+    Returns: the area.
+
+    Raises: ValueError if the two shapes differ.
+    """
+    return metrics.auc(false_positive_rate, sensitivity) if len(sensitivity) else math.nan
+
+
+def summary(counts_table: pd.DataFrame) -> pd.DataFrame:
+    """Detection in a row per model and bone, as the paper's table of it (method paper, Section 5.3).
+
+    positives to mean_dsc are those without post-processing: size threshold 0. dacc is the best accuracy over all
+    thresholds, ddsc the best mean DSC, each with the rule and threshold that gave it: the first one of equals. They are
+    chosen on the cases that they describe, so they tell what post-processing could give at best.
+
+    Args:
+        counts_table: of ``counts``.
+
+    Returns: ``SUMMARY_COLUMNS``, in the order of ``counts_table``; unitless but for thresholds in mm3. Where there is
+        no positive case at any threshold, ddsc and its threshold are NaN, and its rule is missing.
+
+    Raises: ValueError if a model and bone lack size threshold 0.
+    """
+    rows = []
+    for (model, bone), own in counts_table.groupby(["model", "bone"], sort=False):
+        as_it_is = own[(own["rule"] == SIZE) & (own["threshold"] == 0)]
+        if len(as_it_is) != 1:
+            raise ValueError(f"model {model!r}, bone {bone!r}: size threshold 0 is missing; expected one row of it")
+        before = ["positives", "negatives", "sensitivity", "specificity", "accuracy", "mean_dsc"]
+        row = {"model": model, "bone": bone} | {name: as_it_is[name].iloc[0] for name in before}
+        row["auc"] = auc(*roc(own))
+        for name, metric in (("dacc", "accuracy"), ("ddsc", "mean_dsc")):
+            values = own[metric].to_numpy(dtype=float)
+            if np.isnan(values).all():
+                best, rule, threshold = math.nan, None, math.nan
+            else:
+                place = int(np.nanargmax(values))
+                best, rule, threshold = values[place], own["rule"].iloc[place], own["threshold"].iloc[place]
+            row |= {name: best, f"{name}_rule": rule, f"{name}_threshold": threshold}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
+
+
+def volume_agreement(bones: pd.DataFrame) -> pd.DataFrame:
+    """How far lesion volumes of prediction and reference agree: correlation, and Bland and Altman's limits.
+
+    A sample is a bone of a case in which at least one map has a lesion, before any is removed; of bone ``ALL``, all of
+    them. Difference = prediction - reference, bias its mean, sd its standard deviation (n - 1), limits =
+    bias -+ 1.96 sd (Bland and Altman, Lancet 1986). Pearson's r with its two-sided p.
+
+    Args:
+        bones: ``Evaluation.bones``.
+
+    Returns: ``AGREEMENT_COLUMNS``; mm3 as named, r and p unitless; order as in ``counts``. r and p are NaN with fewer
+        than three samples or where a map's volumes are all equal, the bias without samples, sd and limits with fewer
+        than two.
+    """
+    at = bones[(bones["rule"] == SIZE) & (bones["threshold"] == 0)]
+    rows = []
+    for model, bone, own in _bones_of_models(at):
+        reference, prediction = (own[f"{name}_mm3"].to_numpy(dtype=float) for name in (REFERENCE, PREDICTION))
+        some = (reference > 0) | (prediction > 0)
+        reference, prediction = reference[some], prediction[some]
+        difference = prediction - reference
+        r, p = _pearson(reference, prediction)
+        bias = float(difference.mean()) if len(difference) else math.nan
+        sd = float(difference.std(ddof=1)) if len(difference) > 1 else math.nan
+        rows.append(
+            {"model": model, "bone": bone, "n": len(difference), "pearson_r": r, "pearson_p": p, "bias_mm3": bias}
+            | {"sd_mm3": sd, "lower_mm3": bias - 1.96 * sd, "upper_mm3": bias + 1.96 * sd}
+        )
+    return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
+
+
+def lesion_wise(lesions: pd.DataFrame, edges_mm3: Sequence[float] = (0, 10, 100, 1000, math.inf)) -> pd.DataFrame:
+    """How many lesions are found, one by one and by their size.
+
+    A lesion of the reference is found where any of its voxels is predicted: sensitivity = found / reference. A lesion
+    of the prediction is true where any of its voxels is in the reference: precision = true / predicted. Each is binned
+    by its own volume, from_mm3 <= volume < to_mm3.
+
+    Args:
+        lesions: ``Evaluation.lesions``.
+        edges_mm3: of the bins, at least two, rising, in mm3.
+
+    Returns: ``LESION_WISE_COLUMNS``; from_mm3 and to_mm3 in mm3, the rest unitless; a row per model, bone that has any
+        lesion, and bin; models and bones in the order in which they are first met, after a model's bones all together
+        as bone ``ALL``. A rate without lesions is NaN.
+    """
+    volumes = lesions["volume_mm3"].to_numpy(dtype=float)
+    found = lesions["found"].to_numpy(dtype=bool)
+    is_of = {name: (lesions["map"] == name).to_numpy(dtype=bool) for name in (REFERENCE, PREDICTION)}
+    rows = []
+    for model in lesions["model"].unique():
+        for bone in [*lesions["bone"].unique(), ALL]:
+            own = (lesions["model"] == model).to_numpy(dtype=bool)
+            if bone != ALL:
+                own = own & (lesions["bone"] == bone).to_numpy(dtype=bool)
+            for low, high in itertools.pairwise(map(float, edges_mm3)):
+                binned = own & at_least(volumes, low) & ~at_least(volumes, high)
+                of_reference, of_prediction = binned & is_of[REFERENCE], binned & is_of[PREDICTION]
+                number, predicted = int(of_reference.sum()), int(of_prediction.sum())
+                met, true = int(found[of_reference].sum()), int(found[of_prediction].sum())
+                rows.append(
+                    {"model": model, "bone": bone, "from_mm3": low, "to_mm3": high}
+                    | {"reference": number, "found": met, "sensitivity": _ratio(met, number)}
+                    | {"predicted": predicted, "true": true, "precision": _ratio(true, predicted)}
+                )
+    return pd.DataFrame(rows, columns=list(LESION_WISE_COLUMNS))
+
+
+def _bones_of_models(bones: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(model, bone, its rows), bones in the table's order, after each model's bones ``ALL``."""
+    for model in bones["model"].unique():
+        of_model = bones[bones["model"] == model]
+        for bone in bones["bone"].unique():
+            own = of_model[of_model["bone"] == bone]
+            if len(own):
+                yield model, bone, own
+        yield model, ALL, of_model
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[float, float]:
+    if len(first) < 3 or not np.ptp(first) or not np.ptp(second):
+        return math.nan, math.nan
+    with warnings.catch_warnings():
+        # Volumes that are equal but for rounding: r is then what the rounding makes it.
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        result = stats.pearsonr(first, second)
+    return float(result.statistic), float(result.pvalue)
