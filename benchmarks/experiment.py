@@ -6,19 +6,9 @@ import copy
 import functools
 import json
 import os
-import platform
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +18,20 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
 from sklearn.model_selection import GroupKFold
-from tqdm import tqdm
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
+from benchmarks.machine import machine, memory_mib, versions
 from benchmarks.models import MARGIN_MM, Detector, Model
 from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
-from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_command, nnunet_environment
+from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS, planned_for
 from nnunetv2_anomaly.workflows.demo import write_split
-from nnunetv2_anomaly.workflows.published_chain import PRE_STAGE, Step
+from nnunetv2_anomaly.workflows.published_chain import PRE_STAGE
+from nnunetv2_anomaly.workflows.runner import Runner, Step, training_step
 
 DATASET_ID, DATASET = "521", "Dataset521_Comparison"
 #: the same images with the hole mask as a second channel, for models that know it
@@ -100,9 +91,8 @@ class Experiment:
             folder, arguments, models: of the comparison.
             held_by_steps: a file descriptor that every step inherits.
         """
-        self._inherited = () if held_by_steps is None else (held_by_steps,)
         self.folder, self.arguments, self.models = folder, arguments, list(models)
-        self._processes: set[subprocess.Popen] = set()
+        self._held_by_steps = held_by_steps
 
     # --------------------------------------------------------------------- files
 
@@ -185,45 +175,49 @@ class Experiment:
         """Images, plans and preprocessed data, as far as they are not there."""
         arguments = self.arguments
         create_nnunet_folders(self.folder)
-        if not self.raw.is_dir():
-            words = ["-o", str(self.folder / "simulated"), "--extra_lesions", str(arguments.extra_lesions)]
-            if arguments.data == "phantoms":
-                words += ["--phantoms", str(arguments.num_phantoms)]
-            else:
-                words += ["-i", arguments.data]
-            for option in ("size", "spacing"):
-                if getattr(arguments, option):
-                    words += [f"--{option}", *map(str, getattr(arguments, option))]
-            words += ["-d", DATASET_ID, "--name", "Comparison", "--num_test", str(arguments.num_test)]
-            words += ["--seed", str(arguments.data_seed), "-np", str(num_processes)]
-            words += ["--keep_lesion_labels"] if arguments.keep_lesion_labels else []
-            self.command("simulate", ["nnUNetv2_anomaly", "simulate", *words])
+        processes = str(num_processes)
+        self.runner.run([self._simulation(processes)])
         if arguments.num_test and not any((self.raw / "labelsTs").iterdir()):
             raise UserError(
                 f"--num_test is {arguments.num_test}, and every subject has more knees than that; expected as many, as "
-                "a subject's knees stay together. Give more, and another --folder."
+                "a subject's knees stay together: give more, and another --folder"
             )
-        processes = str(num_processes)
-        if not (self.preprocessed / "nnUNetPlans.json").is_file():
-            words = ["-d", DATASET_ID, "--verify_dataset_integrity", "--no_pp", "-npfp", processes]
-            self.command("plan", ["nnUNetv2_plan_and_preprocess", *words])
-        if arguments.whole_image and not (self.preprocessed / f"{WHOLE_IMAGE_PLANS}.json").is_file():
-            self.command("plan_whole_image", ["nnUNetv2_anomaly", "plan_whole_image", "-d", DATASET_ID])
+        words = ["-d", DATASET_ID, "--verify_dataset_integrity", "--no_pp", "-npfp", processes]
+        steps = [self._step("plan", [self.preprocessed / "nnUNetPlans.json"], ["nnUNetv2_plan_and_preprocess", *words])]
+        if arguments.whole_image:
+            words = ["nnUNetv2_anomaly", "plan_whole_image", "-d", DATASET_ID]
+            steps.append(self._step("plan_whole_image", [self.preprocessed / f"{WHOLE_IMAGE_PLANS}.json"], words))
+        self.runner.run(steps)
         self._write_plans()
         if not (self.preprocessed / "splits_final.json").is_file():
             if arguments.num_val:
                 write_split(self.raw, self.preprocessed, arguments.num_val)
             elif arguments.folds != ("all",):
                 self.write_folds()
-        words = ["-plans_name", PLANS, "-c", "3d_fullres", "-np", processes]
-        cases = len(list((self.raw / "labelsTr").iterdir()))
-        if len(list((self.preprocessed / "gt_segmentations").glob("*"))) < cases:
-            self.command("preprocess", ["nnUNetv2_preprocess", "-d", DATASET_ID, *words])
+        data_sets = {"preprocess": (DATASET_ID, self.preprocessed)}
         if any(model.mask_known for model in self.models):
             self._add_masks()
-            folder = self.folder / "nnUNet_preprocessed" / MASKED
-            if len(list((folder / "gt_segmentations").glob("*"))) < cases:
-                self.command("preprocess_with_mask", ["nnUNetv2_preprocess", "-d", MASKED_ID, *words])
+            data_sets["preprocess_with_mask"] = (MASKED_ID, self.folder / "nnUNet_preprocessed" / MASKED)
+        cases = len(list((self.raw / "labelsTr").iterdir()))
+        for name, (number, folder) in data_sets.items():
+            words = ["nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres", "-np", processes]
+            # nnU-Net copies the references last.
+            self.runner.run([self._step(name, [folder / "gt_segmentations" / "*"], words, num_files=cases)])
+
+    def _simulation(self, processes: str) -> Step:
+        arguments = self.arguments
+        words = ["-o", str(self.folder / "simulated"), "--extra_lesions", str(arguments.extra_lesions)]
+        if arguments.data == "phantoms":
+            words += ["--phantoms", str(arguments.num_phantoms)]
+        else:
+            words += ["-i", arguments.data]
+        for option in ("size", "spacing"):
+            if getattr(arguments, option):
+                words += [f"--{option}", *map(str, getattr(arguments, option))]
+        words += ["-d", DATASET_ID, "--name", "Comparison", "--num_test", str(arguments.num_test)]
+        words += ["--seed", str(arguments.data_seed), "-np", processes]
+        words += ["--keep_lesion_labels"] if arguments.keep_lesion_labels else []
+        return self._step("simulate", [self.raw], ["nnUNetv2_anomaly", "simulate", *words])
 
     def _write_plans(self) -> None:
         arguments = self.arguments
@@ -277,7 +271,7 @@ class Experiment:
         cases = sorted(file.name.removesuffix(".nii.gz") for file in (self.raw / "labelsTr").glob("*.nii.gz"))
         subjects = [subject_of(case) for case in cases]
         if len(set(subjects)) < 5:
-            raise UserError(f"{len(set(subjects))} subjects cannot be shared out to five folds; give --num_val.")
+            raise UserError(f"{len(set(subjects))} subjects cannot be shared out to five folds; give --num_val")
         splits = GroupKFold(5, shuffle=True, random_state=12345).split(cases, groups=subjects)
         folds = [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in splits]
         write_text(self.preprocessed / "splits_final.json", json.dumps(folds, indent=1))
@@ -323,82 +317,74 @@ class Experiment:
 
     def steps(self) -> dict[str, Step]:
         """Trainings and predictions by name, each after what it needs."""
+        arguments = self.arguments
         steps: dict[str, Step] = {}
-        device = ("-device", self.arguments.device)
-        for detector in self.detectors:
-            for fold in self.arguments.folds:
-                made = self.detector_folder(detector) / f"fold_{fold}"
-                configuration = f"3d_{detector.name}"
-                command = ("nnUNetv2_train", DATASET_ID, configuration, fold, "-tr", PRE_STAGE, "-p", PLANS, *device)
-                steps[training_of(detector, fold)] = Step(
-                    command, (made / "validation" / "summary.json", made / "checkpoint_final.pth")
-                )
-        for repeat in self.repeats:
-            model = repeat.model
-            dataset = MASKED_ID if model.mask_known else DATASET_ID
-            made = self.training_folder(repeat)
-            before = (steps[training_of(model.detector, repeat.fold)],) if model.detector else ()
-            configuration = self.configuration(repeat)
-            command = (
-                "nnUNetv2_train", dataset, configuration, repeat.fold, "-tr", model.trainer, "-p", PLANS, *device,
+
+        def train(
+            name: str, dataset: tuple[str, str], configuration: str, fold: str, trainer: str, *after: Step
+        ) -> Step:
+            steps[name] = training_step(
+                self.folder / "nnUNet_results" / dataset[1], (dataset[0], configuration, fold), trainer, PLANS,
+                "-device", arguments.device, name=name, after=after, variables=self._variables(training=True),
             )  # fmt: skip
-            training = Step(command, (made / "validation" / "summary.json", made / "checkpoint_final.pth"), before)
-            steps[f"train-{repeat.name}"] = training
-            if self.arguments.num_test:
+            return steps[name]
+
+        for detector in self.detectors:
+            for fold in arguments.folds:
+                train(training_of(detector, fold), (DATASET_ID, DATASET), f"3d_{detector.name}", fold, PRE_STAGE)
+        for repeat in self.repeats:
+            model, configuration = repeat.model, self.configuration(repeat)
+            dataset = (MASKED_ID, MASKED) if model.mask_known else (DATASET_ID, DATASET)
+            needed = [steps[training_of(model.detector, repeat.fold)]] if model.detector else []
+            training = train(f"train-{repeat.name}", dataset, configuration, repeat.fold, model.trainer, *needed)
+            if arguments.num_test:
                 output = self.predictions(repeat)
-                command = (
-                    "nnUNetv2_predict", "-i", str(self.images(repeat)), "-o", str(unfinished(output)), "-d", dataset,
+                words = [
+                    "nnUNetv2_predict", "-i", str(self.images(repeat)), "-o", str(unfinished(output)), "-d", dataset[0],
                     "-c", configuration, "-f", repeat.fold, "-tr", model.trainer, "-p", PLANS,
-                    "-npp", "1", "-nps", "1", *device,
+                    "-npp", "1", "-nps", "1", "-device", arguments.device,
+                ]  # fmt: skip
+                cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
+                steps[f"predict-{repeat.name}"] = Prediction(
+                    f"predict-{repeat.name}", (output / "*.nii.gz",), tuple(words), after=(training,), num_files=cases,
+                    variables=self._variables(),
                 )  # fmt: skip
-                cases = [file.name for file in sorted((self.raw / "labelsTs").glob("*.nii.gz"))]
-                steps[f"predict-{repeat.name}"] = Step(command, tuple(output / case for case in cases), (training,))
         return steps
 
     def run(self, jobs: int) -> None:
-        """Do what is not done, several steps side by side.
+        """Run what is not done, several steps side by side.
 
         Raises: UserError naming the log of a step that failed; the steps that ran beside it are finished first.
         """
-        steps = self.steps()
-        waiting = {name: step for name, step in steps.items() if not _is_done(step)}
-        failed = None
-        with (
-            tqdm(total=len(steps), initial=len(steps) - len(waiting), desc="comparison", unit="step") as bar,
-            ThreadPoolExecutor(jobs) as pool,
-            ExitStack() as stack,
-        ):
-            running: dict[Future, str] = {}
-            stack.callback(self._end_all)
-            while running or (waiting and failed is None):
-                for name in [name for name, step in waiting.items() if step.is_ready()] if failed is None else ():
-                    if len(running) < jobs:
-                        running[pool.submit(self._do, name, waiting.pop(name))] = name
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    name = running.pop(future)
-                    failed = failed or future.exception()
-                    if future.exception() is None and not steps[name].is_done():
-                        failed = UserError(f"the step {name} ended well, and not all of its files are there.")
-                    bar.update()
-        if failed:
-            raise failed
+        self.runner.run(list(self.steps().values()), jobs=jobs)
 
-    def _end_all(self) -> None:
-        for process in list(self._processes):
-            _end(process)
+    @functools.cached_property
+    def runner(self) -> Runner:
+        """Its records hold seconds, memory, versions and machine; a step ends with its worker processes."""
+        device = self.arguments.device
+        return Runner(
+            self.environment(),
+            self.folder,
+            self._held_by_steps,
+            own_sessions=True,
+            measure=functools.partial(memory_mib, on_gpu=device == "cuda"),
+            facts={"versions": versions(), "machine": machine(device)},
+        )
 
-    def _do(self, name: str, step: Step) -> None:
-        """A step; predictions get their name when all of them are there, as nnU-Net writes them in place."""
-        self.command(name, step.to_run())
-        if step.command[0] == "nnUNetv2_predict":
-            output = step.makes[0].parent
-            shutil.rmtree(output, ignore_errors=True)
-            os.replace(unfinished(output), output)
+    def _step(self, name: str, makes: Sequence[Path], words: Sequence[str], **more: Any) -> Step:
+        return Step(name, tuple(makes), tuple(words), variables=self._variables(), **more)
 
-    def environment(self, **variables: object) -> dict[str, str]:
+    def _variables(self, *, training: bool = False) -> dict[str, str]:
+        if self.arguments.device != "cpu":
+            return {}
+        # Steps run side by side, and each process that exports a segmentation imports torch again.
+        variables = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": "1"}
+        # Without worker processes a seed gives one result.
+        return variables | {"nnUNet_n_proc_DA": "0"} if training else variables
+
+    def environment(self) -> dict[str, str]:
         """Of a command on this folder, which finds the trainers of the benchmarks, too."""
-        environment = nnunet_environment(self.folder, **variables)
+        environment = nnunet_environment(self.folder)
         shim = str(Path(__file__).resolve().parent / "trainer_shim")
         environment[TRAINER_VARIABLE] = os.pathsep.join((environment[TRAINER_VARIABLE], shim))
         return environment
@@ -406,50 +392,6 @@ class Experiment:
     def enter(self) -> None:
         """Give this process that environment, so that it can load the trained models."""
         os.environ.update(self.environment())
-
-    def command(self, name: str, words: Sequence[str]) -> None:
-        """One command; its seconds and memory are kept in records/NAME.json, its output in logs/NAME.log.
-
-        Raises: UserError if it fails.
-        """
-        log, record = (
-            self.folder / kind / f"{name}.{ending}" for kind, ending in (("logs", "log"), ("records", "json"))
-        )
-        log.parent.mkdir(parents=True, exist_ok=True)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        tqdm.write(f"+ {shlex.join(words)}")
-        variables: dict[str, object] = {}
-        if self.arguments.device == "cpu":
-            # Steps run side by side, and each process that exports a segmentation imports torch anew.
-            variables |= {"OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": 1}
-            if words[0] == "nnUNetv2_train":
-                variables["nnUNet_n_proc_DA"] = 0  # without worker processes a seed gives one result
-        environment = self.environment(**variables)
-        before = read_json(record) if record.is_file() and "--c" in words else {}
-        began = time.monotonic()
-        with log.open("a") as output:
-            process = subprocess.Popen(
-                [nnunet_command(words[0]), *words[1:]], env=environment, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True, pass_fds=self._inherited,
-            )  # fmt: skip
-            self._processes.add(process)
-            try:
-                with PeakMemory(process.pid, self.arguments.device) as memory:
-                    process.wait()
-            finally:
-                _end(process)
-                self._processes.discard(process)
-        kept = {
-            "command": shlex.join(words),
-            "seconds": before.get("seconds", 0.0) + time.monotonic() - began,
-            "memory_mib": max(before.get("memory_mib") or 0.0, memory.peak_mib) or None,
-            "versions": _versions(),
-            "machine": _machine(self.arguments.device),
-            "gpu_memory_mib": max(before.get("gpu_memory_mib") or 0.0, memory.peak_gpu_mib) or None,
-        }
-        write_text(record, json.dumps(kept, indent=1))
-        if process.returncode:
-            raise UserError(f"the step {name} ended with status {process.returncode}; its output is in {log}.")
 
     # ------------------------------------------------------------------- results
 
@@ -465,97 +407,40 @@ class Experiment:
         return sorted({read_json(file).get(key, "") for file in files if file.is_file()} - {""})
 
 
-@functools.cache
-def _gpu_name() -> str:
-    # Asked by another process: this one would begin CUDA, and hold memory of the GPU beside the trainings.
-    words = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _machine(device: str) -> str:
-    if device == "cuda":
-        try:
-            name = _gpu_name()
-        except subprocess.CalledProcessError:  # not kept: it may be taken for a moment
-            name = "a GPU that does not tell its name"
-        return f"{platform.machine()}, {name}"
-    return f"{platform.machine()}, {device}, {os.cpu_count()} cores"
-
-
-def _versions() -> str:
-    names = ("nnunetv2_anomaly", "nnunetv2", "torch")
-    told = ", ".join(f"{name} {version(name)}" for name in names)
-    command = ["git", "describe", "--always", "--dirty"]
-    with suppress(OSError):  # no git here
-        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-        if described.returncode == 0:
-            told += f", the comparison at revision {described.stdout.strip()}"
-    return told
-
-
-class PeakMemory:
-    """Peak memory of a process while it runs: its own from Linux's /proc, its GPU's from nvidia-smi.
-
-    0 where these do not tell. Worker processes are not counted.
-    """
-
-    def __init__(self, pid: int, device: str) -> None:
-        self.pid, self.peak_mib, self.peak_gpu_mib = pid, 0.0, 0.0
-        self._on_gpu = device == "cuda"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.5):
-            with suppress(OSError, ValueError, IndexError):  # a process that has ended has no such line
-                status = Path(f"/proc/{self.pid}/status").read_text()
-                self.peak_mib = max(self.peak_mib, float(status.split("VmHWM:")[1].split()[0]) / 1024)
-            with suppress(OSError, ValueError):
-                self.peak_gpu_mib = max(self.peak_gpu_mib, self._gpu_mib() if self._on_gpu else 0.0)
-
-    def _gpu_mib(self) -> float:
-        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-        rows = (line.split(",") for line in subprocess.run(query, capture_output=True, text=True).stdout.splitlines())
-        return max((float(memory) for pid, memory in rows if int(pid) == self.pid), default=0.0)
-
-
 def epoch_seconds(training_folder: Path) -> np.ndarray:
     """Seconds of each epoch of a finished training, from its checkpoint's log."""
     log = torch.load(training_folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
     return np.subtract(log["epoch_end_timestamps"], log["epoch_start_timestamps"])
 
 
-def _end(process: subprocess.Popen) -> None:
-    """End a command that still runs, as after Ctrl-C: nothing trains on with nobody to wait for it."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-
-
 def _margin_voxels(margin_mm: float, spacing_mm: Sequence[float]) -> int:
     return round(margin_mm / min(spacing_mm))
 
 
-def _is_done(step: Step) -> bool:
-    """Whether all is there; and for predictions, whether by the training that is there now."""
-    if not step.is_done():
-        return False
-    checkpoints = [before.makes[-1] for before in step.after] if step.command[0] == "nnUNetv2_predict" else []
-    return not any(
-        not checkpoint.exists() or is_older(made, checkpoint) for checkpoint in checkpoints for made in step.makes
-    )
+class Prediction(Step):
+    """Predictions by the training that is there now, ``after[0]``; folders get their name when all cases are written.
+
+    nnU-Net writes each case in place, so that a run that was killed would leave half a file.
+    """
+
+    def is_done(self) -> bool:
+        """Whether all cases exist, and none is older than the checkpoint."""
+        checkpoint, folder = self.after[0].makes[-1], self.makes[0].parent
+        return (
+            super().is_done()
+            and checkpoint.exists()
+            and not any(is_older(file, checkpoint) for file in folder.glob("*.nii.gz"))
+        )
+
+    def finish(self) -> None:
+        """Replace the predictions of an earlier training."""
+        folder = self.makes[0].parent
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished(folder), folder)
 
 
 def unfinished(output: Path) -> Path:
-    """Where a folder is filled before it gets its name."""
+    """Name under which a folder is filled."""
     return output.with_name(f"part_{output.name}")
 
 

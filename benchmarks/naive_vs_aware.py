@@ -6,7 +6,6 @@ python -m benchmarks.naive_vs_aware --data SEGMENTATIONS --folder WORK --models 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shlex
 import signal
@@ -24,9 +23,9 @@ from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
 from nnunetv2_anomaly.simulation.simulate import label_files, label_map_checksum
+from nnunetv2_anomaly.workflows.runner import LOCK, locked
 
 STATE = "comparison.json"
-LOCK = "lock"
 #: arguments that may differ when a comparison is continued: more of the same
 _MAY_GROW = ("models", "seeds", "folds")
 
@@ -86,45 +85,45 @@ def checked(options: argparse.Namespace) -> Arguments:
     Raises: UserError for what cannot be.
     """
     if options.ablations and options.models:
-        raise UserError("--ablations and --models were both given; expected one of them.")
+        raise UserError("--ablations and --models were both given; expected one of them")
     words = list(ABLATIONS) if options.ablations else options.models or list(DEFAULTS)
     for name, least in _LEAST.items():
         value = getattr(options, name)
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         if any(number < least for number in numbers):
-            raise UserError(f"--{name} is {value}; expected {least} or more.")
+            raise UserError(f"--{name} is {value}; expected {least} or more")
     for name in ("seeds", "folds"):
         if len(set(getattr(options, name))) < len(getattr(options, name)):
-            raise UserError(f"--{name} names one twice: {getattr(options, name)}; expected each once.")
+            raise UserError(f"--{name} names one twice: {getattr(options, name)}; expected each once")
     if set(options.folds) - {"all", *"01234"}:
-        raise UserError(f"--folds are {' '.join(options.folds)}; expected 0 to 4, or all.")
+        raise UserError(f"--folds are {' '.join(options.folds)}; expected 0 to 4, or all")
     if options.folder.exists() and not options.folder.is_dir():
-        raise UserError(f"--folder {options.folder} is a file; give a folder.")
+        raise UserError(f"--folder {options.folder} is a file; give a folder")
     chosen_device(options.device)
     for name, budget in (("budget", options.budget), *(("detector_budget", n) for n in options.detector_budget)):
         if budget % options.iterations_per_epoch:
             raise UserError(
                 f"--{name} is {budget} and --iterations_per_epoch {options.iterations_per_epoch}; expected whole "
-                "epochs, a multiple of it."
+                "epochs, a multiple of it"
             )
     if not options.num_test and options.num_val:
         raise UserError(
             "--num_test 0 and --num_val were both given; expected held-out knees, or nnU-Net's folds, which keep the "
-            "visits of a subject together: leave out --num_val."
+            "visits of a subject together: leave out --num_val"
         )
     if not options.num_test and "all" in options.folds:
-        raise UserError("fold all has no validation cases; give --num_test, or the folds 0 to 4.")
+        raise UserError("fold all has no validation cases; give --num_test, or the folds 0 to 4")
     if options.num_val and options.folds != ["0"]:
-        raise UserError(f"--num_val makes one split, and --folds are {' '.join(options.folds)}; expected --folds 0.")
+        raise UserError(f"--num_val makes one split, and --folds are {' '.join(options.folds)}; expected --folds 0")
     if options.data != "phantoms" and not Path(options.data).is_dir():
-        raise UserError(f"--data {options.data} is no folder; give one with label maps, or phantoms.")
+        raise UserError(f"--data {options.data} is no folder; give one with label maps, or phantoms")
     if options.whole_image and options.patch:
-        raise UserError("--whole_image and --patch were both given; expected one of them.")
+        raise UserError("--whole_image and --patch were both given; expected one of them")
     number = options.num_phantoms if options.data == "phantoms" else len(label_files(Path(options.data)))
     if options.num_test + (options.num_val or 0) >= number:
         raise UserError(
             f"--num_test {options.num_test} and --num_val {options.num_val or 0} leave none of {number} knees for "
-            "training; expected fewer."
+            "training; expected fewer"
         )
     values = {**vars(options), "models": words}
     if options.data != "phantoms":
@@ -156,7 +155,7 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     if state.is_file():
         before = read_json(state)
         if not {"arguments", "models"} <= set(before):
-            raise UserError(f"{state} is not as the comparison writes it; give another --folder.")
+            raise UserError(f"{state} is not as the comparison writes it; give another --folder")
         differing = [
             f"--{name} {before['arguments'].get(name)} there, {value} now"
             for name, value in now["arguments"].items()
@@ -170,14 +169,14 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
         if differing:
             raise UserError(
                 f"{folder} holds a comparison with other arguments ({'; '.join(differing)}); give another --folder, or "
-                "the model another name."
+                "the model another name"
             )
         now["models"] = {**before["models"], **now["models"]}
     elif folder.exists() and {file.name for file in folder.iterdir()} - {LOCK}:
-        raise UserError(f"{folder} is not empty and holds no comparison; give another --folder.")
+        raise UserError(f"{folder} is not empty and holds no comparison; give another --folder")
     reason = why_not_writable(folder)
     if reason:
-        raise UserError(f"nothing can be written into {folder} ({reason}); give another --folder.")
+        raise UserError(f"nothing can be written into {folder} ({reason}); give another --folder")
     return now
 
 
@@ -194,35 +193,17 @@ def checked_label_maps(folder: Path, data: str) -> dict[str, int | None]:
     if changed:
         raise UserError(
             f"the label maps in {data} are not those that {folder} was begun with (added, changed or gone: "
-            f"{', '.join(changed[:5])}{', ...' if changed[5:] else ''}); give the former ones, or another --folder."
+            f"{', '.join(changed[:5])}{', ...' if changed[5:] else ''}); give the former ones, or another --folder"
         )
     return now
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[int]:
-    """Keep a second comparison out of the folder: it would train the same models into the same files.
+def signals_as_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM and a closed terminal as Ctrl-C, so that the steps that run are ended.
 
-    Yields: the lock's file descriptor; a process that inherits it holds the lock, too, even when this one is killed.
-    Raises: UserError if another one holds it.
-    """
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another comparison is running in {folder}, or a step that outlived one; wait for it or end it, or "
-                "give another --folder."
-            ) from error
-        yield file.fileno()
-
-
-@contextmanager
-def told_to_end_as_at_ctrl_c() -> Iterator[None]:
-    """Within it, SIGTERM and a terminal's end are a Ctrl-C: the driver ends the steps that it has started.
-
-    Not around the results: processes that are forked there would inherit it, and such a one, told to end while it
-    begins to wait for work, may wait for ever.
+    Not around the results: processes that are forked there would inherit the handlers, and one that is terminated just
+    as it begins to wait for work may wait forever.
     """
     numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
     before = {number: signal.getsignal(number) for number in numbers}
@@ -245,10 +226,10 @@ def main(argv: list[str] | None = None) -> int:
         folder = options.folder.resolve()
         checked_state(folder, arguments, models)
         folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(folder) as lock:
+        with locked(folder, "give another --folder") as lock:
             take_folder(folder, arguments, models)
             experiment = Experiment(folder, arguments, models, held_by_steps=lock)
-            with told_to_end_as_at_ctrl_c():
+            with signals_as_ctrl_c():
                 experiment.prepare(options.num_processes)
                 experiment.run(options.jobs)
             words = sys.argv[1:] if argv is None else argv

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 
+from nnunetv2_anomaly.environment import nnunet_environment
+
+NETWORKS = ("UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS")
 HELP = "The paper's chain of trainings: OAI ZIB, then OAI ZIB-UQ, then OAI AKOA, as nnU-Net's own commands."
 
 
@@ -16,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--networks",
         nargs="+",
-        default=["UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS"],
-        choices=["UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS"],
-        help="which of the six networks (default: all)",
+        default=NETWORKS,
+        choices=NETWORKS,
+        help="some of the six networks (default: all)",
     )
     parser.add_argument(
         "-p",
@@ -43,11 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print or run the chain; returns 0, or the status of the command that failed."""
-    # Imported here: nnU-Net takes seconds, which --help need not wait for.
-    from nnunetv2_anomaly.workflows.published_chain import Chain, run_chain
+    """Print or run the chain.
 
-    chain = Chain(
+    Returns: 0, or the exit status of the command that failed.
+    """
+    # Imported here: nnU-Net takes seconds, which --help need not wait for.
+    from nnunetv2_anomaly.workflows.published_chain import PublishedChain
+    from nnunetv2_anomaly.workflows.runner import Runner, StepError
+
+    chain = PublishedChain(
         zib=args.zib,
         uq=args.uq,
         akoa=args.akoa,
@@ -59,9 +67,13 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs:
         for step in chain.ready_steps():
             print(step.shown())
-        return 0
-    if args.dry_run:
+    elif args.dry_run:
         for step in chain.steps():
             print(f"# done: {shlex.join(step.command)}" if step.is_done() else step.shown())
-        return 0
-    return run_chain(chain)
+    else:
+        try:
+            Runner(nnunet_environment()).run(chain.steps())
+        except StepError as failure:
+            print(f"nnUNetv2_anomaly: {failure}", file=sys.stderr)
+            return failure.status
+    return 0

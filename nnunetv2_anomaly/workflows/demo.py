@@ -5,29 +5,32 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.conversion.manifest import write_table
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import convert
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_environment
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import read_json, take_output_folder, write_text
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.prediction.detector_quality import measure_detector
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
 from nnunetv2_anomaly.workflows.demo_report import MODELS, write_demo_report
-from nnunetv2_anomaly.workflows.runner import Chain, Step
+from nnunetv2_anomaly.workflows.runner import Runner, Step, locked, training_step
 
-DATASET_ID = 500
+DATASET_ID = "500"
 DATASET_NAME = "Dataset500_SimulatedKnees"
 PLANS = "nnUNetDemoPlans"
 CONFIGURATION = "3d_demo"
-FOLD = 0
+FOLD = "0"
+#: file that marks the folder of a demo
+STATE = "demo.json"
 PRESTAGE, AWARE = "AnomalyPreStageTrainer", "AnomalyAwareTrainer"
 #: the paper's 50 voxels of the OAI's images across their slices; in a slice they are 18 mm, which would part the two
 #: plates of tibial cartilage
@@ -108,40 +111,53 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
     """Run the whole chain, or what is left of it.
 
     Args:
-        folder: gets the data, nnU-Net's three folders, predictions, logs and report.html.
-        device: cuda, cpu or mps; None takes the best there is.
-        quick: smaller, with results that show that the chain works and nothing else.
+        folder: gets the data, nnU-Net's three folders, predictions, logs, records and report.html.
+        device: cuda, cpu or mps; None takes the best available.
+        quick: smaller; its results show that the chain works and nothing else.
     Returns: the report.
-    Raises: UserError if a step fails or the folder holds something else.
+    Raises: UserError if a step fails, or the folder holds something else, a demo with other arguments, or another run.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    torch_device = chosen_device(device)
-    folder = folder.absolute()
-    size = QUICK if quick else FULL
     processes = min(4, os.cpu_count() or 1)
+    demo = Demo(folder.absolute(), QUICK if quick else FULL, chosen_device(device), processes)
     environment = nnunet_environment(
-        folder,
+        demo.folder,
         **_cpu_tuning(),
         nnUNet_n_proc_DA=os.environ.get("nnUNet_n_proc_DA", processes),  # noqa: SIM112
         nnUNet_def_n_proc=os.environ.get("nnUNet_def_n_proc", processes),  # noqa: SIM112
     )
-    chain = Chain(folder, {"quick": quick, "device": device}, environment)
-    # What runs in this process looks at the same folders as the commands.
-    for variable, value in environment.items():
-        if variable.startswith("nnUNet_"):
-            os.environ[variable] = value
-    create_nnunet_folders(folder)
-    layout = DemoLayout(folder)
-    chain.run(_steps(layout, size, device, torch_device, processes))
-    trainers = {"prestage": PRESTAGE, "naive": size.naive_trainer, "aware": AWARE}
-    report = write_demo_report(folder / "report.html", layout, chain.state, trainers)
+    # Functions that run in this process look at the same folders as the commands.
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("nnUNet_")})
+    take_folder(demo.folder, {"quick": quick, "device": device})
+    create_nnunet_folders(demo.folder)
+    with locked(demo.folder, "give another folder with -o") as lock:
+        runner = Runner(environment, demo.folder, lock)
+        steps = demo.steps()
+        runner.run(steps)
+        report = write_demo_report(
+            demo.folder / "report.html", demo, [runner.record(step) for step in steps], quick=quick
+        )
     print(f"Report: {report}")
     return report
 
 
+def take_folder(folder: Path, arguments: dict[str, Any]) -> None:
+    """Begin a demo in a folder, or continue the one there."""
+    state = folder / STATE
+    if state.is_file():
+        before = read_json(state).get("arguments")
+        if before != arguments:
+            raise UserError(
+                f"{folder} holds a demo with other arguments ({before}, now {arguments}); give another folder with -o, "
+                "or remove that one"
+            )
+    take_output_folder(folder, STATE, "demo")
+    write_text(state, json.dumps({"version": __version__, "arguments": arguments}, indent=2))
+
+
 def _cpu_tuning() -> dict[str, str]:
-    """Variables that let training on few CPU cores waste less; those that the user has set are left alone.
+    """Variables that make training on few CPU cores waste less, without those that the user has set.
 
     Waiting OpenMP threads give their core to nnU-Net's augmentation workers instead of spinning on it. glibc keeps
     freed memory instead of returning it: a third of a training step was spent on getting it back page by page.
@@ -155,160 +171,166 @@ def _cpu_tuning() -> dict[str, str]:
     return {name: value for name, value in tuning.items() if name not in os.environ}
 
 
-@dataclass(frozen=True)
-class DemoLayout:
-    """Where things lie in the demonstration's folder."""
+class Demo:
+    """The demonstration in a folder: where its files are, and the steps that make them."""
 
-    folder: Path
+    def __init__(self, folder: Path, size: DemoSize, device: torch.device, processes: int) -> None:
+        """Describe it.
 
-    @property
-    def simulated(self) -> Path:
-        """What simulate wrote."""
-        return self.folder / "simulated"
-
-    @property
-    def raw(self) -> Path:
-        """The raw data set."""
-        return self.folder / "nnUNet_raw" / DATASET_NAME
-
-    @property
-    def preprocessed(self) -> Path:
-        """The preprocessed data set."""
-        return self.folder / "nnUNet_preprocessed" / DATASET_NAME
-
-    @property
-    def detector(self) -> Path:
-        """What measure_detector wrote."""
-        return self.folder / "detector"
-
-    @property
-    def error_images(self) -> Path:
-        """What the verb error_images wrote."""
-        return self.folder / "error_images"
-
-    @property
-    def lesions(self) -> Path:
-        """Which test cases hold a lesion, as a table for the evaluation."""
-        return self.folder / "lesions.csv"
-
-    @property
-    def evaluation(self) -> Path:
-        """What the verb evaluate wrote."""
-        return self.folder / "evaluation"
+        Args:
+            folder: absolute.
+            size: of data and trainings.
+            device: of trainings and predictions.
+            processes: of simulation, preprocessing and evaluation.
+        """
+        self.folder, self.size, self.device, self.processes = folder, size, device, processes
+        self.raw = folder / "nnUNet_raw" / DATASET_NAME
+        self.preprocessed = folder / "nnUNet_preprocessed" / DATASET_NAME
+        self.results = folder / "nnUNet_results" / DATASET_NAME
+        self.simulated, self.detector, self.error_images, self.evaluation = (
+            folder / name for name in ("simulated", "detector", "error_images", "evaluation")
+        )
+        self.lesions = folder / "lesions.csv"  # which case holds a lesion, for the evaluation's groups
+        self.trainers = {"prestage": PRESTAGE, "naive": size.naive_trainer, "aware": AWARE}
 
     def model(self, trainer: str) -> Path:
         """A trainer's model folder."""
-        return self.folder / "nnUNet_results" / DATASET_NAME / f"{trainer}__{PLANS}__{CONFIGURATION}"
+        return self.results / f"{trainer}__{PLANS}__{CONFIGURATION}"
 
     def predictions(self, trainer: str) -> Path:
         """A trainer's predictions of the test cases."""
         return self.folder / "predictions" / trainer
 
+    def steps(self) -> list[Step]:
+        """All steps, each after those it needs."""
+        data = self._data_steps()
+        prestage = self._train(PRESTAGE, "Pre-stage: G with C, then A", data[-1])
+        naive = self._train(self.size.naive_trainer, "Naive nnU-Net", data[-1])
+        aware = self._train(AWARE, "Anomaly-aware nnU-Net", prestage)
+        predictions = [
+            self._predict(self.size.naive_trainer, "Predicting with the naive network", naive),
+            self._predict(AWARE, "Predicting with the anomaly-aware network", aware),
+        ]
+        return [*data, prestage, naive, aware, *predictions, *self._comparison_steps(prestage, predictions)]
 
-def _steps(layout: DemoLayout, size: DemoSize, device: str, torch_device: torch.device, processes: int) -> list[Step]:
-    def train(trainer: str, title: str) -> Step:
-        return Step(
-            name=f"train_{trainer}",
-            title=title,
-            command=(
-                "nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(FOLD),
-                "-tr", trainer, "-p", PLANS, "-device", device,
-            ),
-            training_folder=layout.model(trainer) / f"fold_{FOLD}",
-        )  # fmt: skip
+    def _data_steps(self) -> list[Step]:
+        """Images, plans and split; each step needs the one before it."""
+        size, processes = self.size, str(self.processes)
+        steps: list[Step] = []
 
-    def predict(trainer: str, title: str) -> Step:
-        return Step(
-            name=f"predict_{trainer}",
-            title=title,
-            command=(
-                "nnUNetv2_predict", "-i", str(layout.raw / "imagesTs"), "-o", str(layout.predictions(trainer)),
-                "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", str(FOLD), "-tr", trainer, "-p", PLANS,
-                "-device", device, "-npp", "1", "-nps", "1", "--continue_prediction",
-            ),
-        )  # fmt: skip
+        def add(name: str, title: str, *makes: Path, **more: Any) -> None:
+            steps.append(Step(name, makes, title=title, after=tuple(steps[-1:]), **more))
 
-    def in_process(name: str, title: str, function: Callable[[], object]) -> Step:
-        return Step(name=name, title=title, function=function)
-
-    return [
-        in_process(
-            "simulate",
-            "Drawing phantoms",
-            lambda: simulate_folder(
-                layout.simulated,
-                num_phantoms=size.num_training + size.num_test,
-                size=size.size,
-                spacing_mm=size.spacing_mm,
-                num_processes=processes,
-            ),
-        ),
-        in_process(
+        add("simulate", "Drawing phantoms", self.simulated / "overview.png", function=self._simulate)
+        add(
             "convert",
             "Writing the raw data set",
-            lambda: layout.raw.is_dir() or convert(layout.simulated, layout.raw, num_test=size.num_test),
-        ),
-        Step(
-            name="plan_and_preprocess",
-            title="Planning and preprocessing",
+            self.raw,
+            function=lambda: convert(self.simulated, self.raw, num_test=size.num_test),
+        )
+        add(
+            "plan_and_preprocess",
+            "Planning and preprocessing",
+            self.preprocessed / "nnUNetPlans_3d_fullres" / "*.pkl",
+            self.preprocessed / "gt_segmentations" / "*",
+            num_files=size.num_training,
             command=(
-                "nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", "3d_fullres", "--verify_dataset_integrity",
-                "-npfp", str(processes), "-np", str(processes),
+                "nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres", "--verify_dataset_integrity",
+                "-npfp", processes, "-np", processes,
             ),
-        ),
-        in_process("plans", "Writing the demo's plans", lambda: write_demo_plans(layout.preprocessed, size)),
-        in_process(
+        )  # fmt: skip
+        add(
+            "plans",
+            "Writing the demo's plans",
+            self.preprocessed / f"{PLANS}.json",
+            function=lambda: write_demo_plans(self.preprocessed, size),
+        )
+        add(
             "split",
             "Writing the split",
-            lambda: write_split(layout.raw, layout.preprocessed, size.num_validation),
-        ),
-        train(PRESTAGE, "Pre-stage: G with C, then A"),
-        train(size.naive_trainer, "Naive nnU-Net"),
-        train(AWARE, "Anomaly-aware nnU-Net"),
-        predict(size.naive_trainer, "Predicting with the naive network"),
-        predict(AWARE, "Predicting with the anomaly-aware network"),
-        Step(
-            name="error_images",
-            title="Error images of the test cases",
-            command=(
-                "nnUNetv2_anomaly", "error_images", "-i", str(layout.raw / "imagesTs"), "-o", str(layout.error_images),
-                "-d", str(DATASET_ID), "-p", PLANS, "-c", CONFIGURATION, "-f", str(FOLD), "-device", device,
+            self.preprocessed / "splits_final.json",
+            function=lambda: write_split(self.raw, self.preprocessed, size.num_validation),
+        )
+        return steps
+
+    def _train(self, trainer: str, title: str, needed: Step) -> Step:
+        return training_step(
+            self.results, (DATASET_ID, CONFIGURATION, FOLD), trainer, PLANS, "-device", self.device.type,
+            name=f"train_{trainer}", title=title, after=(needed,),
+        )  # fmt: skip
+
+    def _predict(self, trainer: str, title: str, needed: Step) -> Step:
+        command = (
+            "nnUNetv2_predict", "-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(trainer)),
+            "-d", DATASET_ID, "-c", CONFIGURATION, "-f", FOLD, "-tr", trainer, "-p", PLANS,
+            "-device", self.device.type, "-npp", "1", "-nps", "1", "--continue_prediction",
+        )  # fmt: skip
+        makes = (self.predictions(trainer) / "*.nii.gz",)
+        return Step(f"predict_{trainer}", makes, command, title=title, after=(needed,), num_files=self.size.num_test)
+
+    def _comparison_steps(self, prestage: Step, predictions: list[Step]) -> list[Step]:
+        """Error images, what they find, and the evaluation of the predictions."""
+        error_images = Step(
+            "error_images",
+            (self.error_images / "error_images.json",),
+            (
+                "nnUNetv2_anomaly", "error_images", "-i", str(self.raw / "imagesTs"), "-o", str(self.error_images),
+                "-d", DATASET_ID, "-p", PLANS, "-c", CONFIGURATION, "-f", FOLD, "-device", self.device.type,
                 "--continue_prediction",
             ),
-        ),
-        in_process(
+            title="Error images of the test cases",
+            after=(prestage,),
+        )  # fmt: skip
+        measured = Step(
             "measure_detector",
-            "Measuring the error images",
-            lambda: measure_detector(
-                layout.raw / "imagesTs",
-                layout.raw / "labelsTs",
-                layout.raw / "anomaliesTs",
-                layout.detector,
-                layout.model(PRESTAGE),
-                fold=FOLD,
-                device=torch_device,
-                show_progress=False,
+            (self.detector / "summary.json",),
+            function=self._measure_detector,
+            title="Measuring the error images",
+            after=(prestage,),
+        )
+        lesions = Step(
+            "lesions", (self.lesions,), function=self._write_lesions, title="Writing which cases hold a lesion"
+        )
+        evaluate = Step(
+            "evaluate",
+            (self.evaluation / "report.html",),
+            (
+                "nnUNetv2_anomaly", "evaluate", "-ref", str(self.raw / "labelsTs"), "-o", str(self.evaluation), "-pred",
+                f"{MODELS['naive']}={self.predictions(self.size.naive_trainer)}",
+                f"{MODELS['aware']}={self.predictions(AWARE)}", "--max_distance_mm", str(MAX_DISTANCE_MM),
+                "--subjects", str(self.lesions), "--group_by", "holds", "-np", str(self.processes),
+                "--images", str(self.raw / "imagesTs"), "--error_images", str(self.error_images),
             ),
-        ),
-        in_process("lesions", "Writing which cases hold a lesion", lambda: _write_lesions(layout)),
-        Step(
-            name="evaluate",
             title="Evaluating both",
-            command=(
-                "nnUNetv2_anomaly", "evaluate", "-ref", str(layout.raw / "labelsTs"), "-o", str(layout.evaluation),
-                "-pred", f"{MODELS['naive']}={layout.predictions(size.naive_trainer)}",
-                f"{MODELS['aware']}={layout.predictions(AWARE)}", "--max_distance_mm", str(MAX_DISTANCE_MM),
-                "--subjects", str(layout.lesions), "--group_by", "holds", "-np", str(processes),
-                "--images", str(layout.raw / "imagesTs"), "--error_images", str(layout.error_images),
-            ),
-        ),
-    ]  # fmt: skip
+            after=(*predictions, error_images, lesions),
+        )  # fmt: skip
+        return [error_images, measured, lesions, evaluate]
 
+    def _simulate(self) -> None:
+        simulate_folder(
+            self.simulated,
+            num_phantoms=self.size.num_training + self.size.num_test,
+            size=self.size.size,
+            spacing_mm=self.size.spacing_mm,
+            num_processes=self.processes,
+        )
 
-def _write_lesions(layout: DemoLayout) -> None:
-    manifest = json.loads((layout.simulated / "manifest.json").read_text())
-    rows = [
-        {"case": case, "holds": "no lesion" if entry["intensity_auc"] is None else "a lesion"}
-        for case, entry in manifest["cases"].items()
-    ]
-    write_table(layout.lesions, ("case", "holds"), rows)
+    def _measure_detector(self) -> None:
+        measure_detector(
+            self.raw / "imagesTs",
+            self.raw / "labelsTs",
+            self.raw / "anomaliesTs",
+            self.detector,
+            self.model(PRESTAGE),
+            fold=FOLD,
+            device=self.device,
+            show_progress=False,
+        )
+
+    def _write_lesions(self) -> None:
+        manifest = read_json(self.simulated / "manifest.json")
+        rows = [
+            {"case": case, "holds": "no lesion" if entry["intensity_auc"] is None else "a lesion"}
+            for case, entry in manifest["cases"].items()
+        ]
+        write_table(self.lesions, ("case", "holds"), rows)

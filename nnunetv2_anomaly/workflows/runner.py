@@ -1,125 +1,290 @@
-"""Runs the steps of a chain one after another, remembers which are finished, and continues where it stopped."""
+"""Resumable runs: a step whose files exist is skipped, an interrupted training continues from its checkpoint."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from tqdm import tqdm
 
-from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.environment import nnunet_command
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.files import read_json, write_text
 
-_EPOCH = re.compile(r"Epoch (\d+)\s*$")
+#: file that a run keeps locked in its folder
+LOCK = "lock"
+_EPOCH = re.compile(r"Epoch \d+$")
+
+
+class StepError(UserError):
+    """A step failed; ``status`` is the exit status of its command, or 1 if that was 0 and files are missing."""
+
+    status = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step: a command as a user would type it, or a function that runs in this process.
+
+    Attributes:
+        name: of its log and its record.
+        makes: files and folders that exist once it is done; the name may be a pattern such as ``*.nii.gz``. A
+            training's checkpoint comes last. Where nothing is named, the step always runs.
+        command: its words.
+        function: called without arguments, in place of a command.
+        after: steps that it needs.
+        title: for people; by default the name.
+        num_files: number of files that each pattern in ``makes`` matches once the step is done.
+        variables: environment variables of the command.
+    """
+
+    name: str
+    makes: tuple[Path, ...]
+    command: tuple[str, ...] = ()
+    function: Callable[[], object] | None = None
+    after: tuple[Step, ...] = ()
+    title: str = ""
+    num_files: int = 1
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        return self.title or self.name
+
+    def is_done(self) -> bool:
+        """Whether all its files exist."""
+        made = [list(path.parent.glob(path.name)) for path in self.makes]
+        return bool(made) and all(len(files) >= self.num_files for files in made)
+
+    def to_run(self) -> tuple[str, ...]:
+        """The command; an interrupted training continues."""
+        if self.command[:1] != ("nnUNetv2_train",) or not any(self.makes[-1].parent.glob("checkpoint_*.pth")):
+            return self.command
+        # The checkpoint has the weights that the training started from, and nnU-Net takes only one of the two.
+        command = list(self.command)
+        if "-pretrained_weights" in command:
+            place = command.index("-pretrained_weights")
+            del command[place : place + 2]
+        return (*command, "--c")
+
+    def finish(self) -> None:
+        """Called when the command has ended well."""
+
+    def shown(self) -> str:
+        """The command as a user would type it."""
+        return shlex.join(self.to_run())
+
+
+@dataclass
+class _Running:
+    step: Step
+    words: tuple[str, ...]
+    process: subprocess.Popen
+    began: float
+    peaks: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step: a command as a user would type it, or a function of this package."""
+class Runner:
+    """Runs steps, each after those it needs.
 
-    name: str
-    title: str
-    command: Sequence[str] = ()
-    function: Callable[[], object] | None = None
-    #: a folder whose checkpoints tell that an interrupted training can be continued with --c
-    training_folder: Path | None = None
+    Attributes:
+        environment: of the commands.
+        folder: gets logs/NAME.log and records/NAME.json; without one, commands print to the terminal.
+        lock: of ``locked``; a command that outlives this process keeps the folder locked.
+        own_sessions: whether each command has a session of its own, and is ended with all its workers.
+        measure: maps the process id of a running command to values, several times a second; the record keeps the
+            largest ones.
+        facts: further entries of each record.
+    """
 
+    environment: Mapping[str, str]
+    folder: Path | None = None
+    lock: int | None = None
+    own_sessions: bool = False
+    measure: Callable[[int], Mapping[str, float]] = lambda pid: {}
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
-class Chain:
-    """Steps with a state file in the output folder: what was run, with which arguments, for how many seconds."""
-
-    def __init__(self, folder: Path, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        """Open or begin a chain.
+    def run(self, steps: Sequence[Step], *, jobs: int = 1) -> None:
+        """Run the steps that are not done.
 
         Args:
-            folder: made if need be; logs go to folder/logs.
-            arguments: what the results depend on; a folder that was begun with others is refused.
-            environment: for the commands.
-        Raises: UserError if the folder holds a chain with other arguments, or something else.
+            steps: each after those it needs.
+            jobs: number of commands that run side by side; functions run alone.
+        Raises: StepError if a step fails, once those that run beside it have ended.
         """
-        self.folder = folder
-        # Unbuffered, so that the progress bar learns of an epoch when it begins.
-        self.environment = {**environment, "PYTHONUNBUFFERED": "1"}
-        self.state_file = folder / "demo.json"
-        if self.state_file.is_file():
-            self.state = json.loads(self.state_file.read_text())
-            if self.state["arguments"] != dict(arguments):
-                raise UserError(
-                    f"{folder} holds a demo with other arguments ({self.state['arguments']}, now {dict(arguments)}); "
-                    f"give another folder with -o, or remove that one"
-                )
-        elif folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no demo; give another folder with -o")
-        else:
-            self.state = {"version": __version__, "arguments": dict(arguments), "steps": {}}
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        self._write()
-
-    def run(self, steps: Sequence[Step]) -> None:
-        """Run what is not finished.
-
-        Raises: UserError naming the log if a command fails; the next call continues there.
-        """
+        waiting, running, failures = list(steps), list[_Running](), list[StepError]()
         layout = "{l_bar}{bar}| {n}/{total} [{elapsed}]"
-        with tqdm(total=len(steps), desc="demo", bar_format=layout) as bar:
-            for step in steps:
-                entry = self.state["steps"].setdefault(step.name, {"seconds": 0.0, "finished": False})
-                entry["title"] = step.title
-                if step.command:
-                    entry["command"] = shlex.join(step.command)
-                if not entry["finished"]:
-                    bar.set_description(step.title)
-                    bar.write(f"{step.title}: {entry.get('command', 'in this process')}")
-                    began = monotonic()
-                    try:
-                        if step.function is not None:
-                            step.function()
-                        else:
-                            self._execute(step, bar)
-                        entry["finished"] = True
-                    finally:
-                        entry["seconds"] += monotonic() - began
-                        self._write()
-                bar.update()
-            bar.set_description("demo finished")
-
-    def _execute(self, step: Step, bar: tqdm) -> None:
-        command = [nnunet_command(step.command[0]), *step.command[1:]]
-        if step.training_folder is not None and any(step.training_folder.glob("checkpoint_*.pth")):
-            command.append("--c")
-        log_file = self.folder / "logs" / f"{step.name}.log"
-        last = ""
-        with open(log_file, "a", buffering=1) as log:
-            process = subprocess.Popen(
-                command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-            )
-            assert process.stdout is not None
+        with tqdm(total=len(steps), bar_format=layout, disable=self.folder is None) as bar:
             try:
-                for line in process.stdout:
-                    log.write(line)
-                    last = line.strip() or last
-                    epoch = _EPOCH.search(line)
-                    if epoch:
-                        bar.set_description(f"{step.title}, epoch {epoch.group(1)}")
-                status = process.wait()
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-        if status != 0:
-            raise UserError(
-                f"the step '{step.title}' ended with status {status} ({last}); the whole output is in {log_file}; "
-                f"when that is mended, run the same command again to continue"
-            )
+                while running or (waiting and not failures):
+                    step = _ready(waiting, running) if len(running) < jobs and not failures else None
+                    if step is None:
+                        failures += self._look_after(running, bar)
+                        continue
+                    waiting.remove(step)
+                    if step.is_done():
+                        bar.update()
+                        continue
+                    bar.write(
+                        f"[{steps.index(step) + 1}/{len(steps)}] {step.label}: {step.shown() or 'in this process'}"
+                    )
+                    sys.stdout.flush()
+                    bar.set_description(step.label)
+                    if step.function is None:
+                        running.append(self._start(step))
+                    else:
+                        began = monotonic()
+                        step.function()
+                        self._write_record(step, (), monotonic() - began, {})
+                        bar.update()
+            finally:
+                for one in running:
+                    self._end(one)
+        if failures:
+            raise failures[0]
 
-    def _write(self) -> None:
-        write_text(self.state_file, json.dumps(self.state, indent=2))
+    def record(self, step: Step) -> dict[str, Any]:
+        """Title, command and seconds of a step, what was measured, facts; empty if it has not run in this folder."""
+        file = self._file("records", step, "json")
+        return read_json(file) if file is not None and file.is_file() else {}
+
+    def _file(self, kind: str, step: Step, ending: str) -> Path | None:
+        return self.folder and self.folder / kind / f"{step.name}.{ending}"
+
+    def _start(self, step: Step) -> _Running:
+        words, log, output = step.to_run(), self._file("logs", step, "log"), None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output = log.open("a")
+        process = subprocess.Popen(
+            [nnunet_command(words[0]), *words[1:]],
+            env={**self.environment, **step.variables, "PYTHONUNBUFFERED": "1"},  # an epoch is logged when it begins
+            stdout=output,
+            stderr=output and subprocess.STDOUT,
+            start_new_session=self.own_sessions,
+            pass_fds=() if self.lock is None else (self.lock,),
+        )
+        if output is not None:
+            output.close()
+        return _Running(step, words, process, monotonic())
+
+    def _look_after(self, running: list[_Running], bar: tqdm) -> list[StepError]:
+        """Wait a moment, measure, show the epoch, and take what has ended off the list; returns failures."""
+        sleep(0.1)
+        failures = []
+        for one in list(running):
+            if one.process.poll() is None:
+                measured = self.measure(one.process.pid).items()
+                one.peaks |= {name: max(one.peaks.get(name, 0.0), value) for name, value in measured}
+                epochs = [line for line in self._last_lines(one.step) if _EPOCH.search(line)]
+                shown = ", ".join((one.step.label, *(_EPOCH.findall(line)[0].lower() for line in epochs[-1:])))
+                if epochs and bar.desc != f"{shown}: ":
+                    bar.set_description(shown)
+            else:
+                running.remove(one)
+                bar.update()
+                failures += self._finish(one)
+        return failures
+
+    def _finish(self, one: _Running) -> list[StepError]:
+        self._write_record(one.step, one.words, monotonic() - one.began, one.peaks)
+        status, step = one.process.returncode, one.step
+        if status == 0:
+            step.finish()
+        if status == 0 and (not step.makes or step.is_done()):
+            return []
+        told = f"ended with status {status}" if status else "ended well, but not all of its files exist"
+        if self.folder is not None:
+            lines = self._last_lines(step)
+            told += f" ({lines[-1] if lines else 'no output'}); its output is in {self._file('logs', step, 'log')}"
+        failure = StepError(f"the step '{step.label}' {told}; fix the cause and run the same command again to continue")
+        failure.status = status or 1
+        return [failure]
+
+    def _last_lines(self, step: Step) -> list[str]:
+        log = self._file("logs", step, "log")
+        if log is None:
+            return []
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            return [line for line in map(str.strip, file.read().decode(errors="replace").splitlines()) if line]
+
+    def _end(self, one: _Running) -> None:
+        """End a command before its time; its seconds count for the one that continues it."""
+        with suppress(ProcessLookupError):
+            if self.own_sessions:
+                os.killpg(one.process.pid, signal.SIGTERM)
+            else:
+                one.process.terminate()
+        one.process.wait()
+        self._write_record(one.step, one.words, monotonic() - one.began, one.peaks)
+
+    def _write_record(self, step: Step, words: Sequence[str], seconds: float, peaks: Mapping[str, float]) -> None:
+        file = self._file("records", step, "json")
+        if file is None:
+            return
+        before = self.record(step) if "--c" in words else {}
+        largest = {name: max(before.get(name) or 0.0, peak) or None for name, peak in peaks.items()}
+        kept = {"title": step.label, "command": shlex.join(words), "seconds": before.get("seconds", 0.0) + seconds}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({**kept, **largest, **self.facts}, indent=1))
+
+
+def _ready(waiting: Sequence[Step], running: Sequence[_Running]) -> Step | None:
+    """The first step that needs none of those that wait or run."""
+    not_done = [*waiting, *(one.step for one in running)]
+    return next((step for step in waiting if not any(needed in not_done for needed in step.after)), None)
+
+
+def training_step(
+    results: Path, model: tuple[str, str, str], trainer: str, plans: str, *options: str, name: str = "", **more: Any
+) -> Step:
+    """A call of nnUNetv2_train.
+
+    Args:
+        results: the data set's folder in nnUNet_results.
+        model: number of the data set, configuration, fold.
+        trainer, plans: names.
+        options: further words of the command.
+        name, more: as ``Step`` takes them; by default it is named after trainer, data set and fold.
+    """
+    dataset, configuration, fold = model
+    folder = results / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
+    # The summary comes last: a training whose validation was interrupted is not done.
+    makes = (folder / "validation" / "summary.json", folder / "checkpoint_final.pth")
+    command = ("nnUNetv2_train", *model, "-tr", trainer, "-p", plans, *options)
+    return Step(name or f"train_{trainer}_{dataset}_fold{fold}", makes, command, **more)
+
+
+@contextmanager
+def locked(folder: Path, advice: str) -> Iterator[int]:
+    """Keep a second run out of a folder, where it would write the same files.
+
+    Args:
+        folder: of the run.
+        advice: what else a user can do than wait, for the sentence.
+    Yields: the lock's file descriptor; a process that inherits it keeps the lock even if this one is killed.
+    Raises: UserError if another process holds it.
+    """
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another run is at work in {folder}, or a step that outlived one; wait for it or end it, or {advice}"
+            ) from error
+        yield file.fileno()

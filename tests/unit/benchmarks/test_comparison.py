@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,13 @@ from benchmarks.comparison import (
     lesion_table,
     shares_inside_lesions,
 )
-from benchmarks.experiment import Experiment, PeakMemory, _is_done, _machine
+from benchmarks.experiment import Experiment, Prediction
+from benchmarks.machine import machine, memory_mib
 from benchmarks.models import parse_models
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.detection import volume_agreement
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
-from nnunetv2_anomaly.workflows.published_chain import Step
+from nnunetv2_anomaly.workflows.runner import Step
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
@@ -102,18 +102,27 @@ def test_volumes_of_lesions_count_once_a_knee():
     assert bones_by_knee(pd.DataFrame()).empty
 
 
-def test_predictions_by_an_earlier_training_are_made_anew(tmp_path):
+def test_predictions_by_an_earlier_training_are_made_again(tmp_path):
     checkpoint, segmentation = tmp_path / "checkpoint_final.pth", tmp_path / "case.nii.gz"
-    training = Step(("nnUNetv2_train",), (checkpoint,))
-    prediction = Step(("nnUNetv2_predict",), (segmentation,), (training,))
+    training = Step("train", (checkpoint,), ("nnUNetv2_train",))
+    prediction = Prediction("predict", (tmp_path / "*.nii.gz",), ("nnUNetv2_predict",), after=(training,))
     segmentation.touch()
-    assert not _is_done(prediction)  # nothing is trained
+    assert not prediction.is_done()  # nothing is trained
     checkpoint.touch()
     os.utime(segmentation, (1000, 1000))
-    assert _is_done(training)
-    assert not _is_done(prediction)
+    assert training.is_done()
+    assert not prediction.is_done()
     segmentation.touch()
-    assert _is_done(prediction)
+    assert prediction.is_done()
+
+
+def test_predictions_get_their_folder_when_all_are_written(tmp_path):
+    (tmp_path / "part_seed0").mkdir()
+    (tmp_path / "part_seed0" / "new.nii.gz").touch()
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0" / "old.nii.gz").touch()
+    Prediction("predict", (tmp_path / "seed0" / "*.nii.gz",), ("nnUNetv2_predict",)).finish()
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.nii.gz")] == ["seed0/new.nii.gz"]
 
 
 def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesions, inside):
@@ -277,23 +286,9 @@ def test_without_models_the_baseline_does_not_mirror_either():
     assert len(models[2].settings["mirror_axes"]) == len(models[0].settings["mirror_axes"]) == 0
 
 
-def test_a_folder_holds_one_comparison_at_a_time(tmp_path):
-    alone = naive_vs_aware.alone_in
-    with alone(tmp_path), pytest.raises(UserError, match="another comparison is running in"), alone(tmp_path):
-        pytest.fail("let in")
-    with alone(tmp_path) as lock:
-        outliving = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
-    with pytest.raises(UserError, match="or a step that outlived one"), alone(tmp_path):
-        pytest.fail("let in")
-    outliving.kill()
-    outliving.wait()
-    with alone(tmp_path):
-        pass
-
-
-def test_told_to_end_is_ctrl_c_while_steps_run_and_no_longer():
+def test_sigterm_is_ctrl_c_while_steps_run_and_no_longer():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), naive_vs_aware.told_to_end_as_at_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), naive_vs_aware.signals_as_ctrl_c():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -343,17 +338,16 @@ def test_folds_keep_a_subjects_visits_together(tmp_path):
 def test_memory_of_a_process_that_has_ended_is_no_error():
     process = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
-    with PeakMemory(process.pid, "cpu") as memory:
-        time.sleep(1.2)
-    assert memory.peak_mib == 0
+    assert memory_mib(process.pid, on_gpu=False)["memory_mib"] == 0
     process.wait()
+    assert memory_mib(process.pid, on_gpu=True) == {"memory_mib": 0, "gpu_memory_mib": 0}
 
 
 def test_a_gpus_name_is_asked_without_taking_its_memory():
     initialized = torch.cuda.is_initialized()
-    told = _machine("cuda")
+    name = machine("cuda")
     assert torch.cuda.is_initialized() == initialized
-    assert ("does not tell its name" in told) != torch.cuda.is_available()
+    assert ("without a name" in name) != torch.cuda.is_available()
 
 
 def test_invented_labels_do_not_stand_for_a_knee(evaluation):

@@ -5,8 +5,8 @@ import pytest
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.workflows import published_chain as chain_module
-from nnunetv2_anomaly.workflows.published_chain import Chain, run_chain
+from nnunetv2_anomaly.workflows import runner
+from nnunetv2_anomaly.workflows.published_chain import PublishedChain
 
 NAMES = {501: "Dataset501_OAIZIB", 502: "Dataset502_OAIZIBUQ", 503: "Dataset503_OAIAKOA"}
 SIX = ["UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS"]
@@ -25,7 +25,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def make(networks=("UNET", "UNETS"), plans="nnUNetWholeImagePlans", **options):
-    return Chain(501, 502, 503, list(networks), plans, options.get("configuration", "3d_fullres"), "cuda")
+    return PublishedChain(501, 502, 503, list(networks), plans, options.get("configuration", "3d_fullres"), "cuda")
 
 
 def write_plans(folders, dataset, plans, identifier=None, **configurations):
@@ -131,7 +131,7 @@ def test_configuration_that_inherits_its_data(folders):
     write_plans(folders, 501, "nnUNetPlans", **{"3d_own": {"inherits_from": "3d_fullres"}})
     chain = make(plans="nnUNetPlans", configuration="3d_own")
     step = next(step for step in chain.steps() if step.command[0] == "nnUNetv2_preprocess")
-    assert step.makes[0].name == "nnUNetPlans_3d_fullres"
+    assert step.makes[0].parent.name == "nnUNetPlans_3d_fullres"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_configuration_that_inherits_its_data(folders):
         (["-p", "nnUNetOtherPlans"], "nnUNetOtherPlans.json does not exist"),
     ],
 )
-def test_mistakes_are_told(folders, capsys, words, expected):
+def test_mistakes_are_reported(folders, capsys, words, expected):
     assert main(["published_chain", "--dry_run", *words]) == 1
     assert expected in capsys.readouterr().err
 
@@ -169,24 +169,23 @@ def test_run_goes_through_what_is_left_and_stops_at_a_failure(folders, monkeypat
     ran = []
 
     class Finished:
-        returncode = 0
-
-    def run(command, env):
-        words = ("nnUNetv2_" + command[0].rsplit("nnUNetv2_", 1)[1], *command[1:])
-        step = next(step for step in make(["CAN"]).steps() if step.to_run() == words)
-        if len(ran) == 12:
-            failed = Finished()
-            failed.returncode = 3
+        def __init__(self, command, **options):
+            assert options["stdout"] is None  # nnU-Net prints to the terminal
+            words = ("nnUNetv2_" + command[0].rsplit("nnUNetv2_", 1)[1], *command[1:])
+            step = next(step for step in make(["CAN"]).steps() if step.to_run() == words)
             ran.append(words)
-            return failed
-        ran.append(words)
-        do(step, folders)
-        return Finished()
+            self.returncode = 3 if len(ran) == 13 else 0
+            if not self.returncode:
+                do(step, folders)
 
-    monkeypatch.setattr(chain_module, "nnunet_command", lambda name: name)
-    monkeypatch.setattr(chain_module.subprocess, "run", run)
-    assert run_chain(make(["CAN"])) == 3
-    assert "failed with status 3" in capsys.readouterr().out
-    assert run_chain(make(["CAN"])) == 0
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(runner, "nnunet_command", lambda name: name)
+    monkeypatch.setattr(runner, "sleep", lambda seconds: None)
+    monkeypatch.setattr(runner.subprocess, "Popen", Finished)
+    assert main(["published_chain", "--networks", "CAN"]) == 3
+    assert "ended with status 3" in capsys.readouterr().err
+    assert main(["published_chain", "--networks", "CAN"]) == 0
     assert len(ran) == len(make(["CAN"]).steps()) + 1
     assert ran[12] == ran[13]
