@@ -126,7 +126,7 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
     compartments = [_points(sampled, axes, names, (f"{name}_tibial_cartilage",)) for name in ("medial", "lateral")]
     if min(map(len, compartments)) >= _LEAST_COMPARTMENT_POINTS:
         return _side_from_compartments(*compartments)
-    # Half the difference to the mirror image: ties between voxels then fall the same way in a left and a right knee.
+    # Half the difference to the mirror image: mirroring the labels then negates the score to the last bit.
     seen, mirrored = (_bones(s, axes, names, distance_mm) for s in (sampled, sampled[:, :, ::-1]))
     if seen is None or mirrored is None:
         return SideEvidence(None, 0.0)
@@ -210,8 +210,9 @@ def _bones(
     tibial_cartilage = _points(
         sampled, axes, names, ("tibial_cartilage", "medial_tibial_cartilage", "lateral_tibial_cartilage")
     )
-    femoral = _femoral_asymmetries(femur, femoral_cartilage)
-    tibial = _tibial_asymmetries(tibia, tibial_cartilage)
+    width_mm = float(max(distance_mm))
+    femoral = _femoral_asymmetries(femur, femoral_cartilage, width_mm)
+    tibial = _tibial_asymmetries(tibia, tibial_cartilage, width_mm)
     # A bone that is there with its cartilage and cannot be measured is cut off, or no adult's: then the other one is
     # no proof either.
     for found, bone, cartilage in ((femoral, femur, femoral_cartilage), (tibial, tibia, tibial_cartilage)):
@@ -259,7 +260,9 @@ def _weigh(*bones: Mapping[str, float]) -> SideEvidence:
     return SideEvidence(_SIDES[score < 0] if told else None, score)
 
 
-def _femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64]) -> dict[str, float]:
+def _femoral_asymmetries(
+    bone: NDArray[np.float64], cartilage: NDArray[np.float64], width_mm: float
+) -> dict[str, float]:
     """Asymmetries of the femur between its right and its left half.
 
     The frame: x along the broadest extent of the condyles seen from above, tilted so that both condyles end at one
@@ -272,102 +275,104 @@ def _femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float6
     - femoral_shaft_lateral_mm: mean x of the bone 40 to 60 mm up. The shaft stands oblique on the condyles, and the
       medial condyle overhangs it more.
 
-    Args: bone, cartilage: (N, 3), (z, y, x) in mm.
+    Args: bone, cartilage: (N, 3), (z, y, x) in mm. width_mm: breadth of a voxel (``_beyond``).
     Returns: those that can be measured, positive in a right knee; none where size or sense is not a knee's.
     """
     if min(len(bone), len(cartilage)) < _LEAST_POINTS:
         return {}
     points = np.concatenate([bone, cartilage])
     for _ in range(3):
-        low = points[:, 0] < np.percentile(points[:, 0], 0.5) + 25
+        low = _beyond(np.percentile(points[:, 0], 0.5) + 25 - points[:, 0], width_mm)
         if low.sum() < _LEAST_POINTS:
             return {}
-        points = _turn(points, 1, _direction_of_breadth(points[low]))
-        points[:, 2] -= _middle(points[low, 2])
-        right, left = (points[low & (side * points[:, 2] > 0)] for side in (1, -1))
-        if min(len(right), len(left)) < _LEAST_POINTS:
+        points = _turn(points, 1, _direction_of_breadth(points, low))
+        points[:, 2] -= np.mean(_ends(points[:, 2], low, width_mm))
+        halves = [low * _beyond(sign * points[:, 2], width_mm) for sign in (1, -1)]
+        if min(half.sum() for half in halves) < _LEAST_POINTS:
             return {}
-        right, left = (half[half[:, 0] <= np.percentile(half[:, 0], 3)].mean(axis=0) for half in (right, left))
+        right, left = (
+            np.average(points, axis=0, weights=_lowest(points[:, 0], half, 0.03, width_mm)) for half in halves
+        )
         points = _turn(points, 0, math.atan2(right[0] - left[0], right[2] - left[2]))
     points[:, 0] -= np.percentile(points[:, 0], 0.5)
-    low = points[:, 0] < 25
-    points[:, 2] -= _middle(points[low, 2])
-    depth = np.percentile(points[low, 1], (1, 99))
-    points[:, 1] -= depth.mean()
-    bone, cartilage = points[: len(bone)], points[len(bone) :]
-    if not _WIDTH_MM[0] <= _extent(points[low, 2]) <= _WIDTH_MM[1]:
+    low = _beyond(25 - points[:, 0], width_mm)
+    ends = _ends(points[:, 2], low, width_mm)
+    points -= (0.0, np.mean(_ends(points[:, 1], low, width_mm)), np.mean(ends))
+    if not _WIDTH_MM[0] <= ends[1] - ends[0] <= _WIDTH_MM[1]:
         return {}
+    bone, cartilage = points[: len(bone)], points[len(bone) :]
     found = {}
-    trochlea = cartilage[(cartilage[:, 1] > 0) & (cartilage[:, 0] > 10)]
-    right, left = (trochlea[side * trochlea[:, 2] > 0] for side in (1, -1))
-    if min(len(right), len(left)) >= _LEAST_POINTS // 2:
-        found["trochlea_lateral_mm"] = float(trochlea[:, 2].mean())
-        found["trochlea_higher_mm"] = float(right[:, 0].mean() - left[:, 0].mean())
-    shaft = bone[(bone[:, 0] > 40) & (bone[:, 0] < 60)]
-    if len(shaft) >= _LEAST_POINTS and shaft[:, 0].max() > 50:
-        found["femoral_shaft_lateral_mm"] = float(shaft[:, 2].mean())
+    trochlea = _beyond(cartilage[:, 1], width_mm) * _beyond(cartilage[:, 0] - 10, width_mm)
+    halves = [trochlea * _beyond(sign * cartilage[:, 2], width_mm) for sign in (1, -1)]
+    if min(half.sum() for half in halves) >= _LEAST_POINTS // 2:
+        right, left = (float(np.average(cartilage[:, 0], weights=half)) for half in halves)
+        found["trochlea_lateral_mm"] = float(np.average(cartilage[:, 2], weights=trochlea))
+        found["trochlea_higher_mm"] = right - left
+    shaft = _beyond(bone[:, 0] - 40, width_mm) * _beyond(60 - bone[:, 0], width_mm)
+    if shaft.sum() >= _LEAST_POINTS and bone[:, 0].max() > 50:
+        found["femoral_shaft_lateral_mm"] = float(np.average(bone[:, 2], weights=shaft))
     return found
 
 
-def _tibial_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64]) -> dict[str, float]:
+def _tibial_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64], width_mm: float) -> dict[str, float]:
     """Asymmetries of the tibia between its right and its left half.
 
     The frame: x along the broadest extent of the plateau seen from above, tilted so that both plateaus end at one
     height; origin at the height of the eminence and in the middle of the plateau.
 
-    - tibial_tuberosity_lateral_mm: mean x of the foremost tenth of the bone 25 to 45 mm down, less that of all of it.
+    - tibial_tuberosity_lateral_mm: mean x of the foremost twentieth of the bone 25 to 45 mm down, less that of all of
+      it.
     - tibial_plateau_shorter_mm: standard deviation along y of the bone 4 to 16 mm down on the left, less that on the
       right: the lateral plateau is the shorter one.
     - tibial_cartilage_rounder: logarithm of the ratio length to breadth (standard deviations along y and x) of the
       cartilage on the left, less that on the right, unitless: the lateral cartilage is round, the medial one long.
 
-    Args: bone, cartilage: (N, 3), (z, y, x) in mm.
+    Args: bone, cartilage: (N, 3), (z, y, x) in mm. width_mm: breadth of a voxel (``_beyond``).
     Returns: those that can be measured, positive in a right knee; none where the size is not a knee's.
     """
     if len(bone) < _LEAST_POINTS:
         return {}
-    points = np.concatenate([bone, cartilage])
-    count = len(bone)
+    points, count = np.concatenate([bone, cartilage]), len(bone)
     for _ in range(3):
-        bone = points[:count]
-        top = np.percentile(bone[:, 0], 98)
-        plateau = (bone[:, 0] > top - 18) & (bone[:, 0] < top - 4)
+        depth = np.percentile(points[:count, 0], 98) - points[:count, 0]
+        plateau = _beyond(depth - 4, width_mm) * _beyond(18 - depth, width_mm)
         if plateau.sum() < _LEAST_POINTS:
             return {}
-        points = _turn(points, 1, _direction_of_breadth(bone[plateau]))
-        points[:, 2] -= _middle(points[:count][plateau, 2])
-        bone = points[:count]
-        reach = np.percentile(np.abs(bone[plateau, 2]), 99)
+        points = _turn(points, 1, _direction_of_breadth(points[:count], plateau))
+        points[:, 2] -= np.mean(_ends(points[:count, 2], plateau, width_mm))
+        height, distance = points[:count, 0], np.abs(points[:count, 2])
+        reach = _quantiles(distance, plateau, [0.99], width_mm)[0]
         # The middle third holds the eminence, whose spines differ in height; spurs sit on the rim.
-        distance = np.abs(bone[:, 2])
-        heights = [
-            bone[(side * bone[:, 2] > 0) & (distance > 0.35 * reach) & (distance < 0.85 * reach), 0] for side in (1, -1)
-        ]
-        if min(len(h) for h in heights) < _LEAST_POINTS:
+        ring = _beyond(distance - 0.35 * reach, width_mm) * _beyond(0.85 * reach - distance, width_mm)
+        halves = [ring * _beyond(sign * points[:count, 2], width_mm) for sign in (1, -1)]
+        if min(half.sum() for half in halves) < _LEAST_POINTS:
             return {}
-        right, left = (np.percentile(h, 95) for h in heights)
+        right, left = (_quantiles(height, half, [0.95], width_mm)[0] for half in halves)
         points = _turn(points, 0, math.atan2(right - left, 1.2 * reach))
     points[:, 0] -= np.percentile(points[:count, 0], 98)
-    bone = points[:count]
-    plateau = (bone[:, 0] > -16) & (bone[:, 0] < -4)
-    points[:, 2] -= _middle(bone[plateau, 2])
     bone, cartilage = points[:count], points[count:]
-    if not _WIDTH_MM[0] <= _extent(bone[plateau, 2]) <= _WIDTH_MM[1]:
+    plateau = _beyond(bone[:, 0] + 16, width_mm) * _beyond(-4 - bone[:, 0], width_mm)
+    ends = _ends(bone[:, 2], plateau, width_mm)
+    if not _WIDTH_MM[0] <= ends[1] - ends[0] <= _WIDTH_MM[1]:
         return {}
-    right, left = (bone[plateau & (side * bone[:, 2] > 0)] for side in (1, -1))
-    found = {"tibial_plateau_shorter_mm": float(left[:, 1].std() - right[:, 1].std())}
-    shaft = bone[(bone[:, 0] > -45) & (bone[:, 0] < -25)]
-    if len(shaft) >= _LEAST_POINTS and shaft[:, 0].min() < -35:
-        front = shaft[:, 1] > np.percentile(shaft[:, 1], 90)
-        if front.any():
-            found["tibial_tuberosity_lateral_mm"] = float(shaft[front, 2].mean() - shaft[:, 2].mean())
+    halves = [plateau * _beyond(sign * (bone[:, 2] - np.mean(ends)), width_mm) for sign in (1, -1)]
+    right, left = (_deviation(bone[:, 1], half) for half in halves)
+    found = {"tibial_plateau_shorter_mm": left - right}
+    shaft = _beyond(bone[:, 0] + 45, width_mm) * _beyond(-25 - bone[:, 0], width_mm)
+    if shaft.sum() >= _LEAST_POINTS and bone[:, 0].min() < -35:
+        front = _lowest(-bone[:, 1], shaft, 0.05, width_mm)
+        foremost, all_of_it = (float(np.average(bone[:, 2], weights=w)) for w in (front, shaft))
+        found["tibial_tuberosity_lateral_mm"] = foremost - all_of_it
     if len(cartilage):
-        cartilage = cartilage[:, 1:] - (0.0, _middle(cartilage[:, 2]))
-        right, left = (cartilage[side * cartilage[:, 1] > 0] for side in (1, -1))
+        y, x = cartilage[:, 1], cartilage[:, 2] - np.mean(np.percentile(cartilage[:, 2], (1, 99)))
+        halves = [_beyond(sign * x, width_mm) for sign in (1, -1)]
         # A sheet one voxel thin is no cartilage, and has no ratio.
-        if min(len(right), len(left)) >= _LEAST_POINTS // 2 and min(h.std(axis=0).min() for h in (right, left)) > 0:
-            right, left = (np.log(half[:, 0].std() / half[:, 1].std()) for half in (right, left))
-            found["tibial_cartilage_rounder"] = float(left - right)
+        if (
+            min(half.sum() for half in halves) >= _LEAST_POINTS // 2
+            and min(_deviation(axis, half) for axis in (y, x) for half in halves) > 0
+        ):
+            right, left = (math.log(_deviation(y, half) / _deviation(x, half)) for half in halves)
+            found["tibial_cartilage_rounder"] = left - right
     return found
 
 
@@ -379,17 +384,58 @@ def _turn(points: NDArray[np.float64], axis: int, angle: float) -> NDArray[np.fl
     return turned
 
 
-def _direction_of_breadth(points: NDArray[np.float64]) -> float:
+def _direction_of_breadth(points: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
     """Angle in radians, within a quarter turn of x, of the broadest extent of points (N, 3) seen from above."""
-    (yy, xy), (_, xx) = np.cov(points[:, 1:].T)
+    (yy, xy), (_, xx) = np.cov(points[:, 1:].T, aweights=weights)
     return 0.5 * math.atan2(2 * xy, xx - yy)
 
 
-def _middle(values: NDArray[np.float64]) -> float:
-    """Middle between the two ends, less the outermost hundredth on each side."""
-    return float(np.percentile(values, (1, 99)).mean())
+def _beyond(distance_mm: NDArray[np.float64], width_mm: float) -> NDArray[np.float64]:
+    """Share of each voxel that lies beyond a plane, 0 to 1, its middle being ``distance_mm`` beyond it.
+
+    All regions are bounded so: a voxel counts by its share, not by where its middle lies. Voxels lie on a grid, so
+    that thousands of middles may lie on a plane at once, and rounding alone would move them from one side to the other.
+    """
+    return np.clip(distance_mm / width_mm + 0.5, 0.0, 1.0)
 
 
-def _extent(values: NDArray[np.float64]) -> float:
-    """Distance of the two ends, less the outermost hundredth on each side."""
-    return float(np.subtract(*np.percentile(values, (99, 1))))
+def _histogram(
+    values: NDArray[np.float64], weights: NDArray[np.float64], width_mm: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Middles of bins of ``width_mm`` and the weight in each; a value is divided between the two next to it."""
+    start = values.min()
+    position = (values - start) / width_mm
+    lower = position.astype(np.intp)
+    upper_share = weights * (position - lower)
+    size = int(lower.max()) + 2
+    mass = np.bincount(lower, weights - upper_share, size) + np.bincount(lower + 1, upper_share, size)
+    return start + width_mm * np.arange(size), mass
+
+
+def _quantiles(
+    values: NDArray[np.float64], weights: NDArray[np.float64], shares: Sequence[float], width_mm: float
+) -> NDArray[np.float64]:
+    """The values below which these shares of the weight lie; between the voxels of a grid they do not jump."""
+    middles, mass = _histogram(values, weights, width_mm)
+    borders = np.append(middles, middles[-1] + width_mm) - width_mm / 2
+    below = np.append(0.0, np.cumsum(mass))
+    return np.interp(np.array(shares) * below[-1], below, borders)
+
+
+def _ends(values: NDArray[np.float64], weights: NDArray[np.float64], width_mm: float) -> NDArray[np.float64]:
+    """(2,): both ends of the values, less the outermost hundredth of the weight on each side."""
+    return _quantiles(values, weights, (0.01, 0.99), width_mm)
+
+
+def _lowest(
+    values: NDArray[np.float64], weights: NDArray[np.float64], share: float, width_mm: float
+) -> NDArray[np.float64]:
+    """What is left of the weights if only this share of them counts, that of the lowest values."""
+    middles, _ = _histogram(values, weights, width_mm)
+    limit = _quantiles(values, weights, [share], width_mm)[0]
+    return weights * np.interp(values, middles, _beyond(limit - middles, width_mm))
+
+
+def _deviation(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Weighted standard deviation."""
+    return math.sqrt(np.average((values - np.average(values, weights=weights)) ** 2, weights=weights))

@@ -107,6 +107,23 @@ def test_asymmetries_are_the_millimetres_that_were_built(knee):
     assert found["tibial_cartilage_rounder"] == pytest.approx(np.log((22 / 12) / (18 / 14)), abs=0.05)
 
 
+@pytest.mark.parametrize("moved_mm", [1e-9, 1e-6, 1e-3])
+@pytest.mark.parametrize("spacing_mm", [SPACING_MM, (1.9, 2.1, 2.0)])
+def test_points_that_move_a_little_change_the_asymmetries_as_little(knee, monkeypatch, moved_mm, spacing_mm):
+    built = asymmetries(knee, spacing_mm)
+    exact = side._points
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+
+        def moved(*arguments, random=random):
+            points = exact(*arguments)
+            return points + random.uniform(-moved_mm, moved_mm, points.shape)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(side, "_points", moved)
+            assert asymmetries(knee, spacing_mm) == pytest.approx(built, rel=0, abs=2 * moved_mm)
+
+
 @pytest.mark.parametrize("missing", [("tibial_bone", "tibial_cartilage"), ("femoral_bone", "femoral_cartilage")])
 def test_one_bone_with_its_cartilage_is_enough(knee, missing):
     labels = without(knee, *missing)
