@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
 from sklearn.model_selection import GroupKFold
@@ -29,6 +28,7 @@ from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS, planned_for
+from nnunetv2_anomaly.training.safe_loading import load_safely
 from nnunetv2_anomaly.workflows.demo import write_split
 from nnunetv2_anomaly.workflows.published_chain import PRE_STAGE
 from nnunetv2_anomaly.workflows.runner import Runner, Step, training_step
@@ -409,7 +409,7 @@ class Experiment:
 
 def epoch_seconds(training_folder: Path) -> np.ndarray:
     """Seconds of each epoch of a finished training, from its checkpoint's log."""
-    log = torch.load(training_folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
+    log = load_safely(training_folder / "checkpoint_final.pth")["logging"]
     return np.subtract(log["epoch_end_timestamps"], log["epoch_start_timestamps"])
 
 

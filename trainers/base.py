@@ -29,13 +29,13 @@ from nnunetv2_anomaly.training.checkpoints import (
     NAMES,
     differing_plans,
     first_difference,
-    first_line,
     others_beside,
     read_own_checkpoint,
 )
 from nnunetv2_anomaly.training.data_record import continued, data_record
 from nnunetv2_anomaly.training.finite import LossWatch
 from nnunetv2_anomaly.training.pretrained import check_copied_weights, given_weights_file
+from nnunetv2_anomaly.training.safe_loading import first_line, load_safely
 
 
 class AnomalyTrainerBase(nnUNetTrainer):
@@ -141,12 +141,13 @@ class AnomalyTrainerBase(nnUNetTrainer):
         torch.manual_seed(number)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """As in nnU-Net.
+        """As in nnU-Net, in plain strings: a split that nnU-Net 2.8.1 has just made holds numpy's.
 
         Raises: UserError if splits_final.json is cut short, as by a kill while nnU-Net wrote it.
         """
         try:
-            return super().do_split()
+            training, validation = super().do_split()
+            return [str(case) for case in training], [str(case) for case in validation]
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{self.preprocessed_dataset_folder_base}/splits_final.json cannot be read ({error}); delete it, and "
@@ -367,7 +368,7 @@ class AnomalyTrainerBase(nnUNetTrainer):
             super().save_checkpoint(str(temporary))
             extra = self.extra_checkpoint_entries()
             if extra:
-                checkpoint = torch.load(temporary, map_location="cpu", weights_only=False)
+                checkpoint = load_safely(temporary)
                 torch.save({**checkpoint, **extra}, temporary)
             os.replace(temporary, filename)
         except (OSError, RuntimeError) as error:

@@ -10,7 +10,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_anomaly.environment import let_nnunet_find_trainers
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.training.checkpoints import UNREADABLE, first_line, load_file
+from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line, load_file
 
 
 def load_model(
@@ -23,7 +23,7 @@ def load_model(
     """
     let_nnunet_find_trainers()
     path = model_folder / f"fold_{fold}" / checkpoint
-    # Read here first: what nnU-Net makes of a file that is no checkpoint has many names.
+    # Read here first: nnU-Net would run what a hostile file names, and fail in many ways at one that is no checkpoint.
     content = load_file(path, "give another model or checkpoint, or train it again") if path.is_file() else None
     needed = ("network_weights", "init_args", "trainer_name")
     if content is not None and not (isinstance(content, dict) and all(name in content for name in needed)):

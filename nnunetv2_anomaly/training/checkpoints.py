@@ -1,33 +1,18 @@
-"""Checkpoints of nnU-Net's form: read, and held against a training, with one sentence for whatever does not fit."""
+"""Checkpoints of nnU-Net's form: read safely, and compared with a training, with one sentence for what does not fit."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.training.safe_loading import load_file
 
-#: what reading a file ends in that is no checkpoint: cut short, another kind of file, of missing classes
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    ImportError,
-)
 #: in the order in which nnU-Net's --c looks for them
 NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 #: what nnU-Net 2.8.1 reads when it continues a training
@@ -42,27 +27,6 @@ _DECISIVE = (
     "patch_size",
     "architecture",
 )
-
-
-def load_file(path: str | Path, advice: str) -> Any:
-    """What torch reads from a file, on the CPU.
-
-    Args: advice: what to do where it cannot be read; ends the sentence.
-    Raises: UserError if it cannot be read.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except UNREADABLE as error:
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}: {first_line(error)}); it is cut short or "
-            f"no checkpoint, so {advice}"
-        ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else "no reason given"
 
 
 def others_beside(path: str | Path) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.training.checkpoints import UNREADABLE, first_line
+from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: key of a checkpoint under which the labels are kept that transfer learning added
 CHECKPOINT_KEY = "anomaly_transfer"
@@ -72,20 +72,19 @@ def read_weights(path: Path) -> dict[str, Any]:
         devices.add(device)
         return storage
 
-    try:
-        checkpoint = torch.load(path, map_location=on_cpu, weights_only=False)
-        weights = dict(checkpoint["network_weights"])
-        if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-            raise ValueError("no tensors under 'network_weights'")
-    except UNREADABLE as error:
-        raise _unreadable(path, error, "a training") from error
+    expected = "the checkpoint_final.pth of a training"
+    checkpoint = load_file(path, f"give {expected}", kind="the pretrained weights", map_location=on_cpu)
+    weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values() or [None]):
+        raise UserError(f"the pretrained weights {path} hold no tensors under 'network_weights'; expected {expected}")
     # nnU-Net 2.8.1 puts tensors back where they were saved, but for several GPUs, where it tells them where to go.
     absent = [] if dist.is_initialized() else sorted(device for device in devices if not _is_here(device))
     if absent:
         raise UserError(
             f"the pretrained weights {path} were saved from the device {absent[0]}, which is not here, and nnU-Net "
-            f'reads them onto no other; train where it is, or give a copy made with: python -c "import torch; '
-            f"torch.save(torch.load('{path}', map_location='cpu', weights_only=False), 'copy.pth')\""
+            f'reads them onto no other; train where it is, or give a copy made with: python -c "import torch; from '
+            f"nnunetv2_anomaly.training.safe_loading import load_safely; "
+            f"torch.save(load_safely('{path}'), 'copy.pth')\""
         )
     return checkpoint
 
@@ -96,13 +95,6 @@ def _is_here(device: str) -> bool:
     except (RuntimeError, AssertionError):  # a device that is missing; one that torch was built without
         return False
     return True
-
-
-def _unreadable(path: Path, error: BaseException, expected: str) -> UserError:
-    return UserError(
-        f"the pretrained weights {path} cannot be read as a checkpoint ({type(error).__name__}: {first_line(error)}); "
-        f"expected the checkpoint_final.pth of {expected}"
-    )
 
 
 def read_pretrained(path: Path) -> PretrainedModel:
@@ -125,8 +117,11 @@ def read_pretrained(path: Path) -> PretrainedModel:
             plans_name=plans["plans_name"],
             configuration=_resolved(plans["configurations"], arguments["configuration"]),
         )
-    except UNREADABLE as error:
-        raise _unreadable(path, error, "a training with plain labels") from error
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the pretrained weights {path} hold no labels and plans to start from ({type(error).__name__}: {error}); "
+            f"expected the checkpoint_final.pth of a training with plain labels"
+        ) from error
 
 
 def _resolved(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nnunetv2_anomaly.labels import ANATOMY
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, MEASURED
 from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Cell, Section, figure, number, table
-from nnunetv2_anomaly.training.checkpoints import load_file
+from nnunetv2_anomaly.training.safe_loading import load_file
 
 if TYPE_CHECKING:
     from nnunetv2_anomaly.workflows.demo import Demo

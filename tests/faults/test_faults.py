@@ -437,15 +437,18 @@ def of_another_architecture(checkpoint):
 
 #: what is done to a file of pretrained weights, and what nnUNetv2_train then says
 SPOILED_WEIGHTS = {
-    "missing": (lambda path: path.unlink(), "cannot be read as a checkpoint (FileNotFoundError"),
-    "nothing in it": (lambda path: truncated(path, 0), "cannot be read as a checkpoint (EOFError"),
-    "cut short": (lambda path: truncated(path, 0.6), "cannot be read as a checkpoint (RuntimeError"),
-    "a text": (lambda path: path.write_text("version 1"), "cannot be read as a checkpoint (UnpicklingError"),
-    "a list": (lambda path: torch.save([1, 2], path), "cannot be read as a checkpoint (TypeError"),
-    "bare weights": (lambda path: changed(path, lambda c: c["network_weights"]), "as a checkpoint (KeyError"),
+    "missing": (lambda path: path.unlink(), "cannot be read (FileNotFoundError"),
+    "nothing in it": (lambda path: truncated(path, 0), "cannot be read (EOFError"),
+    "cut short": (lambda path: truncated(path, 0.6), "cannot be read (RuntimeError"),
+    "a text": (lambda path: path.write_text("version 1"), "cannot be read (UnpicklingError"),
+    "a list": (lambda path: torch.save([1, 2], path), "hold no tensors under 'network_weights'"),
+    "bare weights": (
+        lambda path: changed(path, lambda c: c["network_weights"]),
+        "hold no tensors under 'network_weights'",
+    ),
     "no tensors": (
         lambda path: changed(path, lambda c: c.update(network_weights={"a": 1})),
-        "no tensors under 'network_weights'",
+        "hold no tensors under 'network_weights'",
     ),
     "another shape": (lambda path: changed(path, of_another_shape), "is (1, 9) there and ("),
     "another network": (lambda path: changed(path, of_another_architecture), " do not fit: '"),

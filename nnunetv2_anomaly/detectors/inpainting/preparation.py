@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.training.checkpoints import UNREADABLE, first_line
+from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line
 
 CACHE_FOLDER = "anomaly_erased_regions"
 _CACHE_VERSION = 1

@@ -113,9 +113,9 @@ def test_file_that_is_no_checkpoint(tmp_path, content):
         torch.save({"network_weights": {}}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match=r"cannot be read|hold no tensors"):
         read_pretrained(path)
-    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match=r"cannot be read|hold no tensors"):
         read_pretrained(tmp_path / "missing.pth")
 
 
