@@ -135,9 +135,8 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
         runner = Runner(environment, demo.folder, lock)
         steps = demo.steps()
         runner.run(steps)
-        report = write_demo_report(
-            demo.folder / "report.html", demo, [runner.record(step) for step in steps], quick=quick
-        )
+        records = [record for step in steps if (record := runner.record(step))]
+        report = write_demo_report(demo.folder / "report.html", demo, records, quick=quick)
     print(f"Report: {report}")
     return report
 
@@ -145,15 +144,14 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
 def take_folder(folder: Path, arguments: dict[str, Any]) -> None:
     """Begin a demo in a folder, or continue the one there."""
     state = folder / STATE
-    if state.is_file():
-        before = read_json(state).get("arguments")
-        if before != arguments:
-            raise UserError(
-                f"{folder} holds a demo with other arguments ({before}, now {arguments}); give another folder with -o, "
-                "or remove that one"
-            )
-    take_output_folder(folder, STATE, "demo")
-    write_text(state, json.dumps({"version": __version__, "arguments": arguments}, indent=2))
+    if not state.is_file():
+        take_output_folder(folder, STATE, "demo")
+        write_text(state, json.dumps({"version": __version__, "arguments": arguments}, indent=2))
+    elif (before := read_json(state).get("arguments")) != arguments:
+        raise UserError(
+            f"{folder} holds a demo with other arguments ({before}, now {arguments}); give another folder with -o, or "
+            "remove that one"
+        )
 
 
 def _cpu_tuning() -> dict[str, str]:
@@ -214,44 +212,33 @@ class Demo:
         return [*data, prestage, naive, aware, *predictions, *self._comparison_steps(prestage, predictions)]
 
     def _data_steps(self) -> list[Step]:
-        """Images, plans and split; each step needs the one before it."""
-        size, processes = self.size, str(self.processes)
-        steps: list[Step] = []
-
-        def add(name: str, title: str, *makes: Path, **more: Any) -> None:
-            steps.append(Step(name, makes, title=title, after=tuple(steps[-1:]), **more))
-
-        add("simulate", "Drawing phantoms", self.simulated / "overview.png", function=self._simulate)
-        add(
-            "convert",
-            "Writing the raw data set",
-            self.raw,
-            function=lambda: convert(self.simulated, self.raw, num_test=size.num_test),
-        )
-        add(
-            "plan_and_preprocess",
-            "Planning and preprocessing",
-            self.preprocessed / "nnUNetPlans_3d_fullres" / "*.pkl",
-            self.preprocessed / "gt_segmentations" / "*",
-            num_files=size.num_training,
-            command=(
-                "nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres", "--verify_dataset_integrity",
-                "-npfp", processes, "-np", processes,
-            ),
+        """Images, plans and split; the last one needs all others."""
+        size, preprocessed, processes = self.size, self.preprocessed, str(self.processes)
+        planning = (
+            "nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres", "--verify_dataset_integrity",
+            "-npfp", processes, "-np", processes,
         )  # fmt: skip
-        add(
-            "plans",
-            "Writing the demo's plans",
-            self.preprocessed / f"{PLANS}.json",
-            function=lambda: write_demo_plans(self.preprocessed, size),
+        simulate = Step(
+            "simulate", (self.simulated / "overview.png",), title="Drawing phantoms", function=self._simulate
         )
-        add(
-            "split",
-            "Writing the split",
-            self.preprocessed / "splits_final.json",
-            function=lambda: write_split(self.raw, self.preprocessed, size.num_validation),
-        )
-        return steps
+        dataset = Step(
+            "convert", (self.raw,), title="Writing the raw data set", after=(simulate,),
+            function=lambda: convert(self.simulated, self.raw, num_test=size.num_test),
+        )  # fmt: skip
+        plan = Step(
+            "plan_and_preprocess",
+            (preprocessed / "nnUNetPlans_3d_fullres" / "*.pkl", preprocessed / "gt_segmentations" / "*"),
+            planning, title="Planning and preprocessing", after=(dataset,), num_files=size.num_training,
+        )  # fmt: skip
+        plans = Step(
+            "plans", (preprocessed / f"{PLANS}.json",), title="Writing the demo's plans", after=(plan,),
+            function=lambda: write_demo_plans(preprocessed, size),
+        )  # fmt: skip
+        split = Step(
+            "split", (preprocessed / "splits_final.json",), title="Writing the split", after=(plans,),
+            function=lambda: write_split(self.raw, preprocessed, size.num_validation),
+        )  # fmt: skip
+        return [simulate, dataset, plan, plans, split]
 
     def _train(self, trainer: str, title: str, needed: Step) -> Step:
         return training_step(
@@ -270,41 +257,33 @@ class Demo:
 
     def _comparison_steps(self, prestage: Step, predictions: list[Step]) -> list[Step]:
         """Error images, what they find, and the evaluation of the predictions."""
-        error_images = Step(
-            "error_images",
-            (self.error_images / "error_images.json",),
-            (
-                "nnUNetv2_anomaly", "error_images", "-i", str(self.raw / "imagesTs"), "-o", str(self.error_images),
-                "-d", DATASET_ID, "-p", PLANS, "-c", CONFIGURATION, "-f", FOLD, "-device", self.device.type,
-                "--continue_prediction",
-            ),
-            title="Error images of the test cases",
-            after=(prestage,),
+        images, folder = str(self.raw / "imagesTs"), str(self.error_images)
+        making = (
+            "nnUNetv2_anomaly", "error_images", "-i", images, "-o", folder, "-d", DATASET_ID, "-p", PLANS,
+            "-c", CONFIGURATION, "-f", FOLD, "-device", self.device.type, "--continue_prediction",
         )  # fmt: skip
-        measured = Step(
-            "measure_detector",
-            (self.detector / "summary.json",),
-            function=self._measure_detector,
-            title="Measuring the error images",
-            after=(prestage,),
-        )
+        evaluating = (
+            "nnUNetv2_anomaly", "evaluate", "-ref", str(self.raw / "labelsTs"), "-o", str(self.evaluation), "-pred",
+            *(f"{name}={self.predictions(self.trainers[model])}" for model, name in MODELS.items()),
+            "--max_distance_mm", str(MAX_DISTANCE_MM), "--subjects", str(self.lesions), "--group_by", "holds",
+            "-np", str(self.processes), "--images", images, "--error_images", folder,
+        )  # fmt: skip
+        error_images = Step(
+            "error_images", (self.error_images / "error_images.json",), making,
+            title="Error images of the test cases", after=(prestage,),
+        )  # fmt: skip
+        measure = Step(
+            "measure_detector", (self.detector / "summary.json",), function=self._measure_detector,
+            title="Measuring the error images", after=(prestage,),
+        )  # fmt: skip
         lesions = Step(
             "lesions", (self.lesions,), function=self._write_lesions, title="Writing which cases hold a lesion"
         )
         evaluate = Step(
-            "evaluate",
-            (self.evaluation / "report.html",),
-            (
-                "nnUNetv2_anomaly", "evaluate", "-ref", str(self.raw / "labelsTs"), "-o", str(self.evaluation), "-pred",
-                f"{MODELS['naive']}={self.predictions(self.size.naive_trainer)}",
-                f"{MODELS['aware']}={self.predictions(AWARE)}", "--max_distance_mm", str(MAX_DISTANCE_MM),
-                "--subjects", str(self.lesions), "--group_by", "holds", "-np", str(self.processes),
-                "--images", str(self.raw / "imagesTs"), "--error_images", str(self.error_images),
-            ),
-            title="Evaluating both",
-            after=(*predictions, error_images, lesions),
+            "evaluate", (self.evaluation / "report.html",), evaluating,
+            title="Evaluating both", after=(*predictions, error_images, lesions),
         )  # fmt: skip
-        return [error_images, measured, lesions, evaluate]
+        return [error_images, measure, lesions, evaluate]
 
     def _simulate(self) -> None:
         simulate_folder(

@@ -25,7 +25,7 @@ from nnunetv2_anomaly.files import read_json, write_text
 
 #: file that a run keeps locked in its folder
 LOCK = "lock"
-_EPOCH = re.compile(r"Epoch \d+$")
+_EPOCH = re.compile(r"Epoch (\d+)$", re.MULTILINE)
 
 
 class StepError(UserError):
@@ -190,9 +190,9 @@ class Runner:
             if one.process.poll() is None:
                 measured = self.measure(one.process.pid).items()
                 one.peaks |= {name: max(one.peaks.get(name, 0.0), value) for name, value in measured}
-                epochs = [line for line in self._last_lines(one.step) if _EPOCH.search(line)]
-                shown = ", ".join((one.step.label, *(_EPOCH.findall(line)[0].lower() for line in epochs[-1:])))
-                if epochs and bar.desc != f"{shown}: ":
+                epochs = _EPOCH.findall("\n".join(self._last_lines(one.step)))
+                shown = f"{one.step.label}, epoch {epochs[-1]}" if epochs else one.step.label
+                if bar.desc != f"{shown}: ":
                     bar.set_description(shown)
             else:
                 running.remove(one)

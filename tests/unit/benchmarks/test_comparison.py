@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from places import ROOT
 from scipy.stats import pearsonr
 
 from benchmarks import naive_vs_aware
@@ -28,8 +29,6 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.detection import volume_agreement
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
 from nnunetv2_anomaly.workflows.runner import Step
-
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
 def made_cases(values):
@@ -365,7 +364,7 @@ def compare(folder, *words):
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     command = [sys.executable, "-m", "benchmarks.naive_vs_aware", *common, *words]
-    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

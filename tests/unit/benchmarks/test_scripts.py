@@ -3,19 +3,17 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from places import ROOT
 
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
-
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
 def run(script, *words):
     command = [sys.executable, "-m", f"benchmarks.{script}", *words]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def printed_by(script, *words):
