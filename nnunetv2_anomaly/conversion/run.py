@@ -152,15 +152,15 @@ def _convert_each(
     """Convert the cases side by side; the manifest is written after every one."""
     summary = Summary(rows=rows)
     jobs = [CaseJob(case, release, options, rows.get(case.name)) for case in cases]
-    finished = run_jobs(convert_case, jobs, num_processes)
-    for job, future in tqdm(finished, total=len(jobs), desc="converting", unit="case"):
-        try:
-            outcome = future.result()
-        except Exception as error:  # the process died, for want of memory or by force
-            outcome = CaseOutcome(problem=f"its process ended ({error!r}); run again, with fewer processes (-np).")
-        _take(summary, job, outcome)
-        if not options.dry_run and not outcome.kept and (outcome.row is not None or outcome.dropped):
-            write_manifest(options.dataset_dir, columns, summary.rows.values())
+    with run_jobs(convert_case, jobs, num_processes) as finished:
+        for job, future in tqdm(finished, total=len(jobs), desc="converting", unit="case"):
+            try:
+                outcome = future.result()
+            except Exception as error:  # the process died, for want of memory or by force
+                outcome = CaseOutcome(problem=f"its process ended ({error!r}); run again, with fewer processes (-np).")
+            _take(summary, job, outcome)
+            if not options.dry_run and not outcome.kept and (outcome.row is not None or outcome.dropped):
+                write_manifest(options.dataset_dir, columns, summary.rows.values())
     if not options.dry_run:
         _drop_lost(summary, options, {case.name for case in cases})
     return summary

@@ -138,11 +138,12 @@ def simulate_folder(
         if case not in finished
     ]
     with tqdm(total=len(sources), initial=len(finished), desc="simulating knees", unit="knee") as progress:
-        for job, future in run_jobs(_simulate_case, jobs, num_processes):
-            manifest["cases"][job.case] = future.result()
-            with write_failures_as_user_errors(output_folder):
-                _write_manifest(output_folder, manifest)
-            progress.update()
+        with run_jobs(_simulate_case, jobs, num_processes) as simulated:
+            for job, future in simulated:
+                manifest["cases"][job.case] = future.result()
+                with write_failures_as_user_errors(output_folder):
+                    _write_manifest(output_folder, manifest)
+                progress.update()
         areas = [entry["intensity_auc"] for entry in manifest["cases"].values() if entry["intensity_auc"] is not None]
         if areas:
             progress.write(

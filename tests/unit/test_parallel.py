@@ -1,3 +1,5 @@
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,26 +22,40 @@ def double_or_fail(number: int) -> int:
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_each_job_comes_back_with_its_result_or_its_error(num_processes):
-    results = dict(run_jobs(double_or_fail, [1, 2, 3], num_processes))
+    with run_jobs(double_or_fail, [1, 2, 3], num_processes) as finished:
+        results = dict(finished)
     assert (results[1].result(), results[2].result()) == (2, 4)
     with pytest.raises(UserError, match="three is too many"):
         results[3].result()
 
 
 def test_a_process_that_dies_is_told():
-    with pytest.raises(UserError, match=r"memory ran out; run again with fewer at a time \(-np 1\)"):
-        list(run_jobs(double_or_fail, [4, 4], 2))
+    with (
+        pytest.raises(UserError, match=r"memory ran out; run again with fewer at a time \(-np 1\)"),
+        run_jobs(double_or_fail, [4, 4], 2) as finished,
+    ):
+        list(finished)
 
 
 def test_interrupts_are_afterwards_what_they_were_before():
     before = signal.getsignal(signal.SIGINT)
-    list(run_jobs(double_or_fail, [1, 2], 2))
-    unfinished = run_jobs(double_or_fail, [1, 2], 2)
-    next(unfinished)
-    assert signal.getsignal(signal.SIGINT) != before
-    unfinished.close()
+    with run_jobs(double_or_fail, [1, 2], 2) as finished:
+        list(finished)
+    with run_jobs(double_or_fail, [1, 2], 2) as unfinished:
+        next(unfinished)
     assert signal.getsignal(signal.SIGINT) == before
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("left_by", ["end", "error"])
+def test_no_process_is_left_behind(left_by):
+    others = set(multiprocessing.active_children())
+    with contextlib.suppress(RuntimeError), run_jobs(double_or_fail, [1, 2, 5, 6], 2) as finished:
+        next(finished)
+        assert set(multiprocessing.active_children()) - others
+        if left_by == "error":
+            raise RuntimeError
+    assert not set(multiprocessing.active_children()) - others
 
 
 # Ctrl-C
@@ -65,9 +81,10 @@ if __name__ == "__main__":
     paths = [Path(sys.argv[1]) / name for name in "abcd"]
     print("begins", flush=True)
     try:
-        for path, future in run_jobs(work, paths, 2):
-            print("is back", flush=True)
-            time.sleep(60)
+        with run_jobs(work, paths, 2) as finished:
+            for path, future in finished:
+                print("is back", flush=True)
+                time.sleep(60)
     except KeyboardInterrupt:
         sys.exit(130)
 """
