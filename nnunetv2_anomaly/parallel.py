@@ -75,7 +75,7 @@ def run_jobs(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
-        with _interrupts_blocked():
+        with _interrupts_put_off():
             futures = {pool.submit(_run, function, job): job for job in jobs}
         yield _finished(futures)
     finally:
@@ -139,19 +139,27 @@ def _finished(futures: Mapping[Future[Result], Job]) -> Iterator[tuple[Job, Futu
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes started within it never get a Ctrl-C of the terminal, which each would report with a traceback.
+def _interrupts_put_off() -> Iterator[None]:
+    """Within it processes are started, and a Ctrl-C takes effect at its end: half a start leaves a failing process.
 
-    It reaches this process alone, at the end of the block where it came within it.
+    What is started never gets the Ctrl-C of a terminal, which every process would report with a traceback.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler, came = signal.getsignal(signal.SIGINT), threading.Event()
+    # Only the main thread may set a handler; nohup ignores the signal.
+    put_off = callable(handler) and threading.current_thread() is threading.main_thread()
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows, where processes inherit nothing of the kind
+    if put_off:  # another thread may still get what is blocked for this one
+        signal.signal(signal.SIGINT, lambda *_: came.set())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if put_off:
+            signal.signal(signal.SIGINT, handler)
+        if came.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 def _prepare() -> None:
