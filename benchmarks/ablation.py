@@ -15,13 +15,12 @@ from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.detectors.artefact import read_checkpoint
-from nnunetv2_anomaly.detectors.error_channel import error_channel
-from nnunetv2_anomaly.detectors.inpainting.construction import build_detector
+from nnunetv2_anomaly.detectors.error import squared
 from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.blocks import full_precision
-from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
+from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork, error_channel
+from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: section of a configuration in plans.json: which map the channel and the focal weight are made of
 SECTION = "ablation"
@@ -106,8 +105,9 @@ class AblationNetwork(AnomalyAwareNetwork):
             reconstruction = self.detector.reconstructor(visible, self.detector.compressor(rescaled))
             with full_precision(rescaled):
                 difference = rescaled - reconstruction.float()
-                self.latest_error_image = torch.square(MAPS[self.weight](difference))
-                channel = error_channel(MAPS[self.channel](difference), self.error_channel_coefficients)
+                self.latest_error_image = squared(MAPS[self.weight](difference))
+                seen = MAPS[self.channel](difference)
+                channel = error_channel(seen, squared(seen), self.error_channel_coefficients)
         return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1))
 
 
@@ -144,14 +144,14 @@ class AblationTrainer(AnomalyAwareTrainer):
             plans_manager, configuration_manager, 2 * num_image_channels, num_output_channels, enable_deep_supervision
         )
         settings = cls.settings(configuration_manager)
-        detector = build_detector(configuration_manager, num_image_channels, settings)
+        detector = AnomalyDetector.build(configuration_manager, num_image_channels, settings)
         return AblationNetwork(detector, segmenter, settings["error_channel"], **choices)
 
     def install_detector(self):
         """As in AnomalyAwareTrainer; with "mask_known" G takes A's place."""
         trained = super().install_detector()
         if self.module.mask_known:
-            weights = read_checkpoint(trained.path)["network_weights"]
+            weights = load_file(trained.path, "train the pre-stage again")["network_weights"]
             prefix = "inpainter."
             inpainter = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
             self.module.detector.reconstructor.load_state_dict(inpainter)

@@ -31,8 +31,7 @@ from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.measurements.surface import DISTANCES
 from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
-from nnunetv2_anomaly.prediction.detector_quality import measure_detector
-from nnunetv2_anomaly.prediction.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over
+from nnunetv2_anomaly.prediction.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over, measure_detector
 from nnunetv2_anomaly.reporting import page
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section

@@ -28,8 +28,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.detectors.error import focal_weight
-from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to
+from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to, focal_weight
 
 NUM_CLASSES = 7
 

@@ -1,43 +1,16 @@
 """The trainers that nnU-Net runs: first ``-tr AnomalyPreStageTrainer``, then ``-tr AnomalyAwareTrainer``.
 
-The paper's own networks and protocol, and transfer learning, are beside them.
+The registry lists them all; each is imported when it is first asked for.
 """
 
-from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwarePublishedTrainer, AnomalyAwareTrainer
-from nnunetv2_anomaly.trainers.prestage import AnomalyPreStageTrainer
-from nnunetv2_anomaly.trainers.published import (
-    CANPlusTrainer,
-    CANSTrainer,
-    CANTrainer,
-    UNETPlusTrainer,
-    UNETSTrainer,
-    UNETTrainer,
-)
-from nnunetv2_anomaly.trainers.transfer import (
-    AnomalyAwareTransferTrainer,
-    CANPlusTransferTrainer,
-    CANSTransferTrainer,
-    CANTransferTrainer,
-    UNETPlusTransferTrainer,
-    UNETSTransferTrainer,
-    UNETTransferTrainer,
-)
+from typing import Any
 
-__all__ = [
-    "AnomalyAwarePublishedTrainer",
-    "AnomalyAwareTrainer",
-    "AnomalyAwareTransferTrainer",
-    "AnomalyPreStageTrainer",
-    "CANPlusTrainer",
-    "CANPlusTransferTrainer",
-    "CANSTrainer",
-    "CANSTransferTrainer",
-    "CANTrainer",
-    "CANTransferTrainer",
-    "UNETPlusTrainer",
-    "UNETPlusTransferTrainer",
-    "UNETSTrainer",
-    "UNETSTransferTrainer",
-    "UNETTrainer",
-    "UNETTransferTrainer",
-]
+from nnunetv2_anomaly.registry import TRAINERS, load_trainer
+
+__all__ = sorted(TRAINERS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in TRAINERS:
+        return load_trainer(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,18 +15,18 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA
-from nnunetv2_anomaly.trainers.segmentation import AnomalyAwareSegmentation, SegmentationTrainer
-from torch import distributed as dist
+from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA, AnomalyAwareSegmentation
+from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import nn
 
-from nnunetv2_anomaly.detectors.inpainting.construction import planned_strides
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.plans.strides import planned_strides
 from nnunetv2_anomaly.segmenters.published.loading import EveryCaseOnceLoader
-from nnunetv2_anomaly.segmenters.published.losses import MultiClassDiceLoss
+from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
 from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET, NetworkShape, PublishedNetwork
 from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
+from nnunetv2_anomaly.training.distributed import rank, world_size
 
 
 class PublishedProtocol(SegmentationTrainer):
@@ -92,7 +92,7 @@ class PublishedProtocol(SegmentationTrainer):
                 f"fold {self.fold} has {len(training.identifiers)} training and {len(validation.identifiers)} "
                 f"validation case(s); expected at least one of each, so mend splits_final.json or train fold 'all'"
             )
-        together = self.batch_size * (dist.get_world_size() if self.is_ddp else 1)
+        together = self.batch_size * world_size()
         if self.num_iterations_per_epoch is None:
             self.num_iterations_per_epoch = -(-len(training.identifiers) // together)
         if self.num_val_iterations_per_epoch is None:
@@ -143,8 +143,8 @@ class PublishedProtocol(SegmentationTrainer):
             transforms=transforms,
             first_batch=self.current_epoch * iterations,
             num_workers=max(1, processes),
-            rank=self.rank,
-            world_size=dist.get_world_size() if self.is_ddp else 1,
+            rank=rank(),
+            world_size=world_size(),
         )
         if processes == 0:
             return SingleThreadedAugmenter(loader, None)
@@ -156,7 +156,7 @@ class PublishedProtocol(SegmentationTrainer):
             # Other numbers on every rank, too: what is drawn is the augmentation, and places where patches are cut out.
             seeds=None
             if self.seed is None
-            else [(self.seed + self.rank * processes + number) % 2**32 for number in range(processes)],
+            else [(self.seed + rank() * processes + number) % 2**32 for number in range(processes)],
             pin_memory=self.device.type == "cuda",
             wait_time=0.002,
         )

@@ -22,14 +22,13 @@ from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import nn
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.segmenters.published.losses import WeightedDiceLoss
+from nnunetv2_anomaly.segmenters.published.loss import WeightedDiceLoss
 from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.training.augmentation import (
     loaded_patch_size,
     published_spatial_transform,
     transforms_without_augmentation,
 )
-from nnunetv2_anomaly.training.checkpoints import entry_of
 from nnunetv2_anomaly.training.pretrained import (
     CHECKPOINT_KEY,
     PretrainedModel,
@@ -78,7 +77,7 @@ class TransferProtocol(SegmentationTrainer):
             if file is None:
                 raise UserError(
                     f"{type(self).__name__} starts from a trained model; give its checkpoint_final.pth to "
-                    f"nnUNetv2_train with -pretrained_weights, and no --c while there is nothing to continue"
+                    f"nnUNetv2_train with -pretrained_weights, and no --c while there is nothing to resume"
                 )
             self._source = read_pretrained(file)
             labels = without_ignore(self.dataset_json["labels"])
@@ -87,7 +86,7 @@ class TransferProtocol(SegmentationTrainer):
         super().initialize()
 
     def check_pretrained_weights(self) -> None:
-        """See that the output layers, too, fit but for their number of classes.
+        """Check that the output layers, too, fit but for their number of classes.
 
         Raises: UserError if they, or anything else, do not.
         """
@@ -95,17 +94,15 @@ class TransferProtocol(SegmentationTrainer):
             check_fits(self._source, self.module, self._move_command())
 
     def install_detector(self) -> None:
-        """Nothing to fetch: the detector comes along with the pretrained weights."""
-
-    def report_detector(self, trained: None) -> None:
-        """Its quality was told when it was first taken from its pre-stage."""
+        """Nothing to fetch: the detector comes along with the pretrained weights, and so does its description."""
+        self.detector_description = self._source.detector if self._source else None
 
     def on_train_start(self) -> None:
-        """Grow the output layers from the checkpoint that nnU-Net has copied all else from, and say what was kept."""
+        """Grow the output layers from the checkpoint that nnU-Net has copied all else from, and log what was kept."""
         if not self.was_initialized:
             self.initialize()
         if self._source is not None:
-            self._see_that_it_was_copied(self._source)
+            self._check_it_was_copied(self._source)
             kept, new = grow_output_layers(self.module, self._source, without_ignore(self.dataset_json["labels"]))
             self.print_to_log_file(
                 f"Transfer from {self._source.path} ({self._source.trainer_name}, {self._source.dataset_name})\n"
@@ -120,7 +117,7 @@ class TransferProtocol(SegmentationTrainer):
                 )
         super().on_train_start()
 
-    def _see_that_it_was_copied(self, source: PretrainedModel) -> None:
+    def _check_it_was_copied(self, source: PretrainedModel) -> None:
         frozen = [
             name for name, parameter in self.module.named_parameters() if not parameter.requires_grad
         ]  # what training will not touch: enough to tell this file's weights from random ones
@@ -175,9 +172,7 @@ class TransferProtocol(SegmentationTrainer):
     def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
         """The loss gets the weights that training began with."""
         super().take_from_checkpoint(checkpoint, path)
-        mend = "start the transfer again with -pretrained_weights"
-        entry = entry_of(checkpoint, CHECKPOINT_KEY, ("added_labels",), path, mend)
-        self.added_labels = tuple(entry["added_labels"])
+        self.added_labels = tuple(checkpoint[CHECKPOINT_KEY]["added_labels"])
         self._source = None
         self.loss = self._build_loss()
 

@@ -23,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunetv2_anomaly.errors import UserError
-    from nnunetv2_anomaly.plans.memory import describe, estimate_all
+    from nnunetv2_anomaly.inspection.training_memory import estimate_all
+    from nnunetv2_anomaly.plans.memory import describe
     from nnunetv2_anomaly.plans.whole_image import plan_whole_image
 
     planned = plan_whole_image(

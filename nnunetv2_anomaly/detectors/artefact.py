@@ -1,66 +1,122 @@
-"""From the pre-stage to the segmentation: what a pre-stage checkpoint holds, and how the detector is taken out."""
+"""A trained detector on its way from its pre-stage to a segmentation: what it is, what it saw, how good it is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
-from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.training.checkpoints import entry_of, first_difference, load_file
+from nnunetv2_anomaly.detectors.base import Contract, Detector
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.files import written_beside
+from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY, first_difference
+from nnunetv2_anomaly.training.safe_loading import load_file
 
-#: key of a pre-stage checkpoint under which what nnU-Net does not know is kept
-CHECKPOINT_KEY = "anomaly"
-#: what is under it since the first version; "data" (data_record.py) and the epochs of the phases have come later
-ENTRIES = ("distilling", "training_cases", "quality")
-PRESTAGE_TRAINER = "AnomalyPreStageTrainer"
-TRAIN_AGAIN = "train the pre-stage again"
 _PREFIX = "detector."
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A pre-stage checkpoint as a dict, on the CPU.
+@dataclass(frozen=True)
+class Artefact:
+    """A trained detector and what is known of it."""
 
-    Raises: UserError if the file cannot be read or was not written by a pre-stage trainer, or by an older version.
+    contract: Contract
+    state: Mapping[str, Tensor]
+    #: cases of every fitted part: networks, bone model, reference set, threshold
+    fitted_on: frozenset[str]
+    #: training/data_record.py's record of what it saw
+    data: Mapping[str, Any] | None
+    #: numbers by name, unitless; ``quality.describe_quality`` reads them
+    quality: Mapping[str, float]
+    #: external weights -> SHA-256
+    sources: Mapping[str, str]
+    #: False where a part is random or a stand-in, so that its quality says nothing of the method
+    comparable: bool
+    #: False while its training has phases left
+    finished: bool
+    #: the checkpoint that it comes from
+    path: Path | None = None
+
+    def description(self) -> dict[str, Any]:
+        """What stands under ``DETECTOR_KEY``: all but the weights, in plain numbers, text, lists and dictionaries."""
+        return {
+            "contract": self.contract.as_dict(),
+            "fitted_on": sorted(self.fitted_on),
+            "data": self.data,
+            "quality": dict(self.quality),
+            "sources": dict(self.sources),
+            "comparable": self.comparable,
+            "finished": self.finished,
+        }
+
+
+def detector_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The detector's part of a network's weights; all of them where the network is a detector."""
+    part = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+    return part or dict(weights)
+
+
+def detector_of(network: nn.Module) -> Detector | None:
+    """The detector in a network, or the network where it is one; None where there is none."""
+    found = network if isinstance(network, Detector) else getattr(network, "detector", None)
+    return found if isinstance(found, Detector) else None
+
+
+def read_artefact(path: Path) -> Artefact:
+    """The detector of a checkpoint.
+
+    Raises: UserError if the file cannot be read, describes no detector, or its weights are not finite.
     """
     checkpoint = load_file(
         path, "remove it and continue the pre-stage from an earlier checkpoint with --c, or train it again"
     )
-    writer = checkpoint.get("trainer_name", "unknown") if isinstance(checkpoint, dict) else "unknown"
-    if not isinstance(checkpoint, dict) or (CHECKPOINT_KEY not in checkpoint and writer != PRESTAGE_TRAINER):
+    entry = checkpoint.get(DETECTOR_KEY) if isinstance(checkpoint, dict) else None
+    if entry is None:
+        writer = checkpoint.get("trainer_name", "unknown") if isinstance(checkpoint, dict) else "unknown"
         raise UserError(
-            f"the checkpoint {path} was written by the trainer {writer}; expected one of the pre-stage, so train it "
-            f"with nnUNetv2_train ... -tr {PRESTAGE_TRAINER}"
+            f"the checkpoint {path} was written by the trainer {writer} and describes no detector; expected one of a "
+            f"pre-stage, so train that first"
         )
-    entry_of(checkpoint, CHECKPOINT_KEY, ENTRIES, path, TRAIN_AGAIN)
-    return checkpoint
+    state = detector_state(checkpoint["network_weights"])
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise UserError(
+            f"the detector in {path} holds weights that are NaN or infinite; expected finite ones, so train the "
+            f"pre-stage again"
+        )
+    known = {name: entry[name] for name in ("data", "quality", "sources", "comparable", "finished")}
+    return Artefact(
+        contract=Contract.from_dict(entry["contract"]),
+        state=state,
+        fitted_on=frozenset(entry["fitted_on"]),
+        path=path,
+        **known,
+    )
 
 
-@dataclass(frozen=True)
-class TrainedDetector:
-    """A detector as the pre-stage left it."""
+def add_quality(path: Path, quality: Mapping[str, float]) -> None:
+    """Add what a validation measured to the description of a checkpoint's detector; the rest stays as it is.
 
-    path: Path
-    state: dict[str, Tensor]
-    training_cases: list[str]
-    quality: dict[str, float]
-    #: data_record.py's record of what it saw; None from an older version
-    data: dict[str, Any] | None = None
+    Raises: UserError if the checkpoint cannot be read.
+    """
+    if not quality:
+        return
+    checkpoint = load_file(path, "train again")
+    checkpoint[DETECTOR_KEY]["quality"].update(quality)
+    with written_beside(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def find_checkpoint(folder: str | Path, fold: int | str, train_command: str) -> Path:
-    """The finished checkpoint of a fold.
+    """The finished checkpoint of a fold's pre-stage.
 
     Args:
         folder: the pre-stage's model folder (it holds fold_0 and so on), or one fold's folder.
         fold: number or "all".
-        train_command: what to tell the user to run where it is missing.
+        train_command: what to run where it is missing.
     Raises: UserError naming that command if there is no finished pre-stage.
     """
     folder = Path(os.path.expandvars(folder)).expanduser()
@@ -78,76 +134,47 @@ def find_checkpoint(folder: str | Path, fold: int | str, train_command: str) -> 
     )
 
 
-def read_detector(path: Path) -> TrainedDetector:
-    """The detector of a pre-stage checkpoint.
+def install_detector(detector: Detector, artefact: Artefact) -> None:
+    """Load trained weights into a detector.
 
-    Raises: UserError if the file is no readable pre-stage checkpoint, A was not yet distilled in it, or its weights
-        are not finite.
+    Raises: UserError if they are of another family, or of another patch size, network or number of image channels, or
+        not trained to the end.
     """
-    checkpoint = read_checkpoint(path)
-    extra = checkpoint[CHECKPOINT_KEY]
-    if not extra["distilling"]:
+    if artefact.contract != detector.contract:
         raise UserError(
-            f"the checkpoint {path} was written before A was distilled; expected a finished pre-stage, so continue it "
-            f"with nnUNetv2_train ... -tr AnomalyPreStageTrainer --c"
+            f"the detector in {artefact.path} is of the family '{artefact.contract.family}' "
+            f"({artefact.contract.as_dict()}); expected '{detector.contract.family}' ({detector.contract.as_dict()}), "
+            f"so set 'detector' in the section 'anomaly' of plans.json, or train its pre-stage"
         )
-    state = {
-        name.removeprefix(_PREFIX): value
-        for name, value in checkpoint["network_weights"].items()
-        if name.startswith(_PREFIX)
-    }
-    if not all(torch.isfinite(value).all() for value in state.values()):
+    if not artefact.finished:
         raise UserError(
-            f"the detector in {path} holds weights that are NaN or infinite; expected finite ones, so {TRAIN_AGAIN}"
+            f"the checkpoint {artefact.path} was written before its detector was trained; expected a finished "
+            f"pre-stage, so continue it with --c"
         )
-    return TrainedDetector(
-        path=path,
-        state=state,
-        training_cases=list(extra["training_cases"]),
-        quality=dict(extra["quality"]),
-        data=extra.get("data"),
-    )
-
-
-def install_detector(detector: AnomalyDetector, trained: TrainedDetector) -> None:
-    """Load the trained weights, and the intensity range with them.
-
-    Raises: UserError if they were trained for another patch size, network or number of image channels.
-    """
-    difference = first_difference(trained.state, detector.state_dict())
+    difference = first_difference(artefact.state, detector.state_dict())
     if difference:
         raise UserError(
-            f"the detector in {trained.path} does not fit: {difference}; expected a pre-stage with the same patch "
+            f"the detector in {artefact.path} does not fit: {difference}; expected a pre-stage with the same patch "
             f"size, strides, image channels and detector settings, so train it with the same plans and configuration"
         )
-    detector.load_state_dict(trained.state)
+    detector.load_state_dict(artefact.state)
 
 
-def check_fold_rule(trained: TrainedDetector, validation_cases: Sequence[str], allowed: bool) -> str | None:
-    """A detector must not have seen the fold's validation cases (method paper, stage 2).
+def check_fold_rule(artefact: Artefact, validation_cases: Iterable[str], allowed: bool) -> str | None:
+    """Check that no part of a detector was fitted on the fold's validation cases (method paper, stage 2).
 
     Returns: None where the rule holds; where it is broken and ``allowed``, the sentence for the log.
     Raises: UserError where it is broken and not allowed.
     """
-    seen = sorted(set(trained.training_cases) & set(validation_cases))
+    seen = sorted(artefact.fitted_on.intersection(validation_cases))
     if not seen:
         return None
-    shown = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
-    fact = f"the detector in {trained.path} was trained on {len(seen)} of this fold's validation cases ({shown})"
+    fact = (
+        f"the detector in {artefact.path} was trained on {len(seen)} of this fold's validation cases ({listed(seen)})"
+    )
     if allowed:
         return f"{fact}; accepted because 'allow_detector_trained_on_validation_cases' is set"
     raise UserError(
         f"{fact}; expected a detector that never saw them, so train the pre-stage for this fold, or set "
         f"'allow_detector_trained_on_validation_cases' to true in the section 'anomaly' of plans.json"
     )
-
-
-def describe_quality(quality: dict[str, float]) -> tuple[str, bool]:
-    """One sentence on the detector's validation quality, and whether it beats a constant and a blurred image."""
-    mse, constant, blurred = (quality[name] for name in ("mse_erased", "mse_constant", "mse_blurred"))
-    beats = mse < constant and mse < blurred
-    sentence = (
-        f"MSE inside the erased region on validation patches {mse:.5f}, of a constant image {constant:.5f}, "
-        f"of a blurred image {blurred:.5f}"
-    )
-    return sentence, beats

@@ -1,31 +1,32 @@
-"""The error image of a reconstruction and the focal weight made of it."""
+"""The error image of a detector: the only place where E is made."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from nnunetv2_anomaly.networks.blocks import full_precision
+
+
+def squared(difference: Tensor) -> Tensor:
+    """E of a difference between image and expectation, its square per voxel.
+
+    Args: difference: any shape, unitless.
+    Returns: same shape, float32 also under autocast: half precision loses errors below 1e-4.
+    """
+    with full_precision(difference):
+        return torch.square(difference.float())
+
 
 def error_image(image: Tensor, reconstruction: Tensor) -> Tensor:
     """Squared reconstruction error per voxel, E(y) = (x - y)^2 (method paper, Section 3.1).
 
     Args: image, reconstruction: (B, C, ...) with any spatial axes, intensities in [0, 1], unitless.
-    Returns: same shape, float32 whatever came in (half precision loses errors below 1e-4), in [0, 1], unitless.
+    Returns: same shape, float32, in [0, 1], unitless.
     Raises: ValueError if the two shapes differ.
     """
     if image.shape != reconstruction.shape:
         raise ValueError(
             f"image and reconstruction must have one shape, got {tuple(image.shape)} and {tuple(reconstruction.shape)}"
         )
-    return torch.square(image.float() - reconstruction.float())
-
-
-def focal_weight(error: Tensor, beta: float) -> Tensor:
-    """Focal weight per voxel, F = 1 + beta * E (method paper, Eq. 4), from the mean of E over the image channels.
-
-    Args:
-        error: (B, C, ...) error image, in [0, 1], unitless.
-        beta: slope, >= 0; 99 lets F run from 1 to 100.
-    Returns: (B, 1, ...), float32, in [1, 1 + beta], unitless.
-    """
-    return 1.0 + beta * error.float().mean(dim=1, keepdim=True)
+    return squared(image.float() - reconstruction.float())

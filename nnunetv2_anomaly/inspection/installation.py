@@ -27,7 +27,7 @@ from typing import Literal
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE, nnunet_command
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
+from nnunetv2_anomaly.registry import TRAINERS
 
 State = Literal["ok", "warning", "fault"]
 

@@ -37,13 +37,14 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunetv2_anomaly.detectors.artefact import CHECKPOINT_KEY, describe_quality
+from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.inspection.installation import SET_TRAINERS, Finding, State, memory
 from nnunetv2_anomaly.inspection.pickle_scan import DAMAGE, PickleScan, scan_pickle, shown
 from nnunetv2_anomaly.plans.settings import SECTION, section_of
-from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
+from nnunetv2_anomaly.registry import TRAINERS
+from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY as CHECKPOINT_KEY
 
 #: the last line of the report, without and with a fault
 VERDICTS = (

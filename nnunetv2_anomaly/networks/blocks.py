@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
+from nnunetv2_anomaly.plans.strides import Stride
+
 NEGATIVE_SLOPE = 0.1
 
 _TRANSPOSED_CONVOLUTION = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-
-Stride = Sequence[int]
 
 
 class _SingleSampleConvolution(nn.Module):
@@ -254,11 +254,3 @@ class SummingUNet(SummingTrunk):
         x = self.feature_maps(image, bottleneck)[-1]
         with full_precision(x):
             return self.output(x.float())
-
-
-def downsampled_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, ...]:
-    """Size in voxels of the feature maps that ``strides`` leave of an image of ``size`` voxels, axis by axis."""
-    current = tuple(int(voxels) for voxels in size)
-    for stride in strides:
-        current = tuple(-(-voxels // step) for voxels, step in zip(current, stride, strict=True))
-    return current

@@ -1,4 +1,4 @@
-"""What a training step with batch 1 takes of a GPU's memory, for the published networks and for G and A.
+"""What a training step with batch 1 takes of a GPU's memory.
 
 The step is walked through at its true size with torch's fake tensors: they have shapes, types and storages but no
 numbers, so that it takes a second and no memory. Every storage that the step makes is followed from its birth to its
@@ -20,39 +20,18 @@ It is an estimate. It agrees with a real step on the CPU; it has not been compar
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunetv2_anomaly.detectors.inpainting.construction import build_detector, build_prestage_network, planned_strides
-from nnunetv2_anomaly.detectors.inpainting.losses import PreStageLoss
-from nnunetv2_anomaly.plans.settings import SETTINGS, section_of
-from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
-from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
-from nnunetv2_anomaly.segmenters.published.losses import MultiClassDiceLoss
-from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET, NetworkShape, PublishedNetwork
-
 GIB = 2**30
 CUDA_CONTEXT_BYTES = GIB // 2
-
-#: name -> shape, additive deep supervision, anomaly-aware (method paper, Appendix A)
-PUBLISHED_NETWORKS: dict[str, tuple[NetworkShape, bool, bool]] = {
-    "UNET": (UNET, False, False),
-    "UNET+": (UNET, True, False),
-    "UNET-S": (UNET, True, True),
-    "CAN": (CAN, False, False),
-    "CAN+": (CAN, True, False),
-    "CAN-S": (CAN, True, True),
-}
-#: phase of the pre-stage -> A is distilled (else G is trained)
-PRESTAGE_NETWORKS = {"G": False, "A": True}
 
 
 @dataclass(frozen=True)
@@ -111,46 +90,6 @@ class LiveStorages(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def build_step(
-    name: str, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
-) -> TrainingStep:
-    """Network and loss as their trainer has them.
-
-    Args:
-        name: a key of PUBLISHED_NETWORKS or PRESTAGE_NETWORKS.
-        configuration_manager: whose patch size, strides and section ``anomaly`` count.
-        num_channels: of the image.
-        num_classes: background included.
-    Raises: UserError if the planned patch and strides do not suit the networks.
-    """
-    settings = _settings(configuration_manager.configuration)
-    if name in PRESTAGE_NETWORKS:
-        prestage = build_prestage_network(configuration_manager, num_channels, settings)
-        prestage.set_distilling(PRESTAGE_NETWORKS[name])
-        return TrainingStep(prestage, PreStageLoss(), num_channels + 1)  # the hole mask is the last channel
-    shape, additive_supervision, anomaly_aware = PUBLISHED_NETWORKS[name]
-    segmenter = PublishedNetwork(
-        shape=shape,
-        in_channels=2 * num_channels if anomaly_aware else num_channels,
-        num_classes=num_classes,
-        strides=planned_strides(configuration_manager, shape.downsamplings),
-        additive_supervision=additive_supervision,
-    )
-    dice = MultiClassDiceLoss(None)
-    if not anomaly_aware:
-        return TrainingStep(segmenter, dice, num_channels)
-    detector = build_detector(configuration_manager, num_channels, settings)
-    network = AnomalyAwareNetwork(detector, segmenter, "published")
-
-    def latest_error_image() -> Tensor:
-        assert network.latest_error_image is not None, "the loss is called after the forward pass"
-        return network.latest_error_image
-
-    scale = DiceAndFocalCrossEntropy(dice, settings["alpha"], None)
-    loss = AnomalyAwareLoss(scale, settings["beta"], latest_error_image)
-    return TrainingStep(network, loss, num_channels)
-
-
 def walk_through(step: TrainingStep, patch_size: Sequence[int], *, mixed_precision: bool) -> LiveStorages:
     """Forward, loss and backward of one patch, with its storages counted; inside FakeTensorMode nothing is computed.
 
@@ -167,30 +106,23 @@ def walk_through(step: TrainingStep, patch_size: Sequence[int], *, mixed_precisi
     return storages
 
 
-def estimate(
-    name: str, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
-) -> MemoryEstimate:
+def estimate(name: str, build: Callable[[], TrainingStep], patch_size: Sequence[int]) -> MemoryEstimate:
     """Peak memory of one training step of one network, with mixed precision and without (see the module's model).
 
-    Args and Raises: as ``build_step``.
+    Args:
+        name: for the table.
+        build: makes the network and its loss.
+        patch_size: voxels per spatial axis.
     """
     peaks = []
     for mixed_precision in (True, False):
         with FakeTensorMode():
-            step = build_step(name, configuration_manager, num_channels, num_classes)
+            step = build()
             trained = sum(p.numel() for p in step.network.parameters() if p.requires_grad)
             frozen = sum(p.numel() for p in step.network.parameters() if not p.requires_grad)
-            storages = walk_through(step, configuration_manager.patch_size, mixed_precision=mixed_precision)
+            storages = walk_through(step, patch_size, mixed_precision=mixed_precision)
         peaks.append(12 * trained + 4 * frozen + storages.peak + storages.largest_convolution + CUDA_CONTEXT_BYTES)
     return MemoryEstimate(name, trained, *peaks)
-
-
-def estimate_all(
-    configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
-) -> list[MemoryEstimate]:
-    """Estimates of G, A and the six published networks. Args and Raises: as ``build_step``."""
-    names = (*PRESTAGE_NETWORKS, *PUBLISHED_NETWORKS)
-    return [estimate(name, configuration_manager, num_channels, num_classes) for name in names]
 
 
 def describe(estimates: Sequence[MemoryEstimate], capacity_gib: float = 80.0) -> str:
@@ -209,8 +141,3 @@ def describe(estimates: Sequence[MemoryEstimate], capacity_gib: float = 80.0) ->
     )
     lines.append(f"Estimated to fit into {capacity_gib:g} GiB: {'; '.join(named)}.")
     return "\n".join(lines)
-
-
-def _settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    section = section_of(configuration)
-    return {name: section.get(name, setting.default) for name, setting in SETTINGS.items()}

@@ -1,13 +1,13 @@
-"""What is written for a case of which the detector made an error image."""
+"""Files written per case: reconstruction, error image, picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_anomaly.images.geometry import to_original_grid, write_volume
+from nnunetv2_anomaly.prediction.windows import Maps, Windows
 from nnunetv2_anomaly.reporting.drawing import save_reconstruction_figure
 
 
@@ -19,38 +19,36 @@ def output_files(folder: Path, case: str, kind: str, num_channels: int) -> list[
 
 
 def write_case(
-    folder: Path,
-    case: str,
-    *,
-    image: np.ndarray,
-    reconstruction: np.ndarray,
-    properties: dict,
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
-    outlines: np.ndarray | None = None,
+    folder: Path, case: str, maps: Maps, properties: dict, windows: Windows, outlines: np.ndarray | None = None
 ) -> None:
-    """Write reconstruction and error image in the original geometry, and last a picture.
+    """Write what the detector expected and its error image in the original geometry, and last a picture.
+
+    The first of the two is left out where the detector has one map for several image channels.
 
     Args:
         folder: exists.
-        image, reconstruction: (C, X, Y, Z) on the preprocessed grid, in [0, 1], unitless.
+        maps: on the preprocessed grid.
         properties: nnU-Net's properties of the case.
         outlines: (X, Y, Z) mask or label map whose outline the picture shows.
     """
-    error = np.square(image - reconstruction)
-    for kind, volume in (("reconstruction", reconstruction), ("error", error)):
-        restored = to_original_grid(volume, properties, plans_manager, configuration_manager)
-        for channel, path in zip(restored, output_files(folder, case, kind, len(volume)), strict=True):
-            write_volume(channel, properties, path)
-    spacing = configuration_manager.spacing
-    if len(spacing) < image.ndim - 1:
-        spacing = [properties["spacing"][plans_manager.transpose_forward[0]], *spacing]
+    expected = maps.expected
+    for kind, volume in (("reconstruction", expected), ("error", maps.error)):
+        if volume is not None:
+            restored = to_original_grid(
+                volume.numpy(), properties, windows.plans_manager, windows.configuration_manager
+            )
+            for channel, path in zip(restored, output_files(folder, case, kind, len(volume)), strict=True):
+                write_volume(channel, properties, path)
+    spacing = windows.configuration_manager.spacing
+    if len(spacing) < maps.image.ndim - 1:
+        spacing = [properties["spacing"][windows.plans_manager.transpose_forward[0]], *spacing]
+    image = maps.image[0]
     save_reconstruction_figure(
         folder / f"{case}.png",
         title=case,
-        image=image[0],
-        reconstruction=reconstruction[0],
-        error=error.mean(axis=0),
+        image=image.numpy(),
+        reconstruction=(image if expected is None else expected[0]).numpy(),
+        error=maps.error.mean(dim=0).numpy(),
         spacing=spacing,
         outlines=outlines,
     )

@@ -1,27 +1,33 @@
-"""The pre-stage's validation: reconstructions and error images of whole cases, and how good they are."""
+"""How good a detector's anomaly maps are: on a fold's validation cases, and on images with known anomalies."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from scipy.ndimage import binary_erosion
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from nnunetv2_anomaly.detectors.auc import roc_auc
-from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector, PreStageNetwork
-from nnunetv2_anomaly.detectors.inpainting.quality import erased_region_quality
+from nnunetv2_anomaly.detectors.artefact import detector_of
+from nnunetv2_anomaly.detectors.base import Detector
+from nnunetv2_anomaly.detectors.error import squared
+from nnunetv2_anomaly.detectors.quality import lesion_auc, lesion_average_precision
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.images.sliding_window import predict_image
+from nnunetv2_anomaly.labels import BONES, LESIONS
+from nnunetv2_anomaly.prediction.anomaly_maps import list_cases
 from nnunetv2_anomaly.prediction.case_files import write_case
+from nnunetv2_anomaly.prediction.models import load_model
+from nnunetv2_anomaly.prediction.windows import Windows, predict_maps
 
 #: in summary.json: what ``validate_case`` returned, case by case; as in nnU-Net's own
 CASES_KEY = "metric_per_case"
@@ -38,28 +44,14 @@ MEASURED = (
 )
 
 
-class DetectorWindow(nn.Module):
-    """A as a window network: normalised image (B, C, ...) -> reconstruction (B, C, ...) in [0, 1]."""
+@dataclass(frozen=True)
+class Rivals:
+    """What a family compares its detector with, on one case, and measures beyond lesions."""
 
-    def __init__(self, detector: AnomalyDetector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, image: Tensor) -> Tensor:
-        """A's reconstruction of one window."""
-        return self.detector.reconstruct(self.detector.rescale(image))
-
-
-class InpainterWindow(nn.Module):
-    """G as a window network: normalised image and hole mask (B, C + 1, ...) -> inpainting (B, C, ...) in [0, 1]."""
-
-    def __init__(self, network: PreStageNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image_and_hole: Tensor) -> Tensor:
-        """G's inpainting of one window."""
-        return self.network(image_and_hole).inpainted
+    #: name -> window network and its volume (C', X, Y, Z); it returns an expected image (C, X, Y, Z)
+    reconstructions: Mapping[str, tuple[nn.Module, Tensor]]
+    #: of image and expected image, both (C, X, Y, Z) on the detector's scale: numbers by name
+    measure: Callable[[Tensor, Tensor], dict[str, float]]
 
 
 def labels_named(dataset_labels: Mapping[str, Any], names: Sequence[str] | None, word: str) -> list[int]:
@@ -85,95 +77,57 @@ def labels_named(dataset_labels: Mapping[str, Any], names: Sequence[str] | None,
 
 @dataclass(frozen=True)
 class CaseForValidation:
-    """One preprocessed case: image (C, X, Y, Z) normalised, labels and hole mask (X, Y, Z), nnU-Net's properties."""
+    """One preprocessed case: image (C, X, Y, Z) normalised, labels (X, Y, Z), nnU-Net's properties."""
 
     name: str
     image: np.ndarray
     labels: np.ndarray
-    hole_mask: np.ndarray
     properties: dict
 
 
 def validate_case(
-    network: PreStageNetwork,
+    detector: Detector,
     case: CaseForValidation,
     output_folder: Path,
+    windows: Windows,
     *,
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
-    dataset_json: dict,
-    device: torch.device,
     lesion_labels: Sequence[int],
     bone_labels: Sequence[int],
+    rivals: Rivals | None = None,
 ) -> dict[str, Any]:
-    """Reconstruct one case with A and with G, write A's images, and measure both.
+    """Make a detector's maps of one case, write them, and measure them.
 
-    Returns: for "detector" (A) and "inpainter" (G) the MSE inside and outside the erased region with its baselines
-        and, where the case has lesion labels, the voxel-wise AUC for lesion against bone, over all bone and over the
-        bone at least one voxel from its surface: of the error image (``AUC_KEYS``), and of x - A(x), which is above
-        0.5 where lesions are brighter than expected (``SIGNED_AUC_KEYS``); for "intensity" the AUC of the image itself.
+    Returns: for "detector", and for each rival by its name, the family's measures and, where the case has lesion
+        labels, the voxel-wise AUC for lesion against bone, over all bone and over the bone at least one voxel from its
+        surface: of the error image (``AUC_KEYS``), and of the difference, which is above 0.5 where lesions are brighter
+        than expected (``SIGNED_AUC_KEYS``); for "intensity" the AUC of the image itself. "detector" has the average
+        precision of the error image over all bone, too.
     """
     image = torch.from_numpy(case.image)
-    hole = torch.from_numpy(case.hole_mask).to(image.dtype)[None]
-    rescaled = network.detector.rescale(image[None].to(device))[0].cpu()
-    reconstructions = {
-        name: predict_image(
-            window,
-            volume,
-            num_output_channels=len(image),
-            plans_manager=plans_manager,
-            configuration_manager=configuration_manager,
-            dataset_json=dataset_json,
-            device=device,
-        )
-        for name, window, volume in (
-            ("detector", DetectorWindow(network.detector), image),
-            ("inpainter", InpainterWindow(network), torch.cat((image, hole))),
-        )
-    }
+    maps = predict_maps(detector, image, windows)
     lesion_mask = np.isin(case.labels, lesion_labels)
     bone_mask = lesion_mask | np.isin(case.labels, bone_labels)
     # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
     # image's edge bone may go on, and 2D images have one slice only.
     areas = (bone_mask, binary_erosion(bone_mask, border_value=1))
-    intensity = lesion_auc(rescaled.mean(dim=0).numpy(), lesion_mask, areas, AUC_KEYS)
-    result: dict[str, Any] = {"case": case.name, "intensity": intensity}
-    for name, reconstruction in reconstructions.items():
-        quality = erased_region_quality(
-            rescaled[None], reconstruction[None], hole[None], configuration_manager.patch_size
-        )
-        difference = rescaled - reconstruction
-        result[name] = {
-            **quality.summary(),
-            **lesion_auc(torch.square(difference).mean(dim=0).numpy(), lesion_mask, areas, AUC_KEYS),
+
+    def measured(difference: Tensor, error: Tensor) -> dict[str, Any]:
+        numbers = rivals.measure(maps.image, maps.image - difference) if rivals else {}
+        return {
+            **numbers,
+            **lesion_auc(error.mean(dim=0).numpy(), lesion_mask, areas, AUC_KEYS),
             **lesion_auc(difference.mean(dim=0).numpy(), lesion_mask, areas, SIGNED_AUC_KEYS),
         }
-    write_case(
-        output_folder,
-        case.name,
-        image=rescaled.numpy(),
-        reconstruction=reconstructions["detector"].numpy(),
-        properties=case.properties,
-        plans_manager=plans_manager,
-        configuration_manager=configuration_manager,
-        outlines=lesion_mask if lesion_mask.any() else None,
-    )
+
+    intensity = lesion_auc(maps.image.mean(dim=0).numpy(), lesion_mask, areas, AUC_KEYS)
+    result: dict[str, Any] = {"case": case.name, "intensity": intensity}
+    result["detector"] = measured(maps.difference, maps.error)
+    result["detector"]["lesion_ap"] = lesion_average_precision(maps.error.mean(dim=0).numpy(), lesion_mask, bone_mask)
+    for name, (network, volume) in (rivals.reconstructions if rivals else {}).items():
+        difference = maps.image - windows.predict(network, volume, len(image))
+        result[name] = measured(difference, squared(difference))
+    write_case(output_folder, case.name, maps, case.properties, windows, lesion_mask if lesion_mask.any() else None)
     return result
-
-
-def lesion_auc(
-    scores: np.ndarray, lesion_mask: np.ndarray, areas: Sequence[np.ndarray], keys: Sequence[str] = AUC_KEYS
-) -> dict[str, float | None]:
-    """How well scores tell lesion from other bone: the AUC over each of some areas.
-
-    Args:
-        scores, lesion_mask: (X, Y, Z).
-        areas: masks of that shape: all bone with its lesions, and the same away from its surface.
-        keys: what the numbers are called, one for each area.
-    Returns: the numbers, None where there is no lesion or nothing else.
-    """
-    values = [roc_auc(scores[mask], lesion_mask[mask]) for mask in areas]
-    return {key: None if math.isnan(value) else value for key, value in zip(keys, values, strict=True)}
 
 
 def mean_of_cases(values: Sequence[float | None]) -> float | None:
@@ -184,15 +138,25 @@ def mean_of_cases(values: Sequence[float | None]) -> float | None:
 
 def means_over(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means of what ``validate_case`` returned, over the cases where each number exists."""
-    areas = (*AUC_KEYS, *SIGNED_AUC_KEYS)
-    errors = ("mse_erased", "mse_constant", "mse_blurred", "mse_outside")
+    sources = {source: numbers for case in cases for source, numbers in case.items() if source != "case"}
     mean: dict[str, Any] = {
-        source: {key: mean_of_cases([case[source].get(key) for case in cases]) for key in keys}
-        for source, keys in (("detector", errors + areas), ("inpainter", errors + areas), ("intensity", AUC_KEYS))
+        source: {key: mean_of_cases([case[source].get(key) for case in cases]) for key in numbers}
+        for source, numbers in sources.items()
     }
     mean["num_cases"] = len(cases)
     mean["num_cases_with_lesion"] = sum(case["detector"]["lesion_auc"] is not None for case in cases)
     return mean
+
+
+def quality_of(mean: Mapping[str, Any]) -> dict[str, float]:
+    """What an artefact keeps of ``means_over``: AUC and average precision for lesions; empty where there were none."""
+    if mean["detector"]["lesion_auc"] is None:
+        return {}
+    return {
+        "lesion_auc": mean["detector"]["lesion_auc"],
+        "lesion_ap": mean["detector"]["lesion_ap"],
+        "intensity_lesion_auc": mean["intensity"]["lesion_auc"],
+    }
 
 
 def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -211,3 +175,89 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def measure_detector(
+    images_folder: Path,
+    labels_folder: Path,
+    anomalies_folder: Path,
+    output_folder: Path,
+    model_folder: Path,
+    *,
+    fold: int | str = 0,
+    device: torch.device,
+    chosen: Collection[str] | None = None,
+    bone_labels: Sequence[int] = BONES,
+    anomaly_labels: Sequence[int] = LESIONS,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Error images of A and of G on held-out cases, measured against a truth that the training labels do not hold.
+
+    Args:
+        images_folder: images named as nnU-Net wants them.
+        labels_folder: <case><ending>, the anatomy; it is what is erased for G.
+        anomalies_folder: <case><ending>, anomalies by ``anomaly_labels``, on the grid of the labels.
+        output_folder: made if need be; gets A's images, a picture per case and summary.json.
+        model_folder: of the pre-stage.
+        chosen: the cases to measure; None: all images of the folder.
+        bone_labels: labels among whose voxels the anomalies are to be found.
+    Returns: the summary: means over cases of the voxel-wise AUC of the error image, squared and with its sign, of the
+        family's rivals and of the raw intensity, and of the family's own measures; then each case.
+    Raises: UserError if the model is no pre-stage, or a file is missing or has another grid.
+    """
+    predictor = load_model(model_folder, fold=fold, device=device)
+    network = predictor.network.to(device).eval()
+    detector = detector_of(network)
+    trainer = recursive_find_trainer_class_by_name(predictor.trainer_name)
+    if detector is None or not hasattr(trainer, "rivals"):
+        raise UserError(
+            f"the model in {model_folder} ({predictor.trainer_name}) is no pre-stage; expected the model of a detector"
+        )
+    plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
+    dataset_json = predictor.dataset_json
+    windows = Windows(plans_manager, configuration_manager, dataset_json, device)
+    ending = dataset_json["file_ending"]
+    settings = trainer.settings(configuration_manager)
+    reader = plans_manager.image_reader_writer_class()
+    preprocessor = configuration_manager.preprocessor_class(verbose=False)
+    output_folder.mkdir(parents=True, exist_ok=True)
+    num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
+    results = []
+    cases = list_cases(images_folder, ending, num_channels, reader)
+    cases = {case: files for case, files in cases.items() if chosen is None or case in chosen}
+    for name, files in tqdm(cases.items(), desc="Detector", disable=not show_progress):
+        image, properties = reader.read_images(files)
+        labels, anomalies = (
+            _read_labels(reader, folder / f"{name}{ending}", image.shape[1:])
+            for folder in (labels_folder, anomalies_folder)
+        )
+        labels = np.where(anomalies > 0, anomalies, labels)
+        data, preprocessed_labels, properties = preprocessor.run_case_npy(
+            image, labels, properties, plans_manager, configuration_manager, dataset_json
+        )
+        case = CaseForValidation(name, np.asarray(data), preprocessed_labels[0], properties)
+        foreground = sorted(set(np.unique(preprocessed_labels).tolist()) - {0, -1})
+        with torch.no_grad():
+            results.append(
+                validate_case(
+                    detector,
+                    case,
+                    output_folder,
+                    windows,
+                    lesion_labels=anomaly_labels,
+                    bone_labels=bone_labels,
+                    rivals=trainer.rivals(network, case, foreground, settings, configuration_manager.patch_size),
+                )
+            )
+    return write_summary(output_folder / "summary.json", results)
+
+
+def _read_labels(reader, path: Path, expected_shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; expected a label map for every image")
+    labels, _ = reader.read_seg(str(path))
+    if labels.shape[1:] != expected_shape:
+        raise UserError(
+            f"{path} has {labels.shape[1:]} voxels and its image {expected_shape}; expected one grid, so resample one"
+        )
+    return labels

@@ -150,37 +150,41 @@ def save_label_figure(
 
 
 @own_style
-def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], inpainting_epochs: int) -> None:
-    """progress.png of the pre-stage: both phases' losses, the erased region's MSE against its baselines, times, rates.
+def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], phases: Mapping[int, str]) -> None:
+    """progress.png of a pre-stage: losses, the family's validation numbers, times, learning rates; phases shaded.
 
     Args:
         path: PNG to write.
-        logged: one value per epoch for train_losses, val_losses, mse_erased, mse_constant, mse_blurred, lrs,
-            epoch_start_timestamps and epoch_end_timestamps (s).
-        inpainting_epochs: where phase 2 begins.
+        logged: one value per epoch for train_losses, val_losses, lrs, epoch_start_timestamps and epoch_end_timestamps
+            (s); all others are drawn together as the family's numbers.
+        phases: first epoch of each phase -> its name.
     """
     epochs = np.arange(min(len(values) for values in logged.values()))
     values = {name: np.asarray(series, dtype=float)[: len(epochs)] for name, series in logged.items()}
-    figure = Figure(figsize=(12, 16), layout="constrained")
-    loss_axis, mse_axis, time_axis, rate_axis = figure.subplots(4, 1, sharex=True)
-    loss_axis.plot(epochs, values["train_losses"], "b-o", markersize=3, label="training loss")
-    loss_axis.plot(epochs, values["val_losses"], "r-o", markersize=3, label="validation loss")
-    loss_axis.set_ylabel("loss (Eq. 1, then Eq. 2)")
-    mse_axis.plot(epochs, values["mse_erased"], "k-o", markersize=3, label="G, then A")
-    mse_axis.plot(epochs, values["mse_constant"], "--", color="gray", label="constant image")
-    mse_axis.plot(epochs, values["mse_blurred"], ":", color="gray", label="blurred image")
-    mse_axis.set_ylabel("validation MSE in the erased region")
-    time_axis.plot(epochs, values["epoch_end_timestamps"] - values["epoch_start_timestamps"], "b-")
-    time_axis.set_ylim(bottom=0)
-    time_axis.set_ylabel("epoch time [s]")
-    rate_axis.plot(epochs, values["lrs"], "b-")
-    rate_axis.set_ylabel("learning rate at epoch start")
-    rate_axis.set_xlabel("epoch")
-    for axis in (loss_axis, mse_axis, rate_axis):
-        axis.set_yscale("log")
-    for axis in (loss_axis, mse_axis, time_axis, rate_axis):
-        axis.axvspan(-0.5, inpainting_epochs - 0.5, color="tab:blue", alpha=0.07, label="phase 1: G with C")
-        if len(epochs) > inpainting_epochs:
-            axis.axvspan(inpainting_epochs - 0.5, len(epochs) - 0.5, color="tab:orange", alpha=0.1, label="phase 2: A")
+    starts, ends = values.pop("epoch_start_timestamps"), values.pop("epoch_end_timestamps")
+    training, validation, rates = values.pop("train_losses"), values.pop("val_losses"), values.pop("lrs")
+    num_panels = 4 if values else 3
+    figure = Figure(figsize=(12, 4 * num_panels), layout="constrained")
+    axes = figure.subplots(num_panels, 1, sharex=True)
+    axes[0].plot(epochs, training, "b-o", markersize=3, label="training loss")
+    axes[0].plot(epochs, validation, "r-o", markersize=3, label="validation loss")
+    axes[0].set_ylabel("loss")
+    for style, (name, series) in zip(("k-o", "--", ":", "-."), values.items(), strict=False):
+        axes[1].plot(epochs, series, style, markersize=3, label=name.replace("_", " "))
+        axes[1].set_ylabel("validation")
+    axes[-2].plot(epochs, ends - starts, "b-")
+    axes[-2].set_ylim(bottom=0)
+    axes[-2].set_ylabel("epoch time [s]")
+    axes[-1].plot(epochs, rates, "b-")
+    axes[-1].set_ylabel("learning rate at epoch start")
+    axes[-1].set_xlabel("epoch")
+    ends_of_phases = [*list(phases)[1:], len(epochs)]
+    for axis in axes:
+        if axis is not axes[-2]:
+            axis.set_yscale("log")
+        for number, (start, name) in enumerate(phases.items()):
+            end = min(ends_of_phases[number], len(epochs))
+            if end > start:
+                axis.axvspan(start - 0.5, end - 0.5, color=f"C{number}", alpha=0.08, label=name)
         axis.legend(loc="upper right")
     save_figure(figure, path)

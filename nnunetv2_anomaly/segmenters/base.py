@@ -1,18 +1,13 @@
-"""The anomaly-aware network: frozen detector, then the segmentation network that nnU-Net planned."""
+"""The anomaly-aware network: frozen detector, then a segmenter that sees its error channel."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.detectors.error_channel import ERROR_CHANNELS, error_channel
-from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
+from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.networks.blocks import full_precision
-
-#: of a network's state dict
-CHANNEL_KEY = "error_channel_coefficients"
+from nnunetv2_anomaly.segmenters.settings import ERROR_CHANNELS
 
 
 class AnomalyAwareNetwork(nn.Module):
@@ -25,19 +20,19 @@ class AnomalyAwareNetwork(nn.Module):
 
     error_channel_coefficients: Tensor
 
-    def __init__(self, detector: AnomalyDetector, segmenter: nn.Module, channel: str) -> None:
+    def __init__(self, detector: Detector, segmenter: nn.Module, channel: str) -> None:
         """Put them together.
 
         Args:
-            detector: A; it is frozen.
-            segmenter: the planned network, for twice the image's channels.
-            channel: a key of ``ERROR_CHANNELS``: what the segmenter sees of A's error.
+            detector: of any family; it is frozen.
+            segmenter: a network for the image's channels and the detector's error channels.
+            channel: a key of ``ERROR_CHANNELS``: what the segmenter sees of the detector's error.
         """
         super().__init__()
         self.detector = detector.requires_grad_(False).eval()
         self.segmenter = segmenter
         # With the weights, because these are worth nothing with another channel: settings may change after a training.
-        self.register_buffer(CHANNEL_KEY, torch.tensor(ERROR_CHANNELS[channel]))
+        self.register_buffer("error_channel_coefficients", torch.tensor(ERROR_CHANNELS[channel]))
         #: of the latest forward pass, for the loss: nnU-Net's steps hand a loss only output and target
         self.latest_error_image: Tensor | None = None
 
@@ -63,12 +58,6 @@ class AnomalyAwareNetwork(nn.Module):
         self.detector.eval()
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """As in nn.Module; a checkpoint that does not tell its channel is from before there was a choice."""
-        published = torch.tensor(ERROR_CHANNELS["published"]).to(self.error_channel_coefficients)
-        state_dict.setdefault(prefix + CHANNEL_KEY, published)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Segment a normalised image.
 
@@ -77,8 +66,18 @@ class AnomalyAwareNetwork(nn.Module):
             of them, full resolution first.
         """
         with torch.no_grad():
-            difference = self.detector.difference(image)
-            with full_precision(difference):
-                self.latest_error_image = torch.square(difference)
-                channel = error_channel(difference, self.error_channel_coefficients)
+            difference, self.latest_error_image = self.detector.maps(image)
+            channel = error_channel(difference, self.latest_error_image, self.error_channel_coefficients)
         return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1))
+
+
+def error_channel(difference: Tensor, error: Tensor, coefficients: Tensor) -> Tensor:
+    """What a segmenter sees of a detector's maps.
+
+    Args:
+        difference, error: (B, C, ...), a detector's ``maps``, unitless.
+        coefficients: (2,), one of the pairs in ``ERROR_CHANNELS``.
+    Returns: (B, C, ...), a * difference + b * error, float32, unitless.
+    """
+    with full_precision(difference):
+        return coefficients[0] * difference + coefficients[1] * error

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from nnunetv2_anomaly.detectors.error import focal_weight
+
+def focal_weight(error: Tensor, beta: float) -> Tensor:
+    """Focal weight per voxel, F = 1 + beta * E (method paper, Eq. 4), from the mean of E over its channels.
+
+    Args:
+        error: (B, C, ...) error image, in [0, 1], unitless.
+        beta: slope, >= 0; 99 lets F run from 1 to 100.
+    Returns: (B, 1, ...), float32, in [1, 1 + beta], unitless.
+    """
+    return 1.0 + beta * error.float().mean(dim=1, keepdim=True)
 
 
 def focal_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor, ignore_label: int | None = None) -> Tensor:

@@ -8,35 +8,16 @@ the search for somebody else's trainer.
 
 import warnings
 
-TRAINERS = (
-    "AnomalyPreStageTrainer",
-    "AnomalyAwareTrainer",
-    "AnomalyAwarePublishedTrainer",
-    "UNETTrainer",
-    "UNETPlusTrainer",
-    "UNETSTrainer",
-    "CANTrainer",
-    "CANPlusTrainer",
-    "CANSTrainer",
-    "UNETTransferTrainer",
-    "UNETPlusTransferTrainer",
-    "UNETSTransferTrainer",
-    "CANTransferTrainer",
-    "CANPlusTransferTrainer",
-    "CANSTransferTrainer",
-    "AnomalyAwareTransferTrainer",
-)
-
 
 def __getattr__(name):
-    if name in TRAINERS:
-        try:
-            import nnunetv2_anomaly.trainers as trainers
+    try:
+        from nnunetv2_anomaly.registry import TRAINERS, load_trainer
 
-            return getattr(trainers, name)
-        except Exception as error:
-            warnings.warn(
-                f"{name} cannot be loaded because nnunetv2_anomaly does not import ({type(error).__name__}: {error}); "
-                f"reinstall it with: pip install --force-reinstall --no-deps nnunetv2-anomaly"
-            )
+        if name in TRAINERS:
+            return load_trainer(name)
+    except Exception as error:
+        warnings.warn(
+            f"{name} cannot be loaded because nnunetv2_anomaly does not import ({type(error).__name__}: {error}); "
+            f"reinstall it with: pip install --force-reinstall --no-deps nnunetv2-anomaly"
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

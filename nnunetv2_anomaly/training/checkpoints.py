@@ -15,6 +15,8 @@ from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: in the order in which nnU-Net's --c looks for them
 NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+#: key of a checkpoint, of a pre-stage and of a segmentation alike, under which its detector is described
+DETECTOR_KEY = "anomaly_detector"
 #: what nnU-Net 2.8.1 reads when it continues a training
 _ENTRIES = ("network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args", "trainer_name")
 #: what a configuration decides about weights and voxels; all else may change while a training is interrupted
@@ -61,23 +63,6 @@ def read_own_checkpoint(path: str | Path, trainer_name: str) -> dict[str, Any]:
             f"for prediction, and no training can be continued with it; {advice}"
         )
     return checkpoint
-
-
-def entry_of(
-    checkpoint: Mapping[str, Any], key: str, names: tuple[str, ...], path: str | Path, mend: str
-) -> dict[str, Any]:
-    """What a trainer of ours keeps in a checkpoint beyond nnU-Net's own entries.
-
-    Raises: UserError if the entry, or one of the names in it, is missing: an older version wrote it.
-    """
-    entry = checkpoint.get(key)
-    missing = [name for name in names if name not in entry] if isinstance(entry, dict) else [key]
-    if missing or not isinstance(entry, dict):
-        raise UserError(
-            f"the checkpoint {path} was written by an older version of nnunetv2_anomaly: it lacks "
-            f"{', '.join(missing)}; {mend}"
-        )
-    return entry
 
 
 def differing_plans(

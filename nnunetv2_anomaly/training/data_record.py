@@ -1,15 +1,16 @@
-"""What a training saw of its data set, so that what goes on from it can tell whether that is still the same data.
+"""What a training saw of its data set, so that whatever builds on it can check whether the data are still the same.
 
-A pre-stage's record is asked by the segmentation, and every training's by itself when it is continued.
+The segmentation checks its detector's record, and every resumed training its own.
 
-Of every training case: its shape and a few voxels of its preprocessed image. That is cheap, survives copying and
-compressing anew, and tells another image, spacing or normalisation apart. Labels are not part of it: a mended
+A record holds the shape and a few voxels of every preprocessed training image. That is cheap, survives copying and
+compressing again, and shows another image, spacing or normalisation. Labels are not part of it: a corrected
 segmentation does not spoil a detector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,41 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_anomaly.detectors.inpainting.preparation import read_whole
 from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line
 
-#: key of a segmentation's checkpoint under which its record is kept; a pre-stage's is in its own entry (handover.py)
+#: key of a checkpoint under which its training's record stands
 CHECKPOINT_KEY = "anomaly_data"
 #: voxels of an image that are kept, along the middle line of its last axis
 _VOXELS = 8
 #: two preprocessings of one image on two machines differ by rounding; units of the normalised image
 _TOLERANCE = 1e-2
 _OF_CONFIGURATION = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
+
+
+@contextmanager
+def read_whole(case: str, folder: Path) -> Iterator[None]:
+    """Turn a failure to read what nnU-Net preprocessed into a UserError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(
+            f"the preprocessed case '{case}' in {folder} cannot be read ({type(error).__name__}: {first_line(error)}); "
+            f"expected files that nnU-Net wrote whole, so run nnUNetv2_preprocess again"
+        ) from error
+
+
+def check_cases_exist(cases: Sequence[str], known: set[str], folder: str) -> None:
+    """Check that the cases of a split are preprocessed.
+
+    Raises: UserError naming those that are not.
+    """
+    missing = [case for case in cases if case not in known]
+    if missing:
+        raise UserError(
+            f"splits_final.json names {len(missing)} case(s) that are not in {folder} ({listed(missing)}); expected "
+            f"every case of the fold, so run nnUNetv2_preprocess again or correct the split"
+        )
 
 
 def case_record(dataset: nnUNetBaseDataset, case: str) -> dict[str, list]:
@@ -49,7 +75,7 @@ def data_record(
     dataset: nnUNetBaseDataset,
     cases: Sequence[str],
 ) -> dict[str, Any]:
-    """What is kept in a checkpoint: numbers, names and lists of them."""
+    """The record of a data set's cases: numbers, names and lists of them."""
     configuration = configuration_manager.configuration
     preprocessing = {name: configuration.get(name) for name in _OF_CONFIGURATION}
     preprocessing["transpose_forward"] = [int(axis) for axis in plans_manager.transpose_forward]
@@ -61,7 +87,7 @@ def data_record(
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed in a data set, in words; cases that have come are no change.
+    """What has changed in a data set, in words; new cases are no change.
 
     Args: then, now: two data records; the later one of those of the former's cases that are still there.
     """
@@ -80,12 +106,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def continued(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """The record of a training that goes on: of all that it has ever seen.
+    """The record of a resumed training: of all that it has ever seen.
 
     Args:
         then: of its checkpoint.
         now: of its cases now, and of those of ``then`` that are still there.
-    Returns: the record to keep, and what to tell in the log if the data set has changed.
+    Returns: the record to keep, and a sentence for the log if the data set has changed.
     """
     kept = {**now, "cases": {**then["cases"], **now["cases"]}}
     found = differences(then, now)
@@ -93,36 +119,31 @@ def continued(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str
 
 
 def check_data(
-    then: Mapping[str, Any] | None, now: Mapping[str, Any], what: str, allowed: bool, mend: str
-) -> list[str]:
-    """See that a detector was trained on the data set as it is now.
+    then: Mapping[str, Any], now: Mapping[str, Any], what: str, allowed: bool, train_command: str
+) -> str | None:
+    """Check that a detector was trained on the data set as it is now.
 
     Args:
-        then: data record of its pre-stage; None if an older version of this package wrote none.
+        then: data record of its pre-stage.
         now: that of the data set, for the cases of ``then`` that are still there.
         what: the detector, in words.
         allowed: whether changed data are accepted.
-        mend: the command that trains the pre-stage.
-    Returns: sentences for the log.
+        train_command: the command that trains the pre-stage.
+    Returns: a sentence for the log where something is to be said.
     Raises: UserError if the data set has changed and that is not allowed.
     """
-    if then is None:
-        return [
-            f"{what} was written by an older version, which did not note its data; whether the data set has changed "
-            f"since cannot be told"
-        ]
     if then["dataset"] != now["dataset"]:
         only_settings = differences({**then, "cases": {}}, {**now, "cases": {}})
-        return [f"{what} comes from {then['dataset']}" + (f", where {'; '.join(only_settings)}" * bool(only_settings))]
+        return f"{what} comes from {then['dataset']}" + (f", where {'; '.join(only_settings)}" * bool(only_settings))
     found = differences(then, now)
     if not found:
-        return []
+        return None
     fact = f"the data set has changed since {what} was trained: {'; '.join(found)}"
     if allowed:
-        return [f"{fact}; accepted because 'allow_changed_data' is set"]
+        return f"{fact}; accepted because 'allow_changed_data' is set"
     raise UserError(
-        f"{fact}; expected the data of its pre-stage, so train that again: {mend}, or set 'allow_changed_data' to true "
-        f"in the section 'anomaly' of plans.json where the change does not matter"
+        f"{fact}; expected the data of its pre-stage, so train that again: {train_command}, or set "
+        f"'allow_changed_data' to true in the section 'anomaly' of plans.json where the change does not matter"
     )
 
 

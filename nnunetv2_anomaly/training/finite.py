@@ -99,3 +99,27 @@ def _cases_not_finite(tensors: Sequence[Tensor], cases: Sequence[str]) -> str | 
         return None
     names = [cases[number] for number in sorted(bad) if 0 <= number < len(cases)]
     return ", ".join(dict.fromkeys(names)) or "a case of the batch"
+
+
+def where_it_began(
+    watch: LossWatch, batch: dict, error_image: Tensor | None, learning_rate_setting: str, learning_rate: float
+) -> str:
+    """The middle of the sentence on a loss that is not finite: cases, what was not finite, what to do.
+
+    Args:
+        watch: of the step that gave the loss.
+        batch: nnU-Net's, with "data" (B, C, ...) and, where known, "keys".
+        error_image: (B, C, ...), what the detector made of it, if there is one.
+        learning_rate_setting, learning_rate: the setting that lowers it, and its present value.
+    """
+    cases = [str(case) for case in batch.get("keys", ())]
+    what, is_image = watch.culprit(batch["data"], cases, error_image)
+    if is_image:
+        advice = "fix that image, run nnUNetv2_preprocess again, and "
+    else:
+        advice = (
+            f"set '{learning_rate_setting}' in the section 'anomaly' of plans.json to less than the present "
+            f"{learning_rate:g} if it happens again, and "
+        )
+    named = ", ".join(dict.fromkeys(cases)) or "a batch without names"
+    return f"{named}: {what}; training stopped and wrote nothing since, so {advice}"

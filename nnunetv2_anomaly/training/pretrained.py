@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: key of a checkpoint under which the labels are kept that transfer learning added
@@ -37,6 +38,8 @@ class PretrainedModel:
     dataset_name: str
     plans_name: str
     configuration: Mapping[str, Any]
+    #: description of the detector in it, if it has one
+    detector: Mapping[str, Any] | None = None
 
 
 def given_weights_file(arguments: Sequence[str] | None = None) -> Path | None:
@@ -116,6 +119,7 @@ def read_pretrained(path: Path) -> PretrainedModel:
             dataset_name=plans["dataset_name"],
             plans_name=plans["plans_name"],
             configuration=_resolved(plans["configurations"], arguments["configuration"]),
+            detector=checkpoint.get(DETECTOR_KEY),
         )
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(

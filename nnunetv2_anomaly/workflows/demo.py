@@ -19,7 +19,7 @@ from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_environme
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text
 from nnunetv2_anomaly.plans.settings import SECTION
-from nnunetv2_anomaly.prediction.detector_quality import measure_detector
+from nnunetv2_anomaly.prediction.validation import measure_detector
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
 from nnunetv2_anomaly.workflows.demo_report import MODELS, write_demo_report
 from nnunetv2_anomaly.workflows.runner import Runner, Step, locked, training_step

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
+from nnunetv2_anomaly.detectors.base import Contract, Detector
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.networks.blocks import (
-    ConvolutionBlock,
-    Stride,
-    SummingUNet,
-    downsampled_size,
-    full_precision,
-    initialize_glorot,
-)
+from nnunetv2_anomaly.networks.blocks import ConvolutionBlock, SummingUNet, full_precision, initialize_glorot
+from nnunetv2_anomaly.plans.strides import Stride, downsampled_size, planned_strides
 
 COMPRESSOR_FEATURES = (8, 4, 2, 1)
 
@@ -76,14 +72,16 @@ class ReconstructionNetwork(SummingUNet):
         self.output.bias.copy_(torch.logit(mean))
 
 
-class AnomalyDetector(nn.Module):
-    """A with everything it needs: normalised image in, error image out.
+class AnomalyDetector(Detector):
+    """A with everything it needs: normalised image in, E(A(x)) out (method paper, Section 3.2).
 
     The intensity range is a property of the data set, measured on the training cases: a window shows only a part of
     an image, whose own minimum and maximum would change from window to window. It is kept in buffers and so travels
     in the state dict.
     """
 
+    #: C has dense layers, so that A takes windows of the planned size alone
+    contract = Contract(family="inpainting", error_channels=None, dimensions=(2, 3), window="planned")
     intensity_low: Tensor
     intensity_high: Tensor
     intensity_clip: Tensor
@@ -113,6 +111,22 @@ class AnomalyDetector(nn.Module):
         self.register_buffer("intensity_low", torch.zeros(num_channels))
         self.register_buffer("intensity_high", torch.ones(num_channels))
         self.register_buffer("intensity_clip", torch.tensor(5.0))
+
+    @classmethod
+    def build(
+        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
+    ) -> AnomalyDetector:
+        """The untrained A with C, downsampling as nnU-Net planned for this patch size and spacing.
+
+        Raises: UserError if the plans name no patch size or no usable strides.
+        """
+        return cls(
+            num_channels=num_channels,
+            strides=planned_strides(configuration_manager, settings["detector_downsamplings"]),
+            patch_size=configuration_manager.patch_size,
+            features=settings["detector_features"],
+            code_length=settings["compressor_code_length"],
+        )
 
     @torch.no_grad()
     def set_intensity_range(self, low: Sequence[float], high: Sequence[float], clip: float) -> None:
@@ -146,16 +160,6 @@ class AnomalyDetector(nn.Module):
         reconstruction = self.reconstruct(rescaled)
         with full_precision(rescaled):
             return rescaled - reconstruction.float()
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Error image E(A(x)) of a normalised image (method paper, Section 3.2).
-
-        Args: image: (B, C, *patch_size), as nnU-Net normalised it.
-        Returns: (B, C, *patch_size), float32, in [0, 1], unitless.
-        """
-        difference = self.difference(image)
-        with full_precision(difference):
-            return torch.square(difference)
 
 
 class PreStageOutput(NamedTuple):
@@ -202,3 +206,32 @@ class PreStageNetwork(nn.Module):
             inpainted = self.inpainter(erased, bottleneck)
         reconstruction = self.detector.reconstructor(rescaled, bottleneck) if self.distilling else None
         return PreStageOutput(rescaled, inpainted, reconstruction)
+
+
+def build_prestage_network(
+    configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
+) -> PreStageNetwork:
+    """The untrained G and A around one C, for a configuration's windows of ``num_channels`` image channels.
+
+    Raises: UserError if the plans name no patch size or no usable strides.
+    """
+    return PreStageNetwork(
+        inpainter=ReconstructionNetwork(
+            num_channels,
+            planned_strides(configuration_manager, settings["detector_downsamplings"]),
+            settings["detector_features"],
+        ),
+        detector=AnomalyDetector.build(configuration_manager, num_channels, settings),
+    )
+
+
+class InpainterWindow(nn.Module):
+    """G as a window network: normalised image and hole mask (B, C + 1, ...) -> inpainting (B, C, ...) in [0, 1]."""
+
+    def __init__(self, network: PreStageNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image_and_hole: Tensor) -> Tensor:
+        """G's inpainting of one window."""
+        return self.network(image_and_hole).inpainted

@@ -1,4 +1,4 @@
-"""What the pre-stage needs of every case before it starts: the erased region and the intensities, once per case.
+"""Erased region and intensities of every case, computed once before the pre-stage starts.
 
 The erased region is computed on the whole preprocessed volume: on a patch, the foreground beyond the patch's edge
 would be missing from the dilation. Both are cached beside the preprocessed data, in a folder of their own, because a
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from scipy.ndimage import distance_transform_cdt
 from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line
+from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.training.data_record import read_whole
 
 CACHE_FOLDER = "anomaly_erased_regions"
 _CACHE_VERSION = 1
@@ -186,7 +186,7 @@ def _prepare_case(
         labels = np.asarray(segmentation[:])[0]
     if not np.isfinite(image).all():
         raise UserError(
-            f"case '{case}' holds NaN or infinite voxels after preprocessing; expected finite intensities, so mend "
+            f"case '{case}' holds NaN or infinite voxels after preprocessing; expected finite intensities, so correct "
             f"the raw image (or the normalisation) and run nnUNetv2_preprocess again"
         )
     if labels.shape != image.shape[1:]:
@@ -213,29 +213,10 @@ def _prepare_case(
     return statistics
 
 
-@contextmanager
-def read_whole(case: str, folder: Path) -> Iterator[None]:
-    """Turn a failure to read what nnU-Net preprocessed into a UserError."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise UserError(
-            f"the preprocessed case '{case}' in {folder} cannot be read ({type(error).__name__}: {first_line(error)}); "
-            f"expected files that nnU-Net wrote whole, so run nnUNetv2_preprocess again"
-        ) from error
-
-
-@contextmanager
-def _cached_into(cache: Path) -> Iterator[None]:
+def _cached_into(cache: Path) -> AbstractContextManager[None]:
     """Turn a failure to write the cache into a UserError; blosc2 reports a full disk as a RuntimeError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(
-            f"the erased regions cannot be kept in {cache} ({reason}); expected a folder with write permission and a "
-            f"few megabytes a case, so make room or give permission and start again"
-        ) from error
+    advice = "expected a folder with write permission and a few megabytes a case, so make room or give permission"
+    return write_failures_as_user_errors(f"the cache of erased regions {cache}", advice, kinds=(OSError, RuntimeError))
 
 
 def prepare_cases(
@@ -250,7 +231,7 @@ def prepare_cases(
 ) -> dict[str, CaseStatistics]:
     """Erased region and intensity statistics of every case of a preprocessed data set, from the cache where it holds.
 
-    An entry is made anew when the segmentation's content, the image file, the margin, the foreground labels or the
+    An entry is made again when the segmentation's content, the image file, the margin, the foreground labels or the
     clipping changed. Entries are written beside and renamed, so that folds may start at the same time.
 
     Args:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from nnunetv2_anomaly.networks.blocks import (
-    Stride,
     SummingTrunk,
     full_precision,
     initialize_identity_or_glorot,
     pointwise_convolution,
 )
+from nnunetv2_anomaly.plans.strides import Stride
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
-"""Builds the pre-stage's networks for what nnU-Net planned: the one place where plans become network arguments."""
+"""From planned strides to network levels: the one place where plans become network arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from math import prod
 from numbers import Integral
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector, PreStageNetwork, ReconstructionNetwork
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.networks.blocks import downsampled_size
+
+Stride = Sequence[int]
 
 
 def _whole_numbers(values: Any) -> bool:
@@ -67,28 +67,9 @@ def planned_strides(configuration_manager: ConfigurationManager, max_downsamplin
     return downsampling
 
 
-def build_detector(
-    configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
-) -> AnomalyDetector:
-    """The untrained detector A (with C) for a configuration's windows of ``num_channels`` image channels."""
-    return AnomalyDetector(
-        num_channels=num_channels,
-        strides=planned_strides(configuration_manager, settings["detector_downsamplings"]),
-        patch_size=configuration_manager.patch_size,
-        features=settings["detector_features"],
-        code_length=settings["compressor_code_length"],
-    )
-
-
-def build_prestage_network(
-    configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
-) -> PreStageNetwork:
-    """The untrained G and A around one C."""
-    return PreStageNetwork(
-        inpainter=ReconstructionNetwork(
-            num_channels,
-            planned_strides(configuration_manager, settings["detector_downsamplings"]),
-            settings["detector_features"],
-        ),
-        detector=build_detector(configuration_manager, num_channels, settings),
-    )
+def downsampled_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, ...]:
+    """Size in voxels of the feature maps that ``strides`` leave of an image of ``size`` voxels, axis by axis."""
+    current = tuple(int(voxels) for voxels in size)
+    for stride in strides:
+        current = tuple(-(-voxels // step) for voxels, step in zip(current, stride, strict=True))
+    return current

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -19,17 +20,18 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
+from nnunetv2_anomaly.detectors.artefact import detector_of
+from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.files import check_whole
-from nnunetv2_anomaly.images.sliding_window import predict_image
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
 from nnunetv2_anomaly.prediction.models import load_model
-from nnunetv2_anomaly.prediction.validation import DetectorWindow
+from nnunetv2_anomaly.prediction.windows import Windows, predict_maps
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS
 
 #: searched in this order when no trainer is named
-DEFAULT_TRAINERS = ("AnomalyAwareTrainer", "AnomalyPreStageTrainer")
+DEFAULT_TRAINERS = ("AnomalyAwareTrainer", DETECTORS[DEFAULT_DETECTOR].trainer)
 
 
 def find_model_folder(
@@ -97,67 +99,65 @@ def predict_error_images(
         or an output folder that cannot be written to.
     """
     predictor = load_model(model_folder, fold=fold, device=device, checkpoint=checkpoint)
-    detector = getattr(predictor.network, "detector", None)
-    if not isinstance(detector, AnomalyDetector):
+    detector = detector_of(predictor.network)
+    if detector is None:
         raise UserError(
             f"the model in {model_folder} ({predictor.trainer_name}) has no detector; expected one of "
             f"{' or '.join(DEFAULT_TRAINERS)}"
         )
-    plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
-    num_channels = determine_num_input_channels(plans_manager, configuration_manager, predictor.dataset_json)
-    reader = plans_manager.image_reader_writer_class()
-    cases = list_cases(input_folder, predictor.dataset_json["file_ending"], num_channels, reader)
     with write_failures_as_user_errors(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
+        cases, written = _predict_cases(
+            predictor, detector, input_folder, output_folder, continue_prediction, show_progress
+        )
+        record = {
+            "version": __version__,
+            "input_folder": str(input_folder),
+            "model_folder": str(model_folder),
+            "fold": fold,
+            "checkpoint": checkpoint,
+            "trainer": predictor.trainer_name,
+            "detector": detector.contract.family,
+            "cases": cases,
+        }
+        write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
+    return written
+
+
+def _predict_cases(
+    predictor: nnUNetPredictor,
+    detector: Detector,
+    input_folder: Path,
+    output_folder: Path,
+    continue_prediction: bool,
+    show_progress: bool,
+) -> tuple[list[str], list[str]]:
+    """Names of all cases of the folder, and of those that were written."""
+    plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
+    dataset_json = predictor.dataset_json
+    windows = Windows(plans_manager, configuration_manager, dataset_json, predictor.device)
+    num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
+    num_maps = detector.contract.num_error_channels(num_channels)
+    reader = plans_manager.image_reader_writer_class()
+    cases = list_cases(input_folder, dataset_json["file_ending"], num_channels, reader)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     written = []
     for case, files in tqdm(cases.items(), desc="Error images", disable=not show_progress):
-        if continue_prediction and _is_complete(output_folder, case, num_channels):
+        if continue_prediction and _is_complete(output_folder, case, num_channels, num_maps):
             continue
         voxels, properties = _read(reader, files)
         _check_channels(case, input_folder, len(voxels), num_channels)
         voxels, _, properties = preprocessor.run_case_npy(
-            voxels, None, properties, plans_manager, configuration_manager, predictor.dataset_json
+            voxels, None, properties, plans_manager, configuration_manager, dataset_json
         )
         if not np.isfinite(voxels).all():
             raise UserError(
-                f"{_names(files)} holds NaN or infinite voxels; expected finite intensities, so mend the image"
+                f"{_names(files)} holds NaN or infinite voxels; expected finite intensities, so fix the image"
             )
         image = torch.from_numpy(np.asarray(voxels, dtype=np.float32))
-        reconstruction = predict_image(
-            DetectorWindow(detector),
-            image,
-            num_output_channels=num_channels,
-            plans_manager=plans_manager,
-            configuration_manager=configuration_manager,
-            dataset_json=predictor.dataset_json,
-            device=device,
-        )
-        with torch.no_grad():
-            rescaled = detector.rescale(image[None].to(device))[0].cpu()
-        with write_failures_as_user_errors(output_folder):
-            write_case(
-                output_folder,
-                case,
-                image=rescaled.numpy(),
-                reconstruction=reconstruction.numpy(),
-                properties=properties,
-                plans_manager=plans_manager,
-                configuration_manager=configuration_manager,
-            )
+        write_case(output_folder, case, predict_maps(detector, image, windows), properties, windows)
         written.append(case)
-    record = {
-        "version": __version__,
-        "input_folder": str(input_folder),
-        "model_folder": str(model_folder),
-        "fold": fold,
-        "checkpoint": checkpoint,
-        "trainer": predictor.trainer_name,
-        "cases": list(cases),
-    }
-    with write_failures_as_user_errors(output_folder):
-        write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
-    return written
+    return list(cases), written
 
 
 def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseReaderWriter) -> dict[str, list[str]]:
@@ -201,10 +201,10 @@ def _check_channels(case: str, folder: Path, found: int, expected: int) -> None:
         )
 
 
-def _is_complete(output_folder: Path, case: str, num_channels: int) -> bool:
-    files = [output_folder / f"{case}.png"]
-    for kind in ("reconstruction", "error"):
-        files += output_files(output_folder, case, kind, num_channels)
+def _is_complete(output_folder: Path, case: str, num_channels: int, num_maps: int) -> bool:
+    files = [output_folder / f"{case}.png", *output_files(output_folder, case, "error", num_maps)]
+    if num_maps == num_channels:
+        files += output_files(output_folder, case, "reconstruction", num_maps)
     return all(path.is_file() for path in files)
 
 

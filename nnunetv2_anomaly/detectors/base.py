@@ -1,0 +1,153 @@
+"""The interface of a detector: image in, anomaly map out. The segmentation side knows detectors through it alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from nnunetv2_anomaly.detectors.error import squared
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.registry import detector_families, load
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a family of detectors promises and needs; stored with a trained detector, checked at start."""
+
+    family: str
+    #: None: one per image channel; else 1
+    error_channels: int | None
+    #: spatial axes that it takes; a family with (2,) alone is applied slice by slice in a 3D window
+    dimensions: tuple[int, ...]
+    #: the window that it must be given: the planned patch, any, or whole slices
+    window: Literal["planned", "any", "whole"]
+    #: windows are padded to a multiple of so many voxels, and its maps cropped
+    multiple_of: int = 1
+
+    def num_error_channels(self, num_channels: int) -> int:
+        """Channels of the anomaly map of an image with ``num_channels`` channels."""
+        return num_channels if self.error_channels is None else self.error_channels
+
+    def as_dict(self) -> dict[str, Any]:
+        """The contract in plain numbers, text and lists, as it stands in a checkpoint."""
+        return {**asdict(self), "dimensions": list(self.dimensions)}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Contract:
+        """The contract that ``as_dict`` was made of."""
+        return cls(**{**entry, "dimensions": tuple(entry["dimensions"])})
+
+
+class Detector(nn.Module):
+    """A self-contained detector: plain normalised image in, anomaly out.
+
+    Whatever it needs (bone model, teacher weights, thresholds, intensity range) is part of its state dict, so that
+    ``nnUNetv2_predict`` needs nothing but the model folder. It builds without data and knows no files.
+    """
+
+    contract: Contract
+
+    @classmethod
+    @abstractmethod
+    def build(cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]) -> Self:
+        """The untrained detector for a configuration's windows of ``num_channels`` image channels.
+
+        Raises: UserError if nothing can be built from the plans.
+        """
+
+    @abstractmethod
+    def difference(self, image: Tensor) -> Tensor:
+        """How much brighter each voxel is than expected.
+
+        Args: image: (B, C, *window) as nnU-Net normalised it, with axes and size of the contract.
+        Returns: (B, error channels, *window), float32, above 0 where brighter, unitless.
+        """
+
+    def error(self, image: Tensor, difference: Tensor) -> Tensor:
+        """The anomaly map; the square of the difference unless a family has a score of its own.
+
+        Args:
+            image: (B, C, *window), as nnU-Net normalised it.
+            difference: (B, error channels, *window), what ``difference`` returned of it.
+        Returns: (B, error channels, *window), float32, larger where more anomalous, unitless.
+        """
+        return squared(difference)
+
+    def rescale(self, image: Tensor) -> Tensor:
+        """The image on the scale of ``difference``, so that image minus difference is what was expected.
+
+        Args: image: (B, C, ...), as nnU-Net normalised it.
+        Returns: (B, C, ...), float32; here the image as it is.
+        """
+        return image.float()
+
+    def maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Difference and anomaly map of a window with two or three axes of any size that the contract allows.
+
+        Args: image: (B, C, *window), as nnU-Net normalised it.
+        Returns: two tensors (B, error channels, *window), float32, unitless.
+        """
+        spatial = image.ndim - 2
+        if spatial not in self.contract.dimensions and spatial == 3:
+            of_slices = self.maps(image.transpose(1, 2).flatten(0, 1))
+            difference, error = (m.unflatten(0, (len(image), -1)).transpose(1, 2) for m in of_slices)
+            return difference, error
+        missing = [-size % self.contract.multiple_of for size in image.shape[2:]]
+        if any(missing):
+            padding = [voxels for axis in reversed(missing) for voxels in (0, axis)]
+            inside = (..., *(slice(size) for size in image.shape[2:]))
+            difference, error = (m[inside] for m in self._plain_maps(pad(image, padding, mode="replicate")))
+            return difference, error
+        return self._plain_maps(image)
+
+    def _plain_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        difference = self.difference(image)
+        return difference, self.error(image, difference)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The anomaly map of a window: (B, C, *window) -> (B, error channels, *window)."""
+        return self.maps(image)[1]
+
+
+def detector_class(name: str) -> type[Detector]:
+    """The detector of a family.
+
+    Raises: UserError if no installed package has a family of that name.
+    """
+    families = detector_families()
+    if name not in families:
+        raise UserError(
+            f"the detector family '{name}' is not installed; known are {', '.join(families)}, so set 'detector' in the "
+            f"section 'anomaly' of plans.json to one of them, or install the package that brings it"
+        )
+    return load(families[name].detector)
+
+
+def check_fits_configuration(contract: Contract, configuration_manager: ConfigurationManager) -> None:
+    """Check that a family's detector can be applied to a configuration's windows.
+
+    Raises: UserError if it has other axes, or needs whole slices and the patch is smaller.
+    """
+    patch_size = configuration_manager.patch_size
+    if len(patch_size) not in contract.dimensions and not (len(patch_size) == 3 and 2 in contract.dimensions):
+        raise UserError(
+            f"the detector family '{contract.family}' takes {' or '.join(map(str, contract.dimensions))} axes, and "
+            f"patches of this configuration have {len(patch_size)}; use another configuration or another detector"
+        )
+    sizes = configuration_manager.configuration.get("median_image_size_in_voxels") or patch_size
+    if contract.window == "whole" and any(
+        p < m for p, m in zip(patch_size[-2:], [round(size) for size in sizes[-2:]], strict=True)
+    ):
+        raise UserError(
+            f"the detector family '{contract.family}' needs whole slices, and the patch {list(patch_size)} is smaller "
+            f"than the images ({[round(size) for size in sizes]}); plan them with nnUNetv2_anomaly plan_whole_image"
+        )

@@ -1,0 +1,83 @@
+"""A detector over whole volumes, by nnU-Net's sliding window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from nnunetv2_anomaly.detectors.base import Detector
+from nnunetv2_anomaly.images.sliding_window import predict_image
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Plans and device of a prediction: what nnU-Net's sliding window asks for."""
+
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict
+    device: torch.device
+
+    def predict(self, network: nn.Module, volume: Tensor, num_output_channels: int) -> Tensor:
+        """Blend a window network's output over a volume, (C, X, Y, Z) -> (num_output_channels, X, Y, Z), float32."""
+        return predict_image(
+            network,
+            volume,
+            num_output_channels=num_output_channels,
+            plans_manager=self.plans_manager,
+            configuration_manager=self.configuration_manager,
+            dataset_json=self.dataset_json,
+            device=self.device,
+        )
+
+
+@dataclass(frozen=True)
+class Maps:
+    """A detector's maps of one volume, float32, on the CPU, unitless."""
+
+    #: (C, X, Y, Z), on the detector's scale
+    image: Tensor
+    #: (E, X, Y, Z), above 0 where brighter than expected
+    difference: Tensor
+    #: (E, X, Y, Z)
+    error: Tensor
+
+    @property
+    def expected(self) -> Tensor | None:
+        """What the detector expected in place of the image, (C, X, Y, Z), where it has one map per image channel."""
+        return self.image - self.difference if self.image.shape == self.difference.shape else None
+
+
+class _DifferenceWindow(nn.Module):
+    """Difference of one window, and the anomaly map behind it where that is more than the difference's square."""
+
+    def __init__(self, detector: Detector, with_error: bool) -> None:
+        super().__init__()
+        self.detector = detector
+        self.with_error = with_error
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *window) -> (B, E or 2 E, *window)."""
+        difference, error = self.detector.maps(image)
+        return torch.cat((difference, error), dim=1) if self.with_error else difference
+
+
+@torch.no_grad()
+def predict_maps(detector: Detector, image: Tensor, windows: Windows) -> Maps:
+    """A detector's maps of a preprocessed volume.
+
+    The error image is that of the blended difference, so that the maps fit each other, unless the family has a score
+    of its own, which is then blended itself.
+
+    Args: image: (C, X, Y, Z), as nnU-Net normalised it.
+    """
+    num_maps = detector.contract.num_error_channels(len(image))
+    own_score = type(detector).error is not Detector.error
+    blended = windows.predict(_DifferenceWindow(detector, own_score), image, num_maps * (2 if own_score else 1))
+    difference = blended[:num_maps]
+    rescaled = detector.rescale(image[None].to(windows.device))[0].cpu()
+    error = blended[num_maps:] if own_score else detector.error(image, difference)
+    return Maps(rescaled, difference, error)

@@ -1,0 +1,141 @@
+"""The one table of detectors, segmenters, trainers and verbs; names alone, so that reading it imports nothing.
+
+Another package adds a detector family through an entry point of the group ``nnunetv2_anomaly.detectors`` that names a
+``DetectorFamily``; its trainer reaches nnU-Net as every outside trainer does, through ``nnUNet_extTrainer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+ENTRY_POINTS = "nnunetv2_anomaly.detectors"
+DEFAULT_DETECTOR = "inpainting"
+
+
+@dataclass(frozen=True)
+class DetectorFamily:
+    """A family of detectors; ``detector`` and ``settings`` are named as ``module:attribute``."""
+
+    name: str
+    detector: str
+    #: the class that ``nnUNetv2_train -tr`` is given to train it
+    trainer: str
+    summary: str
+    #: table of the family's own settings, name -> plans.settings.Setting
+    settings: str | None = None
+
+
+@dataclass(frozen=True)
+class SegmenterFamily:
+    """A family of segmenters; ``network`` is named as ``module:attribute``."""
+
+    name: str
+    network: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A class that nnU-Net's commands know by its name."""
+
+    module: str
+    #: of detectors where it trains one, else of segmenters
+    family: str
+    summary: str
+    #: whether a trained detector travels in its network
+    anomaly_aware: bool = False
+
+
+DETECTORS: dict[str, DetectorFamily] = {
+    family.name: family
+    for family in (
+        DetectorFamily(
+            name="inpainting",
+            detector="nnunetv2_anomaly.detectors.inpainting.networks:AnomalyDetector",
+            trainer="AnomalyPreStageTrainer",
+            summary="G/C/A: inpaint the erased anatomy, distil that into a detector without a mask (Woo et al.)",
+            settings="nnunetv2_anomaly.detectors.inpainting.settings:SETTINGS",
+        ),
+    )
+}
+
+SEGMENTERS: dict[str, SegmenterFamily] = {
+    family.name: family
+    for family in (
+        SegmenterFamily(
+            name="planned",
+            network="nnunetv2_anomaly.segmenters.planned:build_segmenter",
+            summary="the network that nnU-Net planned",
+        ),
+        SegmenterFamily(
+            name="published",
+            network="nnunetv2_anomaly.segmenters.published.networks:PublishedNetwork",
+            summary="UNET and CAN, plain or with additive deep supervision (Woo et al., Appendix A)",
+        ),
+    )
+}
+
+#: setting tables of what is no detector family, in the order of the settings page
+SETTING_TABLES = {
+    "every trainer": "nnunetv2_anomaly.plans.settings:SHARED",
+    "segmentation": "nnunetv2_anomaly.segmenters.settings:SETTINGS",
+}
+
+TRAINERS: dict[str, Trainer] = {
+    "AnomalyPreStageTrainer": Trainer("inpainting", "inpainting", "the detector: G with C, then A (Eq. 1, 2)"),
+    "AnomalyAwareTrainer": Trainer(
+        "anomaly_aware", "planned", "nnU-Net's network on image and error image, alpha 1", anomaly_aware=True
+    ),
+    "AnomalyAwarePublishedTrainer": Trainer(
+        "anomaly_aware", "planned", "the same with the paper's alpha, 10", anomaly_aware=True
+    ),
+    "UNETTrainer": Trainer("published", "published", "UNET"),
+    "UNETPlusTrainer": Trainer("published", "published", "UNET+"),
+    "UNETSTrainer": Trainer("published", "published", "UNET-S", anomaly_aware=True),
+    "CANTrainer": Trainer("published", "published", "CAN"),
+    "CANPlusTrainer": Trainer("published", "published", "CAN+"),
+    "CANSTrainer": Trainer("published", "published", "CAN-S", anomaly_aware=True),
+    "UNETTransferTrainer": Trainer("transfer", "published", "UNET, transferred"),
+    "UNETPlusTransferTrainer": Trainer("transfer", "published", "UNET+, transferred"),
+    "UNETSTransferTrainer": Trainer("transfer", "published", "UNET-S, transferred", anomaly_aware=True),
+    "CANTransferTrainer": Trainer("transfer", "published", "CAN, transferred"),
+    "CANPlusTransferTrainer": Trainer("transfer", "published", "CAN+, transferred"),
+    "CANSTransferTrainer": Trainer("transfer", "published", "CAN-S, transferred", anomaly_aware=True),
+    "AnomalyAwareTransferTrainer": Trainer("transfer", "planned", "AnomalyAwareTrainer, transferred", True),
+}
+
+#: verbs of ``nnUNetv2_anomaly`` in the order of its help; each is a module of command_line
+VERBS = (
+    "demo", "convert", "simulate", "plan_whole_image", "published_chain", "error_images", "postprocess", "evaluate",
+    "doctor", "env",
+)  # fmt: skip
+
+
+def load(path: str) -> Any:
+    """The object that ``module:attribute`` names."""
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def detector_families() -> dict[str, DetectorFamily]:
+    """Name -> family, those of other installed packages included."""
+    others = {point.name: point for point in entry_points(group=ENTRY_POINTS) if point.name not in DETECTORS}
+    return DETECTORS | {name: point.load() for name, point in others.items()}
+
+
+def setting_tables() -> dict[str, Mapping[str, Any]]:
+    """Owner -> table of settings, name -> plans.settings.Setting; a detector family's owner is its name."""
+    families = {family.name: family.settings for family in detector_families().values() if family.settings}
+    return {owner: load(path) for owner, path in {**SETTING_TABLES, **families}.items()}
+
+
+def load_trainer(name: str) -> type:
+    """The class of a trainer of ours.
+
+    Raises: KeyError if there is none of that name.
+    """
+    return getattr(import_module(f"nnunetv2_anomaly.trainers.{TRAINERS[name].module}"), name)

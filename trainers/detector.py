@@ -1,0 +1,302 @@
+"""What every detector's pre-stage shares: nnU-Net's loop with a loss of the family's, its artefact, its validation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import dummy_context, empty_cache
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
+from torch import Tensor, autocast, nn
+
+from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_of, detector_state
+from nnunetv2_anomaly.detectors.base import check_fits_configuration, detector_class
+from nnunetv2_anomaly.detectors.quality import describe_quality
+from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.prediction.validation import (
+    CaseForValidation,
+    Rivals,
+    labels_named,
+    quality_of,
+    validate_case,
+    write_summary,
+)
+from nnunetv2_anomaly.prediction.windows import Windows
+from nnunetv2_anomaly.reporting.drawing import save_prestage_progress
+from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
+from nnunetv2_anomaly.training.data_record import check_cases_exist
+from nnunetv2_anomaly.training.distributed import gathered, rank, world_size
+
+PROGRESS_KEYS = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
+
+
+class DetectorTrainer(AnomalyTrainerBase):
+    """Trains a family's detector on a fold's training cases, by nnU-Net's own loop, patches and augmentation.
+
+    A family's trainer names its ``family`` and gives the loss of (what the network returned, target); its network is
+    the detector, or holds it as ``detector``.
+    """
+
+    #: name in the registry
+    family: ClassVar[str]
+    #: numbers of each validation epoch beside the loss, which the log and the progress figure keep
+    quality_keys: ClassVar[tuple[str, ...]] = ()
+    lesion_labels: list[str] | None = default("lesion_labels")
+    bone_labels: list[str] | None = default("bone_labels")
+
+    def set_up(self) -> None:
+        """No deep supervision, a checkpoint after every epoch."""
+        super().set_up()
+        check_fits_configuration(detector_class(self.family).contract, self.configuration_manager)
+        self.enable_deep_supervision = False
+        self.save_every = 1  # detectors are small, and so nothing is lost when a run is killed
+        self.training_cases: list[str] = []
+        self.quality: dict[str, float] = {}
+        self._log_our_keys()
+
+    @classmethod
+    def build_detector_network(
+        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
+    ) -> nn.Module:
+        """What is trained: here the detector alone."""
+        return detector_class(cls.family).build(configuration_manager, num_channels, settings)
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """As ``build_detector_network``; a class method, so that a subclass's settings count at prediction."""
+        return cls.build_detector_network(
+            configuration_manager, num_input_channels, cls.settings(configuration_manager)
+        )
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Nothing to switch: one output."""
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's augmentation; labels stay labels, whatever regions the data set has."""
+        return nnUNetTrainer.get_training_transforms(*args, **{**kwargs, "regions": None})
+
+    @staticmethod
+    def get_validation_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's validation transforms, labels staying labels."""
+        return nnUNetTrainer.get_validation_transforms(*args, **{**kwargs, "regions": None})
+
+    # -------------------------------------------------------------- training
+
+    def prepare(self) -> None:
+        """Find the fold's cases, and record what they look like.
+
+        Raises: UserError for a case that is missing or cannot be read.
+        """
+        if self.dataset_class is None:
+            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        with self.queue.rank_0_first():
+            training, validation = self.do_split()
+        known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        check_cases_exist([*training, *validation], known, self.preprocessed_dataset_folder)
+        self.prepare_cases(training, validation)
+        self.record_data(self.training_cases)
+
+    def prepare_cases(self, training: Sequence[str], validation: Sequence[str]) -> None:
+        """What a family needs of every case before it starts; sets ``training_cases``."""
+        self.training_cases = sorted(training)
+
+    def on_train_start(self) -> None:
+        """Prepare the cases, then as in nnU-Net."""
+        seen = self.training_cases  # of the checkpoint, if one was loaded: the split may have changed since
+        self.prepare()
+        self.training_cases = sorted({*seen, *self.training_cases})
+        if not self.was_initialized:
+            self.initialize()
+        if not self.resumed:
+            self.start_from_data()
+        super().on_train_start()
+
+    def start_from_data(self) -> None:
+        """What a family sets in its untrained network from the training cases."""
+
+    def validation_step(self, batch: dict) -> dict:
+        """Loss, and what the family measures of a batch."""
+        return self.judged("validation", self._validate_batch, batch)
+
+    def _validate_batch(self, batch: dict) -> dict:
+        data = batch["data"].to(self.device, non_blocking=True)
+        with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
+            output = self.network(data)
+            loss = self.loss(output, batch["target"])
+        return {"loss": loss.detach().cpu().numpy(), "quality": self.measure_batch(output, data)}
+
+    def measure_batch(self, output: Any, data: Tensor) -> Any:
+        """What the family measures of a validation batch; anything that ``summarise_batches`` takes."""
+
+    def summarise_batches(self, measured: Sequence[Any]) -> dict[str, float]:
+        """The numbers of ``quality_keys``, and others for the artefact, of all batches of all ranks."""
+        return {}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the epoch's loss and quality, over all ranks."""
+        outputs = [output for of_rank in gathered(val_outputs) for output in of_rank]
+        self.quality = self.summarise_batches([output["quality"] for output in outputs])
+        self.logger.log("val_losses", float(np.mean([output["loss"] for output in outputs])), self.current_epoch)
+        for key in self.quality_keys:
+            self.logger.log(key, self.quality[key], self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Log, checkpoint, draw; nnU-Net's best score and figure are made of Dice, of which there is none."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        keys = (*PROGRESS_KEYS, *self.quality_keys)
+        value = {key: self.logger.get_value(key, step=-1) for key in keys}
+        self.print_to_log_file(
+            f"{self.phase()}: train_loss {value['train_losses']:.6f}, val_loss {value['val_losses']:.6f}"
+        )
+        self.print_to_log_file(describe_quality(self.quality)[0])
+        duration = value["epoch_end_timestamps"] - value["epoch_start_timestamps"]
+        self.print_to_log_file(f"Epoch time: {duration:.2f} s")
+        # nnU-Net stores _best_ema with the checkpoint; here it is the phase's best validation loss, negative. It is
+        # settled before anything is written, so that a resumed run knows it.
+        is_best = self._best_ema is None or -value["val_losses"] > self._best_ema
+        if is_best:
+            self._best_ema = -value["val_losses"]
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        if is_best:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        if rank() == 0:
+            logged = {key: self.logger.get_value(key, step=None) for key in keys}
+            save_prestage_progress(Path(self.output_folder) / "progress.png", logged, self.phase_starts())
+        self.current_epoch += 1
+
+    def phase(self) -> str:
+        """What is trained at present, in words."""
+        return self.family
+
+    def phase_starts(self) -> dict[int, str]:
+        """First epoch of each phase -> its name, for the progress figure."""
+        return {0: self.family}
+
+    # ----------------------------------------------------------- checkpoints
+
+    def _log_our_keys(self) -> None:
+        for key in self.quality_keys:
+            self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
+
+    def artefact(self) -> Artefact:
+        """The detector as it is now; a family adds its sources, and says whether its training is finished."""
+        detector = detector_of(self.module)
+        return Artefact(
+            contract=detector.contract,
+            state=detector_state(self.module.state_dict()),
+            fitted_on=frozenset(self.training_cases),
+            data=self.data,
+            quality=self.quality,
+            sources={},
+            comparable=True,
+            finished=True,
+        )
+
+    def extra_checkpoint_entries(self) -> dict[str, Any]:
+        """What a segmentation asks of its detector."""
+        return {**super().extra_checkpoint_entries(), DETECTOR_KEY: self.artefact().description()}
+
+    def load_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
+        """As in the base; the log learns our keys again.
+
+        Raises: UserError if the file is no readable checkpoint of this training.
+        """
+        super().load_checkpoint(*arguments, **keywords)
+        self._log_our_keys()
+
+    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Cases and quality."""
+        super().take_from_checkpoint(checkpoint, path)
+        description = checkpoint[DETECTOR_KEY]
+        self.training_cases, self.quality = list(description["fitted_on"]), dict(description["quality"])
+
+    # ------------------------------------------------------------ validation
+
+    @classmethod
+    def rivals(
+        cls,
+        network: nn.Module,
+        case: CaseForValidation,
+        foreground_labels: Sequence[int],
+        settings: Mapping[str, Any],
+        patch_size: Sequence[int],
+    ) -> Rivals | None:
+        """What the family compares its detector with on a case; here nothing."""
+        return None
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Per validation case: anomaly map in the original geometry, a picture, and the numbers."""
+        with self.write_failures_as_user_errors():
+            self._validate_cases()
+        empty_cache(self.device)
+
+    def _validate_cases(self) -> None:
+        self.prepare()
+        self.network.eval()
+        folder = Path(self.output_folder) / "validation"
+        folder.mkdir(parents=True, exist_ok=True)
+        labels = self.dataset_json["labels"]
+        _, cases = self.do_split()
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases[rank() :: world_size()]))
+        windows = Windows(self.plans_manager, self.configuration_manager, self.dataset_json, self.device)
+        results = []
+        for name in dataset.identifiers:
+            self.print_to_log_file(f"predicting {name}")
+            data, segmentation, _, properties = dataset.load_case(name)
+            case = CaseForValidation(name, np.asarray(data[:]), np.asarray(segmentation[:])[0], properties)
+            rivals = self.rivals(
+                self.module,
+                case,
+                self.foreground_labels(),
+                self.settings(self.configuration_manager),
+                self.configuration_manager.patch_size,
+            )
+            with torch.no_grad():
+                results.append(
+                    validate_case(
+                        detector_of(self.module),
+                        case,
+                        folder,
+                        windows,
+                        lesion_labels=labels_named(labels, self.lesion_labels, "lesion"),
+                        bone_labels=labels_named(labels, self.bone_labels, "bone"),
+                        rivals=rivals,
+                    )
+                )
+        results = sorted((one for of_rank in gathered(results) for one in of_rank), key=lambda result: result["case"])
+        if rank() == 0:
+            self._report_validation(write_summary(folder / "summary.json", results)["mean"])
+
+    def _report_validation(self, mean: Mapping[str, Any]) -> None:
+        self.print_to_log_file("Validation complete")
+        for source, numbers in mean.items():
+            if isinstance(numbers, Mapping):
+                shown = (f"{key} {'n/a' if value is None else f'{value:.5f}'}" for key, value in numbers.items())
+                self.print_to_log_file(f"{source}: {', '.join(shown)}")
+        final = Path(self.output_folder) / "checkpoint_final.pth"
+        if final.is_file():
+            add_quality(final, quality_of(mean))
+
+    def foreground_labels(self) -> list[int]:
+        """Values of the labels that are not background."""
+        if not self.label_manager.has_regions:
+            return list(self.label_manager.foreground_labels)
+        return [label for label in self.label_manager.all_labels if label != 0]

@@ -1,0 +1,343 @@
+"""The pre-stage of the inpainting family as an nnU-Net trainer: G with C, then A, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2_anomaly.trainers.detector import DetectorTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_anomaly.detectors.artefact import Artefact, find_checkpoint
+from nnunetv2_anomaly.detectors.inpainting.loss import PreStageLoss
+from nnunetv2_anomaly.detectors.inpainting.networks import (
+    InpainterWindow,
+    PreStageNetwork,
+    PreStageOutput,
+    build_prestage_network,
+)
+from nnunetv2_anomaly.detectors.inpainting.preparation import (
+    cache_folder,
+    erased_region,
+    intensity_statistics,
+    prepare_cases,
+)
+from nnunetv2_anomaly.detectors.inpainting.quality import ErasedRegionQuality, erased_region_quality
+from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, learning_rate_of_phase
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.prediction.validation import CaseForValidation, Rivals
+from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
+from nnunetv2_anomaly.training.checkpoints import first_difference
+from nnunetv2_anomaly.training.safe_loading import load_file
+from nnunetv2_anomaly.training.commands import train_command
+from nnunetv2_anomaly.training.distributed import rank
+from nnunetv2_anomaly.training.pretrained import given_weights_file
+
+#: key of a checkpoint under which the phase stands
+PHASE_KEY = "anomaly_phase"
+
+
+class AnomalyPreStageTrainer(DetectorTrainer):
+    """Learns to inpaint the erased anatomy (G with C, Eq. 1), then distils that into the detector A (Eq. 2).
+
+    Both phases see the fold's training cases only, through nnU-Net's own patches and augmentation, so that A meets
+    in the segmenter's training the kind of patches it was trained on. The published amount of training is 50 times
+    every image with batch 1: 25,350 steps for G (507 images), 20,280 for A (4/5 of them); 100 and 80 epochs of 250
+    iterations are 25,000 and 20,000.
+    """
+
+    family = "inpainting"
+    quality_keys = ("mse_erased", "mse_constant", "mse_blurred")
+    detector_features: int = default("detector_features")
+    detector_downsamplings: int = default("detector_downsamplings")
+    compressor_code_length: int = default("compressor_code_length")
+    intensity_clip: float = default("intensity_clip")
+    erase_margin_voxels: int = default("erase_margin_voxels")
+    inpainting_epochs: int = default("inpainting_epochs")
+    distillation_epochs: int = default("distillation_epochs")
+    prestage_learning_rate: float | None = default("prestage_learning_rate")
+    start_detector_from_inpainter: bool = default("start_detector_from_inpainter")
+    inpainter_from_fold_all: bool = default("inpainter_from_fold_all")
+    prestage_augmentation: bool = default("prestage_augmentation")
+    skip_cases_without_foreground: bool = default("skip_cases_without_foreground")
+    learning_rate_setting = "prestage_learning_rate"
+
+    def set_up(self) -> None:
+        """Two phases, or the second alone."""
+        super().set_up()
+        if self.inpainter_from_fold_all and self.fold != "all":
+            self.inpainting_epochs = 0
+        if not self.prestage_augmentation:
+            self.get_training_transforms = self._transforms_without_augmentation
+        self.num_epochs = self.inpainting_epochs + self.distillation_epochs
+        self._iteration = 0
+        self._cases_without_foreground: set[str] = set()
+
+    @classmethod
+    def build_detector_network(
+        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
+    ) -> PreStageNetwork:
+        """G, C and A for the planned patch size."""
+        return build_prestage_network(configuration_manager, num_channels, settings)
+
+    def _build_loss(self) -> nn.Module:
+        return PreStageLoss()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """Adam over what the current phase trains, with the phase's own schedule (method paper, Section 4.1)."""
+        distilling = self.module.distilling
+        start = self.inpainting_epochs if distilling else 0
+        # Without a phase 1 its optimiser is made all the same, and replaced before the first step.
+        epochs = self.distillation_epochs if distilling else max(self.inpainting_epochs, 1)
+        learning_rate, exponent = learning_rate_of_phase(
+            epochs * self.num_iterations_per_epoch, distilling=distilling, chosen=self.prestage_learning_rate
+        )
+        optimizer = torch.optim.Adam(
+            [parameter for parameter in self.module.parameters() if parameter.requires_grad], lr=learning_rate
+        )
+        return optimizer, PhaseLRScheduler(optimizer, learning_rate, start, epochs, exponent)
+
+    @staticmethod
+    def _transforms_without_augmentation(*args: Any, **kwargs: Any) -> BasicTransform:
+        """Labels stay labels here, too."""
+        return transforms_without_augmentation(*args, **{**kwargs, "regions": None})
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """As in the base; without augmentation patches are loaded as large as they are trained on."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.prestage_augmentation:
+            return (0.0, 0.0), False, self.configuration_manager.patch_size, mirror_axes
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, without the cases that hold no foreground if the settings say so."""
+        training, validation = super().do_split()
+        return self._with_foreground(training), self._with_foreground(validation)
+
+    def _with_foreground(self, cases: Sequence[str]) -> list[str]:
+        return [case for case in cases if case not in self._cases_without_foreground]
+
+    def prepare_cases(self, training: Sequence[str], validation: Sequence[str]) -> None:
+        """Erased regions and intensities of the fold's cases, from the cache where it holds.
+
+        Raises: UserError for a case without foreground (unless such cases are skipped), NaN, or mismatched sizes.
+        """
+        cache = cache_folder(
+            self.preprocessed_dataset_folder_base,
+            self.configuration_manager.data_identifier,
+            self.erase_margin_voxels,
+        )
+        with self.queue.rank_0_first():  # it fills the cache
+            statistics = prepare_cases(
+                self.dataset_class(self.preprocessed_dataset_folder, sorted({*training, *validation})),
+                cache,
+                foreground_labels=self.foreground_labels(),
+                margin_voxels=self.erase_margin_voxels,
+                clip=self.intensity_clip,
+                patch_size=self.configuration_manager.patch_size,
+                show_progress=rank() == 0,
+            )
+        empty = sorted(case for case, entry in statistics.items() if entry.foreground_voxels == 0)
+        if empty and not self.skip_cases_without_foreground:
+            raise UserError(
+                f"{len(empty)} case(s) have no foreground in their segmentation, so that there is nothing to erase: "
+                f"{', '.join(empty[:5])}; correct the segmentation, take them out of splits_final.json, or set "
+                f"'skip_cases_without_foreground' to true in the section 'anomaly' of plans.json"
+            )
+        if empty:
+            self.print_to_log_file(f"Left out, without foreground: {', '.join(empty)}")
+        self._cases_without_foreground |= set(empty)
+        self.training_cases = sorted(self._with_foreground(training))
+        if not self.training_cases:
+            raise UserError(f"fold {self.fold} has no training case with foreground; expected at least one")
+        # nnU-Net's own way to bring along a second label map that all spatial augmentation treats alike.
+        self.folder_with_segs_from_previous_stage = str(cache)
+        self.intensities = intensity_statistics([statistics[case] for case in self.training_cases])
+
+    # -------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """As in the base, once the detector has its intensity range, and its output starts at the mean."""
+        super().on_train_start()
+        self.print_to_log_file(
+            f"Intensity range of {len(self.training_cases)} training cases, clipped to +-{self.intensity_clip:g}: "
+            f"{np.round(self.intensities.low, 3)} to {np.round(self.intensities.high, 3)}, mean in [0, 1] "
+            f"{np.round(self.intensities.rescaled_mean, 3)}"
+        )
+        if self.intensities.clipped_fraction > 0.01:
+            self.print_to_log_file(
+                f"WARNING: clipping to +-{self.intensity_clip:g} cuts {self.intensities.clipped_fraction:.1%} of the "
+                f"voxels; raise 'intensity_clip' if the normalisation of this data set is not a z-score"
+            )
+        self.print_to_log_file(
+            f"Phase 1 (G with C): {self.inpainting_epochs} epochs, phase 2 (A): {self.distillation_epochs} epochs, "
+            f"erase margin {self.erase_margin_voxels} voxels"
+        )
+
+    def start_from_data(self) -> None:
+        """The intensity range of the training cases, and the mean as what untrained networks return."""
+        module: PreStageNetwork = self.module
+        module.detector.set_intensity_range(self.intensities.low, self.intensities.high, self.intensity_clip)
+        if given_weights_file() is None:  # nnU-Net has copied these weights by now
+            mean = torch.tensor(self.intensities.rescaled_mean)
+            module.inpainter.start_at(mean)
+            module.detector.reconstructor.start_at(mean)
+        if self.inpainting_epochs == 0:
+            self.take_inpainter()
+
+    def take_inpainter(self) -> None:
+        """G with C and the intensity range from fold 'all' of this pre-stage (method paper, stage 1).
+
+        Raises: UserError if that fold is not finished, or its networks do not fit.
+        """
+        command = train_command(self, type(self).__name__, fold="all")
+        path = find_checkpoint(Path(self.output_folder).parent, "all", command)
+        checkpoint = load_file(path, f"train fold 'all' again: {command}")
+        source = checkpoint["network_weights"]
+        theirs = {
+            "erase_margin_voxels": checkpoint[PHASE_KEY]["erase_margin_voxels"],
+            "intensity_clip": float(source["detector.intensity_clip"]),
+        }
+        for name, value in theirs.items():
+            if value != getattr(self, name):
+                raise UserError(
+                    f"the inpainter in {path} was trained with {name} {value}, and this fold has "
+                    f"{getattr(self, name)}; expected one setting, so train fold 'all' again: {command}"
+                )
+        fitted = "detector.reconstructor."  # A, which this fold trains itself
+        here = {name: tensor for name, tensor in self.module.state_dict().items() if not name.startswith(fitted)}
+        wanted = {name: tensor for name, tensor in source.items() if not name.startswith(fitted)}
+        difference = first_difference(wanted, here)
+        if difference:
+            raise UserError(
+                f"the inpainter in {path} does not fit: {difference}; train fold 'all' again with these plans: "
+                f"{command}"
+            )
+        self.module.load_state_dict(wanted, strict=False)
+        detector = self.module.detector
+        self.print_to_log_file(
+            f"G and C from {path}: they have seen all cases, this fold's validation cases included; A will not. The "
+            f"intensity range is theirs, {detector.intensity_low.tolist()} to {detector.intensity_high.tolist()}"
+        )
+
+    def enter_distillation(self) -> None:
+        """Phase 2: G and C frozen, A trained from here on, with an optimiser and a best score of its own."""
+        module = self.module
+        module.set_distilling(True)
+        if self.start_detector_from_inpainter:
+            module.detector.reconstructor.load_state_dict(module.inpainter.state_dict())
+        self._restart_optimizer()
+        self.print_to_log_file("Phase 2 begins: distilling A, with G and C frozen")
+
+    def _restart_optimizer(self) -> None:
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self._best_ema = None
+        if self.is_ddp:  # DDP looks at which parameters want gradients only when it wraps
+            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+            self.keep_buffers()
+
+    def on_train_epoch_start(self) -> None:
+        """Change the phase when its epoch has come, then as in nnU-Net."""
+        if self.current_epoch >= self.inpainting_epochs and not self.module.distilling:
+            self.enter_distillation()
+        super().on_train_epoch_start()
+        self._iteration = 0
+
+    @staticmethod
+    def _with_hole_mask(batch: dict) -> dict:
+        """nnU-Net's batch with the hole mask moved from under the segmentation to behind the image channels."""
+        target = batch["target"]
+        hole_mask = (target[:, 1:2] > 0).to(batch["data"].dtype)
+        return {**batch, "data": torch.cat((batch["data"], hole_mask), dim=1), "target": target[:, :1]}
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's step on image and hole mask; the learning rate moves with every iteration, short runs need it."""
+        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
+        self._iteration += 1
+        return super().train_step(self._with_hole_mask(batch))
+
+    def validation_step(self, batch: dict) -> dict:
+        """Loss, and the squared errors inside the erased region beside those of the two baselines."""
+        return super().validation_step(self._with_hole_mask(batch))
+
+    def measure_batch(self, output: PreStageOutput, data: Tensor) -> ErasedRegionQuality:
+        """Squared errors of the network that is trained at present."""
+        latest = output.inpainted if output.reconstruction is None else output.reconstruction
+        return erased_region_quality(output.image, latest, data[:, -1:], self.configuration_manager.patch_size)
+
+    def summarise_batches(self, measured: Sequence[ErasedRegionQuality]) -> dict[str, float]:
+        """Means of the squared errors over all batches."""
+        return sum(measured, ErasedRegionQuality()).summary()
+
+    def phase(self) -> str:
+        """Which of the two it is."""
+        return "phase 2, A" if self.module.distilling else "phase 1, G"
+
+    def phase_starts(self) -> dict[int, str]:
+        """Phase 1 and phase 2."""
+        return {0: "phase 1, G", self.inpainting_epochs: "phase 2, A"}
+
+    # ----------------------------------------------------------- checkpoints
+
+    def artefact(self) -> Artefact:
+        """A is trained in phase 2 alone."""
+        return replace(super().artefact(), finished=self.module.distilling)
+
+    def extra_checkpoint_entries(self) -> dict[str, Any]:
+        """The phase, which a resumed run continues."""
+        phase = {
+            "distilling": self.module.distilling,
+            "erase_margin_voxels": self.erase_margin_voxels,
+            "inpainting_epochs": self.inpainting_epochs,
+        }
+        return {**super().extra_checkpoint_entries(), PHASE_KEY: phase}
+
+    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """The phase; its optimiser is made before its state is loaded.
+
+        Raises: UserError if phase 1 was of another length.
+        """
+        super().take_from_checkpoint(checkpoint, path)
+        phase = checkpoint[PHASE_KEY]
+        if phase["distilling"] and phase["inpainting_epochs"] != self.inpainting_epochs:
+            raise UserError(
+                f"in the checkpoint {path} phase 1 took {phase['inpainting_epochs']} epochs, and 'inpainting_epochs' "
+                f"is now {self.inpainting_epochs}; expected the same number, because phase 2 has begun, so put it back "
+                f"in the section 'anomaly' of plans.json"
+            )
+        if phase["distilling"] != self.module.distilling:
+            self.module.set_distilling(phase["distilling"])
+            self._restart_optimizer()
+
+    # ------------------------------------------------------------ validation
+
+    @classmethod
+    def rivals(
+        cls,
+        network: PreStageNetwork,
+        case: CaseForValidation,
+        foreground_labels: Sequence[int],
+        settings: Mapping[str, Any],
+        patch_size: Sequence[int],
+    ) -> Rivals:
+        """G, which knows the mask; both are measured inside and outside the erased region."""
+        network.set_distilling(True)
+        image = torch.from_numpy(case.image)
+        hole = torch.from_numpy(erased_region(case.labels, foreground_labels, settings["erase_margin_voxels"]))
+        hole = hole.to(image.dtype)[None]
+
+        def measure(rescaled: Tensor, expected: Tensor) -> dict[str, float]:
+            return erased_region_quality(rescaled[None], expected[None], hole[None], patch_size).summary()
+
+        return Rivals({"inpainter": (InpainterWindow(network), torch.cat((image, hole)))}, measure)
