@@ -1,4 +1,4 @@
-"""What our trainers share: settings from plans.json, refusals at start, seeds, several GPUs, losses that stay finite."""
+"""What our trainers share: settings from plans.json, refusals at start, seeds, several GPUs, finite losses."""
 
 from __future__ import annotations
 

@@ -72,18 +72,20 @@ def build_step(
     return TrainingStep(network, loss, num_channels)
 
 
+def estimate_network(
+    name: str, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
+) -> MemoryEstimate:
+    """Estimate of one network's training step. Args and Raises: as ``build_step``."""
+    build = partial(build_step, name, configuration_manager, num_channels, num_classes)
+    return estimate(name, build, configuration_manager.patch_size)
+
+
 def estimate_all(
     configuration_manager: ConfigurationManager, num_channels: int, num_classes: int
 ) -> list[MemoryEstimate]:
     """Estimates of G, A and the six published networks. Args and Raises: as ``build_step``."""
-    return [
-        estimate(
-            name,
-            partial(build_step, name, configuration_manager, num_channels, num_classes),
-            configuration_manager.patch_size,
-        )
-        for name in (*PRESTAGE_NETWORKS, *PUBLISHED_NETWORKS)
-    ]
+    names = (*PRESTAGE_NETWORKS, *PUBLISHED_NETWORKS)
+    return [estimate_network(name, configuration_manager, num_channels, num_classes) for name in names]
 
 
 def _settings(configuration: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,10 @@ import SimpleITK as sitk
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.detectors.auc import roc_auc
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
@@ -192,7 +192,8 @@ def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
     Returns: area in [0, 1], unitless; NaN where the bones hold no lesion, or nothing else.
     """
     bones = np.isin(labels, BONES + LESIONS)
-    return roc_auc(image[bones], anomalies[bones] > 0)
+    positive = anomalies[bones] > 0
+    return float(roc_auc_score(positive, image[bones])) if positive.any() and not positive.all() else math.nan
 
 
 def resample_labels(

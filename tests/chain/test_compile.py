@@ -21,7 +21,7 @@ from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch._dynamo import OptimizedModule
 from torch._dynamo.utils import counters
 
-from nnunetv2_anomaly.prediction.error_images import predict_error_images
+from nnunetv2_anomaly.prediction.anomaly_maps import predict_error_images
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nnU-Net does not compile on Windows")
 

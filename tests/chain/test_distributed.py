@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,8 +29,7 @@ from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2_anomaly.trainers import base as base_module
-from nnunetv2_anomaly.trainers import prestage as prestage_module
-from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
+from nnunetv2_anomaly.trainers import inpainting as prestage_module
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
@@ -39,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.published.loading import EveryCaseOnceLoader, case_at
+from nnunetv2_anomaly.training.distributed import Queue
 
 RANKS = 2
 CASES_PER_RANK = 2
@@ -468,8 +467,7 @@ class ChangedFiles:
 def _wait_for_rank_0(rank, store):
     """rank_0_first in a group that would not wait that long."""
     start_gloo(store, rank, RANKS, seconds=IMPATIENT_SECONDS)
-    of_a_trainer = SimpleNamespace(is_ddp=True, rank=rank, _patient_group=None)
-    with AnomalyTrainerBase.rank_0_first(of_a_trainer):
+    with Queue().rank_0_first():
         came = time.monotonic()
         if rank == 0:
             time.sleep(WORK_SECONDS)

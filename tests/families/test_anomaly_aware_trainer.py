@@ -87,10 +87,10 @@ def test_unfinished_prestage_is_to_be_continued(trainer_factory, after_prestage)
 
 
 def test_command_names_other_plans_and_leaves_out_the_defaults(trainer_factory):
-    trainer = trainer_factory(NAME, fold="all", anomaly={"prestage_trainer": "MyPreStageTrainer"})
+    trainer = trainer_factory(NAME, fold="all")
     trainer.plans_manager.plans["plans_name"] = "nnUNetResEncUNetLPlans"
     trainer.device = torch.device("cuda")
-    expected = "nnUNetv2_train 801 3d_small all -tr MyPreStageTrainer -p nnUNetResEncUNetLPlans"
+    expected = "nnUNetv2_train 801 3d_small all -tr AnomalyPreStageTrainer -p nnUNetResEncUNetLPlans"
     assert trainer.prestage_command() == expected
 
 
@@ -132,7 +132,7 @@ def test_prestage_of_other_settings_does_not_fit(trainer_factory, after_prestage
 @pytest.mark.parametrize(("mse", "warns"), [(0.5, True), (0.01, False)])
 def test_weak_detector_is_warned_about_in_the_log_and_a_good_one_is_not(trainer_factory, after_prestage, mse, warns):
     def change(checkpoint):
-        checkpoint["anomaly"]["quality"].update(mse_erased=mse, mse_constant=0.2, mse_blurred=0.1)
+        checkpoint["anomaly_detector"]["quality"].update(mse_erased=mse, mse_constant=0.2, mse_blurred=0.1)
 
     change_checkpoint(prestage_of(after_prestage) / "fold_0" / "checkpoint_final.pth", change)
     trainer = trainer_factory(NAME)
@@ -390,7 +390,7 @@ def test_failure_while_saving_leaves_the_last_good_checkpoint(
     for failing_call in range(1, num_calls + 1):
         calls.clear()
         failing_calls[:] = [failing_call]
-        with pytest.raises(UserError, match=r"could not be written.*no space left"):
+        with pytest.raises(UserError, match=r"cannot be written to.*no space left"):
             trainer.save_checkpoint(str(path))
         assert path.read_bytes() == before
 

@@ -259,7 +259,7 @@ def test_best_score_restarts_with_phase_2(trainer_factory):
     trainer.run_epochs(1)
     assert trainer._best_ema == -trainer.logger.get_value("val_losses", -1)
     best = torch.load(Path(trainer.output_folder) / "checkpoint_best.pth", weights_only=False)
-    assert best["anomaly"]["distilling"] is True
+    assert best["anomaly_phase"]["distilling"] is True
 
 
 def test_optimizer_holds_what_the_phase_trains_alone(trainer_factory):
@@ -289,9 +289,11 @@ def test_final_checkpoint_holds_nnunets_entries_and_ours(trained_results):
     assert checkpoint["trainer_name"] == NAME
     assert checkpoint["current_epoch"] == 4
     assert {"network_weights", "optimizer_state", "logging", "_best_ema", "init_args"} <= checkpoint.keys()
-    extra = checkpoint["anomaly"]
-    assert extra["distilling"] is True
-    assert set(extra["quality"]) == {"mse_erased", "mse_constant", "mse_blurred", "mse_outside"}
+    assert checkpoint["anomaly_phase"]["distilling"] is True
+    extra = checkpoint["anomaly_detector"]
+    assert extra["finished"] is True
+    of_validation = {"lesion_auc", "lesion_ap", "intensity_lesion_auc"}  # added once the validation is over
+    assert set(extra["quality"]) == {"mse_erased", "mse_constant", "mse_blurred", "mse_outside"} | of_validation
     assert all(math.isfinite(extra["quality"][key]) for key in ("mse_erased", "mse_constant", "mse_blurred"))
     assert sorted(path.name for path in path.parent.glob("checkpoint_*")) == ["checkpoint_best.pth", path.name]
 
@@ -299,7 +301,7 @@ def test_final_checkpoint_holds_nnunets_entries_and_ours(trained_results):
 def test_final_checkpoint_names_the_folds_training_cases(trained_results, tiny_dataset):
     (path,) = trained_results.glob("*/AnomalyPreStageTrainer__nnUNetPlans__3d_small/fold_0/checkpoint_final.pth")
     splits = json.loads((tiny_dataset.preprocessed / "splits_final.json").read_text())
-    cases = torch.load(path, weights_only=False)["anomaly"]["training_cases"]
+    cases = torch.load(path, weights_only=False)["anomaly_detector"]["fitted_on"]
     assert cases == sorted(splits[0]["train"])
     assert not set(cases) & set(splits[0]["val"])
 

@@ -11,7 +11,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss
-from nnunetv2_anomaly.segmenters.published.losses import MultiClassDiceLoss
+from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
 from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET
 
 PLAIN = ("UNETTrainer", "UNETPlusTrainer", "CANTrainer", "CANPlusTrainer")

@@ -12,7 +12,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.segmenters.published.losses import WeightedDiceLoss
+from nnunetv2_anomaly.segmenters.published.loss import WeightedDiceLoss
 
 FAMILIES = ("UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS", "AnomalyAware")
 #: the source knows these, of the data set's femoral_bone 1, femoral_cartilage 2, femoral_lesion 3; in another order
@@ -134,18 +134,6 @@ def test_added_classes_stay_added_in_a_resumed_run_and_in_a_further_transfer(tra
     assert further.loss.class_weights == (1, 1, 1, 10)
     further.on_train_start()
     assert "new classes: none" in Path(further.log_file).read_text()
-
-
-def test_checkpoint_of_an_older_version_is_told(trainer_factory, source, monkeypatch, tmp_path):
-    trainer = start(trainer_factory, monkeypatch, "UNET", source("UNET"))
-    path = tmp_path / "checkpoint_latest.pth"
-    trainer.save_checkpoint(str(path))
-    checkpoint = torch.load(path, weights_only=False)
-    del checkpoint["anomaly_transfer"]
-    torch.save(checkpoint, path)
-    expected = "by an older version of nnunetv2_anomaly: it lacks anomaly_transfer; start the transfer again"
-    with pytest.raises(UserError, match=expected):
-        trainer_factory("UNETTransferTrainer").load_checkpoint(str(path))
 
 
 def test_without_weights_and_with_foreign_ones_a_sentence(trainer_factory, source, monkeypatch):

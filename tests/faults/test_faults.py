@@ -30,7 +30,7 @@ from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.environment import nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import why_not_writable
-from nnunetv2_anomaly.prediction.error_images import predict_error_images
+from nnunetv2_anomaly.prediction.anomaly_maps import predict_error_images
 from nnunetv2_anomaly.training.data_record import case_record
 
 PRESTAGE, SEGMENTATION, PUBLISHED = "AnomalyPreStageTrainer", "AnomalyAwareTrainer", "UNETPlusTrainer"
@@ -284,18 +284,6 @@ def test_checkpoint_of_nnunets_own_trainer_is_told_in_a_sentence(build_trainer, 
     assert "give -tr nnUNetTrainer" in sentence
 
 
-def test_checkpoint_of_an_older_prestage_is_told_by_what_it_lacks(trainer_factory, results_folder, tmp_path):
-    trainer = trainer_factory(PRESTAGE)
-    trainer.initialize()
-    path = tmp_path / "checkpoint_latest.pth"
-    trainer.save_checkpoint(str(path))
-    changed(path, lambda checkpoint: checkpoint["anomaly"].pop("quality") and None)
-    sentence = sentence_of(lambda: trainer_factory(PRESTAGE).load_checkpoint(str(path)))
-    assert (
-        "was written by an older version of nnunetv2_anomaly: it lacks quality; train the pre-stage again" in sentence
-    )
-
-
 def test_phase_1_keeps_its_length_once_phase_2_has_begun(trainer_factory, results_folder, monkeypatch):
     folder = stopped_before(trainer_factory(PRESTAGE), 3, monkeypatch)
     trainer = trainer_factory(PRESTAGE, anomaly={"inpainting_epochs": 1})
@@ -367,12 +355,11 @@ def with_nan(checkpoint):
     [
         (lambda path: truncated(path, 0.6), "cannot be read (RuntimeError"),
         (lambda path: torch.save({"trainer_name": "nnUNetTrainer"}, path), "was written by the trainer nnUNetTrainer"),
-        (lambda path: changed(path, lambda c: c["anomaly"].pop("quality") and None), "older version"),
-        (lambda path: changed(path, lambda c: c.pop("anomaly") and None), "older version"),
+        (lambda path: changed(path, lambda c: c.pop("anomaly_detector") and None), "describes no detector"),
         (lambda path: changed(path, of_another_network), "does not fit: 'reconstructor.output.weight' is (1, 9) there"),
         (lambda path: changed(path, with_nan), "holds weights that are NaN or infinite"),
     ],
-    ids=["cut short", "nnU-Net's", "older", "much older", "another network", "diverged"],
+    ids=["cut short", "nnU-Net's", "no detector", "another network", "diverged"],
 )
 def test_spoiled_prestage_is_told_when_the_segmentation_takes_its_detector(
     trainer_factory, after_prestage, make, expected
@@ -787,7 +774,7 @@ def test_unchanged_data_and_new_cases_are_taken_in_silence(trainer_factory, afte
 
 
 def prestage_split(results):
-    seen = torch.load(prestage_checkpoint(results), weights_only=False)["anomaly"]["training_cases"]
+    seen = torch.load(prestage_checkpoint(results), weights_only=False)["anomaly_detector"]["fitted_on"]
     return {"train": list(seen), "val": [f"case_{n}" for n in range(5) if f"case_{n}" not in seen]}
 
 
@@ -833,17 +820,10 @@ def test_data_set_that_has_changed_since_the_prestage_is_told(
     assert expected in sentence
 
 
-def test_prestage_of_an_older_version_is_taken_with_a_warning(trainer_factory, after_prestage):
-    changed(prestage_checkpoint(after_prestage), lambda checkpoint: checkpoint["anomaly"].pop("data") and None)
-    trainer = trainer_factory(SEGMENTATION)
-    trainer.on_train_start()
-    assert "older version, which did not note its data" in log_of(trainer)
-
-
 def test_detector_from_another_data_set_is_not_asked_for_its_cases(trainer_factory, after_prestage):
     def change(checkpoint):
-        checkpoint["anomaly"]["data"]["dataset"] = "Dataset500_OAIZIB"
-        checkpoint["anomaly"]["data"]["preprocessing"]["spacing"] = [3.0, 1.0, 1.0]
+        checkpoint["anomaly_detector"]["data"]["dataset"] = "Dataset500_OAIZIB"
+        checkpoint["anomaly_detector"]["data"]["preprocessing"]["spacing"] = [3.0, 1.0, 1.0]
 
     changed(prestage_checkpoint(after_prestage), change)
     trainer = trainer_factory(SEGMENTATION)
@@ -905,19 +885,6 @@ def test_continued_training_tells_of_cases_that_are_gone(own_preprocessed, inter
     (own_preprocessed / "splits_final.json").write_text(json.dumps(splits))
     told = continued(PUBLISHED, checkpoint)[1]
     assert f"since this run began: 1 of its 4 training cases are gone ({cases[0]})" in told
-
-
-@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION])
-def test_continued_training_of_an_older_version_goes_on_with_a_warning(interrupted, continued, name):
-    checkpoint, cases = interrupted(name)
-
-    def without_record(checkpoint):
-        record = checkpoint["anomaly"].pop("data") if name == PRESTAGE else checkpoint.pop("anomaly_data")
-        assert sorted(record["cases"]) == sorted(cases)
-
-    changed(checkpoint, without_record)
-    told = continued(name, checkpoint)[1]
-    assert "WARNING: this run began with an older version, which did not note its data" in told
 
 
 @pytest.mark.parametrize("name", [PRESTAGE, PUBLISHED])

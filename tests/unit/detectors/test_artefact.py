@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from nnunetv2_anomaly.detectors.artefact import (
-    TrainedDetector,
+    Artefact,
+    add_quality,
     check_fold_rule,
-    describe_quality,
     find_checkpoint,
     install_detector,
-    read_checkpoint,
-    read_detector,
+    read_artefact,
 )
+from nnunetv2_anomaly.detectors.base import Contract
 from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector, PreStageNetwork, ReconstructionNetwork
 from nnunetv2_anomaly.errors import UserError
 
@@ -22,16 +22,30 @@ def make_detector(features=2, code_length=3, patch_size=(8, 8)):
     )
 
 
-def write_checkpoint(path, distilling=True, detector=None):
+def artefact(cases=("a", "b", "c"), **changes):
+    known = {
+        "contract": AnomalyDetector.contract,
+        "state": {},
+        "fitted_on": frozenset(cases),
+        "data": None,
+        "quality": {"mse_erased": 0.5},
+        "sources": {},
+        "comparable": True,
+        "finished": True,
+        "path": "pre.pth",
+    }
+    return Artefact(**{**known, **changes})
+
+
+def write_checkpoint(path, detector=None, **changes):
     network = PreStageNetwork(ReconstructionNetwork(1, [(2, 2)], 2), detector or make_detector())
-    extra = {"distilling": distilling, "training_cases": ["a", "b"], "quality": {"mse_erased": 0.5}}
-    content = {"network_weights": network.state_dict(), "trainer_name": "AnomalyPreStageTrainer", "anomaly": extra}
+    content = {
+        "network_weights": network.state_dict(),
+        "trainer_name": "AnomalyPreStageTrainer",
+        "anomaly_detector": artefact(("a", "b"), **changes).description(),
+    }
     torch.save(content, path)
     return network
-
-
-def trained(cases=("a", "b", "c"), **changes):
-    return TrainedDetector(**{"path": "pre.pth", "state": {}, "training_cases": list(cases), "quality": {}, **changes})
 
 
 # ------------------------------------------------------------------------------------------- finding the checkpoint
@@ -76,8 +90,9 @@ def test_unfinished_prestage_is_to_be_continued(tmp_path, name):
 
 def test_detector_is_read_with_its_cases_and_its_quality(tmp_path):
     network = write_checkpoint(tmp_path / "final.pth")
-    found = read_detector(tmp_path / "final.pth")
-    assert (found.training_cases, found.quality) == (["a", "b"], {"mse_erased": 0.5})
+    found = read_artefact(tmp_path / "final.pth")
+    assert (found.fitted_on, found.quality) == ({"a", "b"}, {"mse_erased": 0.5})
+    assert found.contract == AnomalyDetector.contract
     expected = network.detector.state_dict()
     assert found.state.keys() == expected.keys()
     assert all(torch.equal(found.state[name], value) for name, value in expected.items())
@@ -90,7 +105,7 @@ def test_truncated_checkpoint_is_told_by_its_path(tmp_path, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(UserError, match=r"final\.pth cannot be read"):
-        read_checkpoint(path)
+        read_artefact(path)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +115,13 @@ def test_file_that_is_no_checkpoint_is_told_by_its_path(tmp_path, content):
     path = tmp_path / "final.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"final\.pth cannot be read"):
-        read_checkpoint(path)
+        read_artefact(path)
 
 
 def test_missing_file_and_folder_are_told_by_their_path(tmp_path):
     for path in (tmp_path / "nothing.pth", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
-            read_checkpoint(path)
+            read_artefact(path)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +130,29 @@ def test_missing_file_and_folder_are_told_by_their_path(tmp_path):
 )
 def test_checkpoint_of_another_trainer_is_told_by_that_trainer(tmp_path, content, writer):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=f"written by the trainer {writer}; expected one of the pre-stage"):
-        read_checkpoint(tmp_path / "other.pth")
+    with pytest.raises(UserError, match=f"written by the trainer {writer} and describes no detector"):
+        read_artefact(tmp_path / "other.pth")
 
 
-def test_checkpoint_of_phase_1_holds_no_detector_yet(tmp_path):
-    write_checkpoint(tmp_path / "best.pth", distilling=False)
-    with pytest.raises(UserError, match=r"before A was distilled.*--c"):
-        read_detector(tmp_path / "best.pth")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    detector = make_detector()
+    detector.intensity_clip.fill_(value)
+    write_checkpoint(tmp_path / "final.pth", detector)
+    with pytest.raises(UserError, match="weights that are NaN or infinite"):
+        read_artefact(tmp_path / "final.pth")
+
+
+def test_quality_of_a_later_validation_is_added_and_the_rest_stays(tmp_path):
+    path = tmp_path / "final.pth"
+    write_checkpoint(path)
+    before = torch.load(path, weights_only=True)
+    add_quality(path, {"lesion_auc": 0.75})
+    after = torch.load(path, weights_only=True)
+    assert after["anomaly_detector"].pop("quality") == {"mse_erased": 0.5, "lesion_auc": 0.75}
+    before["anomaly_detector"].pop("quality")
+    assert after["anomaly_detector"] == before["anomaly_detector"]
+    assert all(torch.equal(after["network_weights"][name], value) for name, value in before["network_weights"].items())
 
 
 # ---------------------------------------------------------------------------------------------------- installing it
@@ -131,7 +161,7 @@ def test_checkpoint_of_phase_1_holds_no_detector_yet(tmp_path):
 def test_installed_detector_has_the_trained_weights_and_the_trained_intensity_range():
     source, target = make_detector(), make_detector()
     source.set_intensity_range([-1.0], [2.0], 3.0)
-    install_detector(target, trained(state=source.state_dict()))
+    install_detector(target, artefact(state=source.state_dict()))
     assert all(torch.equal(target.state_dict()[name], value) for name, value in source.state_dict().items())
 
 
@@ -142,13 +172,29 @@ def test_installed_detector_has_the_trained_weights_and_the_trained_intensity_ra
 def test_detector_that_does_not_fit_is_told_by_a_tensor_and_both_shapes(other, part):
     there, here = make_detector(**other).state_dict(), make_detector().state_dict()
     with pytest.raises(UserError, match=r"pre\.pth does not fit") as caught:
-        install_detector(make_detector(), trained(state=there))
+        install_detector(make_detector(), artefact(state=there))
     sentence = str(caught.value)
     assert "same patch size, strides, image channels and detector settings" in sentence
     name = sentence.split("'")[1]
     assert name.startswith(f"{part}.")
     assert tuple(there[name].shape) != tuple(here[name].shape)
     assert f"is {tuple(there[name].shape)} there and {tuple(here[name].shape)} here" in sentence
+
+
+def test_detector_of_another_family_is_refused_naming_both():
+    other = Contract(family="median", error_channels=1, dimensions=(2,), window="any")
+    with pytest.raises(UserError, match=r"of the family 'median'.*expected 'inpainting'"):
+        install_detector(make_detector(), artefact(contract=other))
+
+
+def test_detector_that_is_not_trained_to_the_end_is_refused():
+    with pytest.raises(UserError, match=r"before its detector was trained.*--c"):
+        install_detector(make_detector(), artefact(state=make_detector().state_dict(), finished=False))
+
+
+def test_contract_survives_the_checkpoint():
+    contract = Contract(family="slices", error_channels=1, dimensions=(2,), window="whole", multiple_of=16)
+    assert Contract.from_dict(contract.as_dict()) == contract
 
 
 @pytest.mark.parametrize("change", ["missing", "superfluous"])
@@ -163,50 +209,36 @@ def test_tensor_that_only_one_side_has_is_told_by_name(change):
         "superfluous": r"'extra' is \(2,\) there and nothing here",
     }
     with pytest.raises(UserError, match=expected[change]):
-        install_detector(make_detector(), trained(state=state))
+        install_detector(make_detector(), artefact(state=state))
 
 
 def test_detector_that_does_not_fit_leaves_the_network_as_it_was():
     target = make_detector()
     before = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(UserError):
-        install_detector(target, trained(state=make_detector(features=3).state_dict()))
+        install_detector(target, artefact(state=make_detector(features=3).state_dict()))
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
 
-# --------------------------------------------------------------------------------------------- fold rule and quality
+# --------------------------------------------------------------------------------------------------------- fold rule
 
 
 def test_detector_that_saw_no_validation_case_is_accepted_in_silence():
-    assert check_fold_rule(trained(), ["d", "e"], allowed=False) is None
+    assert check_fold_rule(artefact(), ["d", "e"], allowed=False) is None
 
 
 def test_detector_that_saw_validation_cases_is_refused_naming_them_and_the_setting():
     with pytest.raises(UserError, match=r"trained on 2 of this fold's validation cases \(b, c\)") as caught:
-        check_fold_rule(trained(), ["c", "d", "b"], allowed=False)
+        check_fold_rule(artefact(), ["c", "d", "b"], allowed=False)
     assert "'allow_detector_trained_on_validation_cases'" in str(caught.value)
 
 
-def test_many_validation_cases_are_named_by_the_first_five():
-    cases = [f"case_{number}" for number in range(7)]
-    with pytest.raises(UserError, match=r"7 of .* \(case_0, case_1, case_2, case_3, case_4, \.\.\.\)"):
-        check_fold_rule(trained(cases), cases, allowed=False)
+def test_many_validation_cases_are_named_by_the_first_eight():
+    cases = [f"case_{number}" for number in range(10)]
+    with pytest.raises(UserError, match=r"10 of .* \(case_0, case_1, .*case_7 and 2 more\)"):
+        check_fold_rule(artefact(cases), cases, allowed=False)
 
 
 def test_detector_that_saw_validation_cases_is_accepted_with_a_sentence_where_allowed():
-    sentence = check_fold_rule(trained(), ["c"], allowed=True)
+    sentence = check_fold_rule(artefact(), ["c"], allowed=True)
     assert sentence.endswith("accepted because 'allow_detector_trained_on_validation_cases' is set")
-
-
-@pytest.mark.parametrize(
-    ("mse", "beats"), [(0.01, True), (0.025, False), (0.03, False), (0.05, False), (float("nan"), False)]
-)
-def test_good_detector_beats_both_the_constant_and_the_blurred_image(mse, beats):
-    quality = {"mse_erased": mse, "mse_constant": 0.04, "mse_blurred": 0.025}
-    sentence, result = describe_quality(quality)
-    assert result is beats
-    assert f"patches {mse:.5f}, of a constant image 0.04000, of a blurred image 0.02500" in sentence
-
-
-def test_detector_that_beats_the_blurred_image_alone_is_not_good():
-    assert not describe_quality({"mse_erased": 0.03, "mse_constant": 0.02, "mse_blurred": 0.04})[1]

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from nnunetv2_anomaly.detectors.error import error_image, focal_weight
+from nnunetv2_anomaly.detectors.error import error_image
+from nnunetv2_anomaly.segmenters.loss import focal_weight
 
 
 def test_error_image_is_the_squared_difference_per_voxel():

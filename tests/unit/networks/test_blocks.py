@@ -8,9 +8,9 @@ from nnunetv2_anomaly.networks.blocks import (
     ConvolutionBlock,
     SummingUNet,
     UpsamplingSum,
-    downsampled_size,
     initialize_glorot,
 )
+from nnunetv2_anomaly.plans.strides import downsampled_size
 
 
 def test_network_of_the_paper_has_5887765_parameters():

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2_anomaly.detectors.inpainting.losses import PreStageLoss
 
 from nnunetv2_anomaly import trainers
-from nnunetv2_anomaly.detectors.inpainting.losses import PreStageLoss
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
-from nnunetv2_anomaly.segmenters.published.losses import MultiClassDiceLoss
+from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
 
 CONFIGURATION = "planned"
 SMALLEST, LARGEST = 8, 96

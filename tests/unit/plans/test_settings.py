@@ -5,8 +5,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.plans.settings import SETTINGS, default, section_of
+from nnunetv2_anomaly.plans.settings import default, known_settings, section_of
 
+SETTINGS = known_settings()
 TRAINERS = (AnomalyPreStageTrainer, AnomalyAwareTrainer)
 PLANS = {
     "plans_name": "nnUNetPlans",
@@ -59,7 +60,7 @@ BAD_VALUES = [
     ("beta", "99"),
     ("beta", float("inf")),
     ("num_epochs", 0),
-    ("prestage_trainer", None),
+    ("detector", None),
     ("prestage_folder", 3),
     ("allow_detector_trained_on_validation_cases", None),
     ("allow_changed_data", 1),
@@ -150,6 +151,7 @@ def test_section_of_a_child_replaces_that_of_its_parent():
     assert (settings["alpha"], settings["beta"]) == (1.0, 2)
 
 
-def test_trainer_is_served_only_the_settings_it_has():
-    assert "alpha" not in AnomalyPreStageTrainer.settings(configuration("3d_fullres"))
-    assert "erase_margin_voxels" not in AnomalyAwareTrainer.settings(configuration("3d_fullres"))
+def test_detectors_settings_reach_a_segmentation_that_has_no_such_attributes():
+    assert not hasattr(AnomalyAwareTrainer, "detector_features")
+    assert AnomalyAwareTrainer.settings(configuration("3d_plain"))["detector_features"] == 8
+    assert AnomalyAwareTrainer.settings(configuration("3d_fullres"))["erase_margin_voxels"] == 7

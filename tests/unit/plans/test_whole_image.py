@@ -12,7 +12,7 @@ from nnunetv2_anomaly.trainers import AnomalyPreStageTrainer
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.networks.blocks import downsampled_size
+from nnunetv2_anomaly.plans.strides import downsampled_size
 from nnunetv2_anomaly.plans.whole_image import (
     PLANNED_FROM,
     WHOLE_IMAGE_PLANS,

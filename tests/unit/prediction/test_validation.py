@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 
+from nnunetv2_anomaly.detectors.quality import lesion_auc
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.prediction.validation import (
     AUC_KEYS,
     SIGNED_AUC_KEYS,
     labels_named,
-    lesion_auc,
     mean_of_cases,
     write_summary,
 )
@@ -62,10 +62,10 @@ def test_lesions_are_told_from_bone_with_the_sign_that_they_have():
     assert lesion_auc(difference, lesion, areas, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 1.0)
     assert lesion_auc(-difference, lesion, areas, SIGNED_AUC_KEYS) == dict.fromkeys(SIGNED_AUC_KEYS, 0.0)
     # Of 172 other voxels of bone the 36 of the surface have a larger square.
-    squared = lesion_auc(difference**2, lesion, areas)
+    squared = lesion_auc(difference**2, lesion, areas, AUC_KEYS)
     assert squared == {"lesion_auc": pytest.approx(1 - 36 / 172), "lesion_auc_interior": 1.0}
     nowhere = np.zeros_like(lesion)
-    assert lesion_auc(difference, nowhere, areas) == dict.fromkeys(AUC_KEYS)
+    assert lesion_auc(difference, nowhere, areas, AUC_KEYS) == dict.fromkeys(AUC_KEYS)
 
 
 @pytest.mark.parametrize(

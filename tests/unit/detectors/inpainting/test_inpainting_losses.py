@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunetv2_anomaly.detectors.inpainting.losses import PreStageLoss, distillation_loss, inpainting_loss
+from nnunetv2_anomaly.detectors.inpainting.loss import PreStageLoss, distillation_loss, inpainting_loss
 from nnunetv2_anomaly.detectors.inpainting.networks import PreStageOutput
 
 IMAGE = torch.tensor([[[[1.0, 0.5]]]])

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
-from nnunetv2_anomaly.segmenters.published.losses import MultiClassDiceLoss, WeightedDiceLoss
+from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss, WeightedDiceLoss
 
 IGNORE = 3
 LOG3 = math.log(3.0)

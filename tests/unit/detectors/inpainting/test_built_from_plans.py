@@ -4,8 +4,9 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunetv2_anomaly.detectors.inpainting.construction import build_detector, build_prestage_network, planned_strides
+from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector, build_prestage_network
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.plans.strides import planned_strides
 
 SETTINGS = {"detector_downsamplings": 4, "detector_features": 2, "compressor_code_length": 5}
 
@@ -65,17 +66,19 @@ def test_networks_run_on_the_planned_patch(planned, num_channels):
 
 
 def test_settings_reach_the_networks():
-    detector = build_detector(configuration(), 1, {**SETTINGS, "detector_downsamplings": 1, "detector_features": 3})
+    detector = AnomalyDetector.build(
+        configuration(), 1, {**SETTINGS, "detector_downsamplings": 1, "detector_features": 3}
+    )
     assert len(detector.reconstructor.upsampling) == 1
     assert detector.reconstructor.output.in_channels == 3
     assert detector.compressor.encode.out_features == 5
 
 
 def test_detector_of_the_segmentation_fits_that_of_the_prestage():
-    detector = build_detector(configuration(), 2, SETTINGS)
+    detector = AnomalyDetector.build(configuration(), 2, SETTINGS)
     detector.load_state_dict(build_prestage_network(configuration(), 2, SETTINGS).detector.state_dict())
 
 
 def test_patch_that_is_too_small_for_its_downsamplings_is_a_users_mistake():
     with pytest.raises(UserError, match="fewer downsamplings or a larger patch"):
-        build_detector(configuration((4, 4, 4), [1, 2, 2]), 1, SETTINGS)
+        AnomalyDetector.build(configuration((4, 4, 4), [1, 2, 2]), 1, SETTINGS)

@@ -8,17 +8,19 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from places import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nnunetv2_anomaly.inspection.training_memory import (
+    PRESTAGE_NETWORKS,
+    PUBLISHED_NETWORKS,
+    build_step,
+    estimate_all,
+    estimate_network,
+)
 from nnunetv2_anomaly.plans.memory import (
     CUDA_CONTEXT_BYTES,
     GIB,
-    PRESTAGE_NETWORKS,
-    PUBLISHED_NETWORKS,
     LiveStorages,
     MemoryEstimate,
-    build_step,
     describe,
-    estimate,
-    estimate_all,
     walk_through,
 )
 
@@ -113,7 +115,7 @@ def test_anomaly_aware_networks_cost_the_detector_more():
 
 
 def test_published_number_of_parameters_and_the_parts_of_the_sum():
-    found = estimate("UNET", configuration(32, 32, 32), 1, 5)
+    found = estimate_network("UNET", configuration(32, 32, 32), 1, 5)
     assert found.parameters == 5_887_765
     step = counted("UNET", (32, 32, 32), mixed_precision=False)
     parts = 12 * found.parameters + step.peak + step.largest_convolution + CUDA_CONTEXT_BYTES
@@ -121,7 +123,7 @@ def test_published_number_of_parameters_and_the_parts_of_the_sum():
 
 
 def test_two_dimensions_are_estimated_too():
-    assert estimate("CAN-S", configuration(64, 64), 1, 5).mixed_precision_bytes > CUDA_CONTEXT_BYTES
+    assert estimate_network("CAN-S", configuration(64, 64), 1, 5).mixed_precision_bytes > CUDA_CONTEXT_BYTES
 
 
 def test_description_names_what_fits():

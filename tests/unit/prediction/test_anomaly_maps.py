@@ -8,8 +8,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.prediction import error_images
-from nnunetv2_anomaly.prediction.error_images import list_cases
+from nnunetv2_anomaly.prediction import anomaly_maps
+from nnunetv2_anomaly.prediction.anomaly_maps import list_cases
 
 GREY, COLOUR = np.zeros((5, 6), np.uint8), np.zeros((5, 6, 3), np.uint8)
 
@@ -26,7 +26,7 @@ def names(cases):
 
 def test_a_file_per_channel_is_not_read(tmp_path, monkeypatch):
     pictures(tmp_path, a_0000=GREY, a_0001=GREY, b_0000=GREY, b_0001=GREY)
-    monkeypatch.setattr(error_images, "_read", lambda *arguments: pytest.fail("it was read"))
+    monkeypatch.setattr(anomaly_maps, "_read", lambda *arguments: pytest.fail("it was read"))
     cases = list_cases(tmp_path, ".png", 2, NaturalImage2DIO())
     assert names(cases) == {"a": ["a_0000.png", "a_0001.png"], "b": ["b_0000.png", "b_0001.png"]}
 
