@@ -37,10 +37,10 @@ from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import CaseForValidation, Rivals
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.training.checkpoints import first_difference
-from nnunetv2_anomaly.training.safe_loading import load_file
 from nnunetv2_anomaly.training.commands import train_command
 from nnunetv2_anomaly.training.distributed import rank
 from nnunetv2_anomaly.training.pretrained import given_weights_file
+from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: key of a checkpoint under which the phase stands
 PHASE_KEY = "anomaly_phase"
