@@ -120,12 +120,13 @@ class AnomalyTrainerBase(ResumableTrainer):
         torch.manual_seed(number)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """As in nnU-Net.
+        """As in nnU-Net; names are plain text also where it has just made the split, which holds numpy's.
 
         Raises: UserError if splits_final.json is cut short, as by a kill while nnU-Net wrote it.
         """
         try:
-            return super().do_split()
+            training, validation = super().do_split()
+            return [str(case) for case in training], [str(case) for case in validation]
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{self.preprocessed_dataset_folder_base}/splits_final.json cannot be read ({error}); delete it, and "

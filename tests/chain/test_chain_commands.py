@@ -1,49 +1,48 @@
-"""The whole chain through nnU-Net's own commands, as a user types them."""
+"""The whole chain through nnU-Net's own commands: in one process, and, exhaustively, as a user types them."""
 
 import json
 import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from stock_commands import WHILE_PLANNING, run_commands
 
 from nnunetv2_anomaly.environment import nnunet_command, nnunet_environment
 
-pytestmark = pytest.mark.slow
-
 DATASET_NUMBER = "802"
 DATASET_NAME = "Dataset802_ChainKnee"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PRESTAGE = ("-tr", "AnomalyPreStageTrainer")
 SEGMENTATION = ("-tr", "AnomalyAwareTrainer")
 MODEL = ("-d", DATASET_NUMBER, "-c", "3d_small", "-f", "0")
 
 
-def run(base, *command, check=True, **variables):
-    """A command as its own process; nnU-Net's folders lie below ``base``."""
-    finished = subprocess.run(
-        [nnunet_command(command[0]), *map(str, command[1:])],
-        env=nnunet_environment(base, **variables),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    if check:
-        shown = f"{' '.join(map(str, command))}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}"
-        assert finished.returncode == 0, shown
-    return finished
+def run_as_processes(base: Path, label: str, entries: Sequence[dict], **variables: str) -> dict[str, dict]:
+    """As stock_commands.run_commands, with each command as its own process."""
+    results = {}
+    for entry in entries:
+        finished = subprocess.run(
+            [nnunet_command(entry["command"][0]), *entry["command"][1:]],
+            env=nnunet_environment(base, **{**variables, **entry["variables"]}),
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        results[entry["name"]] = {"status": finished.returncode, "output": (finished.stdout + finished.stderr)[-4000:]}
+    return results
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What the commands left: the base folder of the training, that of another machine, and predictions of both."""
+    """What the commands left: the base folder of the training, that of another machine, status and output by name."""
 
     base: Path
     other_base: Path
-    without_prestage: subprocess.CompletedProcess
-    predicted: Path
-    predicted_elsewhere: Path
+    results: dict[str, dict]
 
     def fold(self, trainer):
         return self.base / "nnUNet_results" / DATASET_NAME / f"{trainer}__nnUNetPlans__3d_small" / "fold_0"
@@ -53,32 +52,52 @@ class Chain:
         return self.base / "nnUNet_raw" / DATASET_NAME / "imagesTs"
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory, write_tiny_raw_dataset, add_small_configurations):
-    base, other_base = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("elsewhere")
-    write_tiny_raw_dataset(base / "nnUNet_raw" / DATASET_NAME)
-    for name in ("nnUNet_preprocessed", "nnUNet_results"):
-        (base / name).mkdir()
-    planning = ("-npfp", "1", "-np", "1", "-c", "3d_fullres", "--verify_dataset_integrity")
-    # The planner takes the number of worker processes for a thread count, which 0 is not.
-    run(base, "nnUNetv2_plan_and_preprocess", "-d", DATASET_NUMBER, *planning, nnUNet_n_proc_DA="1")
-    add_small_configurations(base / "nnUNet_preprocessed" / DATASET_NAME / "nnUNetPlans.json")
+def commands(base: Path, other_base: Path) -> list[dict]:
+    """All but planning, in their order."""
+    listed = []
+
+    def add(name, *command, **variables):
+        listed.append({"name": name, "command": [str(word) for word in command], "variables": variables})
 
     train = ("nnUNetv2_train", DATASET_NUMBER, "3d_small", "0", "-device", "cpu")
-    without_prestage = run(base, *train, *SEGMENTATION, check=False)
-    run(base, *train, *PRESTAGE)
-    run(base, *train, *SEGMENTATION)
+    add("train without pre-stage", *train, *SEGMENTATION)
+    add("train pre-stage", *train, *PRESTAGE)
+    add("train", *train, *SEGMENTATION)
+    images = ("-i", base / "nnUNet_raw" / DATASET_NAME / "imagesTs", "-device", "cpu")
+    predict = ("nnUNetv2_predict", *MODEL, *SEGMENTATION, *images, "-npp", "1", "-nps", "1")
+    add("predict", *predict, "-o", base / "predicted")
+    for trainer in (PRESTAGE, SEGMENTATION):
+        output = ("-o", base / "errors" / trainer[1])
+        add(f"error images {trainer[1]}", "nnUNetv2_anomaly", "error_images", *images, *output, *MODEL, *trainer)
+    add("export", "nnUNetv2_export_model_to_zip", *MODEL, *SEGMENTATION, "-o", base / "model.zip")
+    elsewhere = {name: str(other_base / name) for name in FOLDERS}
+    add("install", "nnUNetv2_install_pretrained_model_from_zip", base / "model.zip", **elsewhere)
+    add("predict elsewhere", *predict, "-o", other_base / "predicted", **elsewhere)
+    return listed
 
-    predict = ("nnUNetv2_predict", *MODEL, *SEGMENTATION, "-device", "cpu", "-npp", "1", "-nps", "1")
-    images = base / "nnUNet_raw" / DATASET_NAME / "imagesTs"
-    run(base, *predict, "-i", images, "-o", base / "predicted")
 
-    run(base, "nnUNetv2_export_model_to_zip", *MODEL, *SEGMENTATION, "-o", base / "model.zip")
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (other_base / name).mkdir()
-    run(other_base, "nnUNetv2_install_pretrained_model_from_zip", base / "model.zip")
-    run(other_base, *predict, "-i", images, "-o", other_base / "predicted")
-    return Chain(base, other_base, without_prestage, base / "predicted", other_base / "predicted")
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(run_commands, id="one process"),
+        pytest.param(run_as_processes, id="processes", marks=pytest.mark.exhaustive),
+    ],
+)
+def chain(request, tmp_path_factory, write_tiny_raw_dataset, add_small_configurations):
+    run: Callable = request.param
+    base, other_base = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("elsewhere")
+    write_tiny_raw_dataset(base / "nnUNet_raw" / DATASET_NAME)
+    for folder in (base / name for base in (base, other_base) for name in FOLDERS):
+        folder.mkdir(exist_ok=True)
+    words = ["nnUNetv2_plan_and_preprocess", "-d", DATASET_NUMBER, "-npfp", "1", "-np", "1", "-c", "3d_fullres",
+             "--verify_dataset_integrity"]  # fmt: skip
+    results = run(base, "plan", [{"name": "plan", "command": words, "variables": {}}], **WHILE_PLANNING)
+    assert results["plan"]["status"] == 0, results["plan"]["output"]
+    add_small_configurations(base / "nnUNet_preprocessed" / DATASET_NAME / "nnUNetPlans.json")
+    results = run(base, "commands", commands(base, other_base))
+    for name, result in results.items():
+        assert result["status"] == 0 or name == "train without pre-stage", f"{name}: {result['output']}"
+    return Chain(base, other_base, results)
 
 
 def assert_same_geometry(first, second):
@@ -89,11 +108,11 @@ def assert_same_geometry(first, second):
 
 
 def test_segmentation_without_prestage_ends_with_a_sentence_and_no_traceback(chain):
-    finished = chain.without_prestage
-    assert finished.returncode != 0
-    assert "Traceback" not in finished.stderr
+    result = chain.results["train without pre-stage"]
+    assert result["status"] == 1
+    assert "Traceback" not in result["output"]
     command = f"nnUNetv2_train {DATASET_NUMBER} 3d_small 0 -tr AnomalyPreStageTrainer -device cpu"
-    assert finished.stderr.strip().endswith(f"run: {command}")
+    assert result["output"].strip().endswith(f"run: {command}")
 
 
 def test_prestage_leaves_its_checkpoint_progress_and_validation(chain):
@@ -131,7 +150,7 @@ def test_segmentation_leaves_what_nnunet_leaves(chain):
 
 def test_prediction_writes_a_segmentation_in_the_geometry_of_each_image(chain):
     (image,) = chain.images.iterdir()
-    prediction = sitk.ReadImage(str(chain.predicted / "case_5.nii.gz"))
+    prediction = sitk.ReadImage(str(chain.base / "predicted" / "case_5.nii.gz"))
     assert_same_geometry(prediction, sitk.ReadImage(str(image)))
     assert set(np.unique(sitk.GetArrayFromImage(prediction))) <= {0, 1, 2, 3}
 
@@ -141,28 +160,27 @@ def test_installed_model_predicts_the_same_without_prestage_and_without_data(cha
     assert [path.name for path in results.iterdir()] == ["AnomalyAwareTrainer__nnUNetPlans__3d_small"]
     assert not any((chain.other_base / "nnUNet_preprocessed").iterdir())
     assert not any((chain.other_base / "nnUNet_raw").iterdir())
-    here, elsewhere = (folder / "case_5.nii.gz" for folder in (chain.predicted, chain.predicted_elsewhere))
+    here, elsewhere = (base / "predicted" / "case_5.nii.gz" for base in (chain.base, chain.other_base))
     assert here.read_bytes() == elsewhere.read_bytes()
 
 
 @pytest.mark.parametrize("trainer", [PRESTAGE, SEGMENTATION], ids=["pre-stage", "segmentation"])
-def test_error_images_of_new_images_come_from_either_model(chain, tmp_path, trainer):
-    arguments = ("-i", chain.images, "-o", tmp_path / "errors", *MODEL, *trainer, "-device", "cpu")
-    run(chain.base, "nnUNetv2_anomaly", "error_images", *arguments)
+def test_error_images_of_new_images_come_from_either_model(chain, trainer):
+    errors = chain.base / "errors" / trainer[1]
     (image,) = chain.images.iterdir()
     raw = sitk.ReadImage(str(image))
-    assert {path.name for path in (tmp_path / "errors").iterdir()} == {
+    assert {path.name for path in errors.iterdir()} == {
         "case_5_reconstruction.nii.gz",
         "case_5_error.nii.gz",
         "case_5.png",
         "error_images.json",
     }
     for kind in ("reconstruction", "error"):
-        written = sitk.ReadImage(str(tmp_path / "errors" / f"case_5_{kind}.nii.gz"))
+        written = sitk.ReadImage(str(errors / f"case_5_{kind}.nii.gz"))
         assert_same_geometry(written, raw)
         voxels = sitk.GetArrayFromImage(written)
         assert voxels.min() >= 0
         assert voxels.max() <= 1
-    record = json.loads((tmp_path / "errors" / "error_images.json").read_text())
+    record = json.loads((errors / "error_images.json").read_text())
     assert record["trainer"] == trainer[1]
     assert record["cases"] == ["case_5"]

@@ -64,6 +64,11 @@ RUNS = {
     "AnomalyAwareTrainer, batch Dice": ("AnomalyAwareTrainer", {"batch_dice": True}),
     **{name: (name, {}) for name in (*PUBLISHED, *TRANSFER)},
 }
+#: one of each family in every run, the others in the exhaustive one
+EVERY_TIME = ("AnomalyPreStageTrainer", "AnomalyAwareTrainer, batch Dice", "UNETSTrainer", "UNETSTransferTrainer")
+runs = pytest.mark.parametrize(
+    "run", [run if run in EVERY_TIME else pytest.param(run, marks=pytest.mark.exhaustive) for run in RUNS]
+)
 
 
 # --------------------------------------------------------------------------------------------- two processes on a CPU
@@ -259,12 +264,20 @@ def _steps(rank, folder, material, runs):
 
 
 @pytest.fixture(scope="module")
-def material(tiny_dataset, build_trainer, trained_results, tmp_path_factory):
+def selected_runs(request):
+    """The runs that the selected tests ask for."""
+    here = (item for item in request.session.items if item.path == request.path)
+    asked = {item.callspec.params.get("run") for item in here if hasattr(item, "callspec")}
+    return [run for run in RUNS if run in asked]
+
+
+@pytest.fixture(scope="module")
+def material(tiny_dataset, build_trainer, trained_results, tmp_path_factory, selected_runs):
     """What both sides build their trainers from: plans, a trained pre-stage, weights to transfer from."""
     (prestage,) = trained_results.glob("*/AnomalyPreStageTrainer__nnUNetPlans__3d_small")
     folder = tmp_path_factory.mktemp("weights")
     weights = {}
-    for name in TRANSFER:
+    for name in sorted({RUNS[run][0] for run in selected_runs} & set(TRANSFER)):
         source = build_trainer(
             name.replace("Transfer", ""),
             anomaly={"prestage_folder": str(prestage)},
@@ -282,12 +295,12 @@ def material(tiny_dataset, build_trainer, trained_results, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(material, tmp_path_factory):
-    """Every run in two processes, each with its half of every batch."""
+def two_ranks(material, tmp_path_factory, selected_runs):
+    """Every selected run in two processes, each with its half of every batch."""
     folder = tmp_path_factory.mktemp("two_ranks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(folder / "nnUNet_results"))
-        return in_two_processes(_steps, folder, material, list(RUNS), seconds=600)
+        return in_two_processes(_steps, folder, material, selected_runs, seconds=600)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +336,7 @@ def assert_close(of_ranks, of_one, tolerance):
             assert float((of_ranks[name] - expected).abs().max()) <= tolerance * largest, name
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_gradients_are_those_of_one_process_on_the_joined_batch(run, two_ranks, one_process):
     for phase, single in enumerate(one_process(run)["epochs"]):
         for shared in (two_ranks[rank][run]["epochs"][phase] for rank in range(RANKS)):
@@ -342,14 +355,14 @@ def updates_of(result):
             before = weights
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_updates_are_those_of_one_process_on_the_joined_batch(run, two_ranks, one_process):
     for rank in range(RANKS):
         for of_ranks, of_one in zip(updates_of(two_ranks[rank][run]), updates_of(one_process(run)), strict=True):
             assert_close(of_ranks, of_one, UPDATE_TOLERANCE)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_ranks_have_the_same_weights_to_the_bit(run, two_ranks):
     for one, other in zip(*(two_ranks[rank][run]["epochs"] for rank in range(RANKS)), strict=True):
         for weights, of_other in zip(one["weights"], other["weights"], strict=True):
@@ -357,7 +370,7 @@ def test_ranks_have_the_same_weights_to_the_bit(run, two_ranks):
                 assert torch.equal(weight, of_other[name]), name
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_losses_and_scores_are_reduced_over_the_ranks(run, two_ranks, one_process):
     """Pre-stage: losses, the three MSEs, the best score. Segmentation: losses, Dice per class, the best mean Dice."""
     for phase, single in enumerate(one_process(run)["epochs"]):
@@ -369,7 +382,7 @@ def test_losses_and_scores_are_reduced_over_the_ranks(run, two_ranks, one_proces
             assert shared["best"] == two_ranks[0][run]["epochs"][phase]["best"]
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_only_what_is_trained_is_synchronised_and_waited_for(run, two_ranks):
     """The detector, and what transfer freezes, is in no bucket, so that no rank waits for its gradient."""
     for of_rank in (two_ranks[rank][run] for rank in range(RANKS)):
@@ -387,7 +400,7 @@ def test_only_what_is_trained_is_synchronised_and_waited_for(run, two_ranks):
                 assert torch.equal(last["weights"][-1][name], of_rank["begun"][name]), name
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_ranks_begin_with_the_weights_of_the_first(run, two_ranks, one_process):
     begun = one_process(run)["begun"]
     for rank in range(RANKS):
@@ -396,7 +409,7 @@ def test_ranks_begin_with_the_weights_of_the_first(run, two_ranks, one_process):
             assert torch.equal(value, begun[name]), name
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_ranks_do_not_draw_the_same_cases_and_augmentation(run, two_ranks):
     """Also where a seed is set: one seed for all ranks would train on every patch twice."""
     for draws in zip(*(two_ranks[rank][run]["draws"] for rank in range(RANKS)), strict=True):
@@ -405,7 +418,7 @@ def test_ranks_do_not_draw_the_same_cases_and_augmentation(run, two_ranks):
     assert not torch.equal(*first)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@runs
 def test_batch_is_shared_out_or_one_case_on_each_rank(run, two_ranks):
     published = RUNS[run][0] not in ("AnomalyPreStageTrainer", "AnomalyAwareTrainer", "AnomalyAwareTransferTrainer")
     for rank in range(RANKS):
@@ -413,11 +426,11 @@ def test_batch_is_shared_out_or_one_case_on_each_rank(run, two_ranks):
         assert len(two_ranks[rank][run]["first_batch"]["data"]) == two_ranks[rank][run]["batch_size"]
 
 
-def test_buffers_do_not_travel_with_every_forward_pass(two_ranks):
+@runs
+def test_buffers_do_not_travel_with_every_forward_pass(run, two_ranks):
     """They never change, and a collective call in a forward pass is a hang where ranks predict different windows."""
-    for run in RUNS:
-        for rank in range(RANKS):
-            assert not two_ranks[rank][run]["buffers_are_sent"], run
+    for rank in range(RANKS):
+        assert not two_ranks[rank][run]["buffers_are_sent"]
 
 
 # ------------------------------------------------------------------------------------------------ whole runs, shared

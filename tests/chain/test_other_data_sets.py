@@ -15,7 +15,7 @@ import torch
 from skimage import io
 from stock_commands import SETTINGS, WHILE_PLANNING, run_commands
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 @dataclass(frozen=True)

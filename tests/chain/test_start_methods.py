@@ -87,7 +87,7 @@ def model_of(base: Path, trainer: str) -> Path:
     return base / "nnUNet_results" / "Dataset801_TinyKnee" / f"{trainer}__nnUNetPlans__3d_started" / "fold_0"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows starts processes in one way only, and has no forkserver")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_training_and_prediction_end_well(started, method):

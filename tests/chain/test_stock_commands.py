@@ -1,6 +1,6 @@
 """Everything that people do with nnU-Net's commands, with a trainer of each family of ours.
 
-docs/reference/commands.md is the table of it; every row there is a command here.
+docs/reference/commands.md is the table of it; test_commands_page.py compares the two.
 """
 
 import copy
@@ -10,10 +10,9 @@ import re
 from pathlib import Path
 
 import pytest
-from places import ROOT
 from stock_commands import SETTINGS, WHILE_PLANNING, run_commands
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 NUMBER, NAME = "803", "Dataset803_StockKnee"
 OTHER_NUMBER, OTHER_NAME = "804", "Dataset804_OtherKnee"
@@ -212,46 +211,11 @@ def test_prestage_that_is_refused_leaves_no_segmentation(done, folder):
 
 @pytest.mark.parametrize("word", NNUNETS_ERRORS)
 def test_nnunets_own_error_over_what_a_prestage_leaves(done, word):
-    """Nothing of ours is asked there: what is written in commands.md has to be true, and to change with nnU-Net."""
+    """Nothing of ours is involved there: commands.md says so, which has to change when nnU-Net does."""
     _, results = done
     result = results[f"{word}-{PRESTAGE}"]
     assert result["status"] == 99, result["output"]  # a traceback
     assert re.search(NNUNETS_ERRORS[word], result["output"]), result["output"]
-
-
-def test_table_of_commands_has_in_every_cell_the_test_of_its_trainer():
-    text = (ROOT / "docs" / "reference" / "commands.md").read_text()
-    lines = text.replace("\\|", "/").splitlines()
-    rows = [line.strip().strip("|").split("|") for line in lines if line.startswith("|")][2:]
-    assert all(len(row) == 5 for row in rows)
-    for column, trainer in enumerate((PRESTAGE, *SEGMENTERS), start=1):
-        named = set()
-        for row in rows:
-            words = re.findall(r"`(\w+)`", row[column])
-            assert words, f"{row[0]}: nothing tests it with {trainer}"
-            for word in words:
-                assert {word, f"{word}-{trainer}"} & set(NAMES), f"{row[0]}: {word} is no test with {trainer}"
-                is_prestage = trainer == PRESTAGE
-                assert ("refused (2)" in row[column]) == (is_prestage and word in REFUSED), row
-                assert ("nnU-Net's error (3)" in row[column]) == (is_prestage and word in NNUNETS_ERRORS), row
-            named.update(words)
-        assert named == words_with(trainer) | {name for name in NAMES if "-" not in name}
-    (paragraph,) = (part for part in text.split("\n\n") if part.startswith(f"`{PLANNED_TRANSFER}`"))
-    assert words_with(PLANNED_TRANSFER) == set(re.findall(r"\(`(\w+)`\)", paragraph))
-
-
-def words_with(trainer: str) -> set[str]:
-    """Of the commands with a trainer; what only prepares something for the others is no row."""
-    return {name.partition("-")[0] for name in NAMES if name.endswith(f"-{trainer}")} - {"train_for_fold_2"}
-
-
-def test_tests_that_the_page_of_commands_names_are_there():
-    text = (ROOT / "docs" / "reference" / "commands.md").read_text()
-    functions = set(re.findall(r"`(test_\w+)[`\[]", text))
-    code = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    assert len(functions) > 3
-    assert {name for name in functions if f"def {name}(" not in code} == set()
-    assert [name for name in re.findall(r"`(tests/[\w/]+\.py)`", text) if not (ROOT / name).is_file()] == []
 
 
 @pytest.mark.parametrize("trainer", SEGMENTERS)

@@ -1142,7 +1142,7 @@ def run_offline(tmp_path):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_demonstration_needs_and_tries_no_network(tmp_path, run_offline):
     folder = tmp_path / "demo"
     # The planner takes the number of augmentation processes for a thread count, which 0 is not.

@@ -1,6 +1,6 @@
 """Training that is killed again and again reaches its end, with the losses and weights of a run that never was.
 
-``KILLS=5 pytest tests/trainers/test_kill_and_resume.py`` kills less often.
+``KILLS=5 pytest tests/faults/test_kill_and_resume.py -m exhaustive`` kills less often.
 """
 
 import copy
@@ -20,7 +20,7 @@ import torch
 from nnunetv2_anomaly.environment import nnunet_command, nnunet_environment
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.skipif(not hasattr(os, "killpg"), reason="processes are killed with their children by POSIX's killpg"),
 ]
 

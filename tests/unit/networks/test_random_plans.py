@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2_anomaly.detectors.inpainting.losses import PreStageLoss
 
 from nnunetv2_anomaly import trainers
+from nnunetv2_anomaly.detectors.inpainting.loss import PreStageLoss
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
 from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
@@ -29,10 +29,20 @@ MOST_VOXELS = {2: LARGEST * LARGEST, 3: 24_576}
 #: nnU-Net's planner leaves an axis at least 4 voxels; users may want fewer
 FEWEST_AT_THE_BOTTLENECK = 2
 
-# The same examples in every run, so that a failure is never a matter of luck.
-RANDOM_PLANS = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
+#: how many random plans each test tries: a few in every run, many in the exhaustive one
+amounts = pytest.mark.parametrize("amount", [10, pytest.param(150, marks=pytest.mark.exhaustive)])
+
+
+def try_plans(amount: int, check, **strategies) -> None:
+    """Run a check on so many examples, the same in every run, so that a failure is never a matter of luck."""
+    chosen = settings(
+        max_examples=amount,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+        database=None,
+    )
+    chosen(given(**strategies)(check))()
 
 
 @dataclass(frozen=True)
@@ -196,7 +206,7 @@ def assert_learns(network, loss, without_gradient=()) -> None:
 
 
 def assert_survives_saving(network, fresh, run) -> None:
-    """Weights in a file, loaded into a network built anew, give the same output to the bit."""
+    """Weights in a file, loaded into a network built again, give the same output to the bit."""
     with tempfile.TemporaryDirectory() as folder:
         torch.save(network.state_dict(), Path(folder) / "weights.pth")
         fresh.load_state_dict(torch.load(Path(folder) / "weights.pth", weights_only=True), strict=True)
@@ -216,9 +226,12 @@ def anomaly_aware_loss(network, scales: int | None) -> AnomalyAwareLoss:
 # ---------------------------------------------------------------------------------------------------------- the tests
 
 
-@RANDOM_PLANS
-@given(case=cases(divisible=False))
-def test_prestage(case):
+@amounts
+def test_prestage(amount):
+    try_plans(amount, check_prestage, case=cases(divisible=False))
+
+
+def check_prestage(case):
     trainer = trainers.AnomalyPreStageTrainer
     levels = [case.configuration["anomaly"]["detector_downsamplings"]]
     network = built(case, trainer, levels)
@@ -244,9 +257,12 @@ def test_prestage(case):
     assert_survives_saving(network, case.build(trainer, False), run)
 
 
-@RANDOM_PLANS
-@given(case=cases(divisible=False), trainer=st.sampled_from(PUBLISHED))
-def test_published_networks(case, trainer):
+@amounts
+def test_published_networks(amount):
+    try_plans(amount, check_published_networks, case=cases(divisible=False), trainer=st.sampled_from(PUBLISHED))
+
+
+def check_published_networks(case, trainer):
     aware = issubclass(trainer, (trainers.UNETSTrainer, trainers.CANSTrainer))
     levels = [trainer.network_shape.downsamplings]
     if aware:
@@ -264,9 +280,12 @@ def test_published_networks(case, trainer):
     assert_survives_saving(network, case.build(trainer, False), lambda network: [network(image)])
 
 
-@RANDOM_PLANS
-@given(case=cases(divisible=True), deep_supervision=st.booleans())
-def test_anomaly_aware_network(case, deep_supervision):
+@amounts
+def test_anomaly_aware_network(amount):
+    try_plans(amount, check_anomaly_aware_network, case=cases(divisible=True), deep_supervision=st.booleans())
+
+
+def check_anomaly_aware_network(case, deep_supervision):
     trainer = trainers.AnomalyAwareTrainer
     levels = [case.configuration["anomaly"]["detector_downsamplings"]]
     network = built(case, trainer, levels, deep_supervision)
@@ -304,13 +323,18 @@ NO_PATCH = st.one_of(
 )
 
 
-@RANDOM_PLANS
-@given(
-    patch_size=st.one_of(st.just([16, 16, 16]), NO_PATCH),
-    stage=st.one_of(st.just([2, 2, 2]), NO_STRIDES),
-    trainer=st.sampled_from([trainers.AnomalyPreStageTrainer, trainers.AnomalyAwareTrainer, *PUBLISHED]),
-)
-def test_plans_that_are_none_are_told_in_a_sentence(patch_size, stage, trainer):
+@amounts
+def test_invalid_plans_end_in_a_sentence(amount):
+    try_plans(
+        amount,
+        check_invalid_plans,
+        patch_size=st.one_of(st.just([16, 16, 16]), NO_PATCH),
+        stage=st.one_of(st.just([2, 2, 2]), NO_STRIDES),
+        trainer=st.sampled_from([trainers.AnomalyPreStageTrainer, trainers.AnomalyAwareTrainer, *PUBLISHED]),
+    )
+
+
+def check_invalid_plans(patch_size, stage, trainer):
     planned = {"strides": [[1, 1, 1], stage, [2, 2, 2]], "n_stages": 3}
     architecture = {"network_class_name": "any", "arch_kwargs": planned, "_kw_requires_import": []}
     configuration = {"patch_size": patch_size, "architecture": architecture}
