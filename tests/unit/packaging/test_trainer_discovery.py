@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -141,33 +140,9 @@ def test_no_trainers_name_holds_a_double_underscore():
     assert not [name for name in TRAINERS if "__" in name]
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A copy of the checkout: building writes into the source folder, and an old build folder would be packed."""
-    if not (ROOT / "setup.cfg").is_file():
-        pytest.skip("the tests do not lie in a checkout")
-    pytest.importorskip("setuptools", reason="the build backend is needed to build without network access")
-    copy = tmp_path_factory.mktemp("build") / "source"
-    skipped = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "shared", "tests", "docs")
-    shutil.copytree(ROOT, copy, ignore=skipped)
-    return copy
-
-
-def backend(source, hook):
-    """Call the build backend as pip does, and return the built file."""
-    out = source.parent / hook
-    out.mkdir()
-    code = f"from setuptools import build_meta; print(build_meta.{hook}({str(out)!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return next(out.glob("*.whl"))
-
-
 @pytest.mark.slow
-def test_the_wheel_holds_the_shim_inside_nnunets_trainer_folder(source):
-    with zipfile.ZipFile(backend(source, "build_wheel")) as wheel:
+def test_the_wheel_holds_the_shim_inside_nnunets_trainer_folder(build):
+    with zipfile.ZipFile(build("build_wheel")) as wheel:
         names = wheel.namelist()
         entry_points = next(wheel.read(name).decode() for name in names if name.endswith("entry_points.txt"))
         record = next(wheel.read(name).decode() for name in names if name.endswith("RECORD"))
@@ -180,9 +155,9 @@ def test_the_wheel_holds_the_shim_inside_nnunets_trainer_folder(source):
 
 
 @pytest.mark.slow
-def test_an_editable_install_does_not_hide_an_editable_nnunet(source):
+def test_an_editable_install_does_not_hide_an_editable_nnunet(build):
     # setuptools would declare nnunetv2 a namespace for the sake of the shim's place in the wheel.
-    with zipfile.ZipFile(backend(source, "build_editable")) as wheel:
+    with zipfile.ZipFile(build("build_editable")) as wheel:
         finder = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("_finder.py"))
     assert "'nnunetv2'" not in finder
     assert "nnunetv2.training" not in finder
