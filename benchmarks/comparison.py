@@ -20,10 +20,10 @@ from benchmarks.figures import difference_drawing
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
 from nnunetv2_anomaly.evaluation.figures import Drawing
-from nnunetv2_anomaly.evaluation.report import lesion_tables
+from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
-from nnunetv2_anomaly.evaluation.tables import DSC, HD_RAW, MEASURES, Cell, Measure, Table, in_words
+from nnunetv2_anomaly.evaluation.tables import DSC, HD_RAW, MEASURES, Measure, in_words
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, find_dataset_description
 from nnunetv2_anomaly.images.segmentations import chosen_reader
@@ -32,9 +32,9 @@ from nnunetv2_anomaly.measurements.surface import DISTANCES
 from nnunetv2_anomaly.postprocessing.arguments import chosen_lesions
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over, measure_detector
-from nnunetv2_anomaly.reporting import page
 from nnunetv2_anomaly.reporting.drawing import save_figure
-from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.page import Picture, Section
+from nnunetv2_anomaly.reporting.table import Cell, Table, number
 
 #: between a case's name and its repeat's, in the names of gathered files
 _OF = "--"
@@ -84,9 +84,9 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         tables["channel_use"] = channel_table(used)
     tables["cost"] = cost_table(experiment)
     drawings = difference_drawings(evaluation, lesions)
-    told = "".join(page.paragraph(line.strip("`")) for line in (*made_by, _introduction(experiment)))
-    shown = "".join(page.figure(drawing.figure, drawing.alt, drawing.alt) for drawing in drawings)
-    sections = [Section("The comparison", told + shown + "".join(table.html() for table in tables.values()))]
+    told = [line.strip("`") for line in (*made_by, _introduction(experiment))]
+    shown = [Picture(drawing.figure, drawing.alt, drawing.alt) for drawing in drawings]
+    sections = [Section("The comparison", [*told, *shown, *tables.values()])]
     write_evaluation(
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
         tested=tested,
@@ -235,7 +235,7 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
                 key = row["model_b"], row["label"], measure.processing, measure.metric
                 difference = -measure.factor * row["difference"]
                 low, median, high = (measure.factor * value for value in spreads[key])
-                shown = f"median {page.number(median, 2)} ({page.number(low, 2)} to {page.number(high, 2)})"
+                shown = f"median {number(median, 2)} ({number(low, 2)} to {number(high, 2)})"
                 rows.append(
                     (
                         _word("knees", title),
@@ -243,7 +243,7 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
                         _word("label", in_words(row["label"])),
                         _word("model", row["model_b"]),
                         Cell(
-                            page.number(difference, 2),
+                            number(difference, 2),
                             beneath="\n".join(filter(None, (shown, _range(*ranges[key], measure)))),
                             values={
                                 "difference": difference,
@@ -252,8 +252,8 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
                                 "difference_q3": high,
                             },
                         ),
-                        Cell(page.number(row["p"], 3), values={"p": row["p"]}),
-                        Cell(page.number(row["p_holm"], 3), values={"p_holm": row["p_holm"]}),
+                        Cell(number(row["p"], 3), values={"p": row["p"]}),
+                        Cell(number(row["p_holm"], 3), values={"p_holm": row["p_holm"]}),
                         Cell(str(row["n"]), values={"n": row["n"]}),
                     )
                 )
@@ -295,9 +295,7 @@ def detector_table(detectors: dict[str, dict[str, dict[str, float | None]]]) -> 
         for source, keys_of_auc, title in MEASURED:
             values = {key: found[source][measured] for key, measured in zip(AUC_KEYS, keys_of_auc, strict=True)}
             values |= {key: found[source].get(key) if keys_of_auc == AUC_KEYS else None for key in errors}
-            cells = (
-                Cell(page.number(values[key], 5 if key in errors else 3), values={key: values[key]}) for key in values
-            )
+            cells = (Cell(number(values[key], 5 if key in errors else 3), values={key: values[key]}) for key in values)
             rows.append((_word("detector", name), _word("source", title), *cells))
     return Table(
         "Detectors on held-out knees",
@@ -319,10 +317,10 @@ def channel_table(used: pd.DataFrame) -> Table:
     rows = []
     for (label, model), own in means.iterrows():
         cells = [_word("label", in_words(NAMES[label])), _word("model", model)]
-        cells.append(Cell(page.number(own[AS_TRAINED], 1), values={"dsc_percent": own[AS_TRAINED]}))
+        cells.append(Cell(number(own[AS_TRAINED], 1), values={"dsc_percent": own[AS_TRAINED]}))
         for change in CHANGES:
             lost = own[change] - own[AS_TRAINED]
-            cells.append(Cell(page.number(lost, 1), values={f"difference_{change.replace(' ', '_')}": lost}))
+            cells.append(Cell(number(lost, 1), values={f"difference_{change.replace(' ', '_')}": lost}))
         rows.append(tuple(cells))
     return Table(
         "The error channel at prediction: what the trained models do without it",
@@ -505,22 +503,22 @@ def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
     repeats = values.groupby([_repeat(case) for case in rows["case"]]).mean()
     mean = float(values.mean()) if len(values) else float("nan")
     low, high = (float(repeats.min()), float(repeats.max())) if len(repeats) else (mean, mean)
-    beneath = [f"{page.number(low, measure.digits)} to {page.number(high, measure.digits)}"] if len(repeats) > 1 else []
+    beneath = [f"{number(low, measure.digits)} to {number(high, measure.digits)}"] if len(repeats) > 1 else []
     kept = {measure.name: mean, f"{measure.name}_low": low, f"{measure.name}_high": high}
     if measure.metric in DISTANCES and values.notna().any():
         # A few far islands make a mean; the median tells of the others.
         quartiles = [float(value) for value in np.nanquantile(values, [0.25, 0.5, 0.75])]
         kept |= dict(zip((f"{measure.name}_{q}" for q in ("q1", "median", "q3")), quartiles, strict=True))
-        shown = [page.number(value, measure.digits) for value in quartiles]
+        shown = [number(value, measure.digits) for value in quartiles]
         beneath.append(f"median {shown[1]} ({shown[0]} to {shown[2]})")
-    return Cell(page.number(mean, measure.digits), beneath="\n".join(beneath), values=kept)
+    return Cell(number(mean, measure.digits), beneath="\n".join(beneath), values=kept)
 
 
 def _spread_cell(values: np.ndarray, column: str, digits: int) -> Cell:
     if np.isnan(values).all():
         return Cell("not measured", values={column: float("nan")})
     low, median, high = (float(value) for value in np.nanquantile(values, [0.25, 0.5, 0.75]))
-    shown = f"{page.number(median, digits)} ({page.number(low, digits)} to {page.number(high, digits)})"
+    shown = f"{number(median, digits)} ({number(low, digits)} to {number(high, digits)})"
     return Cell(shown, values={column: median, f"{column}_q1": low, f"{column}_q3": high})
 
 
@@ -563,7 +561,7 @@ def _minus_baseline(
 def _range(low: float, high: float, measure: Measure) -> str:
     if low == high:
         return ""
-    return f"{page.number(measure.factor * low, 2)} to {page.number(measure.factor * high, 2)}"
+    return f"{number(measure.factor * low, 2)} to {number(measure.factor * high, 2)}"
 
 
 def _word(column: str, text: str) -> Cell:

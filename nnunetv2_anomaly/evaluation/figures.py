@@ -20,8 +20,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.evaluation import detection
+from nnunetv2_anomaly.evaluation.lesion_tables import size_in_words
 from nnunetv2_anomaly.evaluation.results import INVENTED, MISSED, Evaluation
-from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words, size_in_words
+from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import DISTANCES
 from nnunetv2_anomaly.reporting.drawing import label_palette, own_style

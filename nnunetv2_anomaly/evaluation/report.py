@@ -9,27 +9,17 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.evaluation import detection, statistics
+from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import DIAGONAL
 from nnunetv2_anomaly.evaluation.figures import Drawing, evaluation_figures
+from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
+from nnunetv2_anomaly.evaluation.pair_tables import paired_table, tukey_table
 from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
-from nnunetv2_anomaly.evaluation.tables import (
-    Table,
-    detection_table,
-    fold_table,
-    group_table,
-    in_words,
-    lesion_wise_table,
-    metrics_table,
-    paired_table,
-    segmentation_table,
-    tukey_table,
-    volume_table,
-)
+from nnunetv2_anomaly.evaluation.tables import fold_table, group_table, in_words, metrics_table, segmentation_table
 from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.reporting import page
 from nnunetv2_anomaly.reporting.drawing import save_figure
-from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
+from nnunetv2_anomaly.reporting.table import Cell, Table, number
 
 #: too long for a page of a paper
 _WITHOUT_LATEX = ("all_metrics", "tukey", "paired")
@@ -132,24 +122,6 @@ def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, pai
     return {name: table for name, table in tables.items() if table is not None}
 
 
-def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table]:
-    """Tables of the detection of lesions, by the name of their files; none where no label is a lesion's.
-
-    Args: as for ``Findings.of``; volumes are those of ``tested``.
-    """
-    tables = {}
-    if len(evaluation.bones):
-        tables["lesion_detection"] = detection_table(detection.summary(detection.counts(evaluation.bones)))
-        tables["lesion_volumes"] = volume_table(detection.volume_agreement(tested.bones))
-    if len(evaluation.lesions):
-        found = detection.lesion_wise(evaluation.lesions)
-        # Bones in the order of the other tables, whichever of them has the first lesion.
-        places = {bone: place for place, bone in enumerate([*evaluation.bones["bone"].unique(), detection.ALL])}
-        found = found.sort_values("bone", key=lambda bones: bones.map(places), kind="stable")
-        tables["lesion_sizes"] = lesion_wise_table(found)
-    return tables
-
-
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
     """Write ``folder/tables`` (CSV, Markdown, LaTeX) and ``folder/figures`` (PNG, SVG), each file whole.
 
@@ -200,25 +172,25 @@ def report_sections(
         notes: sentences told at the beginning.
     """
     evaluation, tables, drawings = findings.evaluation, findings.tables, findings.drawings
-    boxes = "".join(_shown(drawing) for name, drawing in drawings.items() if name.startswith("box_"))
     parts = [
-        Section("Distances and DSC, case by case", boxes),
+        Section(
+            "Distances and DSC, case by case",
+            [_shown(drawing) for name, drawing in drawings.items() if name.startswith("box_")],
+        ),
         *(
-            Section(title, tables[name].html())
+            Section(title, [tables[name]])
             for name, title in (("groups", "By group of cases"), ("folds", "By fold"))
             if name in tables
         ),
     ]
     if "tukey" in tables or "paired" in tables:
-        parts.append(Section("Differences between models", _tests_html(findings)))
+        parts.append(Section("Differences between models", _significant(findings)))
     sections = [
         Section("What was compared", _introduction(evaluation, missing, notes)),
-        Section("Segmentation", tables["segmentation"].html(), tuple(parts)),
+        Section("Segmentation", [tables["segmentation"]], parts),
     ]
     lesions = [
-        Section(
-            title, "".join(tables[name].html() for name in (table,) if name in tables) + _shown(drawings.get(drawn))
-        )
+        Section(title, [tables[table], *(_shown(drawings[name]) for name in (drawn,) if name in drawings)])
         for title, table, drawn in (
             ("Detection", "lesion_detection", "roc"),
             ("Lesions one by one", "lesion_sizes", "lesion_sizes"),
@@ -227,7 +199,7 @@ def report_sections(
         if table in tables
     ]
     if lesions:
-        sections.append(Section("Lesions", sections=tuple(lesions)))
+        sections.append(Section("Lesions", sections=lesions))
     if pictures:
         sections.append(_pictures_section(evaluation, pictures))
     return sections
@@ -255,15 +227,15 @@ def write_report(
     """
     sections = report_sections(findings, pictures, missing=missing, notes=notes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page.page(title, [*sections, *more_sections]))
+    write_text(path, page(title, [*sections, *more_sections]))
     return path
 
 
-def _shown(drawing: Drawing | None) -> str:
-    return "" if drawing is None else page.figure(drawing.figure, drawing.alt, drawing.title)
+def _shown(drawing: Drawing) -> Picture:
+    return Picture(drawing.figure, drawing.alt, drawing.title)
 
 
-def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) -> str:
+def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) -> list[str]:
     num_cases = evaluation.cases["case"].nunique()
     models = [f"{model} (the baseline)" if place == 0 else model for place, model in enumerate(evaluation.models)]
     compared = f"{num_cases} case{'s' * (num_cases != 1)}"
@@ -291,31 +263,31 @@ def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) ->
         "surfaces, both ways. HD* is of the prediction as it is, all else after post-processing. The tables folder "
         "holds every metric of every label in full precision (all_metrics.csv)."
     )
-    return "".join(page.paragraph(text) for text in (compared, labels, *notes, measures, policy))
+    return [compared, labels, *notes, measures, policy]
 
 
-def _tests_html(findings: Findings) -> str:
+def _significant(findings: Findings) -> list[Content]:
     shown = ((findings.tukey, tukey_table), (findings.paired, paired_table))
-    return "".join(make(frame, significant_only=True).html() for frame, make in shown if len(frame))
+    return [make(frame, significant_only=True) for frame, make in shown if len(frame)]
 
 
 def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]]) -> Section:
-    chosen = page.table(
+    chosen = Table(
+        "Each model's worst, median and best case by the mean DSC over its labels, after post-processing",
         ("model", "rank", "case", "mean DSC [%]"),
         [
-            (choice.model, choice.rank, choice.case, page.number(100 * choice.mean_dsc, 1))
+            [Cell(choice.model), Cell(choice.rank), Cell(choice.case), Cell(number(100 * choice.mean_dsc, 1))]
             for choice in select_cases(evaluation)
         ],
-        "Each model's worst, median and best case by the mean DSC over its labels, after post-processing",
         words=3,
         grouped=1,
     )
-    text = page.paragraph(
+    text = (
         "Each case on the slice on which the predictions, all together, disagree most with the reference. Sagittal "
         "slices have superior up and anterior to the right."
     )
-    shown = "".join(
-        page.figure(figure, f"{title}: reference, predictions, and where they disagree.", title)
+    shown = [
+        Picture(figure, f"{title}: reference, predictions, and where they disagree.", title)
         for title, figure in pictures
-    )
-    return Section("Cases", chosen + text + shown)
+    ]
+    return Section("Cases", [chosen, text, *shown])

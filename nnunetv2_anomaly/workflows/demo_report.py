@@ -19,7 +19,8 @@ from nnunetv2_anomaly.images.grids import oriented
 from nnunetv2_anomaly.labels import ANATOMY
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, MEASURED
 from nnunetv2_anomaly.reporting.drawing import own_style
-from nnunetv2_anomaly.reporting.page import Cell, Section, figure, number, table
+from nnunetv2_anomaly.reporting.page import Picture, Section
+from nnunetv2_anomaly.reporting.table import Cell, Table, number
 from nnunetv2_anomaly.training.safe_loading import load_file
 
 if TYPE_CHECKING:
@@ -50,12 +51,13 @@ def write_demo_report(path: Path, demo: Demo, records: Sequence[Mapping[str, Any
         more_sections=[
             Section(
                 "Does the error image find the lesions?",
-                _detector_table(read_json(demo.detector / "summary.json")["mean"]),
+                [_detector_table(read_json(demo.detector / "summary.json")["mean"])],
             ),
             Section(
-                "Training", figure(_training_curves(demo), "Losses and scores of the three trainings, epoch by epoch")
+                "Training",
+                [Picture(_training_curves(demo), "Losses and scores of the three trainings, epoch by epoch")],
             ),
-            Section("What was run", _commands_table(records)),
+            Section("What was run", [_commands_table(records)]),
         ],
     )
 
@@ -80,7 +82,7 @@ def _introduction(manifest: Mapping[str, Any], evaluation: Evaluation, quick: bo
     return notes
 
 
-def _detector_table(mean: Mapping[str, Any]) -> str:
+def _detector_table(mean: Mapping[str, Any]) -> Table:
     header = [
         "test cases", "AUC for lesions in bone", "away from its surface", "MSE in erased region", "of a constant",
         "of a blurred image",
@@ -91,22 +93,23 @@ def _detector_table(mean: Mapping[str, Any]) -> str:
         areas = [number(entry.get(key), 3) for key in keys_of_auc]
         keys = ("mse_erased", "mse_constant", "mse_blurred")
         errors = [number(entry[key], 5) if key in entry and keys_of_auc == AUC_KEYS else "" for key in keys]
-        rows.append([title, *areas, *errors])
+        rows.append([Cell(text) for text in (title, *areas, *errors)])
     note = (
         f"Voxel-wise AUC, lesion against all other bone, mean over the {mean['num_cases_with_lesion']} test cases with "
         f"a lesion. 0.5 is chance; with the sign, it is above where lesions are brighter than expected. Away from its "
         f"surface: bone at least one voxel inside, because at the surface every reconstruction is a little off."
     )
-    return table(header, rows, notes=[note])
+    return Table("", header, rows, [note])
 
 
-def _commands_table(records: Sequence[Mapping[str, Any]]) -> str:
+def _commands_table(records: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for record in records:
         what = Cell(record["command"], code=True) if record["command"] else Cell("in the demo's own process")
-        rows.append([record["title"], what, f"{record['seconds']:.0f}"])
-    rows.append(["total", "", f"{sum(record['seconds'] for record in records):.0f}"])
-    return table(["step", "command", "seconds"], rows, words=2)
+        rows.append([Cell(record["title"]), what, Cell(f"{record['seconds']:.0f}")])
+    total = sum(record["seconds"] for record in records)
+    rows.append([Cell("total"), Cell(""), Cell(f"{total:.0f}")])
+    return Table("", ["step", "command", "seconds"], rows, words=2)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 
 import pandas as pd
 import pytest
 from made_evaluation import evaluation_of, row, small_evaluation
 
 from nnunetv2_anomaly.evaluation import detection
-from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, RAW
-from nnunetv2_anomaly.evaluation.tables import (
-    Cell,
-    Table,
+from nnunetv2_anomaly.evaluation.lesion_tables import (
     detection_table,
-    fold_table,
-    group_table,
     lesion_wise_table,
-    metrics_table,
-    paired_table,
-    segmentation_table,
     size_in_words,
     threshold_in_words,
-    tukey_table,
     volume_table,
 )
+from nnunetv2_anomaly.evaluation.pair_tables import paired_table, tukey_table
+from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, RAW
+from nnunetv2_anomaly.evaluation.tables import fold_table, group_table, metrics_table, segmentation_table
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import METRICS
 
@@ -235,45 +228,6 @@ def test_tests_show_small_p_as_a_bound_and_can_leave_out_what_is_not_significant
     assert any("1 of 2 comparisons" in note for note in some.notes)
     assert records(every)[0]["p"] == "0.0004"
     assert len(paired_table(pairs(n=2, p_holm=0.01)).rows) == 2
-
-
-NASTY = "<b>&_%$#{}~^\\|*[x]--"
-
-
-@pytest.fixture
-def nasty():
-    cell = Cell(NASTY, bold=True, mark="†a", beneath="n = 1 of 2\n1 missed", values={"model": NASTY})
-    return Table(NASTY, ("label", NASTY), ((Cell("bone", values={"label": "bone"}), cell),), (NASTY,))
-
-
-def test_latex_escapes_what_it_reads_otherwise(nasty):
-    latex = nasty.latex()
-    assert (
-        r"\textbf{\textless{}b\textgreater{}\&\_\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
-        r"\textbar{}{*}{[}x]-{}-}$^\dagger$\textsuperscript{a}" in latex
-    )
-    assert r"\begin{tabular}{lr}" in latex
-    for command in (r"\toprule", r"\midrule", r"\bottomrule"):
-        assert latex.count(command) == 1
-    # What is left after the escaped signs is balanced, and each row has one separator.
-    bare = re.sub(r"\\[\\{}&%$#_]", "", latex)
-    assert bare.count("{") == bare.count("}")
-    assert bare.count("&") == 2
-    assert bare.count("$") % 2 == 0
-
-
-def test_markdown_escapes_pipes_and_tags_and_keeps_one_line_per_row(nasty):
-    lines = nasty.markdown().splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 3
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {3}
-    assert "&lt;b&gt;&amp;\\_%\\$\\#" in rows[2]
-    assert "<sup>†a</sup> (n = 1 of 2, 1 missed)" in rows[2]
-
-
-def test_html_escapes_and_csv_keeps_the_name(nasty):
-    assert '<td class="bold">&lt;b&gt;&amp;_%$#' in nasty.html()
-    assert records(nasty) == [{"label": "bone", "model": NASTY}]
 
 
 def test_a_label_is_written_once_per_group_of_rows(two_models):

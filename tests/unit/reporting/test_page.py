@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.reporting.page import Cell, Section, figure, number, page, paragraph, table
+from nnunetv2_anomaly.reporting.page import Picture, Section, page
+from nnunetv2_anomaly.reporting.table import Cell, Table, number
 
 NASTY = "<script>\"&'</script>"
 
@@ -41,6 +42,17 @@ class Reader(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
+def compact(*content):
+    """A page with these contents, without the white space between tags."""
+    return re.sub(r">\s+<", "><", page("title", [Section("one", content)]))
+
+
+def table(header, rows, title="", **more):
+    return Table(
+        title, header, [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows], **more
+    )
+
+
 def drawn():
     made = Figure(figsize=(2, 1))
     made.subplots().plot([0, 1], [0, 1])
@@ -56,10 +68,8 @@ def test_numbers_are_rounded_and_undefined_ones_told(value, text):
 
 
 def test_plain_text_is_escaped_everywhere():
-    whole = page(
-        NASTY,
-        [Section(NASTY, paragraph(NASTY) + table([NASTY], [[NASTY]], NASTY, notes=[NASTY]) + figure(drawn(), NASTY))],
-    )
+    made = table([NASTY], [[NASTY]], NASTY, notes=[NASTY])
+    whole = page(NASTY, [Section(NASTY, [NASTY, made, Picture(drawn(), NASTY)])])
     reader = Reader(whole)
     assert reader.count("script") == 0
     # The title twice; heading and contents; paragraph; caption, header, cell and note of the table.
@@ -69,21 +79,21 @@ def test_plain_text_is_escaped_everywhere():
 
 def test_a_cell_shows_its_mark_and_its_smaller_lines():
     cell = Cell("1.5", bold=True, mark="†", beneath="n = 2")
-    assert '<td class="bold">1.5<sup>†</sup><small>n = 2</small></td>' in table(["a", "b"], [["x", cell]])
-    assert '<td class="left code"><code>run</code></td>' in table(
-        ["a", "b"], [["x", Cell("run", code=True, left=True)]]
+    assert '<td class="bold">1.5<sup>†</sup><small>n = 2</small></td>' in compact(table(["a", "b"], [["x", cell]]))
+    assert '<td class="left code"><code>run</code></td>' in compact(
+        table(["a", "b"], [["x", Cell("run", code=True, left=True)]])
     )
 
 
 def test_leading_columns_of_words_are_aligned_to_the_left():
-    shown = table(["a", "b", "c"], [["x", "y", "1"]], words=2)
+    shown = compact(table(["a", "b", "c"], [["x", "y", "1"]], words=2))
     assert '<td class="left">x</td><td class="left">y</td><td>1</td>' in shown
     assert '<th scope="col" class="left">b</th><th scope="col">c</th>' in shown
 
 
 def test_a_repeated_cell_is_written_once_for_its_rows():
     rows = [["u", "1", "p"], ["u", "1", "q"], ["u", "2", "r"], ["v", "2", "s"]]
-    reader = Reader(table(["a", "b", "c"], rows, words=3, grouped=2))
+    reader = Reader(compact(table(["a", "b", "c"], rows, words=3, grouped=2)))
     spans = [attrs["rowspan"] for tag, attrs in reader.tags if attrs.get("scope") == "rowgroup"]
     # u over three rows, 1 over two; 2 of u and 2 of v are different cells.
     assert spans == ["3", "2", "1", "1", "1"]
@@ -96,7 +106,7 @@ def test_a_row_that_does_not_fit_the_header_is_an_error():
 
 
 def test_a_figure_is_a_png_of_the_page_itself_as_wide_as_it_was_made():
-    reader = Reader(figure(drawn(), "a line", "caption"))
+    reader = Reader(compact(Picture(drawn(), "a line", "caption")))
     image = next(attrs for tag, attrs in reader.tags if tag == "img")
     assert (image["alt"], image["width"]) == ("a line", "192")
     kind, content = image["src"].split(",")
@@ -105,7 +115,7 @@ def test_a_figure_is_a_png_of_the_page_itself_as_wide_as_it_was_made():
 
 
 def test_every_heading_is_in_the_table_of_contents_and_every_link_leads_to_one():
-    sections = [Section("one", "<p>1</p>", (Section("inner"), Section("other"))), Section("two")]
+    sections = [Section("one", ["1"], (Section("inner"), Section("other"))), Section("two")]
     reader = Reader(page("title", sections))
     links = [attrs["href"].removeprefix("#") for tag, attrs in reader.tags if tag == "a"]
     headings = [attrs["id"] for tag, attrs in reader.tags if tag in ("h2", "h3")]
@@ -114,13 +124,13 @@ def test_every_heading_is_in_the_table_of_contents_and_every_link_leads_to_one()
 
 
 def test_a_page_asks_for_nothing_outside_itself():
-    whole = page("title", [Section("one", figure(drawn(), "a line"))], paragraph("hello"))
+    whole = page("title", [Section("one", ["hello", Picture(drawn(), "a line")])])
     text = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", whole)  # random letters
     assert len(text) < len(whole)
     assert not re.search(r"https?://|//[a-z]|@import|<link|<script|url\(", text)
 
 
 def test_the_same_page_is_the_same_text():
-    assert page("title", [Section("one", figure(drawn(), "x"))]) == page(
-        "title", [Section("one", figure(drawn(), "x"))]
+    assert page("title", [Section("one", [Picture(drawn(), "x")])]) == page(
+        "title", [Section("one", [Picture(drawn(), "x")])]
     )

@@ -1,0 +1,85 @@
+"""Tables of the tests between models, a pair of models in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from nnunetv2_anomaly.evaluation.results import CLEANED, RAW
+from nnunetv2_anomaly.evaluation.tables import in_words
+from nnunetv2_anomaly.reporting.table import Column, Table, in_groups, p_value, table_of
+
+#: of statistics' metrics, as readers see them
+_METRIC_TITLES = {"dsc": "DSC", "asd_mm": "ASD [mm]", "hd_mm": "HD [mm]", "hd95_mm": "HD95 [mm]"}
+
+_PROCESSINGS = {RAW: "before", CLEANED: "after"}
+
+
+def tukey_table(tukey: pd.DataFrame, *, significant_only: bool = False) -> Table:
+    """Tukey's honestly significant difference.
+
+    Args:
+        tukey: of ``statistics.tukey``.
+        significant_only: whether the other pairs are left out.
+    """
+    return _pairs_table(
+        tukey,
+        "Differences between models: Tukey's honestly significant difference",
+        "The models' values are taken for independent samples. Interval: 95 %, simultaneous over all pairs. "
+        "Significant: p < 0.05.",
+        {"n_a": "n of A", "n_b": "n of B"},
+        {"mean_a": "mean of A", "mean_b": "mean of B", "difference": "A - B", "lower": "from", "upper": "to"},
+        {"p": "p"},
+        significant_only=significant_only,
+    )
+
+
+def paired_table(paired: pd.DataFrame, *, significant_only: bool = False) -> Table:
+    """Wilcoxon's signed-rank test.
+
+    Args:
+        paired: of ``statistics.paired``.
+        significant_only: whether the other pairs are left out.
+    """
+    return _pairs_table(
+        paired,
+        "Differences between models, case by case: Wilcoxon's signed-rank test",
+        "n: cases in which both models have a value; means and difference are over them. Corrected p: Holm's, over "
+        "the pairs of a label and metric. Significant: corrected p < 0.05.",
+        {"n": "n"},
+        {"mean_a": "mean of A", "mean_b": "mean of B", "difference": "A - B"},
+        {"p": "p", "p_holm": "corrected p"},
+        significant_only=significant_only,
+    )
+
+
+def _pairs_table(
+    frame: pd.DataFrame,
+    title: str,
+    note: str,
+    counts: Mapping[str, str],
+    numbers: Mapping[str, str],
+    p_values: Mapping[str, str],
+    *,
+    significant_only: bool,
+) -> Table:
+    frame = in_groups(frame, ["label", "metric"])
+    columns = [
+        Column("label", digits=None, text=lambda row: in_words(row["label"])),
+        Column("metric", digits=None, text=lambda row: _METRIC_TITLES.get(row["metric"], row["metric"])),
+        Column("processing", "", None, text=lambda row: _PROCESSINGS[row["processing"]]),
+        Column("model_a", "A", None),
+        Column("model_b", "B", None),
+        *(Column(name, shown) for name, shown in counts.items()),
+        *(Column(name, shown, 4) for name, shown in numbers.items()),
+        *(Column(name, shown, text=lambda row, name=name: p_value(row[name])) for name, shown in p_values.items()),
+    ]
+    notes = [f"{note} Before and after: post-processing."]
+    if significant_only:
+        chosen = frame[frame["significant"].astype(bool)]
+        notes.append(f"{len(chosen)} of {len(frame)} comparisons are significant; only these are shown.")
+        frame = chosen
+    else:
+        columns.append(Column("significant", text=lambda row: "yes" if row["significant"] else "no"))
+    return table_of(frame, columns, title, notes, grouped=3)

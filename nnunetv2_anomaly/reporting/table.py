@@ -1,0 +1,283 @@
+"""Tables: CSV for programs; Markdown, LaTeX and pages for readers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from nnunetv2_anomaly.files import write_text
+
+DAGGER = "†"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell of plain text.
+
+    Attributes:
+        text: what readers see.
+        bold, code: how it is set.
+        left: aligned to the left, as words are, rather than to the right, as numbers are.
+        mark: signs set high after the text, such as those of notes.
+        beneath: smaller lines under the text.
+        values: for programs: column of the CSV -> number or text, not rounded.
+    """
+
+    text: str
+    bold: bool = False
+    code: bool = False
+    left: bool = False
+    mark: str = ""
+    beneath: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def word_cell(column: str, text: str, value: Any = None) -> Cell:
+    """A cell of words, with its value in the CSV; None takes the text."""
+    return Cell(text, left=True, values={column: text if value is None else value})
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many digits after the point; "n/a" where there is none, or it is not finite."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    text = f"{value:.{digits}f}"
+    # A negative number that rounds to nothing is nothing.
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def p_value(value: float) -> str:
+    """A p-value as readers see it; small ones as a bound."""
+    return "< 0.001" if value < 0.001 else number(value, 3)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in four forms.
+
+    Attributes:
+        title: stands above it.
+        header: a title per column, as readers see it.
+        rows: cells, as many as the header has; a text stands for a plain cell.
+        notes: sentences beneath it.
+        words: that many leading columns hold words, the others numbers.
+        grouped: in that many leading columns, a cell that repeats the one above it is shown once.
+
+    Raises: ValueError if a row has another number of cells than the header.
+    """
+
+    kind: ClassVar[str] = "table"
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+    words: int = 1
+    grouped: int = 0
+
+    def __post_init__(self) -> None:
+        if wrong := [len(row) for row in self.rows if len(row) != len(self.header)]:
+            raise ValueError(f"a row has {wrong[0]} cells; expected {len(self.header)}, as the header has")
+
+    def csv(self) -> str:
+        """The cells' values, in full precision, a column per name; undefined numbers are empty."""
+        records = [dict(itertools.chain.from_iterable(cell.values.items() for cell in row)) for row in self.rows]
+        columns = dict.fromkeys(itertools.chain.from_iterable(records))
+        return pd.DataFrame(records, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+
+    def markdown(self) -> str:
+        """With title and notes, a smaller second line in brackets."""
+        aligned = [":--"] * self.words + ["--:"] * (len(self.header) - self.words)
+        lines = [[_markdown(title) for title in self.header], aligned]
+        for row, spans in self.rows_with_spans():
+            lines.append([_markdown_cell(cell) if span else "" for cell, span in zip(row, spans, strict=True)])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        notes = "".join(f"\n{_markdown(note)}\n" for note in self.notes)
+        return f"**{_markdown(self.title)}**\n\n{table}\n{notes}"
+
+    def latex(self) -> str:
+        """A table environment; the document needs the package booktabs."""
+        columns = "l" * self.words + "r" * (len(self.header) - self.words)
+        body: list[str] = []
+        for row, spans in self.rows_with_spans():
+            if self.grouped and spans[0] and body:
+                body.append(r"\midrule")
+            cells = [_latex_cell(cell) if span else "" for cell, span in zip(row, spans, strict=True)]
+            body.append(f"{' & '.join(cells)} \\\\")
+        notes = "".join(f"\n\\par\\smallskip{{\\footnotesize {_latex(note)}\\par}}" for note in self.notes)
+        head = " & ".join(_latex(title) for title in self.header)
+        return (
+            "% needs \\usepackage{booktabs}\n"
+            f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(self.title)}}}\n\\begin{{tabular}}{{{columns}}}\n"
+            f"\\toprule\n{head} \\\\\n\\midrule\n" + "\n".join(body) + f"\n\\bottomrule\n\\end{{tabular}}{notes}\n"
+            "\\end{table}\n"
+        )
+
+    def write(self, folder: Path, stem: str, endings: Collection[str] = ("csv", "md", "tex")) -> list[Path]:
+        """Write it as ``stem.csv``, ``stem.md`` and ``stem.tex``, each whole; the folder is made if missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        forms = {"csv": self.csv, "md": self.markdown, "tex": self.latex}
+        paths = []
+        for ending in endings:
+            paths.append(folder / f"{stem}.{ending}")
+            write_text(paths[-1], forms[ending]())
+        return paths
+
+    def rows_with_spans(self) -> Iterator[tuple[Sequence[Cell], list[int]]]:
+        """Every row, and over how many rows each of its cells extends; 0 where it repeats the one above it."""
+        texts = [[cell.text for cell in row] for row in self.rows]
+        for index, row in enumerate(self.rows):
+            spans = []
+            for column in range(len(row)):
+                lead = texts[index][: column + 1]
+                if column >= self.grouped:
+                    spans.append(1)
+                elif index and texts[index - 1][: column + 1] == lead:
+                    spans.append(0)
+                else:
+                    same = itertools.takewhile(lambda other: other[: len(lead)] == lead, texts[index:])  # noqa: B023
+                    spans.append(sum(1 for _ in same))
+            yield row, spans
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of ``table_of``.
+
+    Attributes:
+        name: of a column of the data frame, and of the CSV.
+        title: what stands above it; None takes the name.
+        digits: after the point; None for words.
+        text: what readers see, from the values of a row; None takes the name's, with its digits.
+        beneath: a smaller line under it, from the values of a row.
+        also: further columns of the data frame that stand in the CSV alone.
+    """
+
+    name: str
+    title: str | None = None
+    digits: int | None = 0
+    text: Callable[[Mapping[str, Any]], str] | None = None
+    beneath: Callable[[Mapping[str, Any]], str] | None = None
+    also: Sequence[str] = ()
+
+    def cell(self, row: Mapping[str, Any], *, bold: bool = False) -> Cell:
+        """The cell of a row: column of the data frame -> value."""
+        if self.text is not None:
+            text = self.text(row)
+        else:
+            text = row[self.name] if self.digits is None else number(row[self.name], self.digits)
+        beneath = self.beneath(row) if self.beneath is not None else ""
+        values = {name: row[name] for name in (self.name, *self.also)}
+        return Cell(text, bold=bold, left=self.digits is None, beneath=beneath, values=values)
+
+
+def table_of(
+    frame: pd.DataFrame,
+    columns: Sequence[Column],
+    title: str,
+    notes: Sequence[str],
+    *,
+    grouped: int,
+    bold: Collection[tuple[int, str]] = (),
+) -> Table:
+    """A table of a data frame, a row per row.
+
+    Args:
+        frame: with the columns' names.
+        columns: those of words first.
+        title, notes, grouped: as ``Table`` has them.
+        bold: (number of the row, name of the column) of the bold cells.
+    """
+    rows = [
+        [column.cell(row, bold=(place, column.name) in bold) for column in columns]
+        for place, row in enumerate(frame.to_dict("records"))
+    ]
+    header = [column.name if column.title is None else column.title for column in columns]
+    words = sum(column.digits is None for column in columns)
+    return Table(title, header, rows, notes, words=words, grouped=grouped)
+
+
+def in_groups(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows with equal values together, in the order in which these are first met; numbered from 0."""
+
+    def places(values: pd.Series) -> pd.Series:
+        return values.map({value: place for place, value in enumerate(values.unique())})
+
+    return frame.sort_values(list(columns), key=places, kind="stable").reset_index(drop=True)
+
+
+def best_cells(frame: pd.DataFrame, by: Sequence[str], names: Sequence[str]) -> set[tuple[int, str]]:
+    """(index, column) of the largest value of each group; none of a group whose values do not differ.
+
+    Args:
+        frame: its rows.
+        by: columns that make groups.
+        names: columns of which the largest value is the best.
+    """
+    values = frame[list(names)].astype(float)
+    largest = values.groupby([frame[name] for name in by]).transform("max")
+    smallest = values.groupby([frame[name] for name in by]).transform("min")
+    best = values.eq(largest) & largest.ne(smallest)
+    return {(place, name) for name in names for place in frame.index[best[name]]}
+
+
+def _markdown(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(text.split()))
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = _markdown(cell.text)
+    beneath = ", ".join(cell.beneath.splitlines())
+    return (
+        (f"**{text}**" if cell.bold and text else text)
+        + (f"<sup>{_markdown(cell.mark)}</sup>" if cell.mark else "")
+        + (f" ({_markdown(beneath)})" if beneath else "")
+    )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # After the end of a row these two would be read as its options.
+    "[": "{[}",
+    "*": "{*}",
+    "-": "-{}",
+    "±": r"$\pm$",
+    "≥": r"$\ge$",
+    "≤": r"$\le$",
+    "−": "$-$",
+    "³": "$^3$",
+    DAGGER: r"$^\dagger$",
+}
+
+
+def _latex(text: str) -> str:
+    # A lone hyphen stays one; several would become a dash.
+    return re.sub(r"-\{\}(?!-)", "-", "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split())))
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _latex(cell.text)
+    letters = cell.mark.replace(DAGGER, "")
+    shown = (
+        (f"\\textbf{{{text}}}" if cell.bold and text else text)
+        + (_latex(DAGGER) if DAGGER in cell.mark else "")
+        + (f"\\textsuperscript{{{_latex(letters)}}}" if letters else "")
+    )
+    if not cell.beneath:
+        return shown
+    lines = [shown, *(f"\\scriptsize {_latex(line)}" for line in cell.beneath.splitlines())]
+    return "\\begin{tabular}[t]{@{}r@{}}" + " \\\\ ".join(lines) + "\\end{tabular}"
