@@ -79,7 +79,6 @@ def run_jobs(
             futures = {pool.submit(_run, function, job): job for job in jobs}
         yield _finished(futures)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         processes = set(multiprocessing.active_children()) - others
         for process in processes:
             process.terminate()
@@ -87,6 +86,7 @@ def run_jobs(
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
             process.kill()  # no effect on one that has ended
+        pool.shutdown()
 
 
 def run_cases(
