@@ -1,4 +1,4 @@
-"""What a data set's dataset.json tells of labels and files, and the segmentations in a folder."""
+"""Labels and files of a data set, from its dataset.json, and the segmentations in a folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nnunetv2_anomaly.files import is_half_written, read_json
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """What dataset.json tells of labels and files.
+    """Labels and files of a data set.
 
     Attributes:
-        source: the file.
-        labels: name -> values that it stands for; without background and the ignore label.
+        source: its dataset.json.
+        labels: name -> the values it stands for; without background and the ignore label.
         ignore: value of the ignore label, or None.
         file_ending: of segmentations.
         reader: nnU-Net's reader class, or None for that of the file ending.
@@ -52,11 +52,10 @@ class DatasetDescription:
 
         Raises: UserError if there is no such label, or it stands for several values.
         """
-        if name not in self.labels:
-            raise UserError(f"{name} is no label of {self.source}; its labels are {', '.join(self.labels)}.")
-        if len(self.labels[name]) != 1:
-            raise UserError(f"{name} stands for several values {self.labels[name]}; expected a label with one.")
-        return self.labels[name][0]
+        if name not in self.single_values:
+            expected = ", ".join(self.single_values)
+            raise UserError(f"{name} is no label of {self.source} with one value; expected one of {expected}")
+        return self.single_values[name]
 
 
 def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDescription:
@@ -64,8 +63,8 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
 
     Args:
         file: of a data set, a trained model, or a folder of predictions.
-        reader: nnU-Net's reader class, where plans tell it; it goes before what dataset.json says.
-    Raises: UserError if it is missing, or is none.
+        reader: nnU-Net's reader class from the plans, if there are any; it replaces that of dataset.json.
+    Raises: UserError if the file is missing, or is no dataset.json.
     """
     content = read_json(file)
     try:
@@ -77,13 +76,11 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
         if not all(labels.values()) or not file_ending.startswith("."):
             raise ValueError(f"labels {content['labels']}, file_ending {file_ending}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{file} does not tell labels and file_ending as nnU-Net's dataset.json does ({error!r})."
-        ) from (error)
+        raise UserError(f"{file} has no labels and file_ending as nnU-Net's dataset.json has ({error!r})") from error
     ignore = labels.pop("ignore", (None,))[0]
     labels = {name: values for name, values in labels.items() if set(values) != {0}}
     if not labels:
-        raise UserError(f"{file} has no label but background; expected at least one.")
+        raise UserError(f"{file} has no label but background; expected at least one")
     overwritten = content.get("overwrite_image_reader_writer")
     return DatasetDescription(
         source=file,
@@ -98,11 +95,11 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
 def find_dataset_description(
     djfile: Path | None, prediction_folders: Sequence[Path], reference_folder: Path | None = None
 ) -> DatasetDescription:
-    """The dataset.json that was given, else that beside the predictions, else that of the reference's data set.
+    """Read the given dataset.json, else that beside the predictions, else that of the reference's data set.
 
     The validation of a fold (fold_0/validation) has its dataset.json and plans.json in the results folder.
 
-    Raises: UserError if there is none, or those beside the predictions tell different labels.
+    Raises: UserError if there is none, or those beside the predictions differ in their labels.
     """
     folders = [
         beside
@@ -112,7 +109,7 @@ def find_dataset_description(
     plans = next((folder / "plans.json" for folder in folders if (folder / "plans.json").is_file()), None)
     reader = None if plans is None else read_json(plans).get("image_reader_writer")
     if djfile is not None and not djfile.is_file():
-        raise UserError(f"-djfile {djfile} is no file; expected the dataset.json of the data set.")
+        raise UserError(f"-djfile {djfile} is no file; expected the dataset.json of the data set")
     if djfile is not None:
         return read_dataset_description(djfile, reader)
     places = [folder / "dataset.json" for folder in folders]
@@ -120,24 +117,21 @@ def find_dataset_description(
         places.append(reference_folder.absolute().parent / "dataset.json")
     there = [place for place in places if place.is_file()]
     if not there:
-        told = ", ".join(map(str, places))
-        raise UserError(f"there is no dataset.json ({told}); give that of the data set with -djfile.")
+        raise UserError(f"there is no dataset.json ({', '.join(map(str, places))}); give the data set's with -djfile")
     chosen = read_dataset_description(there[0], reader)
     for other in there[1:]:
         if other.parent in folders and read_dataset_description(other).labels != chosen.labels:
-            raise UserError(
-                f"{there[0]} and {other} tell different labels; give the one that the references follow with -djfile."
-            )
+            raise UserError(f"{there[0]} and {other} differ in their labels; give the references' own with -djfile")
     return chosen
 
 
 def segmentation_files(folder: Path, file_ending: str) -> dict[str, Path]:
-    """Case -> segmentation of a folder, sorted; without hidden files, and those that a killed run left half written.
+    """Case -> segmentation of a folder, sorted; without hidden files and those that a killed run left half written.
 
     Raises: UserError if there is no such folder, or it holds none.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected one with segmentations ({file_ending}).")
+        raise UserError(f"{folder} is no folder; expected one with segmentations ({file_ending})")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
     files = {
         name[: -len(file_ending)]: folder / name
@@ -145,5 +139,5 @@ def segmentation_files(folder: Path, file_ending: str) -> dict[str, Path]:
         if name.endswith(file_ending) and not is_half_written(name)
     }
     if not files:
-        raise UserError(f"{folder} holds no segmentation ({file_ending}); check the folder, and file_ending.")
+        raise UserError(f"{folder} holds no segmentation ({file_ending}); check the folder and file_ending")
     return files

@@ -23,7 +23,7 @@ TOLERANCE_MM = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Pose of a 3D volume as SimpleITK tells it: x fastest, LPS world, mm.
+    """Pose of a 3D volume as SimpleITK has it: x fastest, LPS world, mm.
 
     ``direction`` is the 3 x 3 matrix row by row; its columns are the directions of the three voxel axes.
     """
@@ -50,31 +50,29 @@ class Grid:
     def oriented(self) -> Grid:
         """The same voxels with the axes in ``ORIENTATION``'s order; obliqueness is kept, nothing is resampled."""
         order, flips = axes_to(self.orientation)
+        i, j, k = order
         steps, origin = self.steps_mm(), np.array(self.origin_mm)
         for axis in flips:
             origin = origin + steps[:, axis] * (self.size[axis] - 1)
         signs = np.array([-1.0 if axis in flips else 1.0 for axis in range(3)])
         direction = (np.array(self.direction).reshape(3, 3) * signs)[:, order]
         return Grid(
-            tuple(self.size[axis] for axis in order),
-            tuple(self.spacing_mm[axis] for axis in order),
+            (self.size[i], self.size[j], self.size[k]),
+            (self.spacing_mm[i], self.spacing_mm[j], self.spacing_mm[k]),
             tuple(origin.tolist()),
             tuple(direction.ravel().tolist()),
         )
 
 
-def axes_to(orientation: str) -> tuple[list[int], list[int]]:
+def axes_to(orientation: str) -> tuple[list[int], tuple[int, ...]]:
     """How voxel axes that point as ``orientation`` says become those of ``ORIENTATION``.
 
     Returns: (order, flips): new axis k is old axis order[k]; the old axes in flips run the other way.
     """
-    order, flips = [], []
-    for letter in ORIENTATION:
-        axis = next(a for a in range(3) if orientation[a] in (letter, OPPOSITE[letter]))
-        order.append(axis)
-        if orientation[axis] != letter:
-            flips.append(axis)
-    return order, flips
+    order = [
+        next(axis for axis in range(3) if orientation[axis] in (letter, OPPOSITE[letter])) for letter in ORIENTATION
+    ]
+    return order, tuple(axis for axis, letter in zip(order, ORIENTATION, strict=True) if orientation[axis] != letter)
 
 
 def oriented(image: sitk.Image) -> sitk.Image:
@@ -102,10 +100,10 @@ def turned_back(voxels: NDArray, grid: Grid) -> NDArray:
     return np.ascontiguousarray(np.flip(voxels.transpose(np.argsort(order)), flips))
 
 
-def _array_axes(grid: Grid) -> tuple[list[int], list[int]]:
+def _array_axes(grid: Grid) -> tuple[list[int], tuple[int, ...]]:
     """``axes_to`` for arrays, whose axes are those of the image in reverse."""
     order, flips = axes_to(grid.orientation)
-    return [2 - axis for axis in reversed(order)], [2 - axis for axis in flips]
+    return [2 - axis for axis in reversed(order)], tuple(2 - axis for axis in flips)
 
 
 def posed(voxels: NDArray, grid: Grid) -> sitk.Image:

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.images.files import read_image
 
 
@@ -27,31 +27,32 @@ def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
     image = read_image(path)
     voxels = sitk.GetArrayViewFromImage(image)
     if not np.issubdtype(voxels.dtype, np.integer):
-        broken = int(np.count_nonzero(voxels != np.rint(voxels)))
+        broken = np.count_nonzero(voxels != np.rint(voxels))
         told = f"{broken} of its voxels are no whole numbers" if broken else "all of its voxels are whole numbers"
         raise UserError(
             f"{path} holds {image.GetPixelIDTypeAsString()} values ({told}); expected labels of an integer type: take "
-            "the segmentation as it was published, or one that was not interpolated."
+            "the segmentation as it was published, or one that was not interpolated"
         )
-    unknown = {value: count for value, count in count_values(voxels).items() if value not in labels.values()}
+    unknown = [f"{value} ({n} voxels)" for value, n in count_values(voxels).items() if value not in labels.values()]
     if unknown:
-        told = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
         known = ", ".join(f"{value} {name}" for name, value in labels.items())
-        raise UserError(f"{path} holds unknown labels: {told}; expected {known}; check which release it is from.")
+        raise UserError(
+            f"{path} holds unknown labels: {listed(unknown)}; expected {known}; check which release it is from"
+        )
     result = sitk.GetImageFromArray(voxels.astype(np.uint8))
     result.CopyInformation(image)
     return result
 
 
 def count_values(voxels: NDArray) -> dict[int, int]:
-    """How many voxels have each value, in the values' order.
+    """Number of voxels of each value, in the values' order.
 
     Args: voxels: of an integer type, at least one axis.
     """
     if voxels.dtype.itemsize <= 2 and np.issubdtype(voxels.dtype, np.unsignedinteger):
         # Several times as fast as sorting them, and slice by slice in little memory.
         length = np.iinfo(voxels.dtype).max + 1
-        counts = sum(np.bincount(part.ravel(), minlength=length) for part in voxels)
+        counts = sum((np.bincount(part.ravel(), minlength=length) for part in voxels), start=np.zeros(length, np.intp))
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     values, counts = np.unique(voxels, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.files import FILE_ENDINGS, check_whole, image_written_beside, read_image, write_image
+from nnunetv2_anomaly.images.files import (
+    FILE_ENDINGS,
+    check_whole,
+    image_written_beside,
+    read_failures_as_user_errors,
+    read_header,
+    read_image,
+    write_image,
+)
 from nnunetv2_anomaly.images.grids import Grid, axes_to, differences, oriented, turned_back
 
 
@@ -32,8 +41,8 @@ class Segmentation:
     Attributes:
         path: where it was read from.
         voxels: (Z, Y, X), or (Y, X) where the file is two-dimensional; integers. With a ``grid`` its axes point as
-            ``volumes.grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
-        spacing_mm: one per axis, in the array's axis order; 1 where the file tells none.
+            ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
+        spacing_mm: one per axis, in the array's axis order; 1 where the file has none.
         grid: pose of the file's voxels, where SimpleITK read it and it is three-dimensional.
         affine: (4, 4), of ``voxels`` with their axes in reverse, where nibabel read it.
     """
@@ -48,18 +57,13 @@ class Segmentation:
         """In words, how the geometry of another one differs; empty where it is the same."""
         if self.grid is not None and other.grid is not None:
             return differences(self.grid, other.grid)
-        told = []
         if self.voxels.shape != other.voxels.shape:
-            told.append(f"size {self.voxels.shape} against {other.voxels.shape}")
-        elif not np.allclose(self.spacing_mm, other.spacing_mm, rtol=0, atol=1e-4):
-            told.append(f"spacing {self.spacing_mm} against {other.spacing_mm} mm")
-        elif (
-            self.affine is not None
-            and other.affine is not None
-            and not np.allclose(self.affine, other.affine, atol=1e-3)
-        ):
-            told.append(f"affine {self.affine.tolist()} against {other.affine.tolist()}")
-        return "; ".join(told)
+            return f"size {self.voxels.shape} against {other.voxels.shape}"
+        if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=0, atol=1e-4):
+            return f"spacing {self.spacing_mm} against {other.spacing_mm} mm"
+        if self.affine is None or other.affine is None or np.allclose(self.affine, other.affine, atol=1e-3):
+            return ""
+        return f"affine {self.affine.tolist()} against {other.affine.tolist()}"
 
 
 class SegmentationFiles:
@@ -81,9 +85,8 @@ class SegmentationFiles:
                 else determine_reader_writer_from_file_ending(file_ending, verbose=False)
             )
         except RuntimeError as error:
-            raise UserError(
-                f"nnU-Net has no reader {reader or 'for files that end in ' + file_ending}; check dataset.json."
-            ) from error
+            wanted = reader or f"for files that end in {file_ending}"
+            raise UserError(f"nnU-Net has no reader {wanted}; check dataset.json") from error
         self.by_simpleitk = file_ending in FILE_ENDINGS and self.reader_class.__name__.startswith("SimpleITKIO")
         #: whether nnU-Net turns the axes to right, anterior, superior, and keeps softmax outputs so
         self.turned = self.reader_class.__name__.endswith("WithReorient")
@@ -93,7 +96,7 @@ class SegmentationFiles:
     def read(self, path: Path) -> Segmentation:
         """Read a segmentation.
 
-        Raises: UserError if it is missing, unreadable, cut short, or holds numbers that are no whole ones.
+        Raises: UserError if it is missing, unreadable, cut short, or holds other values than whole numbers from 0.
         """
         if self.by_simpleitk:
             image = read_image(path, dimensions=(2, 3))
@@ -113,16 +116,11 @@ class SegmentationFiles:
         return Segmentation(path, voxels, spacing, affine=affine)
 
     def _read_through_nnunet(self, path: Path) -> tuple[NDArray, dict[str, Any]]:
-        if not path.is_file():
-            raise UserError(f"{path} is no file; expected a segmentation ({self.file_ending}).")
-        check_whole(path)
-        try:
+        with read_failures_as_user_errors(path, "a segmentation"):
+            check_whole(path)
             voxels, properties = self.reader_class().read_seg(str(path))
-        # Whatever its reader fails with (skimage, tifffile and nibabel have errors of their own), the file is at fault.
-        except Exception as error:
-            raise UserError(f"{path} cannot be read as a segmentation ({error}); check that it is complete.") from error
         if len(voxels) != 1:
-            raise UserError(f"{path} holds {len(voxels)} values a voxel; expected a segmentation with one.")
+            raise UserError(f"{path} holds {len(voxels)} values a voxel; expected a segmentation with one")
         return voxels, properties
 
     def write(self, voxels: NDArray[np.integer], like: Segmentation, path: Path) -> None:
@@ -189,7 +187,7 @@ class SegmentationFiles:
 def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.floating]]:
     """Softmax output that nnU-Net wrote with --save_probabilities or --npz, one class at a time.
 
-    The file's array has as many classes as the data set has labels: several times what a process should hold.
+    All classes together take several times the memory that a process should hold.
 
     Args:
         path: .npz file.
@@ -200,75 +198,58 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
     Raises: UserError if the file is no such output, cut short, has another number of classes, or holds NaN or numbers
         out of [0, 1].
     """
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with (
+        read_failures_as_user_errors(path, "nnU-Net's softmax output", "predict the case again"),
+        zipfile.ZipFile(path) as archive,
+        archive.open("probabilities.npy") as stream,
+    ):
+        is_first_version = np.lib.format.read_magic(stream) == (1, 0)
+        read_array_header = getattr(np.lib.format, f"read_array_header_{1 if is_first_version else 2}_0")
+        shape, by_column, dtype = read_array_header(stream)
+        if len(shape) != 4 or not np.issubdtype(dtype, np.floating):
+            raise ValueError(f"it holds {dtype} of shape {shape}, not floats of shape (K, Z, Y, X)")
+        if shape[0] != num_classes:
+            raise UserError(
+                f"{path} holds the softmax output of {shape[0]} classes and dataset.json has {num_classes}, background "
+                "among them; give that of the model's data set (-djfile), or predict the case again"
             )
-            shape, by_column, dtype = read_header(stream)
-            if len(shape) != 4 or not np.issubdtype(dtype, np.floating):
-                raise UserError(f"{path} holds {dtype} of shape {shape}; expected nnU-Net's softmax, (K, Z, Y, X).")
-            if shape[0] != num_classes:
-                raise UserError(
-                    f"{path} holds the softmax output of {shape[0]} classes, and dataset.json tells {num_classes}, "
-                    "background among them; give that of the model's data set (-djfile), or predict the case again."
-                )
-            if by_column:  # in the other order the last axis varies slowest, so that classes are not apart
-                whole = np.frombuffer(stream.read(), dtype).reshape(shape[::-1]).T
-                channels = iter(whole)
-            else:
-                count = int(np.prod(shape[1:]))
-                channels = (_next_channel(stream, count, dtype).reshape(shape[1:]) for _ in range(shape[0]))
-            for channel in channels:
-                if not np.isfinite(channel).all() or channel.min(initial=0) < 0 or channel.max(initial=0) > 1.001:
-                    raise UserError(f"{path} holds NaN or numbers out of [0, 1]; predict the case again.")
-                yield np.minimum(channel, 1)  # half precision rounds up
-            if stream.read(1):  # which also checks what was read: the archive's sum is compared at its very end
-                raise ValueError("it is longer than its header tells")
-    except UserError:
-        raise
-    # Of damaged archives zipfile, zlib and numpy tell in a dozen ways, from BadZipFile to tokenize.TokenError.
-    except Exception as error:
-        told = f"{path} cannot be read as nnU-Net's softmax output ({error}); predict the case again."
-        raise UserError(told) from error
-
-
-def _next_channel(stream: Any, count: int, dtype: np.dtype) -> NDArray:
-    data = stream.read(count * dtype.itemsize)
-    if len(data) != count * dtype.itemsize:
-        raise EOFError("it is cut short")
-    return np.frombuffer(data, dtype)
+        channels: Iterable[NDArray]
+        if by_column:  # in the other order the last axis varies slowest, so that classes are not apart
+            channels = np.frombuffer(stream.read(), dtype).reshape(shape[::-1]).T
+        else:
+            num_bytes = math.prod(shape[1:]) * dtype.itemsize
+            channels = (np.frombuffer(stream.read(num_bytes), dtype).reshape(shape[1:]) for _ in range(shape[0]))
+        for channel in channels:
+            if not np.isfinite(channel).all() or channel.min(initial=0) < 0 or channel.max(initial=0) > 1.001:
+                raise ValueError("it holds NaN or numbers out of [0, 1]")
+            yield np.minimum(channel, 1)  # half precision rounds up
+        if stream.read(1):  # also checks what was read: the archive's checksum is compared at its very end
+            raise ValueError("it is longer than its header says")
 
 
 def _whole_numbers(voxels: NDArray, path: Path) -> NDArray[np.integer]:
     """Voxels as integers of the smallest type that holds them."""
     if np.issubdtype(voxels.dtype, np.floating):
-        broken = int(np.count_nonzero((voxels != np.rint(voxels)) | ~np.isfinite(voxels)))
+        broken = np.count_nonzero((voxels != np.rint(voxels)) | ~np.isfinite(voxels))
         if broken:
-            raise UserError(
-                f"{path}: {broken} of its voxels are no whole numbers; expected a segmentation that was not "
-                "interpolated."
-            )
+            raise UserError(f"{path}: {broken} of its voxels are no whole numbers; expected a segmentation")
     low, high = (int(voxels.min()), int(voxels.max())) if voxels.size else (0, 0)
     if low < 0:
-        raise UserError(f"{path} holds the label {low}; expected labels from 0.")
+        raise UserError(f"{path} holds the label {low}; expected labels from 0")
     return np.ascontiguousarray(voxels, dtype=np.min_scalar_type(high))
 
 
 def chosen_reader(dataset: DatasetDescription, example: Path) -> str | None:
     """Name of nnU-Net's reader for a data set, None for that of its file ending.
 
-    Args: example: one of its segmentations. SimpleITK reads no NIfTI file whose axes are not at right angles, and
-        nnU-Net then falls back to nibabel.
+    SimpleITK reads no NIfTI file whose axes are not at right angles; nnU-Net then falls back to nibabel.
+
+    Args: example: one of the data set's segmentations.
     """
     if dataset.reader is not None or not example.name.lower().endswith((".nii", ".nii.gz")):
         return dataset.reader
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(example))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        if "orthonormal" in str(error):
-            return "NibabelIO"
+        read_header(example)
+    except UserError as error:
+        return "NibabelIO" if "orthonormal" in str(error) else None
     return None

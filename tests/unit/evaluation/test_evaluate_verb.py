@@ -260,8 +260,8 @@ def test_softmax_outputs_give_further_thresholds(folders):
     [
         (lambda p: np.full_like(p, np.nan), "NaN"),
         (lambda p: p[:, 1:], "its shape is"),
-        (lambda p: p[:8], "softmax output of 8 classes, and dataset.json tells 10"),
-        (lambda p: np.concatenate((p, p[:1])), "softmax output of 11 classes, and dataset.json tells 10"),
+        (lambda p: p[:8], "softmax output of 8 classes and dataset.json has 10"),
+        (lambda p: np.concatenate((p, p[:1])), "softmax output of 11 classes and dataset.json has 10"),
         (lambda p: p * 2, r"out of \[0, 1\]"),
     ],
 )

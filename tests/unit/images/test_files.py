@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.images.files import check_whole, image_stem, read_image, write_image
+from nnunetv2_anomaly.images.files import check_whole, image_stem, label_source_sha256, read_image, write_image
 from nnunetv2_anomaly.images.label_maps import count_values, read_label_map
 
 
@@ -82,16 +82,25 @@ def test_file_that_came_out_short_does_not_take_the_place_of_a_good_one(tmp_path
     assert [f.name for f in tmp_path.iterdir()] == ["image.nii.gz"]
 
 
-@pytest.mark.parametrize(("change", "expected"), [(-500, "bytes and by"), (500, "bytes and by"), (None, "is missing")])
-def test_voxels_beside_a_header(tmp_path, change, expected):
-    sitk.WriteImage(noise(), str(tmp_path / "mask.mhd"))
-    voxels = tmp_path / "mask.raw"
-    if change is None:
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("missing", [500, None])
+def test_voxels_beside_a_header(tmp_path, compressed, missing):
+    sitk.WriteImage(noise(), str(tmp_path / "mask.mhd"), compressed)
+    voxels = tmp_path / ("mask.zraw" if compressed else "mask.raw")
+    if missing is None:
         voxels.unlink()
     else:
-        os.truncate(voxels, voxels.stat().st_size + change)
-    with pytest.raises(UserError, match=rf"mask\.raw .*{expected}|mask\.raw {expected}"):
+        os.truncate(voxels, voxels.stat().st_size - missing)
+    with pytest.raises(UserError, match=r"mask\.mhd cannot be read as an image .*: and its \.raw\) is complete"):
         read_image(tmp_path / "mask.mhd")
+
+
+def test_checksum_of_a_header_covers_its_voxels(tmp_path):
+    sitk.WriteImage(noise(), str(tmp_path / "mask.mhd"))
+    before = label_source_sha256(tmp_path / "mask.mhd")
+    voxels = tmp_path / "mask.raw"
+    voxels.write_bytes(voxels.read_bytes()[::-1])
+    assert label_source_sha256(tmp_path / "mask.mhd") != before
 
 
 def test_metaimage_in_capitals(tmp_path):

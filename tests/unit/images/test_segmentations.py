@@ -499,7 +499,7 @@ def test_sums_that_are_rounded_up_are_no_error(tmp_path):
 def test_numbers_that_are_no_probabilities(tmp_path, value, order):
     probabilities = np.array(softmax(SHAPE), order=order)
     probabilities[3, 1, 2, 3] = value
-    with pytest.raises(UserError, match=r"a\.npz holds NaN or numbers out of \[0, 1\]"):
+    with pytest.raises(UserError, match=r"a\.npz .*it holds NaN or numbers out of \[0, 1\]"):
         list(probability_channels(save_softmax(tmp_path / "a.npz", probabilities), 4))
 
 
@@ -539,7 +539,7 @@ def test_array_of_another_length_than_it_says(tmp_path, order):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_softmax_of_another_number_of_classes(tmp_path, order, num_classes):
     path = save_softmax(tmp_path / "a.npz", np.array(softmax(SHAPE), order=order))
-    told = rf"a\.npz holds the softmax output of 4 classes, and dataset\.json tells {num_classes}, background"
+    told = rf"a\.npz holds the softmax output of 4 classes and dataset\.json has {num_classes}, background"
     with pytest.raises(UserError, match=told):
         next(probability_channels(path, num_classes))
 
@@ -548,14 +548,16 @@ def test_other_files_are_no_softmax(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     np.save(tmp_path / "array.npy", softmax(SHAPE))
     save_softmax(tmp_path / "key.npz", softmax(SHAPE), key="softmax")
-    for name in ("text.npz", "array.npy", "key.npz", "missing.npz"):
+    for name in ("text.npz", "array.npy", "key.npz"):
         with pytest.raises(UserError, match=rf"{name} cannot be read as nnU-Net's softmax output"):
             list(probability_channels(tmp_path / name, 4))
+    with pytest.raises(UserError, match=r"missing\.npz is no file; expected nnU-Net's softmax output"):
+        list(probability_channels(tmp_path / "missing.npz", 4))
 
 
 @pytest.mark.parametrize("array", [np.zeros(SHAPE, np.float32), np.zeros((2, *SHAPE), np.uint8), np.array(None)])
 def test_arrays_that_are_no_softmax(tmp_path, array):
-    with pytest.raises(UserError, match=r"expected nnU-Net's softmax, \(K, Z, Y, X\)"):
+    with pytest.raises(UserError, match=r"not floats of shape \(K, Z, Y, X\)"):
         list(probability_channels(save_softmax(tmp_path / "a.npz", array), 2))
 
 

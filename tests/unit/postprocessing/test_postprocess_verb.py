@@ -252,8 +252,8 @@ def test_missing_softmax_is_told_before_anything_is_done(postprocess, prediction
         (np.zeros((10, 3, 4, 5), np.float32), r"its shape is \(3, 4, 5\), the segmentation's \(6, 8, 70\)"),
         (np.full((10, *knee().shape), np.nan, np.float32), "holds NaN or numbers out of"),
         # The first one has all that is in the segmentation, lesions included.
-        (np.zeros((8, *knee().shape), np.float32), "softmax output of 8 classes, and dataset.json tells 10"),
-        (np.zeros((11, *knee().shape), np.float32), "softmax output of 11 classes, and dataset.json tells 10"),
+        (np.zeros((8, *knee().shape), np.float32), "softmax output of 8 classes and dataset.json has 10"),
+        (np.zeros((11, *knee().shape), np.float32), "softmax output of 11 classes and dataset.json has 10"),
     ],
 )
 def test_softmax_of_something_else_is_told(postprocess, predictions, capsys, softmax, expected):
