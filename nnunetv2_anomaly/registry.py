@@ -127,10 +127,10 @@ def detector_families() -> dict[str, DetectorFamily]:
     return DETECTORS | {name: point.load() for name, point in others.items()}
 
 
-def setting_tables() -> dict[str, Mapping[str, Any]]:
+def setting_tables(families: Mapping[str, DetectorFamily]) -> dict[str, Mapping[str, Any]]:
     """Owner -> table of settings, name -> plans.settings.Setting; a detector family's owner is its name."""
-    families = {family.name: family.settings for family in detector_families().values() if family.settings}
-    return {owner: load(path) for owner, path in {**SETTING_TABLES, **families}.items()}
+    tables = {family.name: family.settings for family in families.values() if family.settings}
+    return {owner: load(path) for owner, path in {**SETTING_TABLES, **tables}.items()}
 
 
 def load_trainer(name: str) -> type:

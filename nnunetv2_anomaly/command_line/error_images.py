@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Find the model, write the images."""
     # Imported here: torch takes seconds, which --help and the other verbs need not wait for.
     from nnunetv2_anomaly.device import chosen_device
-    from nnunetv2_anomaly.prediction.error_images import find_model_folder, predict_error_images
+    from nnunetv2_anomaly.prediction.anomaly_maps import find_model_folder, predict_error_images
 
     device = chosen_device(arguments.device)
     model_folder = find_model_folder(

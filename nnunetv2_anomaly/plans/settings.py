@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.registry import setting_tables
+from nnunetv2_anomaly.registry import DETECTORS, DetectorFamily, detector_families, setting_tables
 
 SECTION = "anomaly"
 
@@ -110,14 +110,16 @@ SHARED: dict[str, Setting] = {
 }
 
 
-def known_settings() -> dict[str, Setting]:
-    """All settings by name, those of families included."""
-    return {name: setting for table in setting_tables().values() for name, setting in table.items()}
+def known_settings(families: Mapping[str, DetectorFamily] | None = None) -> dict[str, Setting]:
+    """All settings by name, those of the families included; of all that are installed if None."""
+    families = detector_families() if families is None else families
+    return {name: setting for table in setting_tables(families).values() for name, setting in table.items()}
 
 
 def default(name: str) -> Any:
-    """The default of a setting. Raises: KeyError if there is no such setting."""
-    return known_settings()[name].default
+    """The default of a setting of ours. Raises: KeyError if there is no such setting."""
+    # Trainers ask while they are imported: the families of other packages import trainers themselves.
+    return known_settings(DETECTORS)[name].default
 
 
 def section_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
