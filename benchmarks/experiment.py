@@ -20,7 +20,7 @@ from sklearn.model_selection import GroupKFold
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
 from benchmarks.machine import machine, memory_mib, versions
-from benchmarks.models import MARGIN_MM, Detector, Model
+from benchmarks.models import MARGIN_MM, PRE_STAGE, Detector, Model
 from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
 from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
@@ -30,7 +30,6 @@ from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS, planned_for
 from nnunetv2_anomaly.training.safe_loading import load_safely
 from nnunetv2_anomaly.workflows.demo import write_split
-from nnunetv2_anomaly.workflows.published_chain import PRE_STAGE
 from nnunetv2_anomaly.workflows.runner import Runner, Step, training_step
 
 DATASET_ID, DATASET = "521", "Dataset521_Comparison"

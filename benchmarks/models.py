@@ -143,7 +143,7 @@ def parse_model(word: str) -> Model:
     name, _, trainer = head.rpartition("=")
     name = name or trainer
     if not re.fullmatch(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*", name):
-        raise UserError(f"the model's name '{name}' is not usable; expected letters, digits and single underscores.")
+        raise UserError(f"the model's name '{name}' is not usable; expected letters, digits and single underscores")
     options = {}
     for option in re.findall(r"[^,\[]+(?:\[[^\]]*\])?", tail):
         key, _, value = option.partition("=")
@@ -155,7 +155,7 @@ def parse_model(word: str) -> Model:
         raise UserError(
             f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, {', '.join(_PLANNED)}, one of "
             "the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, or "
-            f"{PRE_STAGE} for a detector alone."
+            f"{PRE_STAGE} for a detector alone"
         )
     aware = trainer in (*_PLANNED, "UNETSTrainer", "CANSTrainer")
     with_detector = aware or trainer == PRE_STAGE
@@ -166,13 +166,13 @@ def parse_model(word: str) -> Model:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(
-            f"the model '{word}' changes {', '.join(unknown)}; of {trainer} can be changed: {', '.join(sorted(known))}."
+            f"the model '{word}' changes {', '.join(unknown)}; of {trainer} can be changed: {', '.join(sorted(known))}"
         )
     detector = _detector(word, {key: options.pop(key) for key in _DETECTOR_KEYS if key in options})
     ablation = {key: options.pop(key) for key in _ABLATION_KEYS if key in options}
     check_choices(ablation)
     if ablation.get("mask_known") and detector.margin_mm != MARGIN_MM:
-        raise UserError(f"the model '{word}' has a mask and a margin; expected one of them: the mask's is fixed.")
+        raise UserError(f"the model '{word}' has a mask and a margin; expected one of them: the mask's is fixed")
     for key, value in options.items():
         if not known_settings()[key].check(value):
             raise UserError(f"the model '{word}' has {key} {value!r}; expected {known_settings()[key].accepts}")
@@ -188,11 +188,11 @@ def parse_model(word: str) -> Model:
 def _detector(word: str, options: dict[str, Any]) -> Detector:
     share, margin = options.get("detector", 1.0), options.get("margin", MARGIN_MM)
     if not isinstance(share, (int, float)) or not 0 < share <= 1 or abs(100 * share - round(100 * share)) > 1e-9:
-        raise UserError(f"the model '{word}' has a detector of {share}; expected a share from 0.01 to 1 in hundredths.")
+        raise UserError(f"the model '{word}' has a detector of {share}; expected a share from 0.01 to 1 in hundredths")
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < 1000:
-        raise UserError(f"the model '{word}' has a margin of {margin}; expected mm from 0.")
+        raise UserError(f"the model '{word}' has a margin of {margin}; expected mm from 0")
     if options.get("augmentation") not in (None, "on", "off"):
-        raise UserError(f"the model '{word}' has the augmentation {options['augmentation']}; expected on or off.")
+        raise UserError(f"the model '{word}' has the augmentation {options['augmentation']}; expected on or off")
     return Detector(float(share), float(margin), options.get("augmentation"))
 
 
@@ -205,5 +205,5 @@ def parse_models(words: Sequence[str]) -> list[Model]:
     names = [model.name for model in models]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"several models are called {', '.join(twice)}; give them names: NAME=TRAINER:KEY=VALUE.")
+        raise UserError(f"several models are called {', '.join(twice)}; give them names: NAME=TRAINER:KEY=VALUE")
     return models

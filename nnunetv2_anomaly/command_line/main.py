@@ -1,4 +1,7 @@
-"""The command ``nnUNetv2_anomaly``: parses, calls one library function, turns a user's mistake into one sentence."""
+"""The command ``nnUNetv2_anomaly``: parses, calls one library function, reports a user's mistake in one sentence.
+
+Each verb of the registry is a module of this package with HELP, add_arguments(parser) and run(arguments) -> int.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,11 @@ from collections.abc import Sequence
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError
-
-#: verb -> module of this package with HELP, add_arguments(parser) and run(args) -> int
-VERBS = (
-    "demo", "convert", "simulate", "plan_whole_image", "published_chain", "error_images", "postprocess", "evaluate",
-    "doctor", "env",
-)  # fmt: skip
+from nnunetv2_anomaly.registry import VERBS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; a verb's module imports its library function only when it runs, torch takes seconds."""
+    """The parser of all verbs. A verb imports its library function only when it runs, as torch takes seconds."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_anomaly",
         description="Anomaly-aware segmentation of knee MR images with nnU-Net v2: everything around nnU-Net's own "
@@ -37,10 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
 
-    Returns: 0 = success, 1 = a user's mistake, told in one sentence on standard error; argparse exits with 2.
+    Returns: 0 for success, 1 for a user's mistake, reported in one sentence on standard error, 130 for Ctrl-C, or the
+        verb's own status; argparse exits with 2.
     """
     try:
-        # Within: the parser's modules take a second to import, and Ctrl-C may come then, too.
+        # Parsing is included: importing the verbs takes a second, in which Ctrl-C may come, too.
         arguments = build_parser().parse_args(argv)
         return arguments.run(arguments)
     except UserError as error:

@@ -7,8 +7,9 @@ import shlex
 import sys
 
 from nnunetv2_anomaly.environment import nnunet_environment
+from nnunetv2_anomaly.registry import TRAINERS
 
-NETWORKS = ("UNET", "UNETPlus", "UNETS", "CAN", "CANPlus", "CANS")
+NETWORKS = [name.removesuffix("Trainer") for name, trainer in TRAINERS.items() if trainer.module == "published"]
 HELP = "The paper's chain of trainings: OAI ZIB, then OAI ZIB-UQ, then OAI AKOA, as nnU-Net's own commands."
 
 

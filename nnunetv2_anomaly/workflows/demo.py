@@ -20,6 +20,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.prediction.validation import measure_detector
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
 from nnunetv2_anomaly.workflows.demo_report import MODELS, write_demo_report
 from nnunetv2_anomaly.workflows.runner import Runner, Step, locked, training_step
@@ -31,7 +32,7 @@ CONFIGURATION = "3d_demo"
 FOLD = "0"
 #: file that marks the folder of a demo
 STATE = "demo.json"
-PRESTAGE, AWARE = "AnomalyPreStageTrainer", "AnomalyAwareTrainer"
+PRESTAGE, AWARE = DETECTORS[DEFAULT_DETECTOR].trainer, "AnomalyAwareTrainer"
 #: the paper's 50 voxels of the OAI's images across their slices; in a slice they are 18 mm, which would part the two
 #: plates of tibial cartilage
 MAX_DISTANCE_MM = 35

@@ -14,10 +14,11 @@ from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS, TRAINERS
 from nnunetv2_anomaly.workflows.runner import Step, training_step
 
 FOLDS = ("0", "1", "2", "3", "4")
-PRE_STAGE = "AnomalyPreStageTrainer"
+PRE_STAGE = DETECTORS[DEFAULT_DETECTOR].trainer
 PLANS = "nnUNetPlans"
 
 
@@ -78,13 +79,14 @@ class PublishedChain:
 
     def _trainings(self, ready: dict[int, Step]) -> list[Step]:
         networks = list(dict.fromkeys(self.networks))
+        aware = [network for network in networks if TRAINERS[f"{network}Trainer"].anomaly_aware]
         detectors = {}
-        if any(network.endswith("S") for network in networks):
+        if aware:
             detectors = {fold: self._train(self.zib, fold, PRE_STAGE, ready[self.zib]) for fold in (*FOLDS, "all")}
         steps = list(detectors.values())
         for network in networks:
             for fold in (*FOLDS, "all"):
-                needed = [ready[self.zib], *([detectors[fold]] if network.endswith("S") else [])]
+                needed = [ready[self.zib], *([detectors[fold]] if network in aware else [])]
                 steps.append(self._train(self.zib, fold, f"{network}Trainer", *needed))
             of_zib = steps[-1]
             of_uq = self._train(self.uq, "all", f"{network}TransferTrainer", ready[self.uq], of_zib, weights=of_zib)
