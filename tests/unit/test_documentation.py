@@ -1,31 +1,109 @@
-"""What the docs claim, held against the code."""
+"""What the docs claim, compared with the code."""
 
 import json
+import pkgutil
 import re
 
 import pytest
-from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 from places import ROOT
 
-from nnunetv2_anomaly.command_line.main import VERBS, build_parser
-from nnunetv2_anomaly.plans.settings import SETTINGS, section_of
+from nnunetv2_anomaly.command_line.main import build_parser
+from nnunetv2_anomaly.detectors.artefact import Artefact
+from nnunetv2_anomaly.detectors.base import detector_class
+from nnunetv2_anomaly.plans.settings import section_of
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS, ENTRY_POINTS, TRAINERS, VERBS, setting_tables
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_settings_page_has_every_setting_as_it_is(name):
-    setting = SETTINGS[name]
-    readers = ", ".join(
-        letter for letter, cls in (("P", AnomalyPreStageTrainer), ("A", AnomalyAwareTrainer)) if hasattr(cls, name)
-    )
-    row = f"| `{name}` | `{json.dumps(setting.default)}` | {setting.accepts} | {readers} | {setting.meaning} |"
-    assert row in (ROOT / "docs" / "reference" / "settings.md").read_text()
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+SETTING_TABLES = setting_tables()
 
 
-def test_settings_page_has_no_setting_that_does_not_exist():
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "reference" / "settings.md").read_text(), re.MULTILINE)
-    assert set(rows) == set(SETTINGS)
+def reference(name: str) -> str:
+    """Text of a reference page."""
+    return (DOCS / "reference" / f"{name}.md").read_text()
+
+
+def sections(text: str) -> dict[str, str]:
+    """Heading of second level -> what stands below it."""
+    parts = (part.partition("\n") for part in text.split("\n## ")[1:])
+    return {heading: below for heading, _, below in parts}
+
+
+def table_rows(text: str) -> list[str]:
+    """Rows of all tables of a page or section, without their heads."""
+    return [line for line in text.splitlines() if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("owner", SETTING_TABLES)
+def test_settings_page_has_the_table_of_every_owner_as_it_is(owner):
+    heading = f"Detector family {owner}" if owner in DETECTORS else owner.capitalize()
+    expected = [
+        f"| `{name}` | `{json.dumps(setting.default)}` | {setting.accepts} | {setting.meaning} |"
+        for name, setting in SETTING_TABLES[owner].items()
+    ]
+    assert table_rows(sections(reference("settings"))[heading]) == expected
+
+
+def test_settings_page_has_no_table_that_does_not_exist():
+    assert len(sections(reference("settings"))) == len(SETTING_TABLES)
+
+
+def test_trainers_page_has_every_trainer():
+    first_cells = [row.split("|")[1] for row in table_rows(reference("trainers"))]
+    assert sorted(name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)) == sorted(TRAINERS)
+
+
+def test_trainers_page_says_what_each_trainer_starts_from():
+    for row in table_rows(reference("trainers")):
+        for name in re.findall(r"`(\w+)`", row.split("|")[1]):
+            trainer = TRAINERS[name]
+            transferred = trainer.module == "transfer"
+            assert ("`-pretrained_weights`" in row) == transferred, name
+            assert ("the finished pre-stage" in row) == (trainer.anomaly_aware and not transferred), name
+
+
+def test_verbs_page_has_every_verb_in_the_order_of_the_help():
+    assert [re.match(r"\| `(\w+)", row)[1] for row in table_rows(reference("verbs"))] == list(VERBS)
+
+
+def test_detectors_page_has_the_table_of_families_as_it_is():
+    expected = []
+    for name, family in DETECTORS.items():
+        contract = detector_class(name).contract
+        maps = "one per image channel" if contract.error_channels is None else "1"
+        axes = " or ".join(map(str, contract.dimensions))
+        expected.append(
+            f"| `{name}` | `{family.trainer}` | {axes} axes | {maps} | {contract.window} | {contract.multiple_of} | "
+            f"{family.summary} |"
+        )
+    intro, _, _ = reference("detectors").partition("\n## ")
+    assert table_rows(intro) == expected
+
+
+def test_detectors_page_names_what_a_checkpoint_describes_and_the_entry_points():
+    text = reference("detectors")
+    (below,) = (below for heading, below in sections(text).items() if heading.startswith("What a checkpoint says"))
+    entries = [re.match(r"\| `(\w+)`", row)[1] for row in table_rows(below)]
+    artefact = Artefact(detector_class(DEFAULT_DETECTOR).contract, {}, frozenset(), None, {}, {}, True, True)
+    assert entries == list(artefact.description())
+    assert ENTRY_POINTS in text
+
+
+def test_index_has_every_page():
+    linked = re.findall(r"\]\(([^)#]+)", (DOCS / "README.md").read_text())
+    assert len(linked) == len(set(linked))
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"README.md"}
+    assert pages - set(linked) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_no_tests_and_no_modules_that_do_not_exist(page):
+    text = page.read_text()
+    assert re.findall(r"\btest_\w+|\btests/\w+", text) == []
+    for place in re.findall(r"`((?:nnunetv2_anomaly|trainers|dataset_conversion)/[\w/]+(?:\.py)?)`", text):
+        assert (ROOT / place).exists(), f"{page.name} names {place}"
+    for name in re.findall(r"`(nnunetv2_anomaly(?:\.\w+)+)`", text):
+        pkgutil.resolve_name(name)
 
 
 def test_example_of_the_settings_page_is_accepted():
