@@ -15,7 +15,7 @@ from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS, ENTRY_POINTS,
 
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
-SETTING_TABLES = setting_tables()
+SETTING_TABLES = setting_tables(DETECTORS)
 
 
 def reference(name: str) -> str:
