@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.inspection.installation import diagnose, report
+from nnunetv2_anomaly.inspection.findings import report
+from nnunetv2_anomaly.inspection.installation import diagnose
 
 HELP = (
     "Check versions, paths, trainers, GPU, memory and workers, or with --model somebody else's model; exit status 1 if "

@@ -1,6 +1,6 @@
-"""Can nnU-Net train and predict with our trainers here? One finding per fact, and for each fault the mend.
+"""Can nnU-Net train and predict with our trainers here? One finding per fact, with the remedy for each fault.
 
-The checks import what they check inside a guard, because the broken import is just what a user calls the doctor for.
+The checks import what they check inside a guard: a broken import is just what a user calls the doctor for.
 """
 
 from __future__ import annotations
@@ -16,58 +16,34 @@ import os
 import platform
 import shlex
 import shutil
-import sysconfig
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from nnunetv2_anomaly import __file__ as package_file
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE, nnunet_command
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.inspection.findings import Finding, State
 from nnunetv2_anomaly.registry import TRAINERS
-
-State = Literal["ok", "warning", "fault"]
 
 SET_TRAINERS = 'eval "$(nnUNetv2_anomaly env)"'
 SET_PATHS = 'eval "$(nnUNetv2_anomaly env --base DIR)"'
 REINSTALL = "pip install --force-reinstall --no-deps nnunetv2-anomaly"
 COMPILE_VARIABLE = "nnUNet_compile"
 COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict")
-#: distribution -> module, for everything that training and prediction cannot do without
-DISTRIBUTIONS = {
-    "nnunetv2": "nnunetv2",
-    "torch": "torch",
-    "batchgenerators": "batchgenerators",
-    "batchgeneratorsv2": "batchgeneratorsv2",
-    "dynamic-network-architectures": "dynamic_network_architectures",
-    "acvl-utils": "acvl_utils",
-    "SimpleITK": "SimpleITK",
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "blosc2": "blosc2",
-}
+#: what training and prediction cannot do without; a module is named like its distribution, with underscores
+DISTRIBUTIONS = (
+    *("nnunetv2", "torch", "batchgenerators", "batchgeneratorsv2", "dynamic-network-architectures", "acvl-utils"),
+    *("SimpleITK", "numpy", "scipy", "blosc2"),
+)
 
 GB = 1e9  # bytes
 LITTLE_DISK_GB = 10.0
 LITTLE_MEMORY_GB = 8.0
 LITTLE_SHARED_MEMORY_GB = 1.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fact about this machine.
-
-    topic: what was looked at. state: "ok", "warning" (the main job runs, slower or with a risk) or "fault" (training
-    or prediction could not run). text: one sentence. mend: what to do, one line; empty for "ok".
-    """
-
-    topic: str
-    state: State
-    text: str
-    mend: str = ""
 
 
 def _one_line(error: BaseException) -> str:
@@ -80,7 +56,7 @@ def _one_line(error: BaseException) -> str:
 
 def _requirements() -> dict[str, list]:
     """What this package and nnU-Net require: distribution in lower case -> [(who requires, specifier), ...]."""
-    from packaging.requirements import Requirement  # comes with nnU-Net's dependencies; guarded by the caller
+    from packaging.requirements import Requirement  # comes with nnU-Net's dependencies
 
     required: dict[str, list] = {}
     for owner in ("nnunetv2-anomaly", "nnunetv2"):
@@ -96,29 +72,22 @@ def _versions() -> Iterator[Finding]:
     topic = "versions"
     yield Finding(topic, "ok", f"python {platform.python_version()} on {platform.platform()}")
     yield _own_version()
-    try:
-        required = _requirements()
-    except ImportError as error:
-        required = {}
-        text = f"versions cannot be compared with what is required ({_one_line(error)})"
-        yield Finding(topic, "warning", text, "pip install packaging")
-    for distribution, module in DISTRIBUTIONS.items():
-        yield _version(distribution, module, required.get(distribution.lower(), []))
+    required = _requirements()
+    for distribution in DISTRIBUTIONS:
+        yield _version(distribution, distribution.replace("-", "_"), required.get(distribution.lower(), []))
 
 
 def _own_version() -> Finding:
-    topic = "versions"
-    folder = Path(__file__).parent
+    folder = Path(package_file).parent
     try:
-        ours = importlib.metadata.distribution("nnunetv2-anomaly")
+        installed = importlib.metadata.version("nnunetv2-anomaly")
     except importlib.metadata.PackageNotFoundError:
-        text = f"nnunetv2-anomaly {__version__} runs from {folder} without being installed"
-        return Finding(topic, "warning", text, f"pip install -e {shlex.quote(str(folder.parent))}")
-    if ours.version != __version__:
-        text = f"nnunetv2-anomaly {__version__} runs from {folder}, but {ours.version} is what is installed"
-        return Finding(topic, "warning", text, f"pip install -e {shlex.quote(str(folder.parent))}")
+        installed = "no version"
+    if installed != __version__:
+        text = f"nnunetv2-anomaly {__version__} runs from {folder}, and {installed} is installed"
+        return Finding("versions", "warning", text, f"pip install -e {shlex.quote(str(folder.parent))}")
     kind = "editable" if _editable_source("nnunetv2-anomaly") else "wheel"
-    return Finding(topic, "ok", f"nnunetv2-anomaly {__version__} ({kind} install) in {folder}")
+    return Finding("versions", "ok", f"nnunetv2-anomaly {__version__} ({kind} install) in {folder}")
 
 
 def _editable_source(distribution: str) -> str | None:
@@ -166,8 +135,8 @@ def _hidden_package(distribution: str, folders: list[str]) -> Finding:
     text = f"the folder {', '.join(folders) or distribution} without the package in it hides {distribution}"
     if source is None:
         return Finding("versions", "fault", text, f"pip install --force-reinstall --no-deps {distribution}")
-    mend = f"pip install --no-deps --config-settings editable_mode=compat -e {shlex.quote(source)}"
-    return Finding("versions", "fault", f"{text}, an editable install", mend)
+    remedy = f"pip install --no-deps --config-settings editable_mode=compat -e {shlex.quote(source)}"
+    return Finding("versions", "fault", f"{text}, an editable install", remedy)
 
 
 # ------------------------------------------------------------------------------------------------------------ paths
@@ -215,34 +184,34 @@ def _trainers() -> Iterator[Finding]:
         yield _trainer(name)
 
 
+def find_trainer(name: str) -> Any:
+    """A trainer class as nnUNetv2_train -tr and nnUNetv2_predict find it, under the variables as they are now.
+
+    Raises: RuntimeError if there is none; anything else that a module raises which the search imports.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    # The search prints its steps on standard output, which is the report's place.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return recursive_find_trainer_class_by_name(name)
+
+
 def _trainer(name: str) -> Finding:
-    """Look for one trainer as nnUNetv2_train -tr and nnUNetv2_predict do, under the variables as they are now."""
     topic = "trainers"
     try:
         expected = getattr(importlib.import_module("nnunetv2_anomaly.trainers"), name)
     except (Exception, SystemExit) as error:
         return Finding(topic, "fault", f"{name} cannot be imported ({_one_line(error)})", REINSTALL)
     try:
-        import nnunetv2
-        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-    except (Exception, SystemExit) as error:
-        text = f"nnU-Net's search for {name} cannot be imported ({_one_line(error)})"
-        return Finding(topic, "fault", text, "pip install --force-reinstall 'nnunetv2>=2.8.1,<3'")
-    root = nnunetv2.__path__[0]
-    try:
-        # The search tells its steps on standard output, which is the report's place.
-        with contextlib.redirect_stdout(io.StringIO()):
-            inside = recursive_find_python_class(
-                os.path.join(root, "training", "nnUNetTrainer"), name, "nnunetv2.training.nnUNetTrainer", root
-            )
-            found = recursive_find_trainer_class_by_name(name)
+        found = find_trainer(name)
     except RuntimeError:  # what nnU-Net raises when no folder holds the class
         return Finding(topic, "fault", f"nnU-Net does not find {name}", SET_TRAINERS)
     except (Exception, SystemExit) as error:
         text = f"nnU-Net's search for {name} stops at a trainer that cannot be imported ({_one_line(error)})"
         return Finding(topic, "fault", text, f"repair or remove that trainer's folder (see {TRAINER_VARIABLE})")
-    route = "nnunetv2's own folder variants/anomaly" if inside is not None else TRAINER_VARIABLE
+    inside = importlib.util.find_spec("nnunetv2.training.nnUNetTrainer.variants.anomaly") is not None
+    route = "nnunetv2's own folder variants/anomaly" if inside else TRAINER_VARIABLE
     if found is not expected:
         text = f"nnU-Net finds another {name} in {inspect.getfile(found)}, through {route}"
         return Finding(topic, "fault", text, f"remove that one, or its folder from {TRAINER_VARIABLE}")
@@ -277,15 +246,15 @@ def _gpu() -> Iterator[Finding]:
             yield Finding(topic, "ok", f"cuda:{index} {properties.name}, {properties.total_memory / GB:.1f} GB")
         yield _compilation()
         return
-    mend = "add -device cpu to nnUNetv2_train and nnUNetv2_predict"
+    remedy = "add -device cpu to nnUNetv2_train and nnUNetv2_predict"
     mps = getattr(torch.backends, "mps", None)
     if mps is not None and mps.is_available():
         yield Finding(topic, "ok", "mps (Apple GPU, shares the main memory): add -device mps to nnU-Net's commands")
     elif torch.version.cuda is not None:
         text = f"no GPU: torch is built for CUDA {torch.version.cuda} and sees no device; the CPU works, slowly"
-        yield Finding(topic, "warning", text, f"check the driver with nvidia-smi, or {mend}")
+        yield Finding(topic, "warning", text, f"check the driver with nvidia-smi, or {remedy}")
     else:
-        yield Finding(topic, "warning", "no GPU that this torch could use; the CPU works, slowly", mend)
+        yield Finding(topic, "warning", "no GPU that this torch could use; the CPU works, slowly", remedy)
     yield Finding("torch.compile", "ok", "off: nnU-Net compiles on CUDA only")
 
 
@@ -298,57 +267,31 @@ def _compilation() -> Finding:
     if wish is not None and wish.lower() not in ("true", "1", "t"):
         return Finding(topic, "ok", f"off: nnUNet_compile={wish}")
     said = "by default" if wish is None else f"by nnUNet_compile={wish}"
-    mend = "export nnUNet_compile=0"
+    remedy = "export nnUNet_compile=0"
     if importlib.util.find_spec("triton") is None:
-        return Finding(topic, "fault", f"on {said}, but triton is not installed", f"pip install triton, or {mend}")
-    if not any(filter(shutil.which, (os.environ.get("CC", ""), "gcc", "clang", "cc"))):
-        return Finding(topic, "fault", f"on {said}, but triton finds no C compiler", f"install gcc, or {mend}")
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        text = f"on {said}, but Python.h is missing, which triton may need"
-        return Finding(topic, "warning", text, f"install Python's development files (python3-dev), or {mend}")
+        return Finding(topic, "fault", f"on {said}, but triton is not installed", f"pip install triton, or {remedy}")
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CC", ""), "gcc", "clang", "cc")):
+        return Finding(topic, "fault", f"on {said}, but triton finds no C compiler", f"install gcc, or {remedy}")
     return Finding(topic, "ok", f"on {said}")
 
 
-def _read_number(file: str) -> float | None:
-    """The number of bytes that a file of the kernel holds, None if there is no file or no number ("max")."""
-    try:
-        return float(Path(file).read_text().strip())
-    except (OSError, ValueError):
-        return None
-
-
-def memory() -> tuple[float | None, float | None]:
-    """Main memory that this process may use, total and available, in bytes; None where the system does not tell.
-
-    A container's limit counts where it is smaller than the machine's memory.
-    """
-    total = available = None
+def _memory() -> Iterator[Finding]:
+    """Main memory that this process may use: a container's limit where it is smaller than the machine's memory."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         total, available = (float(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    except (OSError, ValueError, KeyError):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            total = float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
-    limit = _read_number("/sys/fs/cgroup/memory.max")
-    if limit is not None and (total is None or limit < total):
-        left = limit - (_read_number("/sys/fs/cgroup/memory.current") or 0.0)
-        total, available = limit, left if available is None else min(left, available)
-    return total, available
-
-
-def _memory() -> Iterator[Finding]:
-    topic = "memory"
-    total, available = memory()
-    if total is None:
-        yield Finding(topic, "ok", "this system does not tell how much memory it has")
-    elif available is None:
-        yield Finding(topic, "ok", f"{total / GB:.1f} GB")
+    except OSError:
+        yield Finding("memory", "ok", "this system does not say how much memory it has")
+        return
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max" in it
+        limit, used = (float(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        if limit < total:
+            total, available = limit, min(limit - used, available)
+    text = f"{total / GB:.1f} GB, of which {available / GB:.1f} GB are available"
+    if available / GB < LITTLE_MEMORY_GB:
+        yield Finding("memory", "warning", text, "export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2")
     else:
-        text = f"{total / GB:.1f} GB, of which {available / GB:.1f} GB are available"
-        if available / GB < LITTLE_MEMORY_GB:
-            yield Finding(topic, "warning", text, "export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2")
-        else:
-            yield Finding(topic, "ok", text)
+        yield Finding("memory", "ok", text)
 
 
 def _shared_memory() -> Iterator[Finding]:
@@ -366,15 +309,8 @@ def _shared_memory() -> Iterator[Finding]:
         yield Finding(topic, "ok", text)
 
 
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _workers() -> Iterator[Finding]:
-    cores = _cores()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("workers", "ok", f"{cores} CPU cores")
     yield _worker_count("nnUNet_def_n_proc", "preprocessing and export", cores, default=8, least=1)
     # nnU-Net takes at most one worker per core here, whatever was asked for; 0 = in the training process itself.
@@ -384,21 +320,21 @@ def _workers() -> Iterator[Finding]:
 def _worker_count(variable: str, purpose: str, cores: int, *, default: int, least: int) -> Finding:
     topic = "workers"
     value = os.environ.get(variable)
-    mend = f"export {variable}={cores}"
+    remedy = f"export {variable}={cores}"
     try:
         count = default if value is None else int(value)
     except ValueError:
-        return Finding(topic, "fault", f"{variable}={value} is not a whole number, nnU-Net stops at it", mend)
+        return Finding(topic, "fault", f"{variable}={value} is not a whole number, nnU-Net stops at it", remedy)
     if count < least:
-        return Finding(topic, "fault", f"{variable}={value} is less than {least}", mend)
+        return Finding(topic, "fault", f"{variable}={value} is less than {least}", remedy)
     text = f"{variable}={value}" if value is not None else f"{variable} is not set, nnU-Net takes {count}"
     text = f"{text} ({purpose})"
     if count > 2 * cores:
-        return Finding(topic, "warning", f"{text}: many for {cores} cores, and each worker takes memory", mend)
+        return Finding(topic, "warning", f"{text}: many for {cores} cores, and each worker takes memory", remedy)
     return Finding(topic, "ok", text)
 
 
-# ----------------------------------------------------------------------------------------------------------- report
+# -------------------------------------------------------------------------------------------------------- diagnosis
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "versions": _versions,
@@ -429,27 +365,6 @@ def diagnose() -> list[Finding]:
             except (Exception, SystemExit) as error:
                 text = f"the check itself failed ({_one_line(error)})"
                 # torch's faults are reported under versions; what else fails here is for us to repair.
-                mend = "mend the faults above first; if none is left, report this line as an issue"
-                findings.append(Finding(topic, "warning", text, mend))
+                remedy = "remedy the faults above first; if none is left, report this line as an issue"
+                findings.append(Finding(topic, "warning", text, remedy))
     return findings
-
-
-def report(
-    findings: list[Finding],
-    verdicts: tuple[str, str] = ("training and prediction can run", "training and prediction could not run"),
-) -> str:
-    """The findings as text for a terminal.
-
-    Args: verdicts: the closing words without and with a fault.
-    Returns: one line per finding (state, topic, text), under each warning and fault one line with its mend, and a
-        closing line with the counts and the verdict.
-    """
-    width = max((len(finding.topic) for finding in findings), default=0)
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.state:<8} {finding.topic:<{width}}  {finding.text}")
-        if finding.mend:
-            lines.append(f"{'':<8} {'':<{width}}  -> {finding.mend}")
-    faults, cautions = (sum(finding.state == state for finding in findings) for state in ("fault", "warning"))
-    lines.append(f"{faults} faults, {cautions} warnings: {verdicts[faults > 0]}")
-    return "\n".join(lines)

@@ -1,0 +1,44 @@
+"""What an inspection finds, and its report for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["ok", "warning", "fault"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact.
+
+    topic: what was looked at. state: "ok", "warning" (it works, slower or with a risk) or "fault" (it does not work, or
+    must not be used). text: one sentence. remedy: what to do, one line; empty for "ok".
+    """
+
+    topic: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+def report(
+    findings: Sequence[Finding],
+    verdicts: tuple[str, str] = ("training and prediction can run", "training and prediction could not run"),
+) -> str:
+    """The findings as text for a terminal.
+
+    Args: verdicts: the closing words without and with a fault.
+    Returns: one line per finding (state, topic, text), under each warning and fault one line with its remedy, and a
+        closing line with the counts and the verdict.
+    """
+    width = max((len(finding.topic) for finding in findings), default=0)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:<8} {finding.topic:<{width}}  {finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':<8} {'':<{width}}  -> {finding.remedy}")
+    faults, warnings = (sum(finding.state == state for finding in findings) for state in ("fault", "warning"))
+    lines.append(f"{faults} faults, {warnings} warnings: {verdicts[faults > 0]}")
+    return "\n".join(lines)
