@@ -8,7 +8,9 @@ from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE, cre
 from nnunetv2_anomaly.inspection import installation as doctor
 from nnunetv2_anomaly.inspection.findings import Finding, report
 from nnunetv2_anomaly.inspection.installation import diagnose
-from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
+from nnunetv2_anomaly.registry import TRAINERS
+
+NAME = next(iter(TRAINERS))
 
 
 @pytest.fixture
@@ -64,14 +66,14 @@ def test_a_trainer_that_is_not_found_is_a_fault_with_the_remedy(healthy, monkeyp
 
     module = importlib.import_module("nnunetv2.utilities.find_objects")
     monkeypatch.setattr(module, "recursive_find_trainer_class_by_name", not_found)
-    finding = doctor._trainer(TRAINERS[0])
+    finding = doctor._trainer(NAME)
     assert (finding.state, finding.remedy) == ("fault", 'eval "$(nnUNetv2_anomaly env)"')
 
 
 def test_another_class_of_the_same_name_is_a_fault(healthy, monkeypatch):
     module = importlib.import_module("nnunetv2.utilities.find_objects")
     monkeypatch.setattr(module, "recursive_find_trainer_class_by_name", lambda name: types.SimpleNamespace)
-    assert doctor._trainer(TRAINERS[0]).text.startswith(f"nnU-Net finds another {TRAINERS[0]} in")
+    assert doctor._trainer(NAME).text.startswith(f"nnU-Net finds another {NAME} in")
 
 
 def test_a_folder_of_trainers_that_is_gone_is_a_warning(healthy, monkeypatch):
