@@ -99,7 +99,7 @@ def inspect_member(member: Member, label: str) -> tuple[list[Finding], Any]:
     try:
         with member.open() as file:
             data = io.BytesIO(file.read())
-    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a damaged or hostile archive fails in many ways
         text = f"{label} cannot be read: damaged or cut short ({first_line(error)})"
         return [Finding("members", "fault", text, FETCH_AGAIN)], None
     head = data.getvalue()[:4]
@@ -121,7 +121,7 @@ def is_torch_archive(file: IO[bytes]) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return any(name.lower().endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except Exception:  # as above
         return False
     finally:
         file.seek(0)
@@ -132,9 +132,9 @@ def _inspect_checkpoint(file: io.BytesIO, label: str) -> tuple[list[Finding], An
         content = load_safely(file)
     except UnsafeFileError as error:
         return [Finding("checkpoint", "fault", f"{label} {error}", DO_NOT_LOAD)], None
-    except Exception as error:  # a damaged or hostile file fails in many ways
+    except Exception as error:  # as above
         text = (
-            f"{label} is refused by torch's restricted loader ({type(error).__name__}: {shown(first_line(error))}): it "
+            f"{label} is refused by torch's restricted loader ({type(error).__name__}: {first_line(error)}): it "
             f"is damaged, no checkpoint, or not saved as nnU-Net does"
         )
         return [Finding("checkpoint", "fault", text, FETCH_AGAIN)], None
@@ -159,6 +159,6 @@ def _inspect_arrays(file: io.BytesIO, label: str) -> Iterator[Finding]:
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.ndarray):
             sum(array.nbytes for array in content.values())  # reads them
-    except Exception as error:  # a damaged or hostile file fails in many ways
-        text = f"{label} holds objects, which run code when loaded, or is damaged ({shown(first_line(error))})"
+    except Exception as error:  # as above
+        text = f"{label} holds objects, which run code when loaded, or is damaged ({first_line(error)})"
         yield Finding("members", "fault", text, DO_NOT_LOAD)

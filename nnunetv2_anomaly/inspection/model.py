@@ -69,17 +69,18 @@ def inspect_model(path: Path) -> list[Finding]:
     expected = "expected the zip file of an exported model, a model folder, or a checkpoint (.pth)"
     if not path.exists():
         raise UserError(f"{path} does not exist; {expected}")
+    no_model = f"{path} holds no plans.json, and so no model of nnU-Net's; {expected}"
     try:
         if path.is_dir():
             findings, members = folder_members(path)
-            return [*findings, *_inspect_members(members, path, expected)]
+            return [*findings, *_inspect_members(members, path, no_model)]
         with path.open("rb") as file:
             if path.suffix.lower() in CHECKPOINT_SUFFIXES or is_torch_archive(file):
                 return list(_inspect_single(path))
             with zipfile.ZipFile(file) as archive:
                 findings, members = zip_members(archive)
-                return [*findings, *_inspect_members(members, None, expected)]
-    except (OSError, zipfile.BadZipFile) as error:
+                return [*findings, *_inspect_members(members, None, no_model)]
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} is no zip file, or not a whole one ({first_line(error)}); {expected}") from error
 
 
@@ -94,12 +95,12 @@ def _inspect_single(path: Path) -> Iterator[Finding]:
         yield from _plans_findings("the plans in the checkpoint", told["plans"], told["configuration"])
 
 
-def _inspect_members(members: list[Member], folder: Path | None, expected: str) -> Iterator[Finding]:
+def _inspect_members(members: list[Member], folder: Path | None, no_model: str) -> Iterator[Finding]:
     """Every file, then every model. folder: that was given; None for a zip file."""
     files = {member.name: member for member in members}
     prefixes = [name.removesuffix("plans.json") for name in files if re.split(r"[/\\]", name)[-1] == "plans.json"]
     if not prefixes:
-        raise UserError(f"there is no plans.json in it, and so no model of nnU-Net's; {expected}")
+        raise UserError(no_model)
     facts: dict[str, dict[str, Any]] = {}
     for member in members:
         label = shown(member.name.removeprefix(prefixes[0] if len(prefixes) == 1 else ""))
@@ -108,7 +109,7 @@ def _inspect_members(members: list[Member], folder: Path | None, expected: str) 
         if content is not None:
             yield from _checkpoint_findings(label, content)
             facts[member.name] = _facts(content)
-    for name in dict.fromkeys(fact["trainer"] for fact in facts.values()):
+    for name in dict.fromkeys(str(fact["trainer"]) for fact in facts.values()):
         yield _trainer_finding(name, folder)
     for prefix in prefixes:
         yield from _model_findings(prefix, files, facts, folder)
@@ -145,7 +146,7 @@ def _json_of(member: Member | None) -> Any:
     try:
         with member.open() if member else io.BytesIO() as file:
             return json.load(file)
-    except (OSError, zipfile.BadZipFile, ValueError, RecursionError):
+    except Exception:  # a damaged or hostile file fails in many ways
         return None
 
 
@@ -165,7 +166,7 @@ def _checkpoint_findings(label: str, content: Any) -> Iterator[Finding]:
     """Weights and detector of a checkpoint that was read."""
     weights, facts = content.get("network_weights") if isinstance(content, dict) else None, _facts(content)
     said = isinstance(facts["trainer"], str) and isinstance(facts["configuration"], str)
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values() or [None]) or not said:
+    if not isinstance(weights, dict) or not all(map(_is_stored, weights.values() or [None])) or not said:
         text = f"{label} is no checkpoint of nnU-Net's: it lacks network weights, trainer or configuration"
         yield Finding("weights", "fault", text, "use a checkpoint that nnU-Net has written")
         return
@@ -181,6 +182,12 @@ def _checkpoint_findings(label: str, content: Any) -> Iterator[Finding]:
     )
     yield Finding("weights", "ok", text)
     yield from _detector_findings(label, content)
+
+
+def _is_stored(value: Any) -> bool:
+    """A plain tensor that is no larger in memory than in the file."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _trainer_finding(name: Any, folder: Path | None) -> Finding:
@@ -252,7 +259,7 @@ def _plans_findings(label: str, plans: Any, configuration: Any) -> Iterator[Find
         yield Finding("plans", "fault", f"{label}: {shown(error, 400)}", "correct the section, or ask its author")
     except Exception as error:  # of plans of any form
         text = f"{label} has no configuration {shown(configuration)} that nnU-Net could read ({type(error).__name__}: "
-        yield Finding("plans", "fault", f"{text}{shown(first_line(error))})", FETCH_AGAIN)
+        yield Finding("plans", "fault", f"{text}{first_line(error)})", FETCH_AGAIN)
 
 
 def _imported_names(plans: Any) -> list[Any]:

@@ -112,10 +112,10 @@ def load_file(path: str | Path, advice: str, *, kind: str = "the checkpoint", ma
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a sentence."""
+    """What an error says, short and plain enough for a sentence."""
     text = str(error).rpartition("WeightsUnpickler error:")[2]  # before it stands torch's advice to load all the same
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:160] if lines else "no reason given"
+    return shown(lines[0], 160) if lines else "no reason given"
 
 
 class _StandIn:

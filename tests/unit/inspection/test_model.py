@@ -29,19 +29,19 @@ AWARE = "AnomalyAwareTrainer__nnUNetPlans__3d_small"
 DATASET = "Dataset801_TinyKnee"
 FOLD_0 = f"{DATASET}/{AWARE}/fold_0/checkpoint_final.pth"
 PLANS = f"{DATASET}/{AWARE}/plans.json"
+#: takes no room in the file and any amount of it in memory
+LARGE = torch.zeros(1).expand(10**12)
 QUALITY = {"mse_erased": 0.02, "mse_constant": 0.05, "mse_blurred": 0.03}
 
 
 @pytest.fixture(scope="module")
-def results(build_trainer, tmp_path_factory):
+def results(build_trainer, trained_results, tmp_path_factory):
     """A results folder with a pre-stage, the segmentation behind it, and nnU-Net's own trainer on two folds."""
     folder = tmp_path_factory.mktemp("inspected") / "nnUNet_results"
-    folder.mkdir()
-    short = {"inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1, "num_iterations_per_epoch": 1}
+    shutil.copytree(trained_results, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(folder))
-        for name in ("AnomalyPreStageTrainer", "AnomalyAwareTrainer"):
-            build_trainer(name, anomaly=short).run_training()
+        build_trainer("AnomalyAwareTrainer", anomaly={"num_epochs": 1, "num_iterations_per_epoch": 1}).run_training()
         for fold in (0, 1):
             trainer = build_trainer(nnUNetTrainer, fold=fold)
             trainer.on_train_start()
@@ -225,8 +225,8 @@ def zip_of(path, **members):
         (lambda path, good: path.touch(), "is no zip file, or not a whole one"),
         (lambda path, good: path.write_text("a model"), "is no zip file, or not a whole one"),
         (lambda path, good: path.write_bytes(good[: len(good) // 2]), "is no zip file, or not a whole one"),
-        (lambda path, good: zip_of(path, readme_txt="a model"), "there is no plans.json in it"),
-        (lambda path, good: path.mkdir(), "there is no plans.json in it"),
+        (lambda path, good: zip_of(path, readme_txt="a model"), "holds no plans.json, and so no model"),
+        (lambda path, good: path.mkdir(), "holds no plans.json, and so no model"),
     ],
     ids=["missing", "empty", "text", "truncated", "foreign zip", "empty folder"],
 )
@@ -509,6 +509,7 @@ def test_weights_that_are_not_finite_are_a_fault_that_names_them(model_folder):
         (lambda checkpoint: checkpoint.update(trainer_name=3), "is no checkpoint of nnU-Net's"),
         (lambda checkpoint: checkpoint.pop("network_weights"), "is no checkpoint of nnU-Net's"),
         (lambda checkpoint: checkpoint.update(network_weights={1: 2}), "is no checkpoint of nnU-Net's"),
+        (lambda checkpoint: checkpoint.update(network_weights={"a": LARGE}), "is no checkpoint of nnU-Net's"),
         (lambda checkpoint: checkpoint.pop("init_args"), "is no checkpoint of nnU-Net's"),
     ],
 )
