@@ -1,4 +1,4 @@
-"""Options of the clean-up, the same for every verb that cleans."""
+"""Command-line options of the clean-up, shared by the verbs that clean."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
         "--anatomy",
         nargs="+",
         metavar="NAME",
-        help="labels of which the largest component and what is near it stay; none for no label (default: all that "
-        "are no lesions)",
+        help="labels of which the largest component and what is near it stay; none for no label (default: all but "
+        "lesions)",
     )
     group.add_argument(
         "--lesions",
@@ -33,21 +33,21 @@ def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=50,
         metavar="N",
-        help="smaller components farther than this from the largest one go (default: 50, the paper's)",
+        help="remove smaller components farther than this from the largest one (default: 50, the paper's)",
     )
-    group.add_argument("--max_distance_mm", type=float, metavar="MM", help="the same in mm; holds instead where given")
+    group.add_argument("--max_distance_mm", type=float, metavar="MM", help="the same in mm, instead")
     group.add_argument(
         "--min_lesion_volume_mm3",
         type=float,
         default=6.0,
         metavar="MM3",
-        help="smaller lesions go (default: 6.0, the paper's largest threshold)",
+        help="remove smaller lesions (default: 6.0, the paper's largest threshold)",
     )
     group.add_argument(
         "--lesion_probability",
         type=float,
         metavar="P",
-        help="lesion voxels with a lower softmax output go; needs predictions with --save_probabilities",
+        help="remove lesion voxels with a lower softmax output; needs predictions with --save_probabilities",
     )
 
 
@@ -56,31 +56,21 @@ def clean_up_of(args: argparse.Namespace, dataset: DatasetDescription) -> CleanU
 
     Raises: UserError for a name that is no label of the data set, or a number out of range.
     """
-    numbers = {
-        "--max_distance_voxels": (args.max_distance_voxels, math.inf),
-        "--max_distance_mm": (args.max_distance_mm, math.inf),
-        "--min_lesion_volume_mm3": (args.min_lesion_volume_mm3, math.inf),
-        "--lesion_probability": (args.lesion_probability, 1.0),
-    }
-    for option, (value, highest) in numbers.items():
+    for name in ("max_distance_voxels", "max_distance_mm", "min_lesion_volume_mm3", "lesion_probability"):
+        value, highest = getattr(args, name), 1.0 if name == "lesion_probability" else math.inf
         if value is not None and not 0 <= value <= highest:
-            raise UserError(f"{option} is {value}; expected a number from 0{' to 1' if highest == 1 else ''}.")
+            raise UserError(f"--{name} is {value}; expected a number from 0{' to 1' if highest == 1 else ''}")
     lesions = chosen_lesions(args.lesions, dataset)
-    if args.lesion_probability is not None and not lesions:
-        raise UserError(
-            f"--lesion_probability was given, and {dataset.source} has no lesion labels; name them with --lesions."
-        )
-    if args.lesion_probability is not None and dataset.has_regions:
-        raise UserError(
-            f"--lesion_probability needs one softmax output a label, and {dataset.source} trains on regions."
-        )
+    if args.lesion_probability is not None and (dataset.has_regions or not lesions):
+        has = "trains on regions" if dataset.has_regions else "has no lesion labels (--lesions names them)"
+        raise UserError(f"--lesion_probability needs a softmax output of each lesion label, and {dataset.source} {has}")
     if args.anatomy is None:
         anatomy = sorted(dataset.values - {0, dataset.ignore} - set(lesions))
     else:
         anatomy = [] if args.anatomy == ["none"] else [dataset.value_of(name) for name in args.anatomy]
-        both = set(anatomy) & set(lesions)
-        if both:
-            raise UserError(f"label {min(both)} was named with --anatomy and as a lesion; expected one of them.")
+    both = set(anatomy) & set(lesions)
+    if both:
+        raise UserError(f"label {min(both)} is named by --anatomy and as a lesion; expected one of them")
     return CleanUp(
         anatomy=tuple(anatomy),
         bone_of_lesion=lesions,
@@ -108,6 +98,6 @@ def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict
         lesion, separator, bone = word.partition("=")
         value = dataset.value_of(lesion)
         if value in lesions or bone == lesion:
-            raise UserError(f"--lesions {word}: {lesion} is named twice; expected each lesion once, and its bone.")
+            raise UserError(f"--lesions {word}: {lesion} is named twice; expected each lesion once, and its bone")
         lesions[value] = dataset.value_of(bone) if separator else None
     return lesions

@@ -18,7 +18,7 @@ class CleanUp:
 
     Attributes:
         anatomy: labels of which the largest component stays, and what is near it.
-        bone_of_lesion: lesion label -> label of the bone that holds it, or None where the data set tells none.
+        bone_of_lesion: lesion label -> label of the bone that holds it, or None where it is unknown.
         max_distance_voxels: how far a smaller component may be from the largest, between nearest voxels.
         max_distance_mm: the same in mm; where given, it holds instead.
         min_lesion_volume_mm3: smaller lesions go.
@@ -31,6 +31,11 @@ class CleanUp:
     max_distance_mm: float | None = None
     min_lesion_volume_mm3: float = 6.0
     lesion_probability: float | None = None
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether a softmax output is needed."""
+        return self.lesion_probability is not None and bool(self.bone_of_lesion)
 
     def apply(
         self, segmentation: NDArray, spacing_mm: Sequence[float], probabilities: Iterable[NDArray] | None = None
@@ -45,7 +50,7 @@ class CleanUp:
             segmentation: integers, two or three axes; it is not changed.
             spacing_mm: distance of voxels along each axis, in the array's axis order.
             probabilities: softmax output of each class in the labels' order, of the segmentation's shape, as
-                ``volumes.segmentations.probability_channels`` gives it; needed with ``lesion_probability`` alone.
+                ``segmentations.probability_channels`` gives it; needed with ``lesion_probability`` alone.
         Raises: ValueError without the probabilities that are needed, or with another number of them.
         """
         result: NDArray = segmentation

@@ -1,11 +1,11 @@
-"""Cleans a folder of predictions: new files of the same names, and a table of what went."""
+"""Clean a folder of predictions: new files of the same names, and a table of what was removed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
+from nnunetv2_anomaly.images.files import read_failures_as_user_errors
 from nnunetv2_anomaly.images.label_maps import count_values
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles, chosen_reader
 from nnunetv2_anomaly.parallel import run_cases
@@ -25,7 +26,7 @@ from nnunetv2_anomaly.postprocessing.clean_up import Cleaned, CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 
-#: tells in an output folder that a clean-up wrote it, and with which settings
+#: marks the output folder of a clean-up, and holds its settings
 MARKER = "postprocessing.json"
 
 #: columns of removed.csv
@@ -60,33 +61,28 @@ def postprocess_folder(
 ) -> pd.DataFrame:
     """Clean every segmentation of a folder.
 
-    Writes the segmentations under their names, removed.csv, colour tables, dataset.json and plans.json as they were
-    beside the predictions, and postprocessing.json with the settings. Run again, it does what is missing or was changed
-    since.
+    Writes the segmentations under their names, removed.csv, colour tables, copies of dataset.json and plans.json, and
+    postprocessing.json with the settings. Run again, it cleans what is missing or has changed since.
 
     Args:
-        predictions: folder of segmentations; with softmax outputs (.npz) beside them where the clean-up needs them.
+        predictions: folder of segmentations, and of softmax outputs (.npz) where the clean-up needs them.
         output: folder; missing, empty, or of an earlier clean-up with the same settings.
         dataset: of the predictions.
         clean_up: what is removed.
         num_processes: cases at a time; each takes about ten times the memory of a label map.
-        overwrite: clean anew what an earlier clean-up with other settings wrote.
+        overwrite: replace what an earlier clean-up with other settings wrote.
     Returns: removed.csv: a row per case and label.
     Raises: UserError for files that cannot be cleaned or written, after the others were; or an output folder that
         holds something else.
     """
     files = segmentation_files(predictions, dataset.file_ending)
-    softmax = {case: predictions / f"{case}.npz" for case in files}
-    if clean_up.lesion_probability is not None and clean_up.bone_of_lesion:
-        without = [case for case, file in softmax.items() if not file.is_file()]
-        if without:
-            raise UserError(
-                f"{predictions} has no softmax output (.npz) of {listed(without)}, which --lesion_probability needs; "
-                "predict with --save_probabilities."
-            )
-    else:
-        softmax = {}
-    _prepare(predictions, output, files, clean_up, overwrite)
+    softmax = {case: predictions / f"{case}.npz" for case in files} if clean_up.needs_probabilities else {}
+    without = [case for case, file in softmax.items() if not file.is_file()]
+    if without:
+        raise UserError(
+            f"{predictions} has no softmax output (.npz) of {listed(without)}, which --lesion_probability needs; "
+            "predict with --save_probabilities"
+        )
     reader = chosen_reader(dataset, next(iter(files.values())))
     tasks = [
         _Task(
@@ -103,58 +99,48 @@ def postprocess_folder(
         )
         for case, file in files.items()
     ]
-    rows, failed = run_cases(_clean_case, tasks, num_processes, "cleaning", "cleaned")
     names = {value: name for name, value in dataset.single_values.items()}
-    table = pd.DataFrame(
-        [{**row, "label": names.get(row["value"], str(row["value"]))} for case in sorted(rows) for row in rows[case]],
-        columns=list(COLUMNS),
-    )
+    settings = {
+        "predictions": str(predictions.resolve()),
+        "settings": json.loads(json.dumps(dataclasses.asdict(clean_up))),  # as it comes back from the file
+    }
     with write_failures_as_user_errors(output):
+        _prepare(predictions, output, files, settings, overwrite)
+        rows, failed = run_cases(_clean_case, tasks, num_processes, "cleaning", "cleaned")
+        table = pd.DataFrame([row for case in sorted(rows) for row in rows[case]], columns=list(COLUMNS))
+        table["label"] = [names.get(value, str(value)) for value in table["value"]]
         write_text(output / "removed.csv", table.to_csv(index=False))
         if failed:
             raise UserError(failed)
         write_colour_tables(output, dataset.single_values)
-        _write_marker(output, predictions, clean_up, finished=True)
+        _write_marker(output, settings, finished=True)
     return table
 
 
-def _settings(clean_up: CleanUp) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(clean_up)))  # as it comes back from the file
+def _write_marker(output: Path, settings: Mapping[str, Any], *, finished: bool) -> None:
+    write_text(output / MARKER, json.dumps({"version": __version__, "finished": finished, **settings}, indent=2))
 
 
-def _write_marker(output: Path, predictions: Path, clean_up: CleanUp, *, finished: bool) -> None:
-    content = {
-        "version": __version__,
-        "finished": finished,
-        "predictions": str(predictions.resolve()),
-        "settings": _settings(clean_up),
-    }
-    write_text(output / MARKER, json.dumps(content, indent=2))
-
-
-def _prepare(predictions: Path, output: Path, files: Mapping[str, Path], clean_up: CleanUp, overwrite: bool) -> None:
+def _prepare(
+    predictions: Path, output: Path, cases: Collection[str], settings: Mapping[str, Any], overwrite: bool
+) -> None:
     """Make the output folder ready. Raises: UserError if it holds something that would be lost."""
     if output.exists() and output.resolve() == predictions.resolve():
-        raise UserError(f"-i and -o are both {output}; give another folder with -o, the predictions are kept.")
-    with write_failures_as_user_errors(output):
-        take_output_folder(output, MARKER, "clean-up")
-        before = read_json(output / MARKER) if (output / MARKER).is_file() else {}
-        told = {"predictions": str(predictions.resolve()), "settings": _settings(clean_up)}
-        for name, value in told.items():
-            if before.get(name, value) != value and not overwrite:
-                raise UserError(
-                    f"{output} was cleaned with other {name} ({before[name]}); give another folder with -o, or "
-                    "--overwrite."
-                )
-        strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(files))
-        if strangers:
+        raise UserError(f"-i and -o are both {output}; give another folder with -o, the predictions are kept")
+    take_output_folder(output, MARKER, "clean-up")
+    before = read_json(output / MARKER) if (output / MARKER).is_file() else {}
+    for name, value in settings.items():
+        if before.get(name, value) != value and not overwrite:
             raise UserError(
-                f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another folder with -o."
+                f"{output} was cleaned with other {name} ({before[name]}); give another folder with -o, or --overwrite"
             )
-        _write_marker(output, predictions, clean_up, finished=False)
-        for name in ("dataset.json", "plans.json"):
-            if (predictions / name).is_file():
-                shutil.copyfile(predictions / name, output / name)
+    strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(cases))
+    if strangers:
+        raise UserError(f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another with -o")
+    _write_marker(output, settings, finished=False)
+    for name in ("dataset.json", "plans.json"):
+        if (predictions / name).is_file():
+            shutil.copyfile(predictions / name, output / name)
 
 
 def _clean_case(task: _Task) -> list[dict[str, Any]]:
@@ -172,30 +158,25 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
     segmentation = files.read(task.source)
     unknown = sorted(set(count_values(segmentation.voxels)) - {0, *task.values})
     if unknown:
-        raise UserError(f"{task.source} holds unknown labels {unknown}; expected {list(task.values)}; check -djfile.")
-    channels = None
-    if task.probabilities is not None:
-        channels = files.probabilities(task.probabilities, segmentation, task.num_classes)
-    try:
-        cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{task.probabilities or task.source}: {error}.") from error
+        raise UserError(f"{task.source} holds unknown labels {unknown}; expected {list(task.values)}; check -djfile")
+    if task.probabilities is None:
+        cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm)
+    else:
+        with read_failures_as_user_errors(task.probabilities, f"the softmax output of {task.source}", "predict again"):
+            channels = files.probabilities(task.probabilities, segmentation, task.num_classes)
+            cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     rows = _rows(task, segmentation.voxels, cleaned)
-    try:
+    with write_failures_as_user_errors(task.target):
         if np.array_equal(cleaned.segmentation, segmentation.voxels):
             files.copy(task.source, task.target)
         else:
             files.write(cleaned.segmentation, segmentation, task.target)
         save_record(task.record, state, {"rows": rows})
-    except OSError as error:
-        raise UserError(f"{task.target} could not be written ({error.strerror or error})") from error
     return rows
 
 
 def _rows(task: _Task, voxels: np.ndarray, cleaned: Cleaned) -> list[dict[str, Any]]:
-    """One a label, also where the case has none of it: nothing may have been there, and nothing may have gone."""
+    """One row per label, also for labels that the case does not have."""
     components = count_components(voxels, task.values)
     rows = []
     for value in task.values:

@@ -313,12 +313,12 @@ def test_numbers():
         (["--lesions", "femoral_lesion="], " is no label of"),
         (["--lesions", "femoral_lesion=femoral_lesion"], "femoral_lesion is named twice"),
         (["--lesions", "femoral_lesion", "femoral_lesion=femoral_bone"], "femoral_lesion is named twice"),
-        (["--anatomy", "femoral_lesion"], "was named with --anatomy and as a lesion"),
-        (["--max_distance_voxels", "-1"], r"--max_distance_voxels is -1\.0; expected a number from 0\."),
+        (["--anatomy", "femoral_lesion"], "is named by --anatomy and as a lesion"),
+        (["--max_distance_voxels", "-1"], r"--max_distance_voxels is -1\.0; expected a number from 0"),
         (["--max_distance_mm", "nan"], "--max_distance_mm is nan"),
         (["--min_lesion_volume_mm3", "-0.5"], r"--min_lesion_volume_mm3 is -0\.5"),
-        (["--lesion_probability", "1.5"], r"--lesion_probability is 1\.5; expected a number from 0 to 1\."),
-        (["--lesion_probability", "0.5", "--lesions", "none"], "has no lesion labels; name them with --lesions"),
+        (["--lesion_probability", "1.5"], r"--lesion_probability is 1\.5; expected a number from 0 to 1"),
+        (["--lesion_probability", "0.5", "--lesions", "none"], r"has no lesion labels \(--lesions names them\)"),
     ],
 )
 def test_options_that_cannot_be(words, expected):

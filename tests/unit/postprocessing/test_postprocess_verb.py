@@ -638,7 +638,7 @@ def test_case_that_cannot_be_written_is_told(postprocess, predictions, output, c
     (output / "b.nii.gz" / "file").touch()
     (output / "postprocessing.json").write_text("{}")
     assert postprocess("--overwrite") == 1
-    assert f"{output / 'b.nii.gz'} could not be written" in capsys.readouterr().err
+    assert f"{output / 'b.nii.gz'} cannot be written to" in capsys.readouterr().err
     assert (output / "a.nii.gz").is_file()
     assert not list(output.glob("part_*"))
 
