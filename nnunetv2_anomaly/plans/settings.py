@@ -90,16 +90,16 @@ SHARED: dict[str, Setting] = {
         None,
         "a whole number from 0, or null for none",
         or_none(is_whole(0)),
-        "of initial weights, augmentation and order; on a CPU and with nnUNet_n_proc_DA=0 two runs agree, "
+        "seed of initial weights, augmentation and order; on a CPU and with nnUNet_n_proc_DA=0 two runs agree, "
         "interrupted or not",
     ),
-    "num_iterations_per_epoch": Setting(250, "a whole number from 1", is_whole(1), "training batches in an epoch"),
-    "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", is_whole(1), "validation batches an epoch"),
+    "num_iterations_per_epoch": Setting(250, "a whole number from 1", is_whole(1), "training batches per epoch"),
+    "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", is_whole(1), "validation batches per epoch"),
     "lesion_labels": Setting(
         None,
         "a list of label names, or null for all labels with 'lesion' in their name",
         or_none(is_names),
-        "labels that the pre-stage's validation counts as lesion",
+        "labels that the pre-stage's validation counts as lesions",
     ),
     "bone_labels": Setting(
         None,

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Setting] = {
         1.0,
         "a number from 0",
         is_not_negative,
-        "weight of the focal cross-entropy (Eq. 5): as nnU-Net weighs its own; 10 in AnomalyAwarePublishedTrainer and "
+        "weight of the focal cross-entropy (Eq. 5), as nnU-Net weights its own; 10 in AnomalyAwarePublishedTrainer and "
         "the paper's networks, as published",
     ),
     "beta": Setting(99.0, "a number from 0", is_not_negative, "slope of the focal weight F = 1 + beta * E (Eq. 4)"),
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Setting] = {
         1000, "a whole number from 1", is_whole(1), "epochs of the anomaly-aware segmentation, as in nnU-Net"
     ),
     "detector": Setting(
-        DEFAULT_DETECTOR, "the name of a detector family", is_text, "family whose detector travels in the network"
+        DEFAULT_DETECTOR, "the name of a detector family", is_text, "family of the detector in the network"
     ),
     "prestage_folder": Setting(
         None,

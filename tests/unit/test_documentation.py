@@ -89,6 +89,13 @@ def test_detectors_page_names_what_a_checkpoint_describes_and_the_entry_points()
     assert ENTRY_POINTS in text
 
 
+def test_example_of_the_detectors_page_is_a_family():
+    block = re.search(r"```python\n(.*?)```", reference("detectors"), re.DOTALL)[1]
+    names: dict = {}
+    exec(block, names)
+    assert f"{names['FAMILY'].name} = my_package:FAMILY" in reference("detectors")
+
+
 def test_index_has_every_page():
     linked = re.findall(r"\]\(([^)#]+)", (DOCS / "README.md").read_text())
     assert len(linked) == len(set(linked))

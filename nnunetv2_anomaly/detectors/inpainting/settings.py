@@ -23,7 +23,7 @@ SETTINGS: dict[str, Setting] = {
         5.0, "a number above 0", is_positive, "A and G see the normalised image clipped to [-clip, clip]"
     ),
     "erase_margin_voxels": Setting(
-        50, "a whole number from 0", is_whole(0), "the foreground is dilated by so many voxels before it is erased"
+        50, "a whole number from 0", is_whole(0), "the foreground is dilated by this many voxels before it is erased"
     ),
     "inpainting_epochs": Setting(100, "a whole number from 1", is_whole(1), "epochs of phase 1: G with C (Eq. 1)"),
     "distillation_epochs": Setting(80, "a whole number from 1", is_whole(1), "epochs of phase 2: A (Eq. 2)"),
@@ -46,6 +46,9 @@ SETTINGS: dict[str, Setting] = {
         True, "true or false", is_truth_value, "nnU-Net's augmentation in the pre-stage; the paper used none"
     ),
     "skip_cases_without_foreground": Setting(
-        False, "true or false", is_truth_value, "leave cases without foreground out of the pre-stage, not stop there"
+        False,
+        "true or false",
+        is_truth_value,
+        "leave cases without foreground out of the pre-stage instead of stopping",
     ),
 }
