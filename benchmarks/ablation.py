@@ -27,9 +27,9 @@ SECTION = "ablation"
 
 
 def shuffled(error: Tensor) -> Tensor:
-    """The same values at other voxels, (B, C, ...): a map with an equal histogram that tells nothing of where.
+    """The same values at other voxels, (B, C, ...): same histogram, no information on location.
 
-    The order is drawn anew for every batch, from its values, so that a prediction can be repeated.
+    Each batch draws its order from its own values, so that a prediction is reproducible.
     """
     flat = error.flatten(start_dim=2)
     generator = torch.Generator().manual_seed(int(1e4 * float(error.square().sum())) % 2**31)
@@ -48,9 +48,9 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_choices(section: Mapping[str, Any]) -> None:
-    """See that a section ``ablation`` makes sense.
+    """Check a section ``ablation``.
 
-    Raises: UserError if it does not.
+    Raises: UserError for unknown keys or values.
     """
     maps = {section.get("channel", "whole"), section.get("weight", "whole")}
     unknown = set(section) - {"channel", "weight", "mask_known"}

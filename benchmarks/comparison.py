@@ -1,4 +1,4 @@
-"""What the comparison found: the project's own evaluation over all repeats, and tables made of it."""
+"""Results of the comparison: the project's own evaluation over all repeats, and tables of it."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         tables["channel_use"] = channel_table(used)
     tables["cost"] = cost_table(experiment)
     drawings = difference_drawings(evaluation, lesions)
-    told = [line.strip("`") for line in (*made_by, _introduction(experiment))]
+    lines = [line.strip("`") for line in (*made_by, _introduction(experiment))]
     shown = [Picture(drawing.figure, drawing.alt, drawing.alt) for drawing in drawings]
-    sections = [Section("The comparison", [*told, *shown, *tables.values()])]
+    sections = [Section("The comparison", [*lines, *shown, *tables.values()])]
     write_evaluation(
         output, evaluation, pairs, settings, arguments, title="Comparison", more_sections=sections,
         tested=tested,
@@ -119,8 +119,8 @@ def provenance(experiment: Experiment, command: str) -> list[str]:
         models.append(f"{model.name} ({', '.join([model.trainer, *(f'{k} {v}' for k, v in settings.items())])})")
     return [
         f"`{command}`",
-        f"{date.today().isoformat()}; trained and predicted on {' and '.join(machines) or 'a machine not noted'} with "
-        f"{'; and '.join(versions) or 'versions that were not noted'}.",
+        f"{date.today().isoformat()}; trained and predicted on {' and '.join(machines) or 'an unrecorded machine'} "
+        f"with {'; and '.join(versions) or 'unrecorded versions'}.",
         f"Models: {'; '.join(models)}.",
         *([_on_mirroring(mirroring)] if (mirroring := [m.name for m in experiment.models if m.mirrors]) else []),
     ]
@@ -139,7 +139,7 @@ def by_knee(cases: pd.DataFrame) -> pd.DataFrame:
     Of labels that the knee has.
     """
     keys = ["model", "processing", "label", "case"]
-    # Where a knee lacks a label, there is nothing to find: an invented one would stand for a whole repeat.
+    # Where a knee lacks a label, an invented one would stand for a whole repeat.
     cases = cases[cases["status"].isin((BOTH, MISSED))]
     own = cases.assign(case=[_knee(case) for case in cases["case"]])
     numbers = [name for name in own.columns if name not in keys and pd.api.types.is_numeric_dtype(own[name])]
@@ -264,7 +264,7 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
         (
             "A difference is the mean; beneath it the median (quartiles) over knees, and the smallest and the largest "
             "mean of a training (seed, fold), where there are several. p: Wilcoxon's signed-rank test over knees, "
-            "which tells nothing of another training; Holm's correction is over labels and models. With n knees p is "
+            "which says nothing about another training; Holm's correction is over labels and models. With n knees p is "
             "at least 2 / 2^n: 0.016 with seven, 0.031 with six. A label that a knee lacks takes no part.",
         ),
         words=4,
@@ -303,8 +303,8 @@ def detector_table(detectors: dict[str, dict[str, dict[str, float | None]]]) -> 
         tuple(rows),
         (
             "AUC: the voxels of lesions against the other voxels of bones, mean over the knees with a lesion; with the "
-            "sign, above 0.5 where lesions are brighter than expected. With the margin the erased region grows, and so "
-            "what is asked of G, and the MSE is over other voxels.",
+            "sign, above 0.5 where lesions are brighter than expected. A larger margin erases a larger region, "
+            "which is a harder task for G, and its MSE is over other voxels.",
         ),
         words=2,
         grouped=1,
@@ -506,7 +506,7 @@ def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
     beneath = [f"{number(low, measure.digits)} to {number(high, measure.digits)}"] if len(repeats) > 1 else []
     kept = {measure.name: mean, f"{measure.name}_low": low, f"{measure.name}_high": high}
     if measure.metric in DISTANCES and values.notna().any():
-        # A few far islands make a mean; the median tells of the others.
+        # A few far islands dominate the mean; the median shows the others.
         quartiles = [float(value) for value in np.nanquantile(values, [0.25, 0.5, 0.75])]
         kept |= dict(zip((f"{measure.name}_{q}" for q in ("q1", "median", "q3")), quartiles, strict=True))
         shown = [number(value, measure.digits) for value in quartiles]

@@ -1,4 +1,4 @@
-"""Data, plans, trainings and predictions of the comparison, as steps of nnU-Net's own commands that can be resumed."""
+"""Data, plans, trainings and predictions of the comparison, as resumable steps of nnU-Net's own commands."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PLANS = "nnUNetComparisonPlans"
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the results depend on; as naive_vs_aware's options of these names."""
+    """What the results depend on: the options of naive_vs_aware with these names."""
 
     data: str
     models: tuple[str, ...]
@@ -107,7 +107,7 @@ class Experiment:
 
     @property
     def repeats(self) -> list[Repeat]:
-        """All trainings, seed by seed: what is there when a run is cut short is a comparison already."""
+        """All trainings, seed by seed, so that a run that is cut short leaves a comparison."""
         arguments = self.arguments
         models = [model for model in self.models if model.segments]
         return [Repeat(model, seed, fold) for seed in arguments.seeds for fold in arguments.folds for model in models]
@@ -122,11 +122,11 @@ class Experiment:
         return detector.title(self.arguments.detector_budget, self.arguments.iterations_per_epoch)
 
     def configuration(self, repeat: Repeat) -> str:
-        """Its name in the plans."""
+        """Name of its configuration in the plans."""
         return f"3d_{repeat.model.name}_seed{repeat.seed}"
 
     def training_folder(self, repeat: Repeat) -> Path:
-        """Where nnU-Net trains it."""
+        """Folder of its fold in nnUNet_results."""
         dataset = MASKED if repeat.model.mask_known else DATASET
         model = f"{repeat.model.trainer}__{PLANS}__{self.configuration(repeat)}"
         return self.folder / "nnUNet_results" / dataset / model / f"fold_{repeat.fold}"
@@ -137,18 +137,18 @@ class Experiment:
         return self.folder / "nnUNet_results" / DATASET / model
 
     def predictions(self, repeat: Repeat) -> Path:
-        """The repeat's segmentations of held-out knees."""
+        """Folder of its segmentations of held-out knees."""
         if self.arguments.num_test:
             return self.folder / "predictions" / repeat.model.name / f"seed{repeat.seed}_fold{repeat.fold}"
         return self.training_folder(repeat) / "validation"
 
     def images(self, repeat: Repeat) -> Path:
-        """The held-out knees' images, as its model takes them."""
+        """Folder of the held-out knees' images, as its model takes them."""
         part = "imagesTs" if self.arguments.num_test else "imagesTr"
         return self.folder / "nnUNet_raw" / (MASKED if repeat.model.mask_known else DATASET) / part
 
     def cases(self, repeat: Repeat) -> dict[str, list[Path]]:
-        """The knees that its model is measured on, with their images' files, channel by channel."""
+        """Held-out knees -> image files, channel by channel."""
         files = sorted(self.images(repeat).glob("*.nii.gz"))
         held_out = sorted({_case_of(file) for file in files})
         cases = held_out if self.arguments.num_test else self.validation_cases(repeat.fold)
@@ -156,22 +156,25 @@ class Experiment:
 
     @property
     def references(self) -> Path:
-        """The held-out knees' labels."""
+        """Folder of the held-out knees' labels."""
         return self.raw / ("labelsTs" if self.arguments.num_test else "labelsTr")
 
     @property
     def anomalies(self) -> Path:
-        """Where the held-out knees' lesions are, unlabelled ones included."""
+        """Folder of the held-out knees' lesions, unlabelled ones included."""
         return self.raw / ("anomaliesTs" if self.arguments.num_test else "anomaliesTr")
 
     def validation_cases(self, fold: str) -> list[str]:
-        """Of a fold, by the split."""
+        """Validation cases of a fold."""
         return load_json(str(self.preprocessed / "splits_final.json"))[int(fold)]["val"]
 
     # --------------------------------------------------------------- preparation
 
     def prepare(self, num_processes: int) -> None:
-        """Images, plans and preprocessed data, as far as they are not there."""
+        """Make images, plans and preprocessed data where they are missing.
+
+        Raises: UserError if a step fails or no knee can be held out.
+        """
         arguments = self.arguments
         create_nnunet_folders(self.folder)
         processes = str(num_processes)
@@ -227,7 +230,7 @@ class Experiment:
         planned = configurations["3d_fullres"]
         plans["configurations"] = {"3d_fullres": planned}
         planned["data_identifier"] = f"{PLANS}_3d_fullres"
-        of_plans = planned.pop(SECTION, {})  # what whole-image plans want of the pre-stage
+        of_plans = planned.pop(SECTION, {})  # the pre-stage's settings of whole-image plans
         architecture = copy.deepcopy(planned["architecture"])
         if arguments.features:
             widths = architecture["arch_kwargs"]["features_per_stage"]
@@ -266,17 +269,17 @@ class Experiment:
         write_text(self.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=1))
 
     def write_folds(self) -> None:
-        """Five folds; visits and knees of one subject stay together, which nnU-Net's own split does not see to."""
+        """Five folds; visits and knees of one subject stay together, unlike in nnU-Net's own split."""
         cases = sorted(file.name.removesuffix(".nii.gz") for file in (self.raw / "labelsTr").glob("*.nii.gz"))
         subjects = [subject_of(case) for case in cases]
         if len(set(subjects)) < 5:
-            raise UserError(f"{len(set(subjects))} subjects cannot be shared out to five folds; give --num_val")
+            raise UserError(f"{len(set(subjects))} subjects cannot be divided into five folds; give --num_val")
         splits = GroupKFold(5, shuffle=True, random_state=12345).split(cases, groups=subjects)
         folds = [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in splits]
         write_text(self.preprocessed / "splits_final.json", json.dumps(folds, indent=1))
 
     def _add_masks(self) -> None:
-        """The data set once more, with the hole mask as a second channel that is not normalised."""
+        """Copy the data set, with the hole mask as a second channel that is not normalised."""
         target = self.folder / "nnUNet_raw" / MASKED
         if not (target / "dataset.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
@@ -315,7 +318,7 @@ class Experiment:
     # --------------------------------------------------------------------- steps
 
     def steps(self) -> dict[str, Step]:
-        """Trainings and predictions by name, each after what it needs."""
+        """Trainings and predictions by name, each after those it needs."""
         arguments = self.arguments
         steps: dict[str, Step] = {}
 
@@ -351,9 +354,9 @@ class Experiment:
         return steps
 
     def run(self, jobs: int) -> None:
-        """Run what is not done, several steps side by side.
+        """Run trainings and predictions that are not done, several side by side.
 
-        Raises: UserError naming the log of a step that failed; the steps that ran beside it are finished first.
+        Raises: UserError naming the log of a step that failed.
         """
         self.runner.run(list(self.steps().values()), jobs=jobs)
 
@@ -382,26 +385,26 @@ class Experiment:
         return variables | {"nnUNet_n_proc_DA": "0"} if training else variables
 
     def environment(self) -> dict[str, str]:
-        """Of a command on this folder, which finds the trainers of the benchmarks, too."""
+        """Environment variables of the commands, which find the trainers of the benchmarks, too."""
         environment = nnunet_environment(self.folder)
         shim = str(Path(__file__).resolve().parent / "trainer_shim")
         environment[TRAINER_VARIABLE] = os.pathsep.join((environment[TRAINER_VARIABLE], shim))
         return environment
 
     def enter(self) -> None:
-        """Give this process that environment, so that it can load the trained models."""
+        """Give this process the commands' environment, so that it can load the trained models."""
         os.environ.update(self.environment())
 
     # ------------------------------------------------------------------- results
 
     def record(self, name: str, key: str) -> float:
-        """Seconds or memory of a step; NaN where it was not measured."""
+        """Seconds or memory of a step; NaN if not measured."""
         file = self.folder / "records" / f"{name}.json"
         value = read_json(file).get(key) if file.is_file() else None
         return float("nan") if value is None else float(value)
 
     def noted(self, key: str) -> list[str]:
-        """All versions, or machines, that trainings and predictions were done with; sorted, without repetition."""
+        """All versions, or machines, of trainings and predictions; sorted, without repetition."""
         files = [self.folder / "records" / f"{name}.json" for name in self.steps()]
         return sorted({read_json(file).get(key, "") for file in files if file.is_file()} - {""})
 
@@ -417,9 +420,9 @@ def _margin_voxels(margin_mm: float, spacing_mm: Sequence[float]) -> int:
 
 
 class Prediction(Step):
-    """Predictions by the training that is there now, ``after[0]``; folders get their name when all cases are written.
+    """Predictions by the training ``after[0]``, done if newer than its checkpoint; written under another name first.
 
-    nnU-Net writes each case in place, so that a run that was killed would leave half a file.
+    nnU-Net writes each case in place: a killed run would leave half a file.
     """
 
     def is_done(self) -> bool:
@@ -449,7 +452,7 @@ def _case_of(image: Path) -> str:
 
 
 def is_older(file: Path, checkpoint: Path) -> bool:
-    """Whether something is not there, or was made before the checkpoint was: by an earlier training."""
+    """Whether a file is missing, or older than the checkpoint and so made by an earlier training."""
     return not file.exists() or file.stat().st_mtime < checkpoint.stat().st_mtime
 
 

@@ -102,7 +102,7 @@ class Model:
 
     Attributes:
         name: in tables and files.
-        trainer: the class that nnU-Net is given; of the pre-stage, where its detector alone is wanted.
+        trainer: the class that nnU-Net is given; that of the pre-stage for a detector alone.
         settings: of the section ``anomaly`` of its configuration; what makes up the method in full.
         ablation: of the section ``ablation``.
         detector: where its error images come from; None if it has none.
@@ -116,7 +116,7 @@ class Model:
 
     @property
     def segments(self) -> bool:
-        """Whether there is more to train than a detector."""
+        """Whether a segmenter is trained, and not a detector alone."""
         return self.trainer != PRE_STAGE
 
     @property

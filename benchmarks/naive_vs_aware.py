@@ -1,4 +1,4 @@
-"""Plain nnU-Net against anomaly-aware models, on knees whose lesions are known: same plans, budget, folds and seeds.
+"""Compare nnU-Net with anomaly-aware models on knees with known lesions: same plans, budget, folds and seeds.
 
 python -m benchmarks.naive_vs_aware --data SEGMENTATIONS --folder WORK --models nnUNetTrainer AnomalyAwareTrainer
 """
@@ -26,10 +26,10 @@ from nnunetv2_anomaly.simulation.simulate import label_files, label_map_checksum
 from nnunetv2_anomaly.workflows.runner import LOCK, locked
 
 STATE = "comparison.json"
-#: arguments that may differ when a comparison is continued: more of the same
+#: arguments that may differ when a comparison is resumed: more of the same
 _MAY_GROW = ("models", "seeds", "folds")
 
-#: the smallest numbers that make sense
+#: smallest value of each option
 _LEAST = {
     "budget": 1, "iterations_per_epoch": 1, "jobs": 1, "num_processes": 1, "num_phantoms": 1, "num_test": 0,
     "num_val": 1, "batch": 1, "features": 1, "patch": 8, "seeds": 0, "detector_budget": 1,
@@ -38,20 +38,20 @@ _LEAST = {
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, required=True, help="where everything goes; run again to continue")
+    parser.add_argument("--folder", type=Path, required=True, help="of all results; run again to resume")
     parser.add_argument("--data", default="phantoms", help="folder of label maps with labels 0 to 9, or 'phantoms'")
     parser.add_argument("--num_phantoms", type=int, default=40, help="with --data phantoms")
     parser.add_argument(
         "--models", nargs="+", metavar="[NAME=]TRAINER[:KEY=VALUE,]",
-        help=f"trainers, with settings; the first is the baseline; else {' '.join(DEFAULTS)}",
+        help=f"trainers, with settings; the first is the baseline; by default {' '.join(DEFAULTS)}",
     )  # fmt: skip
-    parser.add_argument("--ablations", action="store_true", help="the method in parts and variants, as --models")
+    parser.add_argument("--ablations", action="store_true", help="compare the method in parts and variants")
     parser.add_argument("--folds", nargs="+", default=["all"], help="of nnU-Net's cross-validation, or all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a training of each model for each")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each model is trained once per seed")
     parser.add_argument("--budget", type=int, default=250_000, help="iterations of each training")
     parser.add_argument(
         "--detector_budget", nargs=2, type=int, default=[25_000, 20_000], metavar=("G", "A"),
@@ -64,15 +64,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--spacing", nargs=3, type=float, metavar=("X", "Y", "Z"), help="mm, as simulate takes it")
     parser.add_argument("--num_test", type=int, default=6, help="held-out knees; 0: each fold's validation cases")
     parser.add_argument(
-        "--num_val", type=int, help="one split: so many validation cases, all others for training; else nnU-Net's five"
+        "--num_val", type=int, help="number of validation cases of a single split; by default nnU-Net's five folds"
     )
-    parser.add_argument("--extra_lesions", type=float, default=1.5, help="mean number of unlabelled lesions a knee")
-    parser.add_argument("--keep_lesion_labels", action="store_true", help="segment lesions, too; else they are bone")
+    parser.add_argument("--extra_lesions", type=float, default=1.5, help="mean number of unlabelled lesions per knee")
+    parser.add_argument("--keep_lesion_labels", action="store_true", help="segment lesions, too, not as bone")
     parser.add_argument("--data_seed", type=int, default=0, help="of the simulated images")
     parser.add_argument("--whole_image", action="store_true", help="the whole image as patch, as in the paper")
-    parser.add_argument("--patch", nargs=3, type=int, help="voxels, nnU-Net's axis order; else as nnU-Net plans")
-    parser.add_argument("--batch", type=int, help="cases; else as nnU-Net plans")
-    parser.add_argument("--features", type=int, help="feature maps at full resolution; else as nnU-Net plans")
+    parser.add_argument("--patch", nargs=3, type=int, help="voxels, nnU-Net's axis order; by default as planned")
+    parser.add_argument("--batch", type=int, help="cases; by default as planned")
+    parser.add_argument("--features", type=int, help="feature maps at full resolution; by default as planned")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu", "mps"), help="of trainings and predictions")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("-np", "--num_processes", type=int, default=2, help="for simulation, preprocessing, evaluation")
@@ -80,9 +80,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def checked(options: argparse.Namespace) -> Arguments:
-    """The arguments that the results depend on.
+    """Check the options.
 
-    Raises: UserError for what cannot be.
+    Returns: the arguments that the results depend on.
+    Raises: UserError for options that are out of range or contradict each other.
     """
     if options.ablations and options.models:
         raise UserError("--ablations and --models were both given; expected one of them")
@@ -137,17 +138,18 @@ def _frozen(value: object) -> object:
 
 
 def take_folder(folder: Path, arguments: Arguments, models: list[Model]) -> None:
-    """Begin in a folder, or go on; raises as ``checked_state`` and ``checked_label_maps``."""
+    """Record the comparison in its folder; raises as ``checked_state`` and ``checked_label_maps``."""
     state = checked_state(folder, arguments, models)
     state["label_maps"] = checked_label_maps(folder, arguments.data)
     write_text(folder / STATE, json.dumps(state, indent=1))
 
 
 def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> dict[str, Any]:
-    """What a folder is to note of its comparison, which may have begun there.
+    """Compare the arguments with those that the folder was begun with.
 
+    Returns: what its state file shall hold.
     Raises: UserError if it holds a comparison with other arguments or other models of these names, or something else,
-        or cannot be written into.
+        or cannot be written to.
     """
     state = folder / STATE
     now = {"arguments": asdict(arguments), "models": {model.name: asdict(model) for model in models}}
@@ -155,14 +157,14 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     if state.is_file():
         before = read_json(state)
         if not {"arguments", "models"} <= set(before):
-            raise UserError(f"{state} is not as the comparison writes it; give another --folder")
+            raise UserError(f"{state} was not written by the comparison; give another --folder")
         differing = [
             f"--{name} {before['arguments'].get(name)} there, {value} now"
             for name, value in now["arguments"].items()
             if name not in _MAY_GROW and before["arguments"].get(name) != value
         ]
         differing += [
-            f"the model {name} was another one"
+            f"the model {name} was defined otherwise"
             for name, model in now["models"].items()
             if before["models"].get(name, model) != model
         ]
@@ -176,14 +178,14 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
         raise UserError(f"{folder} is not empty and holds no comparison; give another --folder")
     reason = why_not_writable(folder)
     if reason:
-        raise UserError(f"nothing can be written into {folder} ({reason}); give another --folder")
+        raise UserError(f"{folder} cannot be written to ({reason}); give another --folder")
     return now
 
 
 def checked_label_maps(folder: Path, data: str) -> dict[str, int | None]:
-    """Each label map's checksum by its case; none for phantoms, which are drawn.
+    """Checksum of each label map by case; none for phantoms.
 
-    Raises: UserError if the comparison in the folder was begun with others.
+    Raises: UserError if the comparison in the folder was begun with other label maps.
     """
     files = {} if data == "phantoms" else label_files(Path(data))
     now = {case: label_map_checksum(file) for case, file in files.items()}
@@ -193,7 +195,7 @@ def checked_label_maps(folder: Path, data: str) -> dict[str, int | None]:
     if changed:
         raise UserError(
             f"the label maps in {data} are not those that {folder} was begun with (added, changed or gone: "
-            f"{', '.join(changed[:5])}{', ...' if changed[5:] else ''}); give the former ones, or another --folder"
+            f"{', '.join(changed[:5])}{', ...' if changed[5:] else ''}); restore them, or give another --folder"
         )
     return now
 
@@ -218,7 +220,10 @@ def signals_as_ctrl_c() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the comparison, or what is left of it; 0, 1 for what a user can mend, or 130 for Ctrl-C."""
+    """Run the comparison, or what is left of it.
+
+    Returns: 0 for success, 1 for a user's mistake or a failed step, 130 for Ctrl-C.
+    """
     options = parse(argv)
     try:
         arguments = checked(options)
@@ -238,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 

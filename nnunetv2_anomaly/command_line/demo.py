@@ -1,4 +1,4 @@
-"""``nnUNetv2_anomaly demo``: the whole chain on phantoms, through nnU-Net's own commands, with a report."""
+"""``nnUNetv2_anomaly demo``: the whole chain on phantoms with nnU-Net's own commands, and a report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 HELP = (
-    "The whole chain on simulated knees, through nnU-Net's own commands: naive nnU-Net against the anomaly-aware one, "
-    "with a report. Run again to continue where it stopped."
+    "The whole chain on simulated knees with nnU-Net's own commands: naive nnU-Net against the anomaly-aware one, "
+    "with a report. Run again to resume."
 )
 
 
@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="DIR",
-        help="where everything goes (default: nnunetv2_anomaly_demo, with --quick nnunetv2_anomaly_demo_quick)",
+        help="output folder (default: nnunetv2_anomaly_demo, with --quick nnunetv2_anomaly_demo_quick)",
     )
     parser.add_argument(
-        "-device", "--device", choices=("cuda", "cpu", "mps"), default=None, help="default: the best there is"
+        "-device", "--device", choices=("cuda", "cpu", "mps"), default=None, help="default: the best available"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="minutes instead of a quarter of an hour; shows the chain only"
+        "--quick", action="store_true", help="minutes instead of a quarter of an hour; shows only that the chain works"
     )
 
 

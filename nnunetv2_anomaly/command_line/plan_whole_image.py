@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "Plans with the whole image as patch and batch 1, beside nnU-Net's own, and what training takes in memory."
+HELP = "Plans with the whole image as patch and batch 1, next to nnU-Net's own, and the memory that training needs."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options mean what they mean in nnU-Net."""
+    """Add the options, which mean what they mean in nnU-Net."""
     parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set, planned by nnU-Net")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
     parser.add_argument(
-        "--plans_name", default="nnUNetWholeImagePlans", metavar="NAME", help="of the new plans (default: %(default)s)"
+        "--plans_name",
+        default="nnUNetWholeImagePlans",
+        metavar="NAME",
+        help="the new plans (default: %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace other whole-image plans of that name")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, then say what comes next and what training takes; returns 0."""
+    """Write the plans, then print the next commands and the memory that training needs; returns 0."""
     # Imported here: torch takes seconds, which --help and the other verbs need not wait for.
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

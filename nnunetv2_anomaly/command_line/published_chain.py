@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to train (default: cuda)"
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the commands, one a line, those that are done as comments"
+        "--dry_run", action="store_true", help="print the commands, one per line, finished ones as comments"
     )
     parser.add_argument(
         "--jobs",
         action="store_true",
-        help="print the commands that can run now, independent of each other, one a line: for several GPUs or a job "
-        "array; ask again when they are done",
+        help="print the commands that can run now and do not depend on each other, one per line: for several GPUs or a "
+        "job array; call it again when they have finished",
     )
 
 

@@ -68,7 +68,7 @@ def _introduction(manifest: Mapping[str, Any], evaluation: Evaluation, quick: bo
     notes = [
         f"Simulated knees of {' x '.join(map(str, size))} voxels of {' x '.join(map(str, spacing))} mm: "
         f"{len(manifest['cases']) - num_test} for training, {num_test} for testing. The training labels are the "
-        "anatomy, lesions counted as bone; no network was told where lesions are.",
+        "anatomy, lesions counted as bone; no network was given the lesions.",
         "Both segmenters have the same planned network, data and number of iterations. The naive one is nnU-Net's own "
         "trainer, which mirrors images in training and at prediction; the anomaly-aware one does not. Both were "
         "trained for a fraction of nnU-Net's 1000 epochs, and the heavier loss of Eq. 5 alone lets a network learn "
@@ -136,7 +136,7 @@ def _case_figure(demo: Demo, case: str) -> Figure:
         _read(demo.error_images / f"{case}_error.nii.gz"),
         oriented(sitk.ReadImage(str(reference))).GetSpacing()[::-1],
         {name: value for name, value in ANATOMY.items() if value},
-        marked=("lesion, which no network was told of", _read(demo.raw / "anomaliesTs" / f"{case}.nii.gz") > 0),
+        marked=("lesion, which no network was given", _read(demo.raw / "anomaliesTs" / f"{case}.nii.gz") > 0),
     )
 
 

@@ -207,11 +207,13 @@ class Runner:
             step.finish()
         if status == 0 and (not step.makes or step.is_done()):
             return []
-        told = f"ended with status {status}" if status else "ended well, but not all of its files exist"
+        outcome = f"ended with status {status}" if status else "ended well, but not all of its files exist"
         if self.folder is not None:
             lines = self._last_lines(step)
-            told += f" ({lines[-1] if lines else 'no output'}); its output is in {self._file('logs', step, 'log')}"
-        failure = StepError(f"the step '{step.label}' {told}; fix the cause and run the same command again to continue")
+            outcome += f" ({lines[-1] if lines else 'no output'}); its output is in {self._file('logs', step, 'log')}"
+        failure = StepError(
+            f"the step '{step.label}' {outcome}; fix the cause and run the same command again to resume"
+        )
         failure.status = status or 1
         return [failure]
 

@@ -154,9 +154,9 @@ class Nothing:
 
 def test_knees_without_any_lesion_have_no_rows_of_lesions(evaluation, lesions):
     nothing_inside = shares_inside_lesions(Nothing())
-    for none, told in ((lesions.assign(lesion=False), {"all", "without"}), (lesions[:0], {"all"})):
+    for none, subsets in ((lesions.assign(lesion=False), {"all", "without"}), (lesions[:0], {"all"})):
         table = difference_table(evaluation, none, nothing_inside)
-        assert {row[0].values["knees"] for row in table.rows} == told
+        assert {row[0].values["knees"] for row in table.rows} == subsets
 
 
 def test_differences_tell_their_spread_over_trainings(evaluation, lesions, inside):
@@ -195,7 +195,7 @@ def test_a_far_difference_does_not_hide_the_others(evaluation, lesions):
     assert scales == ["linear", "symlog"]
 
 
-def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions, inside):
+def test_bones_with_and_without_a_lesion_have_rows_of_their_own(evaluation, lesions, inside):
     table = lesion_table(evaluation, lesions, inside)
     rows = [{k: v for c in row for k, v in c.values.items()} for row in table.rows]
     assert [row["bone_inside_lesion_percent"] for row in rows][:2] == [pytest.approx(50), pytest.approx(70)]
@@ -207,7 +207,7 @@ def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions, ins
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "sentence"),
     [
         (
             ["--budget", "7", "--iterations_per_epoch", "5"],
@@ -231,9 +231,9 @@ def test_bones_with_and_without_a_lesion_are_told_apart(evaluation, lesions, ins
         (["--models", "Strange"], "names the trainer Strange"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_made(tmp_path, capsys, words, told):
+def test_wrong_options_are_reported_before_anything_is_made(tmp_path, capsys, words, sentence):
     assert naive_vs_aware.main(["--folder", str(tmp_path / "new"), "--device", "cpu", *words]) == 1
-    assert told in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -246,13 +246,13 @@ def test_a_model_keeps_its_meaning_in_a_folder(tmp_path):
     take("nnUNetTrainer", "own=AnomalyAwareTrainer:alpha=1")
     take("nnUNetTrainer")
     take("own=AnomalyAwareTrainer:alpha=1", "AnomalyAwareTrainer")
-    with pytest.raises(UserError, match="the model own was another one"):
+    with pytest.raises(UserError, match="the model own was defined otherwise"):
         take("own=AnomalyAwareTrainer:alpha=5")
-    with pytest.raises(UserError, match="the model own was another one"):
+    with pytest.raises(UserError, match="the model own was defined otherwise"):
         take("own=nnUNetTrainer")
 
 
-def test_changed_label_maps_are_told(tmp_path):
+def test_changed_label_maps_are_refused(tmp_path):
     data, folder = tmp_path / "data", tmp_path / "work"
     data.mkdir()
     folder.mkdir()
@@ -292,23 +292,23 @@ def test_sigterm_is_ctrl_c_while_steps_run_and_no_longer():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_foreign_state_file_is_told(tmp_path, capsys):
+def test_a_foreign_state_file_is_refused(tmp_path, capsys):
     (tmp_path / naive_vs_aware.STATE).write_text("{}")
     assert naive_vs_aware.main(["--folder", str(tmp_path), "--device", "cpu"]) == 1
-    assert "is not as the comparison writes it" in capsys.readouterr().err
+    assert "was not written by the comparison" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert naive_vs_aware.main(["--folder", str(tmp_path / "file" / "new"), "--device", "cpu"]) == 1
-    assert "nothing can be written into" in capsys.readouterr().err
+    assert "cannot be written to" in capsys.readouterr().err
 
 
-def test_what_was_not_measured_is_told_so(tmp_path):
+def test_what_was_not_measured_is_nan(tmp_path):
     assert np.isnan(Experiment(tmp_path, None, []).record("train-x", "seconds"))
 
 
-def test_no_held_out_knee_is_told_before_anything_is_trained(tmp_path):
+def test_no_held_out_knee_is_reported_before_anything_is_trained(tmp_path):
     arguments = naive_vs_aware.checked(naive_vs_aware.parse(["--folder", str(tmp_path), "--device", "cpu"]))
     experiment = Experiment(tmp_path, arguments, [])
     (experiment.raw / "labelsTs").mkdir(parents=True)
@@ -397,7 +397,7 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
         "differences_dsc_percent.png", "differences_hd_raw_mm.png",
     }  # fmt: skip
 
-    # Again: nothing is trained anew; other arguments are refused.
+    # Again: nothing is trained again; other arguments are refused.
     checkpoint = next(folder.glob("nnUNet_results/*/Ablation*/fold_0/checkpoint_final.pth"))
     trained = checkpoint.stat().st_mtime_ns
     again = compare(folder, *words)

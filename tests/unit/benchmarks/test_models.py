@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks.models import ABLATIONS, MARGIN_MM, Detector, parse_model, parse_models
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.plans.settings import SETTINGS
+from nnunetv2_anomaly.plans.settings import default
 
 
 def test_plain_trainers_are_called_by_their_names():
@@ -12,7 +12,7 @@ def test_plain_trainers_are_called_by_their_names():
     assert (published.trainer, published.detector) == ("UNETPlusTrainer", None)
 
 
-def test_settings_and_changed_parts_are_told_apart():
+def test_settings_and_changed_parts_are_kept_apart():
     model = parse_model(
         "own=AnomalyAwareTrainer:alpha=1,channel=none,mirror_axes=[0,1],detector=0.25,weight=darker,margin=6"
     )
@@ -29,8 +29,8 @@ def test_what_makes_up_the_method_is_noted_in_full():
     # Another version may have other defaults, and a comparison that goes on then must see that.
     names = ["AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer", "UNETSTrainer", "nnUNetTrainer"]
     aware, as_published, published, baseline = parse_models(names)
-    of_method = {name: SETTINGS[name].default for name in ("alpha", "beta", "error_channel")}
-    assert aware.settings == {**of_method, "mirror_axes": SETTINGS["mirror_axes"].default}
+    of_method = {name: default(name) for name in ("alpha", "beta", "error_channel")}
+    assert aware.settings == {**of_method, "mirror_axes": default("mirror_axes")}
     assert as_published.settings == {**aware.settings, "alpha": 10.0}
     assert published.settings == {**of_method, "alpha": 10.0}
     assert baseline.settings == {}
@@ -58,7 +58,7 @@ def test_a_detectors_title_tells_the_iterations_that_it_has():
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "sentence"),
     [
         (
             "AnomalyAwareTrainer:alfa=1",
@@ -87,8 +87,8 @@ def test_a_detectors_title_tells_the_iterations_that_it_has():
         ("a b=nnUNetTrainer", "'a b' is not usable"),
     ],
 )
-def test_what_cannot_be_compared_is_told(word, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_compared_is_refused(word, sentence):
+    with pytest.raises(UserError, match=sentence):
         parse_model(word)
 
 
