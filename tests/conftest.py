@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from quick import draw_progress_figures, skip_progress_figures, start_workers_with_torch
 
 from nnunetv2_anomaly.environment import shim_folder
 
@@ -186,11 +187,13 @@ def tiny_dataset(nnunet_environment, add_small_configurations) -> TinyDataset:
 
     base = nnunet_environment
     write_raw_dataset(base / "nnUNet_raw" / DATASET_NAME)
-    extract_fingerprint_dataset(DATASET_NUMBER, num_processes=1, verbose=False, show_progress_bar=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner takes it for a thread count
-        plan_experiment_dataset(DATASET_NUMBER)
-    preprocess_dataset(DATASET_NUMBER, configurations=["3d_fullres"], num_processes=[1], show_progress_bar=False)
+        start_workers_with_torch(patch)
+        extract_fingerprint_dataset(DATASET_NUMBER, num_processes=1, verbose=False, show_progress_bar=False)
+        with pytest.MonkeyPatch.context() as planning:
+            planning.setenv("nnUNet_n_proc_DA", "1")  # the planner takes it for a thread count
+            plan_experiment_dataset(DATASET_NUMBER)
+        preprocess_dataset(DATASET_NUMBER, configurations=["3d_fullres"], num_processes=[1], show_progress_bar=False)
     folder = base / "nnUNet_preprocessed" / DATASET_NAME
     plans = add_small_configurations(folder / "nnUNetPlans.json")
     return TinyDataset(base, plans, json.loads((folder / "dataset.json").read_text()))
@@ -226,7 +229,9 @@ def build_trainer(tiny_dataset):
             device=torch.device("cpu"),
         )
 
-    return build
+    with pytest.MonkeyPatch.context() as patch:
+        skip_progress_figures(patch)
+        yield build
 
 
 @pytest.fixture
@@ -239,9 +244,16 @@ def results_folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def trainer_factory(build_trainer, results_folder):
+def trainer_factory(build_trainer, results_folder, monkeypatch):
     """build_trainer with an empty results folder of the test's own."""
+    start_workers_with_torch(monkeypatch)
     return build_trainer
+
+
+@pytest.fixture
+def drawn_figures(build_trainer, monkeypatch):
+    """Figures of the progress are drawn, as outside of tests."""
+    draw_progress_figures(monkeypatch)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import io
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -21,6 +20,9 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+
+import pytest
+from quick import start_workers_with_torch
 
 from nnunetv2_anomaly.environment import nnunet_environment
 
@@ -58,24 +60,12 @@ def run_commands(base: Path, label: str, entries: Sequence[dict[str, Any]], **va
     return json.loads(results.read_text())
 
 
-def start_workers_with_torch() -> None:
-    """Let nnU-Net's worker processes be forked from one that has imported torch already.
-
-    Its commands start hundreds of them here, with ``spawn``, and each would import torch anew, which takes longer than
-    its work. ``forkserver`` hands over the same things, by pickle. Other tests run commands as they are.
-    """
-    of_method = multiprocessing.get_context
-    server = of_method("forkserver")
-    server.set_forkserver_preload(["torch", "nnunetv2.inference.predict_from_raw_data", "scipy.ndimage", "pandas"])
-    multiprocessing.get_context = lambda method=None: server if method == "spawn" else of_method(method)
-
-
 def main() -> None:
     commands, results_file = (Path(word) for word in sys.argv[1:])
     import torch
 
     torch.set_num_threads(1)
-    start_workers_with_torch()
+    start_workers_with_torch(pytest.MonkeyPatch())
     places = {point.name: point.value for point in entry_points(group="console_scripts") if "nUNetv2" in point.name}
     results = {}
     for entry in json.loads(commands.read_text()):

@@ -26,6 +26,8 @@ from nnunetv2_anomaly.prediction.anomaly_maps import predict_error_images
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nnU-Net does not compile on Windows")
 
 PRESTAGE, SEGMENTATION, PUBLISHED = "AnomalyPreStageTrainer", "AnomalyAwareTrainer", "UNETSTrainer"
+#: the same code under another trainer, which every run need not try
+PRESTAGE_TOO, PUBLISHED_TOO = (pytest.param(name, marks=pytest.mark.exhaustive) for name in (PRESTAGE, PUBLISHED))
 BACKEND = os.environ.get("COMPILE_BACKEND", "aot_eager")
 CPU = torch.device("cpu")
 ONCE = {"inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1, "seed": 7}
@@ -59,7 +61,7 @@ def trained(trainer):
     return Path(trainer.output_folder) / "checkpoint_final.pth"
 
 
-@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED])
+@pytest.mark.parametrize("name", [PRESTAGE_TOO, SEGMENTATION, PUBLISHED_TOO])
 def test_compiled_training_is_the_uncompiled_one_and_goes_on(trainer_factory, after_prestage, monkeypatch, name):
     monkeypatch.setenv("nnUNet_compile", "f")
     plain = trainer_factory(name, anomaly=ONCE)
@@ -102,6 +104,7 @@ def predicted(model_folder, image_file):
     return *predictor.predict_single_npy_array(image, properties, None, None, True), predictor
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [SEGMENTATION, PUBLISHED])
 def test_compiled_prediction_is_the_uncompiled_one(trainer_factory, after_prestage, tiny_dataset, monkeypatch, name):
     monkeypatch.setenv("nnUNet_compile", "f")

@@ -30,6 +30,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2_anomaly.trainers import base as base_module
 from nnunetv2_anomaly.trainers import inpainting as prestage_module
+from quick import skip_progress_figures
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
@@ -237,6 +238,7 @@ def epochs(trainer, cases, scales=None):
 
 def _steps(rank, folder, material, runs):
     start_gloo(folder / "store", rank, RANKS)
+    skip_progress_figures(pytest.MonkeyPatch())
     nnunet_trainer_module.DDP = prestage_module.DistributedDataParallel = OnCPUInDoublePrecision
     results = {}
     for run in runs:

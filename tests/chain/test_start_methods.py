@@ -103,8 +103,12 @@ def test_training_and_prediction_end_well(started, method):
     assert (base / "out" / "case_5.nii.gz").is_file()
 
 
-@pytest.mark.parametrize("configuration", ["3d_small", "2d_small"])
-@pytest.mark.parametrize("name", [*trainers.__all__, "without augmentation"])
+@pytest.mark.parametrize("configuration", ["3d_small", pytest.param("2d_small", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in CHAIN else pytest.param(name, marks=pytest.mark.exhaustive) for name in trainers.__all__]
+    + ["without augmentation"],
+)
 def test_what_a_worker_is_sent_makes_the_same_batches(trainer_factory, name, configuration):
     settings = {"prestage_augmentation": False} if name == "without augmentation" else {}
     name = "AnomalyPreStageTrainer" if settings else name

@@ -104,7 +104,10 @@ def test_an_epoch_is_every_training_case_once_without_augmentation(published_tra
                 loader._finish()
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *AWARE])
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "UNETSTrainer" else pytest.param(name, marks=pytest.mark.exhaustive) for name in PLAIN + AWARE],
+)
 def test_train_resume_validate_predict(published_trainer, after_prestage, tiny_dataset, name, tmp_path):
     trainer = published_trainer(name)
     trainer.num_epochs = 1

@@ -56,7 +56,13 @@ def test_nnunet_finds_them_by_name(family):
     assert getattr(trainers, name).num_epochs == 50
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in ("UNETS", "AnomalyAware") else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in FAMILIES
+    ],
+)
 def test_what_is_known_is_kept_to_the_bit_and_what_is_frozen_stays(family, trainer_factory, source, monkeypatch):
     checkpoint = source(family)
     weights = torch.load(checkpoint, weights_only=False)["network_weights"]
