@@ -367,7 +367,7 @@ def compare(folder, *words):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     folder = tmp_path / "work"
     words = [
@@ -409,7 +409,7 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     assert "Traceback" not in other.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     folder = tmp_path / "work"
     done = compare(
@@ -437,7 +437,7 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     assert set(detection["model"]) == {"UNETPlusTrainer", "UNETSTrainer"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_detectors_alone_are_compared(tmp_path):
     folder = tmp_path / "work"
     words = ["--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16"]

@@ -140,7 +140,7 @@ def test_no_trainers_name_holds_a_double_underscore():
     assert not [name for name in TRAINERS if "__" in name]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_wheel_holds_the_shim_inside_nnunets_trainer_folder(build):
     with zipfile.ZipFile(build("build_wheel")) as wheel:
         names = wheel.namelist()
@@ -154,7 +154,7 @@ def test_the_wheel_holds_the_shim_inside_nnunets_trainer_folder(build):
     assert not [name for name in names if name.startswith(("tests/", "trainers/", "dataset_conversion/"))]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_editable_install_does_not_hide_an_editable_nnunet(build):
     # setuptools would declare nnunetv2 a namespace for the sake of the shim's place in the wheel.
     with zipfile.ZipFile(build("build_editable")) as wheel:
