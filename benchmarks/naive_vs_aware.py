@@ -22,7 +22,8 @@ from benchmarks.models import ABLATIONS, DEFAULTS, Model, parse_models
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
-from nnunetv2_anomaly.simulation.simulate import label_files, label_map_checksum
+from nnunetv2_anomaly.images.files import label_source_sha256
+from nnunetv2_anomaly.simulation.simulate import label_files
 from nnunetv2_anomaly.workflows.runner import LOCK, locked
 
 STATE = "comparison.json"
@@ -182,13 +183,13 @@ def checked_state(folder: Path, arguments: Arguments, models: list[Model]) -> di
     return now
 
 
-def checked_label_maps(folder: Path, data: str) -> dict[str, int | None]:
+def checked_label_maps(folder: Path, data: str) -> dict[str, str]:
     """Checksum of each label map by case; none for phantoms.
 
     Raises: UserError if the comparison in the folder was begun with other label maps.
     """
     files = {} if data == "phantoms" else label_files(Path(data))
-    now = {case: label_map_checksum(file) for case, file in files.items()}
+    now = {case: label_source_sha256(file) for case, file in files.items()}
     state = folder / STATE
     then = read_json(state).get("label_maps", now) if state.is_file() else now
     changed = sorted(case for case in {*then, *now} if then.get(case) != now.get(case))

@@ -7,7 +7,6 @@ DatasetXXX_Name/anomaliesTr, anomaliesTs                               the truth
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -19,9 +18,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir, refuse_filled, write_dataset_json
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
+
+#: folder of the simulation -> what stands between a case's name and .nii.gz
+_KINDS = {"images": "_0000", "labels": "", "anomalies": ""}
 
 
 def convert(
@@ -54,7 +57,7 @@ def convert(
     if not 0 <= num_test < len(lesion_mm3):
         raise UserError(
             f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases; expected 0 to "
-            f"{len(lesion_mm3) - 1}, so that a training case is left."
+            f"{len(lesion_mm3) - 1}, so that a training case is left"
         )
     refuse_filled(dataset_dir)
     test = choose_test_cases(lesion_mm3, num_test, seed)
@@ -64,7 +67,7 @@ def convert(
     temporary.mkdir(parents=True)
     try:
         for cases, suffix in ((training, "Tr"), (test, "Ts")):
-            for kind in ("images", "labels", "anomalies"):
+            for kind in _KINDS:
                 (temporary / f"{kind}{suffix}").mkdir()
             for case in cases:
                 _copy_case(source, case, temporary, suffix, keep_lesion_labels=keep_lesion_labels)
@@ -124,19 +127,14 @@ def _read_cases(source: Path) -> dict[str, float]:
     """Case name -> true lesion volume in mm3, from the manifest, once all files are known to be there."""
     file = source / "manifest.json"
     if not file.is_file():
-        raise UserError(f"{source} holds no manifest.json; give the output folder of nnUNetv2_anomaly simulate.")
-    try:
-        cases = json.loads(file.read_text(encoding="utf-8"))["cases"]
-        lesion_mm3 = {case: sum(entry["anomaly_volumes_mm3"].values()) for case, entry in cases.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read as a simulation's manifest ({error!r}); simulate again.") from error
-    if not lesion_mm3:
-        raise UserError(f"{source} holds no finished case; run nnUNetv2_anomaly simulate to its end.")
-    for case in lesion_mm3:
-        for path in (f"images/{case}_0000.nii.gz", f"labels/{case}.nii.gz", f"anomalies/{case}.nii.gz"):
-            if not (source / path).is_file():
-                raise UserError(f"{source / path} is missing; run nnUNetv2_anomaly simulate again to complete it.")
-    return lesion_mm3
+        raise UserError(f"{source} holds no manifest.json; give the output folder of nnUNetv2_anomaly simulate")
+    cases = read_json(file)["cases"]
+    names = (f"{kind}/{case}{end}.nii.gz" for case in cases for kind, end in _KINDS.items())
+    missing = [name for name in names if not (source / name).is_file()]
+    if missing or not cases:
+        fault = f"lacks {listed(missing)}" if missing else "holds no finished case"
+        raise UserError(f"{source} {fault}; run nnUNetv2_anomaly simulate again to complete it")
+    return {case: sum(entry["anomaly_volumes_mm3"].values()) for case, entry in cases.items()}
 
 
 def _copy_case(source: Path, case: str, target: Path, suffix: str, *, keep_lesion_labels: bool) -> None:

@@ -14,17 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_anomaly.conversion.command import (
-    collect_cases,
-    given_series_paths,
-    given_subjects,
-    image_lookup,
-    main_of,
-    run_conversion,
-)
+from nnunetv2_anomaly.conversion.options import add_image_options, add_output_options, add_zib_options, main_of
 from nnunetv2_anomaly.conversion.release import LICENCE, Release
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import OAI_ZIB_LABELS
+
+HELP = "OAI ZIB: 507 baseline knees, bones and cartilages of femur and tibia; masks without pose."
 
 RELEASE = Release(
     key="oai_zib",
@@ -38,6 +33,20 @@ RELEASE = Release(
 )
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this conversion."""
+    sources = parser.add_argument_group("sources")
+    sources.add_argument("--labels", type=Path, metavar="DIR", help="folder of the masks alone, instead of --zib")
+    add_zib_options(sources)
+    add_image_options(sources)
+    parser.add_argument(
+        "--differing_mappings",
+        action="store_true",
+        help="take masks whose axes run differently from those of the others",
+    )
+    add_output_options(parser, 501, "OAIZIB")
+
+
 def masks_folder(given: Path) -> Path:
     """The folder of masks in the release's folder, in its folder of segmentations, or the given one itself."""
     for place in ("segmentation/segmentation_masks", "segmentation_masks"):
@@ -48,21 +57,25 @@ def masks_folder(given: Path) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say; returns 0, or 1 if a case failed."""
+    # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
+    from nnunetv2_anomaly.conversion.command import (
+        collect_cases,
+        given_series_paths,
+        given_subjects,
+        image_lookup,
+        run_conversion,
+    )
+
     if args.zib is None and args.labels is None:
-        raise UserError(
-            "Give the segmentations: the release of OAI ZIB with --zib DIR, or its masks with --labels DIR."
-        )
-    for folder in (args.zib, args.labels):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"{folder} is no folder; expected the release of OAI ZIB, or its masks.")
+        raise UserError("Give the segmentations: the release of OAI ZIB with --zib DIR, or its masks with --labels DIR")
     subjects = given_subjects(args)
     series_paths = None
     if args.images is None:
         series_paths = given_series_paths(args, subjects)
         if series_paths is None:
             raise UserError(
-                f"No oai_mri_paths.txt was found with {args.zib or args.labels}; give it with --paths FILE, or a "
-                "subject table with a column Path with --subjects CSV."
+                f"{args.zib or args.labels} is no folder of a release with an oai_mri_paths.txt; give this list with "
+                "--paths FILE, or a subject table with a column Path with --subjects CSV"
             )
     images_of = image_lookup(args.oai, args.images, series_paths)
     cases = collect_cases(args.labels or masks_folder(args.zib), images_of, subjects, has_visits=False)
@@ -71,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and convert; returns 0, or 1 if something failed."""
-    return main_of("oai_zib", run, argv)
+    return main_of(sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from nnunetv2_anomaly.conversion.command import (
-    collect_cases,
-    given_series_paths,
-    given_subjects,
-    image_lookup,
+from nnunetv2_anomaly.conversion.options import (
+    add_image_options,
+    add_output_options,
+    add_series_option,
+    add_zib_options,
     main_of,
-    run_conversion,
 )
 from nnunetv2_anomaly.conversion.release import LICENCE, Release
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import LABELS
+
+HELP = "OAI ZIB-UQ: 20 knees of OAI ZIB with patella and bone marrow lesions."
 
 RELEASE = Release(
     key="oai_zib_uq",
@@ -36,15 +38,34 @@ RELEASE = Release(
 )
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this conversion."""
+    sources = parser.add_argument_group("sources")
+    sources.add_argument("--labels", type=Path, metavar="DIR", help="folder of the masks")
+    add_zib_options(sources)
+    add_image_options(sources)
+    add_series_option(sources)
+    add_output_options(parser, 502, "OAIZIBUQ")
+
+
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say; returns 0, or 1 if a case failed.
 
     A subject's series is the listed one of OAI ZIB where a list is at hand, else any DESS series of the baseline
     visit; it has to have the mask's grid in either case.
     """
+    # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
+    from nnunetv2_anomaly.conversion.command import (
+        collect_cases,
+        given_series_paths,
+        given_subjects,
+        image_lookup,
+        run_conversion,
+    )
+
     labels = args.labels or args.zib
     if labels is None:
-        raise UserError("Give the segmentations of OAI ZIB-UQ with --labels DIR.")
+        raise UserError("Give the segmentations of OAI ZIB-UQ with --labels DIR")
     subjects = given_subjects(args)
     series_paths = None if args.images is not None else given_series_paths(args, subjects)
     images_of = image_lookup(args.oai, args.images, series_paths)
@@ -53,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and convert; returns 0, or 1 if something failed."""
-    return main_of("oai_zib_uq", run, argv)
+    return main_of(sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_anomaly.conversion.command import main_of, run_conversion
-from nnunetv2_anomaly.conversion.release import LICENCE, Case, Release
-from nnunetv2_anomaly.conversion.sources import ImageSource, image_files, label_files
+from nnunetv2_anomaly.conversion.options import add_output_options, main_of
+from nnunetv2_anomaly.conversion.release import LICENCE, Release
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.images.files import image_stem
 from nnunetv2_anomaly.labels import OAI_ZIB_LABELS, OAIZIB_CM_LABELS
+
+HELP = "OAIZIB-CM: OAI ZIB as NIfTI, tibial cartilage in two compartments."
 
 RELEASE = Release(
     key="oaizib_cm",
@@ -37,59 +36,47 @@ RELEASE = Release(
 RELEASE_WITH_COMPARTMENTS = dataclasses.replace(RELEASE, labels=OAIZIB_CM_LABELS)
 
 
-def pairs(images: Path, labels: Path, *, is_test: bool, root: Path | None = None) -> list[Case]:
-    """A case for every label map of one folder, with the image of the same name in the other.
-
-    Args:
-        images, labels: the two folders.
-        is_test: whether these are the release's test cases.
-        root: what the sources are told relative to; None for the folders themselves.
-
-    Raises: UserError if a folder is missing, or there is no label map.
-    """
-    named: dict[str, list[Path]] = {}
-    for file in image_files(images):
-        named.setdefault(re.sub(r"_0000$", "", image_stem(file)), []).append(file)
-    cases = []
-    for file in label_files(labels):
-        name = image_stem(file)
-        found = named.pop(name, [])
-        cases.append(
-            Case(
-                name=name,
-                subject=name,
-                visit=None,
-                label_file=file,
-                label_relative=file.relative_to(root or labels).as_posix(),
-                images=tuple(
-                    ImageSource(path, path.relative_to(root or images).as_posix(), is_series=False) for path in found
-                ),
-                is_test=is_test,
-                problem=None if found else f"no image in {images}; expected {name}_0000.nii.gz, as the release has it.",
-            )
-        )
-    for name, found in sorted(named.items()):
-        problem = f"no label map in {labels}; expected {name}.nii.gz, as the release has it."
-        cases.append(Case(name, name, None, found[0], found[0].name, is_test=is_test, problem=problem))
-    return cases
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this conversion."""
+    sources = parser.add_argument_group("sources")
+    sources.add_argument(
+        "-i",
+        "--input",
+        "--zib",
+        dest="input",
+        type=Path,
+        metavar="DIR",
+        help="the release: imagesTr, labelsTr, and imagesTs, labelsTs where they exist",
+    )
+    sources.add_argument("--images", type=Path, metavar="DIR", help="instead of -i: training images alone")
+    sources.add_argument("--labels", type=Path, metavar="DIR", help="and their label maps")
+    parser.add_argument(
+        "--keep_compartments",
+        action="store_true",
+        help="keep medial and lateral tibial cartilage apart (default: merged into one label)",
+    )
+    add_output_options(parser, 504, "OAIZIBCM")
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say; returns 0, or 1 if a case failed."""
+    # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
+    from nnunetv2_anomaly.conversion.command import collect_pairs, run_conversion
+
     if (args.input is None) == (args.images is None) or (args.images is None) != (args.labels is None):
-        raise UserError("Give the release with -i DIR, or training images and label maps: --images DIR --labels DIR.")
+        raise UserError("Give the release with -i DIR, or training images and label maps: --images DIR --labels DIR")
     if args.input is None:
-        cases = pairs(args.images, args.labels, is_test=False)
+        cases = collect_pairs(args.images, args.labels, is_test=False)
     else:
-        cases = pairs(args.input / "imagesTr", args.input / "labelsTr", is_test=False, root=args.input)
+        cases = collect_pairs(args.input / "imagesTr", args.input / "labelsTr", is_test=False, root=args.input)
         if (args.input / "labelsTs").is_dir():
-            cases += pairs(args.input / "imagesTs", args.input / "labelsTs", is_test=True, root=args.input)
+            cases += collect_pairs(args.input / "imagesTs", args.input / "labelsTs", is_test=True, root=args.input)
     return run_conversion(args, RELEASE_WITH_COMPARTMENTS if args.keep_compartments else RELEASE, cases)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and convert; returns 0, or 1 if something failed."""
-    return main_of("oaizib_cm", run, argv)
+    return main_of(sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 
-from nnunetv2_anomaly.conversion.arguments import COMMANDS
-from nnunetv2_anomaly.conversion.arguments import add_arguments as add_arguments_of
+from nnunetv2_anomaly.dataset_conversion import (
+    Dataset501_OAIZIB,
+    Dataset502_OAIZIBUQ,
+    Dataset503_OAIAKOA,
+    Dataset504_OAIZIBCM,
+)
 
 HELP = "Turn OAI ZIB, OAI ZIB-UQ, OAI AKOA or OAIZIB-CM into an nnU-Net raw data set."
 
+#: These modules import SimpleITK, matplotlib and nnU-Net only when they run.
+RELEASES = {
+    module.RELEASE.key: module
+    for module in (Dataset501_OAIZIB, Dataset502_OAIZIBUQ, Dataset503_OAIAKOA, Dataset504_OAIZIBCM)
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A command a release."""
+    """Add one subcommand per release."""
     releases = parser.add_subparsers(title="releases", metavar="RELEASE", dest="release", required=True)
-    for name, command in COMMANDS.items():
-        add_arguments_of(releases.add_parser(name, help=command.help, description=command.help), name)
+    for key, module in RELEASES.items():
+        module.add_arguments(releases.add_parser(key, help=module.HELP, description=module.HELP))
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert; returns 0, or 1 if a case failed."""
-    # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
-    module = importlib.import_module(f"nnunetv2_anomaly.dataset_conversion.{COMMANDS[args.release].module}")
-    return module.run(args)
+    return RELEASES[args.release].run(args)

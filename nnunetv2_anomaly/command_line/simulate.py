@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
     # SimpleITK, SciPy and matplotlib, and with -d nnU-Net's torch, take seconds to import: not for a mere --help.
     if args.dataset_id is None:
         if args.num_test is not None or args.keep_lesion_labels:
-            raise UserError("--num_test and --keep_lesion_labels shape the nnU-Net data set; give its number with -d.")
+            raise UserError("--num_test and --keep_lesion_labels shape the nnU-Net data set; give its number with -d")
         target = None
     else:
         from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir
 
-        # Before the work begins, so that a taken number is told at once.
+        # Before the work begins, so that a taken number is reported at once.
         target = checked_dataset_dir(args.dataset_id, args.name)
     from nnunetv2_anomaly.simulation.simulate import simulate_folder
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunetv2_anomaly.conversion.arguments import COMMANDS, add_arguments
 from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
-from nnunetv2_anomaly.conversion.run import convert_cases, told
+from nnunetv2_anomaly.conversion.run import convert_cases
 from nnunetv2_anomaly.conversion.sources import (
     BASELINE,
     ImageFolder,
     ImageSource,
     OaiPackages,
     find_series_paths_file,
+    image_files,
     label_files,
     read_series_paths,
     subject_of,
@@ -25,20 +25,27 @@ from nnunetv2_anomaly.conversion.sources import (
 )
 from nnunetv2_anomaly.conversion.splits import read_test_sets
 from nnunetv2_anomaly.conversion.subjects import SubjectTable, read_subjects
+from nnunetv2_anomaly.conversion.summary import described
 from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_failures_as_user_errors
+from nnunetv2_anomaly.images.files import image_stem
 
 
 def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[Case]) -> int:
-    """Convert, and print what came of it; returns 0, or 1 if a case failed."""
+    """Convert, and print what came of it; returns 0, or 1 if a case failed.
+
+    Raises: UserError for options that contradict each other, and as ``convert_cases``.
+    """
+    fault = None
     if args.num_processes < 1 or args.seed < 0:
-        raise UserError(
-            f"-np is {args.num_processes} and --seed {args.seed}; expected at least 1 process, seed 0 or more."
-        )
-    if args.reference and args.mirror_left:
-        raise UserError("--reference leaves the images as they are, and --mirror_left turns them; give one of the two.")
-    if args.reference and getattr(args, "oai", None):
-        raise UserError("--reference points to NIfTI files, and --oai gives DICOM series; give --images instead.")
+        fault = f"-np is {args.num_processes} and --seed {args.seed}; expected at least 1 process, seed 0 or more"
+    elif args.reference and args.mirror_left:
+        fault = "--reference leaves the images as they are, and --mirror_left mirrors them; give one of the two"
+    elif args.reference and getattr(args, "oai", None):
+        fault = "--reference refers to NIfTI files, and --oai gives DICOM series; give --images instead"
+    if fault is not None:
+        raise UserError(fault)
     folder = dataset_folder(args.dataset_id, args.name)
     options = Options(
         dataset_dir=folder,
@@ -50,7 +57,9 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
         series_uids=frozenset(getattr(args, "series", ())),
     )
     given = {key: value for key, value in vars(args).items() if not callable(value)}
-    try:
+    # A case that cannot be written is in the summary; this is for the tables.
+    advice = "what was finished stays; make room, or check the permissions, and run again"
+    with write_failures_as_user_errors(folder, advice):
         summary = convert_cases(
             release,
             cases,
@@ -62,30 +71,11 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
             differing_mappings=getattr(args, "differing_mappings", False),
             arguments=given,
         )
-    except OSError as error:  # of the tables; a case that cannot be written is in the summary
-        raise UserError(
-            f"{error}; what was finished before stays: make room, or see to the permissions, and run again."
-        ) from error
     unknown = [case.name for case in cases if case.known is None]
     if getattr(args, "subjects", None) and unknown:
         summary.notes.append(f"{args.subjects} has no line for {len(unknown)} cases: {', '.join(unknown)}.")
-    print(told(summary, options), flush=True)
+    print(described(summary, options), flush=True)
     return 1 if summary.problems or summary.faults else 0
-
-
-def main_of(command: str, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:
-    """A conversion's own command: parse, run; a user's mistake is one sentence and status 1."""
-    parser = argparse.ArgumentParser(description=COMMANDS[command].help)
-    add_arguments(parser, command)
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
 
 
 def image_lookup(
@@ -101,7 +91,7 @@ def image_lookup(
     Raises: UserError unless just one of the two is given and there.
     """
     if (oai is None) == (images is None):
-        raise UserError("Give the images: OAI's packages with --oai DIR, or converted ones with --images DIR.")
+        raise UserError("Give the images: OAI's packages with --oai DIR, or converted ones with --images DIR")
     if images is not None:
         return ImageFolder(images).images_of
     packages = OaiPackages(oai)
@@ -110,7 +100,7 @@ def image_lookup(
 
     def listed(subject: str, visit: str) -> list[ImageSource]:
         if subject not in series_paths:
-            raise UserError(f"subject {subject} is not in the list of series; expected a line '{subject}: path'.")
+            raise UserError(f"subject {subject} is not in the list of series; expected a line '{subject}: path'")
         return [packages.series_at(series_paths[subject])]
 
     return listed
@@ -129,9 +119,9 @@ def collect_cases(
         folder: of the label maps.
         images_of: as from ``image_lookup``.
         subjects: the subject table.
-        has_visits: whether the names tell a visit; otherwise all are of the baseline.
+        has_visits: whether the names hold a visit; otherwise all are of the baseline.
 
-    Returns: cases, sorted; one that has no image, or no subject in its name, tells so.
+    Returns: cases, sorted; one without an image, or without a subject in its name, has a ``problem``.
 
     Raises: UserError if the folder is missing or holds no label map.
     """
@@ -141,7 +131,7 @@ def collect_cases(
         relative = file.relative_to(folder).as_posix()
         if subject is None or visit is None:
             expected = "9001104_36m_..." if has_visits else "9001104..."
-            problem = f"{relative} does not tell its {'subject' if subject is None else 'visit'}; expected {expected}."
+            problem = f"{relative} does not name its {'subject' if subject is None else 'visit'}; expected {expected}"
             cases.append(Case(file.name, subject or "", visit, file, relative, problem=problem))
             continue
         case = Case(
@@ -160,13 +150,50 @@ def collect_cases(
     return sorted(cases, key=lambda case: case.name)
 
 
+def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | None = None) -> list[Case]:
+    """A case for every label map of one folder, with the image of the same name in the other.
+
+    Args:
+        images, labels: the two folders.
+        is_test: whether these are the release's test cases.
+        root: paths in the manifest are relative to it; None for the two folders themselves.
+
+    Raises: UserError if a folder is missing, or there is no label map.
+    """
+    named: dict[str, list[Path]] = {}
+    for file in image_files(images):
+        named.setdefault(re.sub(r"_0000$", "", image_stem(file)), []).append(file)
+    cases = []
+    for file in label_files(labels):
+        name = image_stem(file)
+        found = named.pop(name, [])
+        cases.append(
+            Case(
+                name=name,
+                subject=name,
+                visit=None,
+                label_file=file,
+                label_relative=file.relative_to(root or labels).as_posix(),
+                images=tuple(
+                    ImageSource(path, path.relative_to(root or images).as_posix(), is_series=False) for path in found
+                ),
+                is_test=is_test,
+                problem=None if found else f"no image in {images}; expected {name}_0000.nii.gz, as in the release",
+            )
+        )
+    for name, found in sorted(named.items()):
+        problem = f"no label map in {labels}; expected {name}.nii.gz, as in the release"
+        cases.append(Case(name, name, None, found[0], found[0].name, is_test=is_test, problem=problem))
+    return cases
+
+
 def given_subjects(args: argparse.Namespace) -> SubjectTable | None:
     """The subject table, if one was given."""
     return read_subjects(args.subjects) if args.subjects else None
 
 
 def given_series_paths(args: argparse.Namespace, subjects: SubjectTable | None) -> dict[str, str] | None:
-    """Subject -> path of the baseline series, from --paths, the release, or the subject table; None if none tells."""
+    """Subject -> path of the baseline series, from --paths, the release, or the subject table; None if none has it."""
     file = args.paths or find_series_paths_file(folder for folder in (args.zib, args.labels) if folder)
     if file is not None:
         return read_series_paths(file)

@@ -31,16 +31,12 @@ _STEP_TOLERANCE_MM, _STEP_TOLERANCE_SHARE = 0.015, 0.01
 #: written with 4 digits at least. At the far end of a field of view of 140 mm it is 0.03 mm.
 _COSINE_TOLERANCE = 2e-4
 
-#: transfer syntaxes with plain voxels, little endian: implicit and explicit value representations
-_PLAIN_SYNTAXES = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1")
-
 #: endings that slices have in archives other than the OAI; a number is an ending too (IM.0001, 1.2.840.113654)
 _SLICE_ENDING = re.compile(r"(\.(dcm|dicom|ima|\d+))?", re.IGNORECASE)
 
 _SERIES_DESCRIPTION, _SERIES_UID = "0008|103e", "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _ECHO_TIME, _ECHO_NUMBERS, _PHOTOMETRIC = "0018|0081", "0018|0086", "0028|0004"
-_BITS_ALLOCATED = "0028|0100"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +97,7 @@ def read_series(folder: Path) -> DicomSeries:
     reader = _file_reader()
     with _no_warnings():
         slices = [_read_slice(reader, file) for file in files]
-    _check_one_series(folder, slices)
-    _check_alike(folder, slices)
-    if len(slices) == 1:
-        raise UserError(
-            f"{folder} holds one slice ({files[0].name}); expected all slices of a series, get the folder anew"
-        )
+    _check_one_volume(folder, slices)
     slices, grid = _stack(folder, slices)
     first = slices[0]
     return DicomSeries(
@@ -137,13 +128,8 @@ def read_series_image(series: DicomSeries) -> sitk.Image:
         except RuntimeError as error:
             raise UserError(
                 f"the voxels of the series in {series.folder} cannot be read ({_reason(error)}); expected DICOM files "
-                "that are whole, get the folder anew"
+                "that are whole; get the folder again"
             ) from error
-    if image.GetSize() != series.grid.size:
-        raise UserError(
-            f"{series.folder}: the voxels read have the size {image.GetSize()}, the headers said {series.grid.size}; "
-            "expected files that nobody changes in the meantime, run the conversion again"
-        )
     image = _narrowed(image)
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
@@ -157,13 +143,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
     """The files that are slices or claim to be, by name."""
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; expected the folder of one DICOM series")
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(
-            f"the folder {folder} cannot be read ({error.strerror}); expected one with free access"
-        ) from error
-    for file in files:
+    for file in sorted(folder.iterdir()):
         hidden = file.name.startswith(".") or file.name.upper() == "DICOMDIR"
         if not hidden and file.is_file() and (_named_like_a_slice(file) or _says_dicom(file)):
             yield file
@@ -175,16 +155,13 @@ def _named_like_a_slice(file: Path) -> bool:
 
 def _says_dicom(file: Path) -> bool:
     """Whether the file has DICOM's mark, which all but very old files have."""
-    try:
-        with file.open("rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    with file.open("rb") as opened:
+        return opened.read(132)[128:] == b"DICM"
 
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """ITK's warnings go to stderr; what they are about is checked here, and told as an error."""
+    """ITK's warnings go to stderr; what they are about is checked here, and raised as an error."""
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -218,20 +195,17 @@ def _read_slice(reader: sitk.ImageFileReader, file: Path) -> _Slice:
     try:
         _read_information(reader, file)
     except RuntimeError as error:
-        if not _says_dicom(file):
-            raise UserError(f"{file} is no DICOM file; expected slices of one series only, remove it") from error
-        raise UserError(
-            f"{file} is cut off or damaged, or holds no image; expected a whole DICOM slice, get it anew"
-        ) from error
+        fault = (
+            "is cut off or damaged, or holds no image; expected a whole DICOM slice; get it again"
+            if _says_dicom(file)
+            else "is no DICOM file; expected slices of one series only; remove it"
+        )
+        raise UserError(f"{file} {fault}") from error
     columns, rows, *more = reader.GetSize()
-    frames = math.prod(more)
-    if frames != 1:
-        raise UserError(f"{file} is a multi-frame image of {frames} slices; expected one slice a file, convert it")
-    photometric = _text(reader, _PHOTOMETRIC)
-    if reader.GetNumberOfComponents() != 1 or photometric != "MONOCHROME2":
-        raise UserError(f"{file} is an image of the kind {photometric}; expected grey values, MONOCHROME2; remove it")
-    (bits,) = _numbers(reader, file, _BITS_ALLOCATED, "BitsAllocated", 1)
-    _check_pixel_bytes(file, columns * rows * int(bits) // 8)
+    frames, photometric = math.prod(more), _text(reader, _PHOTOMETRIC)
+    if frames != 1 or reader.GetNumberOfComponents() != 1 or photometric != "MONOCHROME2":
+        kind = f"a multi-frame image of {frames} slices" if frames != 1 else f"an image of the kind {photometric}"
+        raise UserError(f"{file} is {kind}; expected one slice of grey values (MONOCHROME2); convert or remove it")
     return _Slice(
         file=file,
         description=_text(reader, _SERIES_DESCRIPTION),
@@ -253,80 +227,69 @@ def _numbers(reader: sitk.ImageFileReader, file: Path, key: str, name: str, coun
         numbers = ()
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
         given = f"is '{text}'" if text else "is missing"
-        raise UserError(f"{file}: {name} {given}; expected {count} number(s), as every MR slice has; get it anew")
+        raise UserError(f"{file}: {name} {given}; expected {count} number(s), as every MR slice has; get it again")
     return numbers
 
 
-def _check_pixel_bytes(file: Path, expected: int) -> None:
-    """Refuse a file whose voxels are fewer than its rows and columns want: GDCM would fill up with zeros, silently.
+def _check_one_volume(folder: Path, slices: list[_Slice]) -> None:
+    """Everything but the position must be the same in all slices.
 
-    GDCM itself refuses a file that ends before its last element does. This one is for files that are consistent in
-    themselves, as a program leaves them that read a cut one and wrote it anew. Compressed voxels are left to GDCM.
+    Raises: UserError that names the series, the echoes, or the first difference.
     """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        # The element with the voxels must begin this far from the end of the file: all before is header, some kB.
-        start = opened.read(max(size - expected, 1024))
-    syntax = re.search(rb"\x02\x00\x10\x00UI..([0-9.]+)", start[:1024], re.DOTALL)
-    if syntax is not None and syntax[1] not in _PLAIN_SYNTAXES:
-        return
-    for element in re.finditer(rb"\xe0\x7f\x10\x00(?:O[WB]\x00\x00)?(?=(.{4}))", start, re.DOTALL):
-        length = int.from_bytes(element[1], "little")
-        if expected <= length <= size - element.end() - 4:
-            return
-    raise UserError(
-        f"{file} holds fewer voxels than its rows and columns want; expected a whole DICOM slice, get it anew"
-    )
-
-
-def _check_one_series(folder: Path, slices: list[_Slice]) -> None:
-    by_uid = _grouped(slices, lambda s: s.series_uid)
-    if len(by_uid) > 1:
-        told = ", ".join(f"{g[0].description or 'one'} in {_some_files(g)}" for g in by_uid.values())
-        raise UserError(f"{folder} holds {len(by_uid)} DICOM series ({told}); expected one series a folder, sort them")
-    by_echo = _grouped(slices, lambda s: s.echo)
-    if len(by_echo) > 1:
-        told = ", ".join(
-            f"{time or '?'} ms, number {n or '?'}, in {_some_files(g)}" for (time, n), g in by_echo.items()
-        )
-        raise UserError(
-            f"{folder} mixes {len(by_echo)} echoes (echo times {told}); expected one value a position, keep one echo"
-        )
-
-
-def _check_alike(folder: Path, slices: list[_Slice]) -> None:
-    """Everything but the position must be the same in all slices."""
+    series = _grouped(slices, lambda s: s.series_uid)
+    echoes = _grouped(slices, lambda s: s.echo)
     first = slices[0]
-    for other in slices[1:]:
-        where = f"{folder}: {first.file.name} and {other.file.name} differ in"
-        todo = "expected the slices of one volume, remove those that do not belong to it"
-        if other.size != first.size:
-            raise UserError(f"{where} size, {_by(first.size)} against {_by(other.size)} voxels; {todo}")
-        if not np.allclose(other.pixel_spacing, first.pixel_spacing, rtol=1e-4, atol=0):
-            told = f"{_by(first.pixel_spacing)} against {_by(other.pixel_spacing)} mm"
-            raise UserError(f"{where} pixel spacing, {told}; {todo}")
-        if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
-            told = f"ImageOrientationPatient {_backslashed(first.cosines)} against {_backslashed(other.cosines)}"
-            raise UserError(f"{where} direction, {told}; {todo}")
-        if other.pixel_type != first.pixel_type:
-            told = " against ".join(sitk.GetPixelIDValueAsString(s.pixel_type) for s in (first, other))
-            raise UserError(f"{where} voxel type, {told}; {todo}")
+    fault = None
+    if len(series) > 1:
+        found = ", ".join(f"{g[0].description or 'one'} in {_some_files(g)}" for g in series.values())
+        fault = f" holds {len(series)} DICOM series ({found}); expected one series per folder; sort them"
+    elif len(echoes) > 1:
+        found = ", ".join(
+            f"{time or '?'} ms, number {n or '?'}, in {_some_files(g)}" for (time, n), g in echoes.items()
+        )
+        fault = f" mixes {len(echoes)} echoes (echo times {found}); expected one value per position; keep one echo"
+    elif len(slices) == 1:
+        fault = f" holds one slice ({first.file.name}); expected all slices of a series; get the folder again"
+    else:
+        for other in slices[1:]:
+            if (difference := _difference(first, other)) is not None:
+                fault = (
+                    f": {first.file.name} and {other.file.name} differ in {difference}; expected the slices of one "
+                    "volume; remove those that do not belong to it"
+                )
+                break
+    if fault is not None:
+        raise UserError(f"{folder}{fault}")
+
+
+def _difference(first: _Slice, other: _Slice) -> str | None:
+    if other.size != first.size:
+        return f"size, {_by(first.size)} against {_by(other.size)} voxels"
+    if not np.allclose(other.pixel_spacing, first.pixel_spacing, rtol=1e-4, atol=0):
+        return f"pixel spacing, {_by(first.pixel_spacing)} against {_by(other.pixel_spacing)} mm"
+    if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
+        return f"direction, ImageOrientationPatient {_backslashed(first.cosines)} against {_backslashed(other.cosines)}"
+    if other.pixel_type != first.pixel_type:
+        names = (sitk.GetPixelIDValueAsString(s.pixel_type) for s in (first, other))
+        return f"voxel type, {' against '.join(names)}"
+    return None
 
 
 def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     """Sort slices along their normal and check that they lie on it at even steps."""
     first = slices[0]
-    if min(first.pixel_spacing) <= 0:
-        raise UserError(
-            f"{first.file}: PixelSpacing is {_by(first.pixel_spacing)} mm; expected two positive numbers, get it anew"
-        )
     row, column = np.array(first.cosines).reshape(2, 3)
     lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
-        raise UserError(
-            f"{first.file}: ImageOrientationPatient is {_backslashed(first.cosines)}; expected two directions of "
-            "length 1 at right angles, the header is damaged"
+    fault = None
+    if min(first.pixel_spacing) <= 0:
+        fault = f"PixelSpacing is {_by(first.pixel_spacing)} mm; expected two positive numbers"
+    elif not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
+        fault = (
+            f"ImageOrientationPatient is {_backslashed(first.cosines)}; expected two directions of length 1 at right "
+            "angles"
         )
+    if fault is not None:
+        raise UserError(f"{first.file}: {fault}; the header is damaged, get the file again")
     # As GDCM does it: the normal from both, then the column from the two others, so that all are at right angles.
     row = row / np.linalg.norm(row)
     normal = np.cross(row, column)
@@ -360,33 +323,38 @@ def _even_step(folder: Path, slices: list[_Slice], along: NDArray[np.float64]) -
     # The usual step is one that occurs, also where there are two of them and one is a gap.
     usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     tolerance = max(_STEP_TOLERANCE_MM, _STEP_TOLERANCE_SHARE * usual)
-    for index, step in enumerate(steps):
-        if step <= _STEP_TOLERANCE_MM:
-            raise UserError(
-                f"{folder}: {names[index]} and {names[index + 1]} lie at the same place; expected every position once, "
-                "remove the copies, or sort the images of different kinds into folders of their own"
-            )
-    for index, step in enumerate(steps):
-        if abs(step - usual) <= tolerance:
-            continue
-        between = f"{folder}: between {names[index]} and {names[index + 1]}"
-        lost = round(step / usual) - 1
-        if lost >= 1 and abs(step - (lost + 1) * usual) <= (lost + 1) * tolerance:
-            raise UserError(
-                f"{between} {lost} slice{'s are' if lost > 1 else ' is'} missing: they are {step:.4g} mm apart; "
-                f"expected the series' spacing of {usual:.4g} mm, get the folder anew"
-            )
-        raise UserError(
-            f"{between} the spacing is {step:.4g} mm, elsewhere {usual:.4g} mm; expected one spacing, "
-            "remove slices that do not belong to the series or get the folder anew"
-        )
     mean = float(along[-1] - along[0]) / len(steps)
     strayed = np.abs(along - along[0] - mean * np.arange(len(along)))
-    if strayed.max() > TOLERANCE_MM:
-        raise UserError(
-            f"{folder}: {names[int(strayed.argmax())]} lies {strayed.max():.3f} mm off an even spacing of {mean:.4g} "
-            "mm; expected one spacing in the whole series, get the folder anew"
+    uneven = np.abs(steps - usual) > tolerance
+    fault = None
+    if steps.min() <= _STEP_TOLERANCE_MM:
+        index = int(steps.argmin())
+        fault = (
+            f"{names[index]} and {names[index + 1]} lie at the same place; expected every position once; remove the "
+            "copies, or sort the images of different kinds into folders of their own"
         )
+    elif uneven.any():
+        index = int(uneven.argmax())
+        step = float(steps[index])
+        between = f"between {names[index]} and {names[index + 1]}"
+        lost = round(step / usual) - 1
+        if lost >= 1 and abs(step - (lost + 1) * usual) <= (lost + 1) * tolerance:
+            fault = (
+                f"{between} {lost} slice{'s are' if lost > 1 else ' is'} missing: they are {step:.4g} mm apart; "
+                f"expected the series' spacing of {usual:.4g} mm; get the folder again"
+            )
+        else:
+            fault = (
+                f"{between} the spacing is {step:.4g} mm, elsewhere {usual:.4g} mm; expected one spacing; remove "
+                "slices that do not belong to the series, or get the folder again"
+            )
+    elif strayed.max() > TOLERANCE_MM:
+        fault = (
+            f"{names[int(strayed.argmax())]} lies {strayed.max():.3f} mm off an even spacing of {mean:.4g} mm; "
+            "expected one spacing in the whole series; get the folder again"
+        )
+    if fault is not None:
+        raise UserError(f"{folder}: {fault}")
     return mean
 
 

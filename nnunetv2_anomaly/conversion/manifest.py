@@ -17,25 +17,18 @@ PROBLEMS = "problems.csv"
 def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
     """Rows by case; none if there is no manifest.
 
-    Raises: UserError if it has other columns than the given ones, or cannot be read.
+    Raises: UserError if it has other columns than the given ones.
     """
     file = folder / MANIFEST
     if not file.is_file():
         return {}
-    try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            rows = {row["case"]: row for row in reader if row.get("case")}
-    except (UnicodeDecodeError, csv.Error, KeyError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error!r}); delete the data set's folder and convert again."
-        ) from error
-    if columns is None:
-        return rows
-    if tuple(reader.fieldnames or ()) != tuple(columns) or any(None in row.values() for row in rows.values()):
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        rows = {row["case"]: row for row in reader}
+    if columns is not None and tuple(reader.fieldnames or ()) != tuple(columns):
         raise UserError(
             f"{file} has other columns than this conversion writes, so it is of another release, other options or "
-            "another version; delete the data set's folder, or choose another number with -d."
+            "another version; delete the data set's folder, or choose another number with -d"
         )
     return rows
 

@@ -14,7 +14,7 @@ from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.colours import write_colour_tables
 
-#: Images are stored along right, anterior, superior, and nnU-Net is told to turn whatever it reads that way. So a
+#: Images are stored along right, anterior, superior, and nnU-Net turns whatever it reads that way. So a
 #: model that learned on one of the data sets sees new images as it learned them, whichever way their files run.
 READER = "SimpleITKIOWithReorient"
 
@@ -28,22 +28,20 @@ def dataset_folder(dataset_id: int, name: str) -> Path:
     Raises: UserError if the number or name is not nnU-Net's way, $nnUNet_raw is not set, or another data set has the
         number in one of nnU-Net's three folders.
     """
+    fault = None
     if not 1 <= dataset_id <= 999:
-        raise UserError(f"The data set number is {dataset_id}; expected one from 1 to 999.")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
-        raise UserError(
-            f"The data set name is {name!r}; expected letters, digits, hyphens and single underscores: nnU-Net splits "
-            "folder names at double ones."
-        )
+        fault = f"number is {dataset_id}; expected one from 1 to 999"
+    elif not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
+        fault = f"name is {name!r}; expected letters, digits, hyphens and single underscores, as nnU-Net needs it"
+    if fault is not None:
+        raise UserError(f"The data set's {fault}")
     raw = environment_folder("nnUNet_raw")
     folder_name = f"Dataset{dataset_id:03d}_{name}"
     for variable in FOLDER_VARIABLES:
         parent = Path(os.environ.get(variable) or raw)
         taken = [p.name for p in parent.glob(f"Dataset{dataset_id:03d}_*") if p.name != folder_name]
         if taken:
-            raise UserError(
-                f"Number {dataset_id} is taken by {taken[0]} in {parent} (${variable}); choose another one."
-            )
+            raise UserError(f"Number {dataset_id} is taken by {taken[0]} in {parent} (${variable}); choose another one")
     return raw / folder_name
 
 
@@ -60,7 +58,7 @@ def checked_dataset_dir(dataset_id: int, name: str) -> Path:
 def refuse_filled(folder: Path) -> None:
     """Raises: UserError if there is anything but an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; delete it, or choose another number or name.")
+        raise UserError(f"{folder} exists and is not empty; delete it, or choose another number or name")
 
 
 def write_dataset_json(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nnunetv2_anomaly.conversion.sources import ImageSource
-from nnunetv2_anomaly.conversion.subjects import Subject
+if TYPE_CHECKING:  # SimpleITK takes a while to import, which --help need not wait for
+    from nnunetv2_anomaly.conversion.sources import ImageSource
+    from nnunetv2_anomaly.conversion.subjects import Subject
 
 #: of every release on OAI's images
 LICENCE = "images: data use agreement of the Osteoarthritis Initiative; segmentations: as their publisher states"
@@ -24,7 +26,7 @@ class Release:
     reference: str
     source_labels: Mapping[str, int]  # name -> value in the published files
     labels: Mapping[str, int]  # name -> value in the data set
-    has_pose: bool  # whether the masks' headers tell where they lie
+    has_pose: bool  # whether the masks' headers give their place in space
 
     def merged_values(self) -> dict[int, int]:
         """Published value -> value in the data set. A compartment goes to the structure that its name ends in."""
@@ -66,6 +68,6 @@ class Options:
         """Options that change what is written into a case's files."""
         return {"mirror_left": self.mirror_left, "reference": self.reference}
 
-    def told(self) -> str:
-        """``of_content`` in one word a option, as every row of the manifest has it."""
+    def described(self) -> str:
+        """``of_content`` with one word per option, as in every row of the manifest."""
         return " ".join(name for name, given in self.of_content().items() if given) or "none"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from nnunetv2_anomaly.conversion.text_files import read_lines
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import is_half_written
 from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem
@@ -68,13 +69,10 @@ class OaiPackages:
         self._roots = list(roots)
         seen: set[Path] = set()
         for root in roots:
-            if not root.is_dir():
-                raise UserError(f"{root} is no folder; expected OAI's image packages, such as 00m/0.E.1/<subject>/.")
             packages = list(_packages_below(root))
             if not packages:
-                raise UserError(
-                    f"{root} holds no OAI package; expected folders such as 00m/0.E.1/<subject>/<date>/<barcode>/."
-                )
+                fault = "holds no OAI package" if root.is_dir() else "is no folder"
+                raise UserError(f"{root} {fault}; expected folders such as 00m/0.E.1/<subject>/<date>/<barcode>/")
             for visit, package in packages:
                 if package.resolve() not in seen:
                     seen.add(package.resolve())
@@ -89,8 +87,8 @@ class OaiPackages:
         packages = self._packages.get(visit, [])
         if not packages:
             raise UserError(
-                f"no package of visit {visit} below {self._told_roots()}; expected {visit}/"
-                f"{VISIT_NUMBERS.get(visit, '?')}.*/{subject}/."
+                f"no package of visit {visit} below {self._root_names()}; expected {visit}/"
+                f"{VISIT_NUMBERS.get(visit, '?')}.*/{subject}/"
             )
         # The same folder below two roots is one download twice; an empty one is a download that failed.
         found: dict[str, ImageSource] = {}
@@ -100,8 +98,8 @@ class OaiPackages:
                 if key not in found or not any(found[key].path.iterdir()):
                     found[key] = ImageSource(folder, _relative(folder, root), is_series=True)
         if not found:
-            told = ", ".join(str(package) for package, _ in packages)
-            raise UserError(f"no series of subject {subject} in visit {visit}; looked in {told}.")
+            places = ", ".join(str(package) for package, _ in packages)
+            raise UserError(f"no series of subject {subject} in visit {visit}; looked in {places}")
         return list(found.values())
 
     def series_at(self, path: str) -> ImageSource:
@@ -114,12 +112,12 @@ class OaiPackages:
         there = [(folder, root) for folder, root in places if folder.is_dir()]
         for folder, root in sorted(there, key=lambda place: not any(place[0].iterdir())):
             return ImageSource(folder, _relative(folder, root), is_series=True)
-        told = ", ".join(str(folder) for folder, _ in places) or f"{BASELINE}/{name} below {self._told_roots()}"
+        expected = ", ".join(str(folder) for folder, _ in places) or f"{BASELINE}/{name} below {self._root_names()}"
         raise UserError(
-            f"the series {path} is missing; expected its slices in {told}: download that package, or give its root."
+            f"the series {path} is missing; expected its slices in {expected}; download that package, or give its root"
         )
 
-    def _told_roots(self) -> str:
+    def _root_names(self) -> str:
         return ", ".join(str(root) for root in self._roots)
 
 
@@ -153,7 +151,7 @@ class ImageFolder:
         if not self._files:
             raise UserError(
                 f"{folder} holds no image named by its subject; expected files such as 9001104.nii.gz or "
-                f"9001104_36m_0000.nii.gz ({', '.join(FILE_ENDINGS)})."
+                f"9001104_36m_0000.nii.gz ({', '.join(FILE_ENDINGS)})"
             )
 
     def images_of(self, subject: str, visit: str) -> list[ImageSource]:
@@ -164,11 +162,11 @@ class ImageFolder:
         files = self._files.get(subject, [])
         fitting = [file for month, file in files if month == visit] or [file for month, file in files if month is None]
         if not fitting:
-            told = ", ".join(file.name for _, file in files)
+            names = ", ".join(file.name for _, file in files)
             raise UserError(
                 f"no image of subject {subject}, visit {visit}, in {self._folder}"
-                + (f", which holds {told} of this subject" if told else "")
-                + f"; expected {subject}.nii.gz or {subject}_{visit}.nii.gz."
+                + (f", which holds {names} of this subject" if names else "")
+                + f"; expected {subject}.nii.gz or {subject}_{visit}.nii.gz"
             )
         return [ImageSource(file, _relative(file, self._folder), is_series=False) for file in fitting]
 
@@ -179,7 +177,7 @@ def image_files(folder: Path) -> list[Path]:
     Raises: UserError if the folder is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it.")
+        raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it")
     files: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -191,12 +189,6 @@ def image_files(folder: Path) -> list[Path]:
             for name in names
             if name.lower().endswith(FILE_ENDINGS) and not (name.startswith(".") or is_half_written(name))
         ]
-    for file in files:
-        try:
-            str(file).encode()
-        except UnicodeEncodeError:
-            shown = str(file).encode(errors="backslashreplace").decode()
-            raise UserError(f"{shown} has a name that is no UTF-8; expected one that is: rename it.") from None
     return sorted(file for file in files if file.is_file())
 
 
@@ -207,7 +199,7 @@ def label_files(folder: Path) -> list[Path]:
     """
     files = image_files(folder)
     if not files:
-        raise UserError(f"{folder} holds no label map; expected files ending in {', '.join(FILE_ENDINGS)}.")
+        raise UserError(f"{folder} holds no label map; expected files ending in {', '.join(FILE_ENDINGS)}")
     return files
 
 
@@ -218,7 +210,7 @@ def subject_of(file: Path) -> str | None:
 
 
 def visit_of(file: Path) -> str | None:
-    """Month of the visit ("00m", "12m", ...) in a file's name, told so or as OAI's code (V00, V01, ...); else None."""
+    """Month of the visit ("00m", "12m", ...) in a file's name, also as OAI's code (V00, V01, ...); else None."""
     stem = image_stem(file).replace("_", " ")
     months = {f"{month}m" for month in _MONTH.findall(stem)} & set(VISIT_NUMBERS)
     codes = {int(code) for code in _VISIT_CODE.findall(stem)}
@@ -233,16 +225,10 @@ def read_series_paths(file: Path) -> dict[str, str]:
 
     Returns: subject -> path below OAI's baseline folder.
 
-    Raises: UserError if the file is missing, a line is of another form, or a subject is told twice.
+    Raises: UserError if the file is missing, a line is of another form, or a subject is listed twice.
     """
-    if not file.is_file():
-        raise UserError(f"{file} is no file; expected OAI ZIB's list of series, oai_mri_paths.txt.")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no text file in UTF-8 ({error}).") from error
     paths: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file, "OAI ZIB's list of series, oai_mri_paths.txt"), start=1):
         text = line.strip().rstrip(",;").strip().strip('"').replace("\\", "/")
         if not text:
             continue
@@ -251,13 +237,12 @@ def read_series_paths(file: Path) -> dict[str, str]:
         if not parts or ".." in steps or parts[1] not in steps:
             raise UserError(
                 f"{file}, line {number}: {line.strip()!r}; expected a subject and the path of its series, such as "
-                "9001104: 0.E.1/9001104/20050825/10498212."
+                "9001104: 0.E.1/9001104/20050825/10498212"
             )
-        if paths.get(parts[1], parts[2]) != parts[2]:
-            raise UserError(f"{file}, line {number}: subject {parts[1]} is told a second time with another path.")
-        paths[parts[1]] = parts[2]
+        if paths.setdefault(parts[1], parts[2]) != parts[2]:
+            raise UserError(f"{file}, line {number}: subject {parts[1]} is listed a second time with another path")
     if not paths:
-        raise UserError(f"{file} is empty; expected a line such as 9001104: 0.E.1/9001104/20050825/10498212.")
+        raise UserError(f"{file} is empty; expected a line such as 9001104: 0.E.1/9001104/20050825/10498212")
     return paths
 
 

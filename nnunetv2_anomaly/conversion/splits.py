@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.conversion.release import Options
+from nnunetv2_anomaly.conversion.summary import Summary
+from nnunetv2_anomaly.conversion.text_files import read_lines
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.files import write_text
 
 NUM_FOLDS = 5
 
@@ -22,27 +29,27 @@ def read_test_sets(file: Path) -> list[list[str]]:
 
     Raises: UserError if the file is missing, holds no test set or an empty one, or names a subject twice.
     """
-    if not file.is_file():
-        raise UserError(f"{file} is no file; expected test sets: a line 'Test set 1:', then one subject a line.")
     sets: list[list[str]] = []
     home: dict[str, int] = {}
-    for number, line in enumerate(_lines(file), start=1):
+    fault = None
+    expected = "test sets: a line 'Test set 1:', then one subject per line"
+    for number, line in enumerate(read_lines(file, expected), start=1):
         text = line.strip().rstrip(",;").strip()
-        if not text:
-            continue
         if re.fullmatch(r"test set \d+\s*:?", text, re.IGNORECASE):
             sets.append([])
-            continue
-        if not sets or not re.fullmatch(r"[A-Za-z0-9_-]+", text):
-            raise UserError(f"{file}, line {number}: {text!r}; expected 'Test set N:' or one subject a line.")
-        if text in home:
-            raise UserError(
-                f"{file}, line {number}: subject {text} is in test sets {home[text]} and {len(sets)}; expected once."
-            )
-        home[text] = len(sets)
-        sets[-1].append(text)
-    if not sets or not all(sets):
-        raise UserError(f"{file} holds {len(sets)} test sets, some of them empty; expected subjects in each.")
+        elif text and (not sets or not re.fullmatch(r"[A-Za-z0-9_-]+", text)):
+            fault = f", line {number}: {text!r}; expected 'Test set N:' or one subject per line"
+        elif text in home:
+            fault = f", line {number}: subject {text} is in test sets {home[text]} and {len(sets)}; expected once"
+        elif text:
+            home[text] = len(sets)
+            sets[-1].append(text)
+        if fault is not None:
+            break
+    if fault is None and not (sets and all(sets)):
+        fault = f" holds {len(sets)} test sets, some of them empty; expected subjects in each"
+    if fault is not None:
+        raise UserError(f"{file}{fault}")
     return sets
 
 
@@ -62,8 +69,7 @@ def splits_from_test_sets(
     if strangers:
         raise UserError(
             f"{len(strangers)} of the converted subjects are in none of the {len(test_sets)} test sets "
-            f"({', '.join(strangers[:8])}{', ...' if len(strangers) > 8 else ''}); expected every subject in one: give "
-            "the split file of this release, or none."
+            f"({listed(strangers)}); expected every subject in one; give the split file of this release, or none"
         )
     return [
         {
@@ -90,8 +96,51 @@ def seeded_test_sets(subjects: Mapping[str, str], seed: int) -> list[list[str]]:
     return [sorted(names[i] for i in part) for part in np.array_split(order, min(NUM_FOLDS, len(names)))]
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no text file in UTF-8 ({error}).") from error
+def write_splits(
+    summary: Summary,
+    splits_dir: Path,
+    test_sets: Sequence[Sequence[str]] | None,
+    drawn: str,
+    record: dict,
+    options: Options,
+) -> None:
+    """Write splits_final.json, unless the user has put other splits there.
+
+    Args: drawn: how the test sets were drawn; empty if they were published.
+    """
+    subjects = training_subjects(summary)
+    if not test_sets or not subjects:
+        summary.notes.append("No splits were written: there is one subject only; train with fold 'all'.")
+        return
+    absent = sorted({subject for members in test_sets for subject in members} - set(subjects.values()))
+    record["splits"] = drawn or "published"
+    record["subjects_not_converted"] = absent
+    if absent and not drawn:
+        names = "\n".join(textwrap.wrap(", ".join(absent), 116, initial_indent="  ", subsequent_indent="  "))
+        summary.notes.append(f"{len(absent)} subjects of the split file were not converted:\n{names}")
+    splits = splits_from_test_sets(test_sets, subjects)
+    empty = [str(fold) for fold, split in enumerate(splits) if not split["val"] or not split["train"]]
+    if empty:
+        summary.notes.append(f"Fold {', '.join(empty)} has no case to validate or none to train; it cannot be trained.")
+    text = json.dumps(splits, indent=2) + "\n"
+    file = splits_dir / "splits_final.json"
+    if file.is_file() and file.read_bytes() != text.encode():
+        ours = hashlib.sha256(file.read_bytes()).hexdigest() == record.get("splits_sha256")
+        if not ours and not options.overwrite:
+            summary.faults.append(f"{file} holds other splits and was left alone; --overwrite replaces them.")
+            return
+        summary.notes.append("The splits have changed: what was trained on a fold before is of the earlier ones.")
+    if options.dry_run:
+        return
+    splits_dir.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    record["splits_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    summary.notes.append(
+        f"{file}: {', '.join(str(len(split['val'])) for split in splits)} cases validate in folds 0 to "
+        f"{len(splits) - 1}, {drawn or 'as published'}, by subject."
+    )
+
+
+def training_subjects(summary: Summary) -> dict[str, str]:
+    """Case -> subject, of the training cases in the manifest."""
+    return {name: row["subject"] for name, row in summary.rows.items() if row["subset"] == "training"}

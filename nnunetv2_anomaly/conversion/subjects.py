@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnunetv2_anomaly.conversion.sources import BASELINE, VISIT_NUMBERS
+from nnunetv2_anomaly.conversion.text_files import read_lines
 from nnunetv2_anomaly.errors import UserError
 
 #: the codes of OAI's tables
 _SIDES = {"1": "right", "2": "left", "right": "right", "left": "left", "r": "right", "l": "left", "": None}
 _SEXES = {"1": "male", "2": "female", "male": "male", "female": "female", "m": "male", "f": "female", "": None}
+
+_VISITS = {
+    "": None,
+    "baseline": BASELINE,
+    **{visit: visit for visit in VISIT_NUMBERS},
+    **{f"v{number:02d}": visit for visit, number in VISIT_NUMBERS.items()},
+}
 
 #: column, in small letters -> field of ``Subject``; further columns are left alone and go nowhere
 _COLUMNS = {
@@ -51,7 +59,7 @@ class SubjectTable:
         return len(self._lines)
 
     def get(self, subject: str, visit: str | None = None) -> Subject | None:
-        """The line of this visit, else what a line without a visit tells of it, else None.
+        """The line of this visit, else that of the subject without a visit, else None.
 
         Such a line was made at baseline: grade, age and body mass index at another visit are unknown.
         """
@@ -76,18 +84,12 @@ def read_subjects(file: Path) -> SubjectTable:
     KLGrade (0 to 4), Gender (1 male, 2 female), Age (years), BMI (kg/m2), Path (of the series below OAI's baseline
     folder). Empty cells are unknown. Anything else in it, such as bar codes, is not taken over.
 
-    Raises: UserError for a missing file, a missing SubjectID column, a value out of range, or a subject told twice.
+    Raises: UserError for a missing file, a missing SubjectID column, a value out of range, or a subject listed twice.
     """
-    if not file.is_file():
-        raise UserError(f"{file} is no file; expected a subject table (CSV with a column SubjectID).")
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a table ({error}); expected CSV in UTF-8.") from error
+    rows = list(csv.DictReader(read_lines(file, "a subject table (CSV with a column SubjectID)")))
     heading = {(name or "").strip().lower(): name for name in (rows[0] if rows else {})}
     if "subjectid" not in heading:
-        raise UserError(f"{file} has no column SubjectID, or no line; its columns are {', '.join(heading) or 'none'}.")
+        raise UserError(f"{file} has no column SubjectID, or no line; its columns are {', '.join(heading) or 'none'}")
     lines: dict[tuple[str, str | None], Subject] = {}
     for number, row in enumerate(rows, start=2):
         cells = {field: (row.get(heading.get(column)) or "").strip() for column, field in _COLUMNS.items()}
@@ -97,22 +99,27 @@ def read_subjects(file: Path) -> SubjectTable:
         key = (subject.subject, subject.visit)
         if key in lines and lines[key] != subject:
             raise UserError(
-                f"{file}, line {number}: subject {subject.subject} is told a second time with other values; expected "
-                "one line a subject, or one a visit with a column Visit."
+                f"{file}, line {number}: subject {subject.subject} is listed a second time with other values; expected "
+                "one line per subject, or per visit with a column Visit"
             )
         lines[key] = subject
     return SubjectTable(lines)
 
 
 def _parse(cells: Mapping[str, str], place: str) -> Subject:
-    if not cells["subject"]:
-        raise UserError(f"{place}: SubjectID is empty; expected the subject's number.")
     grade = _number(cells["kl_grade"], "KLGrade", place)
-    if grade is not None and grade not in (0, 1, 2, 3, 4):
-        raise UserError(f"{place}: KLGrade is {cells['kl_grade']}; expected 0 to 4, or nothing.")
+    fault = None
+    if not cells["subject"]:
+        fault = "SubjectID is empty; expected the subject's number"
+    elif grade not in (None, 0, 1, 2, 3, 4):
+        fault = f"KLGrade is {cells['kl_grade']}; expected 0 to 4, or nothing"
+    if fault is not None:
+        raise UserError(f"{place}: {fault}")
     return Subject(
         subject=cells["subject"].removesuffix(".0"),
-        visit=_visit(cells["visit"], place),
+        visit=_coded(
+            cells["visit"], _VISITS, "Visit", f"one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on", place
+        ),
         side=_coded(cells["side"], _SIDES, "KneeSide", "1 (right) or 2 (left)", place),
         kl_grade=None if grade is None else int(grade),
         sex=_coded(cells["sex"], _SEXES, "Gender", "1 (male) or 2 (female)", place),
@@ -122,18 +129,10 @@ def _parse(cells: Mapping[str, str], place: str) -> Subject:
     )
 
 
-def _visit(text: str, place: str) -> str | None:
-    known = {visit: visit for visit in VISIT_NUMBERS} | {f"v{n:02d}": visit for visit, n in VISIT_NUMBERS.items()}
-    known |= {"baseline": BASELINE, "": None}
-    if text.lower() not in known:
-        raise UserError(f"{place}: Visit is {text}; expected one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on.")
-    return known[text.lower()]
-
-
 def _coded(text: str, codes: Mapping[str, str | None], column: str, expected: str, place: str) -> str | None:
     key = text.lower().removesuffix(".0")
     if key not in codes:
-        raise UserError(f"{place}: {column} is {text}; expected {expected}, or nothing.")
+        raise UserError(f"{place}: {column} is {text}; expected {expected}, or nothing")
     return codes[key]
 
 
@@ -143,4 +142,4 @@ def _number(text: str, column: str, place: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"{place}: {column} is {text}; expected a number, or nothing.") from None
+        raise UserError(f"{place}: {column} is {text}; expected a number, or nothing") from None

@@ -20,34 +20,33 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.files import read_json, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
-from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, write_image
-from nnunetv2_anomaly.images.grids import Grid, oriented, turned_back
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, label_source_sha256, write_image
+from nnunetv2_anomaly.images.grids import Grid, oriented, posed, turned_back
 from nnunetv2_anomaly.images.label_maps import read_label_map
-from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS, NAMES
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LABELS, LESIONS, NAMES
 from nnunetv2_anomaly.parallel import run_jobs
-from nnunetv2_anomaly.reporting.drawing import label_palette, own_style, save_figure
 from nnunetv2_anomaly.simulation.dess import dess_like_image
+from nnunetv2_anomaly.simulation.overview import save_overview
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
+from nnunetv2_anomaly.simulation.resampling import resample_labels
 
 #: the stored int16 value of the simulation's level 1.0
 INTENSITY_SCALE = 1000
 
 MANIFEST = "manifest.json"
 
+_OVERVIEW_CASES = 4
+
 #: arguments that change what a case looks like; a folder holds cases of one setting only
 _SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions")
-
-_OVERVIEW_CASES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +100,9 @@ def simulate_folder(
     if num_phantoms < 0 or num_processes < 1 or seed < 0 or not 0 <= extra_lesions < math.inf:
         raise UserError(
             f"num_phantoms {num_phantoms}, num_processes {num_processes}, seed {seed}, extra_lesions {extra_lesions} "
-            "were given; expected 0 or more, and at least one process."
+            "were given; expected 0 or more, and at least one process"
         )
-    sources: dict[str, Path | None] = {}
-    if labels_folder is not None:
-        sources.update(label_files(Path(labels_folder)))
-    width = max(4, len(str(num_phantoms - 1)))
-    for index in range(num_phantoms):
-        case = f"phantom_{index:0{width}d}"
-        if case in sources:
-            raise UserError(f"{sources[case]} has the name of a phantom, {case}; rename the file.")
-        sources[case] = None
-    if not sources:
-        raise UserError("There is nothing to simulate: give a folder of label maps, a number of phantoms, or both.")
-
+    sources = _sources(labels_folder, num_phantoms)
     arguments = {
         "labels_folder": None if labels_folder is None else str(Path(labels_folder).resolve()),
         "num_phantoms": num_phantoms,
@@ -144,18 +132,36 @@ def simulate_folder(
                 with write_failures_as_user_errors(output_folder):
                     _write_manifest(output_folder, manifest)
                 progress.update()
-        areas = [entry["intensity_auc"] for entry in manifest["cases"].values() if entry["intensity_auc"] is not None]
-        if areas:
-            progress.write(
-                f"Raw intensity within the bones finds the lesions with an AUC of {np.median(areas):.3f} in the median "
-                f"({min(areas):.3f} to {max(areas):.3f}, {len(areas)} of {len(sources)} knees hold lesions)."
-            )
-        else:
-            progress.write(f"None of the {len(sources)} knees holds a lesion.")
+        progress.write(_summary(manifest["cases"]))
     with write_failures_as_user_errors(output_folder):
-        _save_overview(output_folder, manifest)
+        shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
+        save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)
         write_colour_tables(output_folder, LABELS)
     return manifest
+
+
+def _sources(labels_folder: str | os.PathLike | None, num_phantoms: int) -> dict[str, Path | None]:
+    """Case -> its label map; None for a phantom."""
+    sources: dict[str, Path | None] = {} if labels_folder is None else dict(label_files(Path(labels_folder)))
+    width = max(4, len(str(num_phantoms - 1)))
+    phantoms = [f"phantom_{index:0{width}d}" for index in range(num_phantoms)]
+    taken = sorted(set(phantoms) & set(sources))
+    if taken:
+        raise UserError(f"{sources[taken[0]]} has the name of a phantom, {taken[0]}; rename the file")
+    sources |= dict.fromkeys(phantoms)
+    if not sources:
+        raise UserError("There is nothing to simulate: give a folder of label maps, a number of phantoms, or both")
+    return sources
+
+
+def _summary(cases: dict[str, dict]) -> str:
+    areas = [entry["intensity_auc"] for entry in cases.values() if entry["intensity_auc"] is not None]
+    if not areas:
+        return f"None of the {len(cases)} knees holds a lesion."
+    return (
+        f"Raw intensity within the bones finds the lesions with an AUC of {np.median(areas):.3f} in the median "
+        f"({min(areas):.3f} to {max(areas):.3f}, {len(areas)} of {len(cases)} knees hold lesions)."
+    )
 
 
 def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
@@ -176,13 +182,13 @@ def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
     for file in files:
         name = short[file] if short[file] and uses[short[file]] == 1 else _sanitized(stems[file])
         if name in named:
-            raise UserError(f"{named[name].name} and {file.name} would both be the case {name}; rename one of them.")
+            raise UserError(f"{named[name].name} and {file.name} would both be the case {name}; rename one of them")
         named[name] = file
     return dict(sorted(named.items()))
 
 
 def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
-    """How well brightness alone tells lesions from healthy bone: AUC over the voxels of the bones.
+    """How well brightness alone separates lesions from healthy bone: AUC over the voxels of the bones.
 
     Args:
         image: (Z, Y, X), any unit.
@@ -192,94 +198,19 @@ def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
     Returns: area in [0, 1], unitless; NaN where the bones hold no lesion, or nothing else.
     """
     bones = np.isin(labels, BONES + LESIONS)
-    positive = anomalies[bones] > 0
-    return float(roc_auc_score(positive, image[bones])) if positive.any() and not positive.all() else math.nan
-
-
-def resample_labels(
-    image: sitk.Image, size: Sequence[int] | None = None, spacing_mm: Sequence[float] | None = None
-) -> sitk.Image:
-    """Put a knee's label map on another grid.
-
-    Background, cartilage and bone are nested, and a new voxel takes their median: it is knee where knee fills more
-    than half of it, bone where bone does, and cartilage in between. So a cartilage thinner than a voxel keeps its
-    volume, where the label that fills most would thin it out. Lesions count as bone first, and are lesion where they
-    fill more than half of their bone's share.
-
-    Args:
-        image: 3D label map, any pose, values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``.
-        size, spacing_mm: SimpleITK order (x, y, z). With one of them the physical extent is kept exactly, so that
-            the spacing is extent / size; with both, the grid is centred on the map and what lies beyond is 0.
-
-    Returns: 3D image, uint8; the origin is that of the new first voxel's centre, the direction is kept.
-
-    Raises: ValueError if neither is given.
-    """
-    if size is None and spacing_mm is None:
-        raise ValueError("neither size nor spacing_mm is given; expected at least one")
-    old_size, old_spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
-    extent = old_size * old_spacing
-    new_size = np.array(size) if size is not None else np.maximum(1, np.rint(extent / spacing_mm).astype(int))
-    both = size is not None and spacing_mm is not None
-    new_spacing = np.array(spacing_mm, dtype=float) if both else extent / new_size
-    # Corner of the new grid against the corner of the old one, along the image's own axes.
-    corner = (extent - new_size * new_spacing) / 2
-    weights = [
-        _overlaps(n, s, c, m, t)
-        for n, s, c, m, t in zip(new_size, new_spacing, corner, old_size, old_spacing, strict=True)
-    ][::-1]
-    labels = sitk.GetArrayViewFromImage(image)
-    result = sitk.GetImageFromArray(_nested_median(labels, weights))
-    result.SetSpacing(new_spacing.tolist())
-    result.SetDirection(image.GetDirection())
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    first = corner + new_spacing / 2 - old_spacing / 2
-    result.SetOrigin((np.array(image.GetOrigin()) + direction @ first).tolist())
-    return result
-
-
-def _nested_median(labels: NDArray, weights: Sequence[NDArray[np.float32]]) -> NDArray[np.uint8]:
-    shape = tuple(len(weight) for weight in weights)
-    nothing = np.zeros(shape, np.float32)
-    share = {int(value): _filled_share(labels == value, weights) for value in np.unique(labels[labels > 0])}
-    bone_share = {
-        bone: share.get(bone, nothing) + share.get(lesion, nothing) for lesion, bone in BONE_OF_LESION.items()
-    }
-    bones = sum(bone_share.values())
-    knee = bones + sum(share.get(cartilage, nothing) for cartilage in CARTILAGES)
-    nearest_bone = np.array(BONES)[np.argmax([bone_share[bone] for bone in BONES], axis=0)]
-    for lesion, bone in BONE_OF_LESION.items():
-        nearest_bone[(nearest_bone == bone) & (share.get(lesion, nothing) > bone_share[bone] / 2)] = lesion
-    cartilage = np.array(CARTILAGES)[np.argmax([share.get(label, nothing) for label in CARTILAGES], axis=0)]
-    return np.where(bones > 0.5, nearest_bone, np.where(knee > 0.5, cartilage, 0)).astype(np.uint8)
-
-
-def _overlaps(count: int, spacing: float, corner: float, old_count: int, old_spacing: float) -> NDArray[np.float32]:
-    """(new, old) matrix: which share of each new interval lies in each old one."""
-    new_edges = corner + np.arange(count + 1) * spacing
-    old_edges = np.arange(old_count + 1) * old_spacing
-    upper = np.minimum(new_edges[1:, None], old_edges[None, 1:])
-    lower = np.maximum(new_edges[:-1, None], old_edges[None, :-1])
-    return (np.clip(upper - lower, 0.0, None) / spacing).astype(np.float32)
-
-
-def _filled_share(mask: NDArray[np.bool_], weights: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Share of each new voxel that the mask fills, (Z, Y, X) new; one axis after the other, within the mask's box."""
-    box = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    box = [slice(found[0], found[-1] + 1) for found in box]
-    share = mask[tuple(box)].astype(np.float32)
-    for axis in range(3):
-        share = np.moveaxis(np.tensordot(weights[axis][:, box[axis]], share, axes=(1, axis)), 0, axis)
-    return share
+    lesion = anomalies[bones] > 0
+    if lesion.all() or not lesion.any():
+        return math.nan
+    return float(roc_auc_score(lesion, image[bones]))
 
 
 def _checked_grid(
     size: Sequence[int] | None, spacing_mm: Sequence[float] | None
 ) -> tuple[tuple[int, int, int] | None, tuple[float, float, float] | None]:
     if size is not None and (len(size) != 3 or any(n != int(n) or n < 8 for n in size)):
-        raise UserError(f"size is {tuple(size)}; expected three whole numbers x y z of at least 8 voxels.")
+        raise UserError(f"size is {tuple(size)}; expected three whole numbers x y z of at least 8 voxels")
     if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0.05 <= s <= 20 for s in spacing_mm)):
-        raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm.")
+        raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm")
     return (
         None if size is None else tuple(int(n) for n in size),
         None if spacing_mm is None else tuple(float(s) for s in spacing_mm),
@@ -295,11 +226,11 @@ def label_files(folder: Path) -> dict[str, Path]:
 
     Raises: UserError if there is none, or no folder, or as ``case_names``.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected one with label maps ({', '.join(FILE_ENDINGS)}).")
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(FILE_ENDINGS))
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in files if file.is_file() and file.name.lower().endswith(FILE_ENDINGS)]
     if not files:
-        raise UserError(f"{folder} holds no label map; expected files ending in {', '.join(FILE_ENDINGS)}.")
+        fault = "holds no label map" if folder.is_dir() else "is no folder"
+        raise UserError(f"{folder} {fault}; expected label maps ({', '.join(FILE_ENDINGS)})")
     return case_names(files)
 
 
@@ -316,52 +247,33 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
 
     Raises: UserError if the folder was made with other arguments, or holds what is not ours.
     """
-    if output_folder.exists() and not output_folder.is_dir():
-        raise UserError(f"{output_folder} is a file; give another output folder.")
     file = output_folder / MANIFEST
     if not file.exists():
-        if output_folder.is_dir() and any(output_folder.iterdir()):
-            raise UserError(f"{output_folder} is not empty and holds no {MANIFEST}; give an own folder for the output.")
+        if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
+            raise UserError(f"{output_folder} is not empty and holds no {MANIFEST}; give a folder of its own")
         return {}
-    try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        before = {"version": earlier["version"], **earlier["arguments"]}
-        cases = earlier["cases"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} cannot be read as a simulation's manifest ({error!r}); delete the folder or give another one."
-        ) from error
-    now = {"version": manifest["version"], **manifest["arguments"]}
-    differing = [
-        f"{name} {before.get(name)} there, {now[name]} now" for name in _SETTINGS if before.get(name) != now[name]
-    ]
-    if differing:
-        raise UserError(
-            f"{output_folder} was made with other arguments ({'; '.join(differing)}); "
-            "give another output folder, or delete this one to make it anew."
-        )
+    earlier = read_json(file)
+    cases = earlier["cases"]
+    before, now = ({"version": made["version"], **made["arguments"]} for made in (earlier, manifest))
+    differing = [f"{name} {before[name]} there, {now[name]} now" for name in _SETTINGS if before[name] != now[name]]
     foreign = sorted(set(cases) - set(sources))
-    if foreign:
-        raise UserError(
-            f"{output_folder} holds {len(foreign)} cases that these arguments do not make ({', '.join(foreign[:3])}"
-            f"{', ...' if len(foreign) > 3 else ''}); give another output folder, or delete this one to make it anew."
+    if differing or foreign:
+        fault = (
+            f"was made with other arguments ({'; '.join(differing)})"
+            if differing
+            else f"holds {len(foreign)} cases that these arguments do not make ({listed(foreign)})"
         )
+        raise UserError(f"{output_folder} {fault}; give another output folder, or delete this one to start again")
     return {
         case: entry
         for case, entry in cases.items()
         if all(path.exists() for path in _case_files(output_folder, case))
-        and entry["source_crc32"] == label_map_checksum(sources[case])
+        and entry["source_sha256"] == _source_sha256(sources[case])
     }
 
 
-def label_map_checksum(file: Path | str | None) -> int | None:
-    """CRC-32 of a label file, to notice that it has changed; None for a phantom."""
-    if file is None:
-        return None
-    checksum = zlib.crc32(Path(file).read_bytes())
-    # The voxels of .mhd lie in a file of their own.
-    raw = Path(file).with_suffix(".raw")
-    return zlib.crc32(raw.read_bytes(), checksum) if str(file).lower().endswith(".mhd") and raw.exists() else checksum
+def _source_sha256(label_file: Path | None) -> str | None:
+    return None if label_file is None else label_source_sha256(label_file)
 
 
 def _simulate_case(job: _Job) -> dict:
@@ -389,12 +301,12 @@ def _simulate_case(job: _Job) -> dict:
         for volume, path in zip(
             (stored, labels, anomalies), _case_files(Path(job.output_folder), job.case), strict=True
         ):
-            _write_like(volume, label_image, path)
+            write_image(posed(volume, Grid.of(label_image)), path)
     voxel_mm3 = float(np.prod(spacing))
     area = intensity_auc(stored, labels, anomalies)
     return {
         "source": None if job.label_file is None else Path(job.label_file).name,
-        "source_crc32": label_map_checksum(job.label_file),
+        "source_sha256": _source_sha256(None if job.label_file is None else Path(job.label_file)),
         "seed": entropy,
         "side": side,
         "size": list(label_image.GetSize()),
@@ -421,59 +333,12 @@ def _phantom_grid(
     return size, spacing_mm or tuple((extent / size).tolist())
 
 
-def _write_like(volume: NDArray, reference: sitk.Image, path: Path) -> None:
-    """Write an array (z, y, x) in the geometry of a reference, beside and renamed."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume))
-    image.CopyInformation(reference)
-    write_image(image, path)
-
-
 def _write_manifest(output_folder: Path, manifest: dict) -> None:
     ordered = {**manifest, "cases": dict(sorted(manifest["cases"].items()))}
     write_text(output_folder / MANIFEST, json.dumps(ordered, indent=2) + "\n")
 
 
-@own_style
-def _save_overview(output_folder: Path, manifest: dict) -> None:
-    """overview.png: a sagittal slice of a few cases, through the largest lesion area where there is one."""
-    cases = manifest["cases"]
-    # Knees with lesions first, they have more to show.
-    shown = sorted(sorted(cases), key=lambda case: not any(cases[case]["anomaly_volumes_mm3"].values()))
-    shown = sorted(shown[:_OVERVIEW_CASES])
-    palette = label_palette(LABELS, LABELS.values())
-    colours = ListedColormap([palette[value] for value in sorted(palette)])
-    figure = Figure(figsize=(10, 3.4 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), 3, squeeze=False)
-    for row, case in zip(axes, shown, strict=True):
-        images = [oriented(sitk.ReadImage(str(path))) for path in _case_files(output_folder, case)]
-        image, labels, anomalies = (sitk.GetArrayFromImage(i) for i in images)
-        spacing = images[0].GetSpacing()[::-1]
-        interesting = anomalies if anomalies.any() else np.isin(labels, BONES)
-        index = int(np.argmax((interesting > 0).sum((0, 1))))
-        for axis in row:
-            axis.imshow(
-                image[:, :, index],
-                cmap="gray",
-                vmin=0,
-                vmax=0.8 * INTENSITY_SCALE,
-                origin="lower",
-                aspect=spacing[0] / spacing[1],
-            )
-            axis.set_xticks([])
-            axis.set_yticks([])
-        for axis, overlay in ((row[1], labels), (row[2], anomalies)):
-            axis.imshow(
-                np.ma.masked_equal(overlay[:, :, index], 0),
-                cmap=colours,
-                vmin=-0.5,
-                vmax=9.5,
-                alpha=0.45,
-                origin="lower",
-                aspect=spacing[0] / spacing[1],
-                interpolation="nearest",
-            )
-        area = cases[case]["intensity_auc"]
-        row[0].set_ylabel(case + ("" if area is None else f"\nAUC of intensity {area:.2f}"))
-    for axis, name in zip(axes[0], ("image", "labels", "anomalies, unlabelled ones included"), strict=True):
-        axis.set_title(name)
-    save_figure(figure, output_folder / "overview.png")
+def _shown(cases: dict[str, dict]) -> dict[str, dict]:
+    """A few cases for the overview; those with lesions first, they have more to show."""
+    first = sorted(sorted(cases), key=lambda case: not any(cases[case]["anomaly_volumes_mm3"].values()))
+    return {case: cases[case] for case in sorted(first[:_OVERVIEW_CASES])}

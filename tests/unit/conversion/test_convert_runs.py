@@ -400,7 +400,7 @@ def test_odd_file_among_the_masks_fails_alone(tmp_path, capsys):
     splits.write_text("Test set 1:\n9001104\n9002430\nTest set 2:\n9002817\n")
     assert convert_zib(tmp_path, "--splits", splits) == 1
     told = capsys.readouterr().out
-    assert "average.mhd does not tell its subject" in " ".join(told.split())
+    assert "average.mhd does not name its subject" in " ".join(told.split())
     assert len(manifest_of(tmp_path / "raw/Dataset501_OAIZIB")) == 3
 
 

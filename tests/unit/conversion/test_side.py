@@ -6,6 +6,7 @@ import SimpleITK as sitk
 from places import REAL_MAPS
 
 from nnunetv2_anomaly.conversion import side
+from nnunetv2_anomaly.conversion.asymmetries import TYPICAL_OF_RIGHT
 from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images import grids
@@ -98,7 +99,7 @@ def test_mirroring_negates_the_score_where_voxels_are_skipped(knee):
 
 def test_asymmetries_are_the_millimetres_that_were_built(knee):
     found = asymmetries(knee, SPACING_MM)
-    assert set(found) == set(side.TYPICAL_OF_RIGHT)
+    assert set(found) == set(TYPICAL_OF_RIGHT)
     assert found["femoral_shaft_lateral_mm"] == pytest.approx(5, abs=1)
     assert found["trochlea_lateral_mm"] == pytest.approx(10, abs=3)
     assert found["trochlea_higher_mm"] == pytest.approx(3, abs=1)
@@ -261,10 +262,15 @@ def test_sources_that_agree_give_the_side(description, table, anatomy, expected)
 @pytest.mark.parametrize(
     ("description", "table", "anatomy", "shown"),
     [
-        ("left", None, RIGHT, ("left by the series", "not told by the subject table", "right by the anatomy", "+0.93")),
-        (None, "right", LEFT, ("not told by the series", "right by the subject", "left by the anatomy", "-1.02")),
-        ("left", "right", UNCLEAR, ("left by the series", "right by the subject", "not told by the anatomy", "+0.21")),
-        ("left", "right", None, ("left by the series", "right by the subject", "not told by the anatomy")),
+        (
+            "left",
+            None,
+            RIGHT,
+            ("left by the series", "not given by the subject table", "right by the anatomy", "+0.93"),
+        ),
+        (None, "right", LEFT, ("not given by the series", "right by the subject", "left by the anatomy", "-1.02")),
+        ("left", "right", UNCLEAR, ("left by the series", "right by the subject", "not given by the anatomy", "+0.21")),
+        ("left", "right", None, ("left by the series", "right by the subject", "not given by the anatomy")),
         ("right", "right", LEFT, ("right by the series", "right by the subject", "left by the anatomy", "-1.02")),
     ],
 )
@@ -298,5 +304,5 @@ def test_all_published_masks_are_right_knees_and_their_mirror_images_left_ones()
     assert len(scores) == 20
     assert min(scores) == pytest.approx(0.79, abs=0.02)
     assert max(scores) == pytest.approx(1.18, abs=0.02)
-    for name, value in side.TYPICAL_OF_RIGHT.items():
+    for name, value in TYPICAL_OF_RIGHT.items():
         assert np.mean([found[name] for found in typical]) == pytest.approx(value, rel=0.05)

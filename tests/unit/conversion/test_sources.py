@@ -110,7 +110,7 @@ def test_list_of_series_in_every_form_that_goes_round(tmp_path):
         ("9001104 0.E.1/9001104/1/2", r"line 1: '9001104 0.E.1"),
         ("9001104: ../../9001104/x", "line 1"),
         ("9001104: 0.E.1/9002430/1/2", "line 1"),
-        ("9001104: a/9001104/1\n9001104: b/9001104/1", "line 2: subject 9001104 is told a second time"),
+        ("9001104: a/9001104/1\n9001104: b/9001104/1", "line 2: subject 9001104 is listed a second time"),
         ("\n", "is empty"),
     ],
 )

@@ -44,7 +44,7 @@ def test_lines_by_visit(tmp_path):
         ("SubjectID,KneeSide\n1,3\n", "line 2: KneeSide is 3; expected 1"),
         ("SubjectID,KLGrade\n1,5\n", "line 2: KLGrade is 5; expected 0 to 4"),
         ("SubjectID,KLGrade\n1,two\n", "line 2: KLGrade is two; expected a number"),
-        ("SubjectID,Age\n1,60\n1,61\n", "line 3: subject 1 is told a second time"),
+        ("SubjectID,Age\n1,60\n1,61\n", "line 3: subject 1 is listed a second time"),
         ("SubjectID,Age\n,60\n", "line 2: SubjectID is empty"),
         ("SubjectID,Visit\n1,soon\n", "line 2: Visit is soon; expected one of 00m"),
     ],

@@ -6,23 +6,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from places import REAL_MAPS
-from sklearn.metrics import roc_auc_score
 
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LESIONS
 from nnunetv2_anomaly.simulation.dess import dess_like_image
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
-from nnunetv2_anomaly.simulation.simulate import resample_labels
+from nnunetv2_anomaly.simulation.resampling import resample_labels
+from nnunetv2_anomaly.simulation.simulate import intensity_auc
 
 SHAPE, SPACING_MM = (64, 64, 48), (1.75, 1.75, 2.0)  # (z, y, x)
 
 
 def phantom(seed, **keywords):
     return render_label_map(draw_phantom(np.random.default_rng(seed), **keywords), shape=SHAPE, spacing_mm=SPACING_MM)
-
-
-def auc_in_bones(image, labels, anomalies):
-    bones = np.isin(labels, BONES + LESIONS)
-    return roc_auc_score(anomalies[bones] > 0, image[bones])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +30,7 @@ def knees():
 
 
 def test_brightness_finds_lesions_in_part_only(knees):
-    areas = [auc_in_bones(made.image, labels, made.anomalies) for labels, made in knees if made.anomalies.any()]
+    areas = [intensity_auc(made.image, labels, made.anomalies) for labels, made in knees if made.anomalies.any()]
     assert len(areas) >= 9
     assert 0.75 < np.median(areas) < 0.92
     assert np.mean([0.7 < area < 0.95 for area in areas]) >= 0.8
@@ -89,7 +84,7 @@ def test_extra_lesions_are_in_truth_and_image_within_their_bones_and_not_in_the_
         for lesion, bone in BONE_OF_LESION.items():
             assert (labels[made.anomalies == lesion] == bone).all()
         voxels.append((made.anomalies > 0).sum())
-        areas.append(auc_in_bones(made.image, labels, made.anomalies))
+        areas.append(intensity_auc(made.image, labels, made.anomalies))
     assert np.mean(np.array(voxels) > 0) > 0.7  # Poisson of mean 3: none in 5 % of knees
     assert 0.7 < np.nanmedian(areas) < 0.95
 
@@ -129,6 +124,6 @@ def test_a_real_label_map_gives_a_knee_of_the_same_kind():
     labels = sitk.GetArrayFromImage(label_image)
     assert set(np.unique(labels)) == set(range(10))
     made = dess_like_image(labels, label_image.GetSpacing()[::-1], np.random.default_rng(0))
-    assert 0.75 < auc_in_bones(made.image, labels, made.anomalies) < 0.95
+    assert 0.75 < intensity_auc(made.image, labels, made.anomalies) < 0.95
     assert made.image[np.isin(labels, BONES)].mean() == pytest.approx(0.19, abs=0.03)
     assert 0.5 < made.image[labels == 2].mean() < 0.7

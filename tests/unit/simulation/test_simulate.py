@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from nnunetv2_anomaly.command_line import main as command
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image, render_label_map
-from nnunetv2_anomaly.simulation.simulate import case_names, resample_labels, simulate_folder
+from nnunetv2_anomaly.simulation.resampling import resample_labels
+from nnunetv2_anomaly.simulation.simulate import case_names, simulate_folder
 
 SIZE, SPACING_MM = (24, 32, 32), (4.0, 3.5, 3.5)  # SimpleITK order
 GRID = {"size": SIZE, "spacing_mm": SPACING_MM, "num_processes": 1}

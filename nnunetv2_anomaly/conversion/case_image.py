@@ -1,0 +1,143 @@
+"""The image of a case: the one of its candidates that a label map was drawn on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import SimpleITK as sitk
+
+from nnunetv2_anomaly.conversion.dicom import DicomSeries, read_series, read_series_image, series_description
+from nnunetv2_anomaly.conversion.release import Case, Options
+from nnunetv2_anomaly.conversion.sources import ImageSource
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.files import image_stem, read_header, read_image
+from nnunetv2_anomaly.images.grids import OPPOSITE, Grid, corner_distance_mm, differences
+
+#: of the OAI's series descriptions, and of DESS series elsewhere
+_IMAGING_WORDS = {
+    "SAG", "COR", "AX", "SAGITTAL", "CORONAL", "AXIAL", "2D", "3D", "DESS", "WE", "FS", "T1", "T2", "PD", "MAP", "MPR",
+    "IW", "TSE", "SE", "GRE", "FLASH", "SPGR", "LOCALIZER", "SCOUT", "PRE", "POST", "KNEE", "THIGH", "BILATERAL",
+    "RIGHT", "LEFT", "RT", "LT", "R", "L", "THIN", "THICK", "SLAB", "ECHO",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseImage:
+    """An image of a case: its source and what its header says."""
+
+    source: ImageSource
+    grid: Grid  # as stored
+    description: str
+    series: DicomSeries | None = None
+
+    def read(self) -> sitk.Image:
+        """Read the voxels; raises UserError if that fails."""
+        return read_image(self.source.path) if self.series is None else read_series_image(self.series)
+
+    def slices_named_towards(self) -> str:
+        """Where the names of the slices' files ascend to (R, L, A, P, S or I); empty for a single file.
+
+        Whoever sorted the slices by name when a mask was drawn has them in this order.
+        """
+        if self.series is None:
+            return ""
+        first, last = (_natural(self.series.files[index].name) for index in (0, -1))
+        letter = self.grid.orientation[2]
+        return letter if first <= last else OPPOSITE[letter]
+
+
+def only_image(case: Case) -> CaseImage:
+    """The image of a mask without pose, of which there must be just one.
+
+    Raises: UserError if there are several, or the series is no DESS.
+    """
+    chosen = _header(case.images[0])
+    fault = None
+    if len(case.images) != 1:
+        found = ", ".join(source.relative for source in case.images)
+        fault = f"{len(case.images)} images may belong to it ({found}); expected one; leave only that in the folder"
+    elif chosen.series is not None and "DESS" not in chosen.description.upper():
+        fault = (
+            f"the series {chosen.source.relative} is called {public_words(chosen.description)!r}; expected a DESS "
+            "series, such as SAG_3D_DESS_RIGHT; check the list of series"
+        )
+    if fault is not None:
+        raise UserError(fault)
+    return chosen
+
+
+def image_on_grid(case: Case, grid: Grid, options: Options) -> CaseImage:
+    """Of the images that may be a case's own, the one that has the mask's voxels.
+
+    Raises: UserError that lists every candidate and how it differs, unless just one fits.
+    """
+    fitting: list[CaseImage] = []
+    found: list[str] = []
+    others: list[str] = []
+    for source in case.images:
+        if source.is_series:
+            description = series_description(source.path)
+            if description is None or "DESS" not in description.upper():
+                others.append("no DICOM" if description is None else public_words(description))
+                continue
+        try:
+            candidate = _header(source)
+        except UserError as error:
+            found.append(f"{source.relative}: {str(error).rstrip('.')}")
+            continue
+        fits, text = _comparison(candidate, grid)
+        found.append(text)
+        if fits:
+            fitting.append(candidate)
+    if len(fitting) > 1 and options.series_uids:
+        named = [image for image in fitting if image.series and image.series.series_uid in options.series_uids]
+        fitting = named or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    if not found:
+        fault = (
+            f"no DESS series among the {len(others)} series of subject {case.subject}, visit {case.visit} "
+            f"({', '.join(sorted(set(others))) or 'none'}); expected one such as SAG_3D_DESS_RIGHT"
+        )
+    else:
+        count = f"{len(fitting)} of them have" if fitting else "none of them has"
+        advice = "name the right one with --series UID" if fitting else "check that the visit's package is complete"
+        fault = (
+            f"candidates for {case.label_file.name}, candidate against mask: {' | '.join(found)}; expected one with "
+            f"the mask's grid, and {count} it; {advice}"
+        )
+    raise UserError(fault)
+
+
+def public_words(description: str) -> str:
+    """A series description reduced to words of imaging: users of some scanners write names there."""
+    return re.sub(r"[^\W_]+", lambda word: word[0] if word[0].upper() in _IMAGING_WORDS else "?", description)
+
+
+def _comparison(candidate: CaseImage, grid: Grid) -> tuple[bool, str]:
+    """Whether a candidate has the mask's grid, and the sentence that says so or how it differs."""
+    name, slices = candidate.source.relative, "one file"
+    if candidate.series:
+        name += f" ({public_words(candidate.description)}, series {candidate.series.series_uid})"
+        slices = f"{len(candidate.series.files)} slices"
+    difference = differences(candidate.grid, grid)
+    if difference:
+        return False, f"{name}: {difference}"
+    distance = corner_distance_mm(candidate.grid, grid)
+    return True, f"{name}: has the mask's grid, corners {distance:.4f} mm apart, {slices}"
+
+
+def _header(source: ImageSource) -> CaseImage:
+    if source.is_series:
+        series = read_series(source.path)
+        return CaseImage(source, series.grid, series.description, series)
+    reader = read_header(source.path)
+    if reader.GetDimension() != 3:
+        raise UserError(f"{source.path} has {reader.GetDimension()} dimensions; expected a 3D image")
+    return CaseImage(source, Grid.of(reader), image_stem(source.path))
+
+
+def _natural(name: str) -> tuple[int, str]:
+    digits = "".join(character for character in name if character.isdigit())
+    return (int(digits) if digits else 0, name)

@@ -1,0 +1,87 @@
+"""Options that the conversions share; argparse alone, so that --help does not wait for SimpleITK and matplotlib."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from nnunetv2_anomaly.errors import UserError
+
+
+def add_zib_options(sources: argparse._ArgumentGroup) -> None:
+    """Add --zib and --paths, for masks of subjects that are in OAI ZIB's list of series."""
+    release = "the release of OAI ZIB, with segmentation/doc and segmentation/segmentation_masks"
+    sources.add_argument("--zib", type=Path, metavar="DIR", help=release)
+    sources.add_argument(
+        "--paths",
+        type=Path,
+        metavar="FILE",
+        help="list of the subjects' series (default: oai_mri_paths.txt of the release, else column Path of --subjects)",
+    )
+
+
+def add_image_options(sources: argparse._ArgumentGroup) -> None:
+    """Add --oai or --images, and --subjects."""
+    images = sources.add_mutually_exclusive_group()
+    images.add_argument(
+        "--oai", type=Path, nargs="+", metavar="DIR", help="OAI's image packages as downloaded, one or several roots"
+    )
+    images.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="instead of --oai: converted images (NIfTI, NRRD, MetaImage), named by subject and visit",
+    )
+    sources.add_argument(
+        "--subjects", type=Path, metavar="CSV", help="table of knee side, Kellgren-Lawrence grade, sex, age, BMI"
+    )
+
+
+def add_series_option(sources: argparse._ArgumentGroup) -> None:
+    """Add --series, for masks with a pose."""
+    sources.add_argument(
+        "--series", nargs="+", default=(), metavar="UID", help="series to take where several have the mask's grid"
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser, dataset_id: int, name: str) -> None:
+    """Add what every conversion has: number and name of the data set, splits, form of the files, and the run."""
+    output = parser.add_argument_group("raw data set")
+    output.add_argument(
+        "-d", "--dataset_id", type=int, default=dataset_id, metavar="ID", help="its number (default: %(default)s)"
+    )
+    output.add_argument("--name", default=name, help="its name after the number (default: %(default)s)")
+    output.add_argument(
+        "--splits", type=Path, metavar="FILE", help="published test sets by subject (default: drawn by --seed)"
+    )
+    output.add_argument("--seed", type=int, default=0, metavar="S", help="of the draw of splits (default: 0)")
+    output.add_argument("--mirror_left", action="store_true", help="mirror left knees and record it in the manifest")
+    output.add_argument(
+        "--reference", action="store_true", help="refer to the images in place (.nii.gz) instead of copying them"
+    )
+    output.add_argument("--previews", action="store_true", help="write a picture per case, with the labels' outlines")
+    run = parser.add_argument_group("run")
+    run.add_argument("--dry_run", action="store_true", help="read and check everything, write nothing")
+    run.add_argument("--overwrite", action="store_true", help="convert existing cases and splits that differ again")
+    run.add_argument("-np", "--num_processes", type=int, default=2, metavar="N", help="cases at a time (default: 2)")
+
+
+def main_of(module: ModuleType, argv: Sequence[str] | None) -> int:
+    """A conversion's own command, from its module with HELP, ``add_arguments`` and ``run``.
+
+    Returns: 0 = success, 1 = a case failed, or a user's mistake, reported in one sentence on standard error.
+    """
+    parser = argparse.ArgumentParser(description=module.HELP)
+    module.add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return module.run(args)
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
