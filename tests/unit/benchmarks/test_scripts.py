@@ -1,14 +1,17 @@
-"""The measurements of seconds, at small size: that they run, and what they tell beside seconds."""
+"""The timing scripts at small size: that they run, and what they print beside seconds."""
 
 import re
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from places import ROOT
 
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
+
+pytestmark = pytest.mark.exhaustive
 
 
 def run(script, *words):
@@ -16,7 +19,7 @@ def run(script, *words):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
-def printed_by(script, *words):
+def output_of(script, *words):
     done = run(script, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -33,23 +36,25 @@ def write_phantoms(folder, number, ending):
 
 
 def test_cost():
-    told = printed_by("cost", "--patch", "16", "16", "16", "--batch", "2", "--repeats", "1", "--device", "cpu")
+    printed = output_of("cost", "--patch", "16", "16", "16", "--batch", "2", "--repeats", "1", "--device", "cpu")
     for title in (
         "Training step",
         "Prediction of one window",
         "The detector, one window",
         "The detector, a batch of 2",
     ):
-        assert f"\n{title}\n" in told
-    assert len(re.findall(r"(?m)^  anomaly-aware .* ratio [0-9.]+$", told)) == 2
+        assert f"\n{title}\n" in printed
+    assert len(re.findall(r"(?m)^  anomaly-aware .* ratio [0-9.]+$", printed)) == 2
     # The layout of memory changes no more than the order of sums; half precision does.
-    off = {way: float(number) for way, number in re.findall(r"(\S+): off by at most (\S+) of the largest error", told)}
+    off = {
+        way: float(number) for way, number in re.findall(r"(\S+): off by at most (\S+) of the largest error", printed)
+    }
     assert off["channels-last"] < 1e-4 < off["bfloat16"] < 0.5
 
 
 def test_evaluation_of_small_maps():
-    told = printed_by("evaluation", "--size", "40", "48", "48", "--repeats", "1", "--ways", "box", "--another_knee")
-    tables = told.split("Surface metrics")[1:]
+    printed = output_of("evaluation", "--size", "40", "48", "48", "--repeats", "1", "--ways", "box", "--another_knee")
+    tables = printed.split("Surface metrics")[1:]
     assert [re.search("prediction (.*):", table).group(1) for table in tables] == [
         "without strays", "with 30 strays", "another knee",
     ]  # fmt: skip
@@ -61,7 +66,7 @@ def test_evaluation_of_small_maps():
         assert [row.split("|")[5].strip() for row in re.findall(r"\*\*ours\*\*.*", cleaning)] == ["0"]
 
 
-def test_evaluation_tells_of_phantoms_that_lack_a_label():
+def test_evaluation_reports_phantoms_that_lack_a_label():
     done = run("evaluation", "--size", "8", "8", "8", "--repeats", "1", "--ways", "box")
     assert done.returncode == 1
     assert "phantoms of 8 x 8 x 8 voxels do not hold all of" in done.stderr
@@ -70,12 +75,12 @@ def test_evaluation_tells_of_phantoms_that_lack_a_label():
 
 def test_simulation_of_label_maps_of_any_format(tmp_path):
     write_phantoms(tmp_path / "maps", 2, ".nii")
-    told = printed_by("simulation", "--labels", str(tmp_path / "maps"), "--cases", "5")
-    assert "2 cases of (48, 48, 32) voxels" in told
-    assert re.search(r"ratio of the medians +[0-9.]+$", told, re.MULTILINE)
+    printed = output_of("simulation", "--labels", str(tmp_path / "maps"), "--cases", "5")
+    assert "2 cases of (48, 48, 32) voxels" in printed
+    assert re.search(r"ratio of the medians +[0-9.]+$", printed, re.MULTILINE)
 
 
-def test_simulation_tells_of_a_folder_without_label_maps(tmp_path):
+def test_simulation_reports_a_folder_without_label_maps(tmp_path):
     done = run("simulation", "--labels", str(tmp_path))
     assert done.returncode == 1
     assert "holds no label map" in done.stderr
@@ -83,7 +88,7 @@ def test_simulation_tells_of_a_folder_without_label_maps(tmp_path):
 
 
 def test_conversion():
-    told = printed_by("conversion", "--cases", "2", "--size", "48", "96", "96", "-np", "1")
-    assert "2 cases, one process" in told
-    assert re.search(r"ratio of the medians +[0-9.]+$", told, re.MULTILINE)
-    assert "The command with -np 1" in told
+    printed = output_of("conversion", "--cases", "2", "--size", "48", "96", "96", "-np", "1")
+    assert "2 cases, one process" in printed
+    assert re.search(r"ratio of the medians +[0-9.]+$", printed, re.MULTILINE)
+    assert "The command with -np 1" in printed
