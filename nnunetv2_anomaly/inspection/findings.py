@@ -23,6 +23,11 @@ class Finding:
     remedy: str = ""
 
 
+def warning_if(problem: bool, topic: str, text: str, remedy: str) -> Finding:
+    """A warning with its remedy where there is a problem, else a fact that is in order."""
+    return Finding(topic, "warning", text, remedy) if problem else Finding(topic, "ok", text)
+
+
 def report(
     findings: Sequence[Finding],
     verdicts: tuple[str, str] = ("training and prediction can run", "training and prediction could not run"),

@@ -26,7 +26,7 @@ from nnunetv2_anomaly import __file__ as package_file
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE, nnunet_command
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.inspection.findings import Finding, State
+from nnunetv2_anomaly.inspection.findings import Finding, State, warning_if
 from nnunetv2_anomaly.registry import TRAINERS
 
 SET_TRAINERS = 'eval "$(nnUNetv2_anomaly env)"'
@@ -41,9 +41,7 @@ DISTRIBUTIONS = (
 )
 
 GB = 1e9  # bytes
-LITTLE_DISK_GB = 10.0
-LITTLE_MEMORY_GB = 8.0
-LITTLE_SHARED_MEMORY_GB = 1.0
+LITTLE_DISK, LITTLE_MEMORY, LITTLE_SHARED_MEMORY = 10 * GB, 8 * GB, 1 * GB
 
 
 def _one_line(error: BaseException) -> str:
@@ -165,11 +163,10 @@ def _folder(variable: str, value: str | None) -> Finding:
         return Finding(
             topic, state, f"{variable}={value} is not writable ({error.strerror})", f"chmod u+rwx {shlex.quote(value)}"
         )
-    free = shutil.disk_usage(folder).free / GB
-    text = f"{variable}={value}, {free:.1f} GB free"
-    if free < LITTLE_DISK_GB and variable != "nnUNet_raw":
-        return Finding(topic, "warning", text, "free some disk space, or point the variable at a larger disk")
-    return Finding(topic, "ok", text)
+    free = shutil.disk_usage(folder).free
+    text = f"{variable}={value}, {free / GB:.1f} GB free"
+    remedy = "free some disk space, or point the variable at a larger disk"
+    return warning_if(free < LITTLE_DISK and variable != "nnUNet_raw", topic, text, remedy)
 
 
 # --------------------------------------------------------------------------------------------------------- trainers
@@ -227,11 +224,9 @@ def _commands() -> Iterator[Finding]:
             yield Finding(topic, "fault", str(error), "pip install --force-reinstall --no-deps nnunetv2")
             continue
         first = shutil.which(name)
-        if first is not None and os.path.samefile(first, ours):
-            yield Finding(topic, "ok", f"{name} in {os.path.dirname(ours)}")
-        else:
-            text = f"{name} lies in {os.path.dirname(ours)}, but typing its name runs {first or 'nothing'}"
-            yield Finding(topic, "warning", text, f"export PATH={shlex.quote(os.path.dirname(ours))}:$PATH")
+        elsewhere = first is None or not os.path.samefile(first, ours)
+        text = f"{name} lies in {os.path.dirname(ours)}, and typing its name runs {first or 'nothing'}"
+        yield warning_if(elsewhere, topic, text, f"export PATH={shlex.quote(os.path.dirname(ours))}:$PATH")
 
 
 # ---------------------------------------------------------------------------------------------------------- machine
@@ -262,10 +257,8 @@ def _compilation() -> Finding:
     """Whether nnU-Net compiles the network on CUDA (it does unless told otherwise), and whether it can."""
     topic = "torch.compile"
     wish = os.environ.get(COMPILE_VARIABLE)
-    if os.name == "nt":
-        return Finding(topic, "ok", "off: nnU-Net does not compile on Windows")
-    if wish is not None and wish.lower() not in ("true", "1", "t"):
-        return Finding(topic, "ok", f"off: nnUNet_compile={wish}")
+    if os.name == "nt" or (wish is not None and wish.lower() not in ("true", "1", "t")):
+        return Finding(topic, "ok", "off, by nnUNet_compile or on Windows")
     said = "by default" if wish is None else f"by nnUNet_compile={wish}"
     remedy = "export nnUNet_compile=0"
     if importlib.util.find_spec("triton") is None:
@@ -288,25 +281,17 @@ def _memory() -> Iterator[Finding]:
         if limit < total:
             total, available = limit, min(limit - used, available)
     text = f"{total / GB:.1f} GB, of which {available / GB:.1f} GB are available"
-    if available / GB < LITTLE_MEMORY_GB:
-        yield Finding("memory", "warning", text, "export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2")
-    else:
-        yield Finding("memory", "ok", text)
+    yield warning_if(available < LITTLE_MEMORY, "memory", text, "export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2")
 
 
 def _shared_memory() -> Iterator[Finding]:
-    topic = "shared memory"
     folder = "/dev/shm"
-    if not os.path.isdir(folder):
-        yield Finding(topic, "ok", f"no {folder} on this system, so no limit of its own")
-        return
-    usage = shutil.disk_usage(folder)
-    text = f"{folder} has {usage.total / GB:.1f} GB, of which {usage.free / GB:.1f} GB are free"
-    if usage.free / GB < LITTLE_SHARED_MEMORY_GB:
-        text = f"{text}; data loading workers die without warning when it is full"
-        yield Finding(topic, "warning", text, "export nnUNet_n_proc_DA=2, or start docker with --shm-size=8g")
-    else:
-        yield Finding(topic, "ok", text)
+    if os.path.isdir(folder):  # elsewhere it has no limit of its own
+        usage = shutil.disk_usage(folder)
+        text = f"{folder} has {usage.total / GB:.1f} GB, of which {usage.free / GB:.1f} GB are free; workers that load "
+        text += "data die without a message when it is full"
+        remedy = "export nnUNet_n_proc_DA=2, or start docker with --shm-size=8g"
+        yield warning_if(usage.free < LITTLE_SHARED_MEMORY, "shared memory", text, remedy)
 
 
 def _workers() -> Iterator[Finding]:
@@ -318,20 +303,14 @@ def _workers() -> Iterator[Finding]:
 
 
 def _worker_count(variable: str, purpose: str, cores: int, *, default: int, least: int) -> Finding:
-    topic = "workers"
     value = os.environ.get(variable)
     remedy = f"export {variable}={cores}"
-    try:
-        count = default if value is None else int(value)
-    except ValueError:
-        return Finding(topic, "fault", f"{variable}={value} is not a whole number, nnU-Net stops at it", remedy)
-    if count < least:
-        return Finding(topic, "fault", f"{variable}={value} is less than {least}", remedy)
-    text = f"{variable}={value}" if value is not None else f"{variable} is not set, nnU-Net takes {count}"
-    text = f"{text} ({purpose})"
-    if count > 2 * cores:
-        return Finding(topic, "warning", f"{text}: many for {cores} cores, and each worker takes memory", remedy)
-    return Finding(topic, "ok", text)
+    if value is not None and (not value.isdecimal() or int(value) < least):
+        return Finding("workers", "fault", f"{variable}={value}; expected a whole number from {least}", remedy)
+    count = default if value is None else int(value)
+    said = f"{variable} is not set, nnU-Net takes {count}" if value is None else f"{variable}={value}"
+    text = f"{said} ({purpose}) on {cores} cores; each worker takes memory"
+    return warning_if(count > 2 * cores, "workers", text, remedy)
 
 
 # -------------------------------------------------------------------------------------------------------- diagnosis
@@ -365,6 +344,6 @@ def diagnose() -> list[Finding]:
             except (Exception, SystemExit) as error:
                 text = f"the check itself failed ({_one_line(error)})"
                 # torch's faults are reported under versions; what else fails here is for us to repair.
-                remedy = "remedy the faults above first; if none is left, report this line as an issue"
+                remedy = "fix the faults above first; if none is left, report this line as an issue"
                 findings.append(Finding(topic, "warning", text, remedy))
     return findings

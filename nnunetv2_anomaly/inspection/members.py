@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -28,9 +29,9 @@ from nnunetv2_anomaly.training.safe_loading import (
     shown,
 )
 
-DO_NOT_LOAD = "do not install or load it; ask its author what this is for"
+DO_NOT_LOAD = "do not install or load it before its author has said what this is for"
 DO_NOT_UNPACK = "do not unpack it with any program"
-FETCH_AGAIN = "fetch the file again, or ask its author for a whole one"
+FETCH_AGAIN = "fetch the file again"
 #: weights hardly shrink in a zip file: what grows more than this when unpacked would fill the disk
 MAX_RATIO = 100
 RATIO_COUNTS_FROM_BYTES = 10_000_000
@@ -93,23 +94,42 @@ def inspect_member(member: Member, label: str) -> tuple[list[Finding], Any]:
     """Whether a file is whole and runs no code when read.
 
     Args: label: what to call it.
-    Returns: findings, and the content of a checkpoint; None of any other file.
+    Returns: findings, and the content of a checkpoint or a JSON file; None of any other file.
     """
     suffix = PurePosixPath(member.name).suffix.lower()
+    topic = "checkpoint" if suffix in CHECKPOINT_SUFFIXES else "members"
     try:
         with member.open() as file:
-            data = io.BytesIO(file.read())
-    except Exception as error:  # a damaged or hostile archive fails in many ways
-        text = f"{label} cannot be read: damaged or cut short ({first_line(error)})"
-        return [Finding("members", "fault", text, FETCH_AGAIN)], None
-    head = data.getvalue()[:4]
-    if suffix in CHECKPOINT_SUFFIXES or (head == _ZIP and is_torch_archive(data)):
-        return _inspect_checkpoint(data, label)
+            return _read(io.BytesIO(file.read()), suffix, label)
+    except UnsafeFileError as error:
+        return [Finding(topic, "fault", f"{label} {error}", DO_NOT_LOAD)], None
+    except Exception as error:  # a damaged or hostile file fails in many ways
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        text = f"{label} is damaged, or holds what nnU-Net does not store ({reason})"
+        return [Finding(topic, "fault", text, f"{FETCH_AGAIN}, and {DO_NOT_LOAD}")], None
+
+
+def _read(file: io.BytesIO, suffix: str, label: str) -> tuple[list[Finding], Any]:
+    """Raises: UnsafeFileError if loading it would run code; another exception if it cannot be read."""
+    head = file.getvalue()[:4]
+    if suffix in CHECKPOINT_SUFFIXES or (head == _ZIP and is_torch_archive(file)):
+        content = load_safely(file)
+        text = f"{label}: {len(file.getvalue()) / 1e6:.1f} MB, runs no code when loaded"
+        return [Finding("checkpoint", "ok", text)], content
+    if suffix == ".json":
+        return [], json.load(file)
     if suffix in (".npz", ".npy"):
-        return list(_inspect_arrays(data, label)), None
-    if suffix in _PICKLE_SUFFIXES or head[:1] == b"\x80":
-        return [_inspect_pickle(data, label)], None
-    if suffix in _PROGRAM_SUFFIXES or head == _ZIP:
+        arrays = np.load(file, allow_pickle=False)  # refuses objects
+        if not isinstance(arrays, np.ndarray):
+            sum(array.nbytes for array in arrays.values())  # reads them
+    elif suffix in _PICKLE_SUFFIXES or head[:1] == b"\x80":
+        names, error = names_in_pickle(file)
+        foreign = [name for name in names if not IN_POSTPROCESSING.fullmatch(name)]
+        if foreign:
+            raise UnsafeFileError(foreign)
+        if error:
+            raise error
+    elif suffix in _PROGRAM_SUFFIXES or head == _ZIP:
         what = "is an archive, and was not looked into" if head == _ZIP else "is program code"
         text = f"{label} {what}; nnU-Net exports no such file"
         return [Finding("members", "warning", text, "read it before you use it, or leave it out")], None
@@ -118,47 +138,7 @@ def inspect_member(member: Member, label: str) -> tuple[list[Finding], Any]:
 
 def is_torch_archive(file: IO[bytes]) -> bool:
     """Whether torch.save could have written a zip file."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.lower().endswith("/data.pkl") for name in archive.namelist())
-    except Exception:  # as above
-        return False
-    finally:
-        file.seek(0)
-
-
-def _inspect_checkpoint(file: io.BytesIO, label: str) -> tuple[list[Finding], Any]:
-    try:
-        content = load_safely(file)
-    except UnsafeFileError as error:
-        return [Finding("checkpoint", "fault", f"{label} {error}", DO_NOT_LOAD)], None
-    except Exception as error:  # as above
-        text = (
-            f"{label} is refused by torch's restricted loader ({type(error).__name__}: {first_line(error)}): it "
-            f"is damaged, no checkpoint, or not saved as nnU-Net does"
-        )
-        return [Finding("checkpoint", "fault", text, FETCH_AGAIN)], None
-    text = f"{label}: {len(file.getvalue()) / 1e6:.1f} MB, runs no code when loaded"
-    return [Finding("checkpoint", "ok", text)], content
-
-
-def _inspect_pickle(file: io.BytesIO, label: str) -> Finding:
-    names, error = names_in_pickle(file)
-    foreign = [name for name in names if not IN_POSTPROCESSING.fullmatch(name)]
-    if foreign:
-        text = f"{label} {UnsafeFileError(foreign)}"
-        return Finding("members", "fault", text, DO_NOT_LOAD)
-    if error is not None:
-        text = f"{label} is no whole pickle ({type(error).__name__})"
-        return Finding("members", "fault", text, FETCH_AGAIN)
-    return Finding("members", "ok", f"{label}: a pickle that names nothing but what nnU-Net stores")
-
-
-def _inspect_arrays(file: io.BytesIO, label: str) -> Iterator[Finding]:
-    try:
-        content = np.load(file, allow_pickle=False)
-        if not isinstance(content, np.ndarray):
-            sum(array.nbytes for array in content.values())  # reads them
-    except Exception as error:  # as above
-        text = f"{label} holds objects, which run code when loaded, or is damaged ({first_line(error)})"
-        yield Finding("members", "fault", text, DO_NOT_LOAD)
+    with zipfile.ZipFile(file) as archive:
+        found = any(name.lower().endswith("/data.pkl") for name in archive.namelist())
+    file.seek(0)
+    return found

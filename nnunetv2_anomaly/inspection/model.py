@@ -7,7 +7,6 @@ program. Here torch's restricted loader reads them. Nothing of the model is exec
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from torch import Tensor
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.inspection.findings import Finding
+from nnunetv2_anomaly.inspection.findings import Finding, warning_if
 from nnunetv2_anomaly.inspection.installation import SET_TRAINERS, find_trainer
 from nnunetv2_anomaly.inspection.members import (
     CHECKPOINT_SUFFIXES,
@@ -97,27 +96,23 @@ def _inspect_single(path: Path) -> Iterator[Finding]:
 
 def _inspect_members(members: list[Member], folder: Path | None, no_model: str) -> Iterator[Finding]:
     """Every file, then every model. folder: that was given; None for a zip file."""
-    files = {member.name: member for member in members}
-    prefixes = [name.removesuffix("plans.json") for name in files if re.split(r"[/\\]", name)[-1] == "plans.json"]
+    prefixes = [m.name.removesuffix("plans.json") for m in members if m.name.rpartition("/")[2] == "plans.json"]
     if not prefixes:
         raise UserError(no_model)
-    facts: dict[str, dict[str, Any]] = {}
+    contents: dict[str, Any] = {}  # of JSON files; of checkpoints what they say of their training
     for member in members:
         label = shown(member.name.removeprefix(prefixes[0] if len(prefixes) == 1 else ""))
         findings, content = inspect_member(member, label)
         yield from findings
-        if content is not None:
+        if content is not None and not member.name.endswith(".json"):
             yield from _checkpoint_findings(label, content)
-            facts[member.name] = _facts(content)
-    for name in dict.fromkeys(str(fact["trainer"]) for fact in facts.values()):
-        yield _trainer_finding(name, folder)
+            content = _facts(content)
+        contents[member.name] = content
     for prefix in prefixes:
-        yield from _model_findings(prefix, files, facts, folder)
+        yield from _model_findings(prefix, contents, folder)
 
 
-def _model_findings(
-    prefix: str, files: Mapping[str, Member], facts: Mapping[str, dict[str, Any]], folder: Path | None
-) -> Iterator[Finding]:
+def _model_findings(prefix: str, contents: Mapping[str, Any], folder: Path | None) -> Iterator[Finding]:
     """What a model is, whether it is whole, and whether its parts belong together."""
     place = prefix if folder is None else "/".join((*folder.resolve().parts[-2:], prefix))
     named = _MODEL.fullmatch(place)
@@ -125,29 +120,23 @@ def _model_findings(
     if named is None and (folder is None or prefix):  # nnU-Net predicts from a folder of any name
         text = f"plans.json lies at {shown(prefix)}plans.json; expected DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION/"
         yield Finding("model", "fault", text, "ask for a zip file of nnUNetv2_export_model_to_zip")
-    checkpoints = [found for name in files if (found := _CHECKPOINT.fullmatch(name)) and found["model"] == prefix]
+    checkpoints = [found for name in contents if (found := _CHECKPOINT.fullmatch(name)) and found["model"] == prefix]
     text = f"{shown(dataset or place)}: trainer {shown(trainer)}, configuration {shown(configuration)}"
     if checkpoints:
         folds = ", ".join(sorted({found["fold"] for found in checkpoints}))
         yield Finding("model", "ok", f"{text}, folds {folds}")
     else:
         yield Finding("model", "fault", f"{text}, without a checkpoint", FETCH_AGAIN)
-    plans, description = (_json_of(files.get(prefix + name)) for name in ("plans.json", "dataset.json"))
-    ours = {found[0]: facts[found[0]] for found in checkpoints if found[0] in facts}
-    told = next((fact["configuration"] for fact in ours.values()), configuration)  # prediction asks the first one
+    facts = {found[0]: contents[found[0]] for found in checkpoints if contents[found[0]]}
+    for name in dict.fromkeys(str(fact["trainer"]) for fact in facts.values()):
+        yield _trainer_finding(name, folder)
+    plans = contents[prefix + "plans.json"]
+    told = next((fact["configuration"] for fact in facts.values()), configuration)  # prediction asks the first one
     yield from _plans_findings(f"{shown(trainer)}'s plans.json" if trainer else "plans.json", plans, told)
-    yield _dataset_finding(description or {})
-    yield from _agreement({"trainer": trainer, "configuration": configuration, "plans": _as_json(plans)}, ours)
+    yield _dataset_finding(contents.get(prefix + "dataset.json"))
+    yield from _agreement({"trainer": trainer, "configuration": configuration, "plans": _as_json(plans)}, facts)
     if folder is None and dataset is not None:
         yield from _installation_findings(prefix, dataset)
-
-
-def _json_of(member: Member | None) -> Any:
-    try:
-        with member.open() if member else io.BytesIO() as file:
-            return json.load(file)
-    except Exception:  # a damaged or hostile file fails in many ways
-        return None
 
 
 # ---------------------------------------------------------------------------------------------------- a checkpoint
@@ -227,11 +216,10 @@ def _detector_findings(label: str, content: Mapping[str, Any]) -> Iterator[Findi
         return
     if not comparable:
         sentence = f"{sentence}; a part of it is random or a stand-in, so its figures say nothing about the method"
-    if beats:
-        yield Finding("detector", "ok", f"{text}; {sentence}")
-    else:
-        text = f"{text}; {sentence}: no better than those, so its error image may point away from anomalies"
-        yield Finding("detector", "warning", text, "train the pre-stage for longer before you rely on it")
+    if not beats:
+        sentence = f"{sentence}: no better than those, so its error image may point away from anomalies"
+    remedy = "train the pre-stage for longer before you rely on it"
+    yield warning_if(not beats, "detector", f"{text}; {sentence}", remedy)
 
 
 # ------------------------------------------------------------------------------------------------------------ plans
