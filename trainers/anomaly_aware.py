@@ -82,7 +82,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
 
     def configure_optimizers(self):
         """The optimiser, without the frozen detector's parameters: weight decay must not reach them."""
-        network, self.network = self.network, self.segmenter
+        network, self.network = self.network, self.segmenter  # type: ignore[has-type]
         try:
             return super().configure_optimizers()
         finally:

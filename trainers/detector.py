@@ -19,7 +19,7 @@ from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch import Tensor, autocast, nn
 
 from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_of, detector_state
-from nnunetv2_anomaly.detectors.base import check_fits_configuration, detector_class
+from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import (
@@ -198,11 +198,17 @@ class DetectorTrainer(AnomalyTrainerBase):
         for key in self.quality_keys:
             self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
 
+    @property
+    def detector(self) -> Detector:
+        """The detector in the network."""
+        found = detector_of(self.module)
+        assert found is not None, f"{type(self).__name__} builds no detector"
+        return found
+
     def artefact(self) -> Artefact:
         """The detector as it is now; a family adds its sources, and says whether its training is finished."""
-        detector = detector_of(self.module)
         return Artefact(
-            contract=detector.contract,
+            contract=self.detector.contract,
             state=detector_state(self.module.state_dict()),
             fitted_on=frozenset(self.training_cases),
             data=self.data,
@@ -274,7 +280,7 @@ class DetectorTrainer(AnomalyTrainerBase):
             with torch.no_grad():
                 results.append(
                     validate_case(
-                        detector_of(self.module),
+                        self.detector,
                         case,
                         folder,
                         windows,

@@ -29,6 +29,9 @@ from nnunetv2_anomaly.training.saving import save_whole
 class ResumableTrainer(nnUNetTrainer):
     """nnU-Net's trainer with checkpoints that a kill or a full disk cannot spoil."""
 
+    network: Any
+    dataset_class: Any
+    _best_ema: float | None
     #: whether this run continues from a checkpoint, or is about to
     resumed: bool = False
     #: data_record.py's record of what this training has seen, in earlier runs too

@@ -91,7 +91,7 @@ class TransferProtocol(SegmentationTrainer):
         Raises: UserError if they, or anything else, do not.
         """
         if self._source is not None:
-            check_fits(self._source, self.module, self._move_command())
+            check_fits(self._source, self.module, self._move_command(self._source))
 
     def install_detector(self) -> None:
         """Nothing to fetch: the detector comes along with the pretrained weights, and so does its description."""
@@ -113,7 +113,8 @@ class TransferProtocol(SegmentationTrainer):
             if differences:
                 self.print_to_log_file(
                     f"WARNING: the plans differ from those of the pretrained model: {'; '.join(differences)}. To "
-                    f"train with its plans: {self._move_command()}, then preprocess with -plans_name, train with -p"
+                    f"train with its plans: {self._move_command(self._source)}, then preprocess with -plans_name, "
+                    f"train with -p"
                 )
         super().on_train_start()
 
@@ -128,8 +129,7 @@ class TransferProtocol(SegmentationTrainer):
                 f"-pretrained_weights to have done so"
             )
 
-    def _move_command(self) -> str:
-        source = self._source
+    def _move_command(self, source: PretrainedModel) -> str:
         plans = source.plans_name
         return (
             f"nnUNetv2_move_plans_between_datasets -s {source.dataset_name} -t {self.plans_manager.dataset_name} "

@@ -104,7 +104,7 @@ class Detector(nn.Module):
         missing = [-size % self.contract.multiple_of for size in image.shape[2:]]
         if any(missing):
             padding = [voxels for axis in reversed(missing) for voxels in (0, axis)]
-            inside = (..., *(slice(size) for size in image.shape[2:]))
+            inside: tuple[Any, ...] = (..., *(slice(size) for size in image.shape[2:]))
             difference, error = (m[inside] for m in self._plain_maps(pad(image, padding, mode="replicate")))
             return difference, error
         return self._plain_maps(image)

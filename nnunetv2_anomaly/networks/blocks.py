@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from nnunetv2_anomaly.plans.strides import Stride
 
 NEGATIVE_SLOPE = 0.1
 
-_TRANSPOSED_CONVOLUTION = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_TRANSPOSED_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -23,6 +24,13 @@ class _SingleSampleConvolution(nn.Module):
     There torch (2.15) takes a plain loop of its own for all but large feature maps, and so needs as long for one window
     as for a batch of two. Values differ by rounding alone.
     """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: Any  # tuple[int, ...]; torch allows a word as well
+    dilation: tuple[int, ...]
+    groups: int
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # first of all: what is asked below would break the graph
@@ -46,7 +54,7 @@ class _Convolution3d(_SingleSampleConvolution, nn.Conv3d):
     pass
 
 
-_CONVOLUTION = {2: _Convolution2d, 3: _Convolution3d}
+_CONVOLUTION: dict[int, Callable[..., Any]] = {2: _Convolution2d, 3: _Convolution3d}
 
 
 def _autocast_on_cpu() -> bool:
@@ -85,7 +93,7 @@ def initialize_identity_or_glorot(module: nn.Module) -> None:
         initialize_glorot(module)
 
 
-def pointwise_convolution(in_channels: int, out_channels: int, dimensions: int) -> nn.Module:
+def pointwise_convolution(in_channels: int, out_channels: int, dimensions: int) -> nn.Conv2d | nn.Conv3d:
     """1x1(x1) convolution with bias for two or three spatial axes: (B, in_channels, ...) -> (B, out_channels, ...)."""
     return _CONVOLUTION[dimensions](in_channels, out_channels, kernel_size=1)
 

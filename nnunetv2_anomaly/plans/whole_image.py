@@ -15,12 +15,12 @@ from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
+from nnunetv2_anomaly.plans.dataset_name import dataset_name
 
 WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
 
@@ -71,7 +71,7 @@ def plan_whole_image(
         )
     if plans_name == source_plans:
         raise UserError(f"the new plans cannot have the name {plans_name} of those they are made from; choose another")
-    folder = _preprocessed_folder(dataset)
+    folder = environment_folder("nnUNet_preprocessed") / dataset_name(dataset)
     source, fingerprint, dataset_json = _read_planned(folder, dataset, source_plans)
     try:
         plans = whole_image_plans(source, fingerprint, plans_name)
@@ -110,7 +110,7 @@ def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         plans: of nnU-Net, the content of nnUNetPlans.json.
         fingerprint: of the data set, the content of dataset_fingerprint.json.
         plans_name: of the result.
-    Raises: UserError if the plans have neither configuration, or one whose topology cannot be planned anew.
+    Raises: UserError if the plans have neither configuration, or one whose topology cannot be planned again.
     """
     configurations = plans.get("configurations", {})
     name = next((name for name in ("3d_fullres", "2d") if name in configurations), None)
@@ -187,7 +187,7 @@ def planned_for(
     if not keywords.get("strides") or "kernel_sizes" not in keywords or not isinstance(features, (list, tuple)):
         raise UserError(
             f"the network {architecture['network_class_name']} of these plans has no strides, kernel_sizes and "
-            f"features_per_stage, which would be planned anew; start from plans of nnU-Net's own planners with -p"
+            f"features_per_stage to plan again; start from plans of nnU-Net's own planners with -p"
         )
     _, strides, kernel_sizes, patch_size, _ = get_pool_and_conv_props(
         list(spacing_mm), list(size), MIN_BOTTLENECK_EDGE, 999999
@@ -208,35 +208,16 @@ def planned_for(
     return [int(voxels) for voxels in patch_size], {**architecture, "arch_kwargs": keywords}
 
 
-def _preprocessed_folder(dataset: str) -> Path:
-    preprocessed = environment_folder("nnUNet_preprocessed")
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except (RuntimeError, ValueError) as error:
-        found = "there more than once" if "More than one" in str(error) else "not known"
-        raise UserError(
-            f"the data set {dataset!r} is {found} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results; expected a "
-            f"number or a name like Dataset501_OAIZIB"
-        ) from error
-    return preprocessed / str(name)
-
-
 def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Plans, fingerprint and dataset.json of a planned data set."""
-    first = f"run nnUNetv2_plan_and_preprocess -d {dataset} first"
-    if not folder.is_dir():
-        raise UserError(f"there is no {folder}: the data set does not exist or is not planned yet; {first}")
-    if not (folder / "dataset_fingerprint.json").is_file():
-        raise UserError(f"{folder} has no dataset_fingerprint.json; {first}")
-    if not (folder / f"{plans}.json").is_file():
-        known = sorted(file.stem for file in folder.glob("*.json") if file.stem not in _NO_PLANS)
-        if not known:
-            raise UserError(f"{folder} has no plans; {first}")
-        raise UserError(f"{folder} has the plans {', '.join(known)} and not {plans}; name one of them with -p")
-    if not (folder / "dataset.json").is_file():
-        raise UserError(f"{folder} has no dataset.json; {first}")
-    return (
-        read_json(folder / f"{plans}.json"),
-        read_json(folder / "dataset_fingerprint.json"),
-        read_json(folder / "dataset.json"),
+    known = sorted(file.stem for file in folder.glob("*.json") if file.stem not in _NO_PLANS)
+    if plans not in known:
+        there = f"has the plans {', '.join(known)}" if known else "has no plans"
+        raise UserError(
+            f"{folder} {there}; expected {plans}, so run nnUNetv2_plan_and_preprocess -d {dataset} first, or name "
+            f"other plans with -p"
+        )
+    plans_json, fingerprint, dataset_json = (
+        read_json(folder / f"{name}.json") for name in (plans, "dataset_fingerprint", "dataset")
     )
+    return plans_json, fingerprint, dataset_json

@@ -14,7 +14,6 @@ import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.files import check_whole
+from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prediction.windows import Windows, predict_maps
@@ -52,15 +52,9 @@ def find_model_folder(
         raise UserError(
             'nnUNet_results is not set; set it, for example with: eval "$(nnUNetv2_anomaly env --base DIR)"'
         )
-    try:
-        dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the data set {dataset!r} is not known in nnUNet_raw, nnUNet_preprocessed or nnUNet_results; expected a "
-            f"number or a name like Dataset501_OAIZIB"
-        ) from error
     trainers = DEFAULT_TRAINERS if trainer is None else (trainer,)
-    folders = [Path(str(nnUNet_results)) / dataset_name / f"{name}__{plans}__{configuration}" for name in trainers]
+    name_of_dataset = dataset_name(dataset)
+    folders = [Path(str(nnUNet_results)) / name_of_dataset / f"{name}__{plans}__{configuration}" for name in trainers]
     for folder in folders:
         if (folder / f"fold_{fold}" / checkpoint).is_file():
             return folder

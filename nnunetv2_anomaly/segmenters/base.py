@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ class AnomalyAwareNetwork(nn.Module):
     """
 
     error_channel_coefficients: Tensor
+    #: with an encoder and a decoder, as nnU-Net's planned networks have
+    segmenter: Any
 
     def __init__(self, detector: Detector, segmenter: nn.Module, channel: str) -> None:
         """Put them together.

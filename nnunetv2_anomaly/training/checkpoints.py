@@ -80,7 +80,7 @@ def differing_plans(
     harmless: list[str] = []
 
     def compare(name: str, there: Any, here: Any, into: list[str]) -> None:
-        if _plain(there) != _plain(here):
+        if as_text(there) != as_text(here):
             into.append(f"{name} was {_shown(there)} and is {_shown(here)}")
 
     compare("the data set", theirs.get("dataset_name"), plans.get("dataset_name"), decisive)
@@ -111,7 +111,8 @@ def first_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) ->
     return None
 
 
-def _plain(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value of plans as JSON: equal texts mean equal values, whether these are tuples, lists or numpy's numbers."""
     # Plans from a file hold plain numbers, plans handed over in Python may hold numpy's.
     return json.dumps(
         value, sort_keys=True, default=lambda other: other.item() if hasattr(other, "item") else str(other)
@@ -119,5 +120,5 @@ def _plain(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = _plain(value)
+    text = as_text(value)
     return text if len(text) <= 80 else "another one"

@@ -19,6 +19,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.training.checkpoints import as_text
 from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line
 
 #: key of a checkpoint under which its training's record stands
@@ -94,7 +95,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = [
         f"'{name}' was {then['preprocessing'].get(name)} and is {value}"
         for name, value in now["preprocessing"].items()
-        if _plain(then["preprocessing"].get(name)) != _plain(value)
+        if as_text(then["preprocessing"].get(name)) != as_text(value)
     ]
     gone = [case for case in then["cases"] if case not in now["cases"]]
     if gone:
@@ -145,10 +146,6 @@ def check_data(
         f"{fact}; expected the data of its pre-stage, so train that again: {train_command}, or set "
         f"'allow_changed_data' to true in the section 'anomaly' of plans.json where the change does not matter"
     )
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

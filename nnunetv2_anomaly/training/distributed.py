@@ -33,7 +33,7 @@ class Queue:
     """Lets rank 0 do something before the others do it, however long it takes."""
 
     def __init__(self) -> None:
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None  # dist.ProcessGroup, once it is there
 
     @contextmanager
     def rank_0_first(self) -> Iterator[None]:

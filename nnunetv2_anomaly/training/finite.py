@@ -102,7 +102,7 @@ def _cases_not_finite(tensors: Sequence[Tensor], cases: Sequence[str]) -> str | 
 
 
 def where_it_began(
-    watch: LossWatch, batch: dict, error_image: Tensor | None, learning_rate_setting: str, learning_rate: float
+    watch: LossWatch, batch: dict, error_image: Tensor | None, learning_rate_setting: str, learning_rate: Any
 ) -> str:
     """The middle of the sentence on a loss that is not finite: cases, what was not finite, what to do.
 

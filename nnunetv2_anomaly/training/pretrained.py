@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
+from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY, as_text
 from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: key of a checkpoint under which the labels are kept that transfer learning added
@@ -118,7 +119,7 @@ def read_pretrained(path: Path) -> PretrainedModel:
             trainer_name=checkpoint["trainer_name"],
             dataset_name=plans["dataset_name"],
             plans_name=plans["plans_name"],
-            configuration=_resolved(plans["configurations"], arguments["configuration"]),
+            configuration=PlansManager(plans).get_configuration(arguments["configuration"]).configuration,
             detector=checkpoint.get(DETECTOR_KEY),
         )
     except (LookupError, AttributeError, TypeError, ValueError) as error:
@@ -128,30 +129,23 @@ def read_pretrained(path: Path) -> PretrainedModel:
         ) from error
 
 
-def _resolved(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with what it inherits."""
-    own = configurations[name]
-    parent = own.get("inherits_from")
-    return {**(_resolved(configurations, parent) if parent else {}), **own}
-
-
 def check_fits(source: PretrainedModel, network: nn.Module, move_command: str) -> None:
-    """See that all but the output layers fit, and these but for their number of classes.
+    """Check that all but the output layers fit, and these but for their number of classes.
 
     Args:
         source: the pretrained checkpoint.
         network: the network to be trained, without wrappers.
-        move_command: what to tell the user to run where the plans differ.
+        move_command: what to run where the plans differ.
     Raises: UserError naming the first difference; nnU-Net itself would end in a traceback.
     """
     here = network.state_dict()
     origin = f"{source.path} ({source.trainer_name}, {source.dataset_name})"
-    mend = f"so train both with the same trainer family, and move the plans: {move_command}"
-    _compare(origin, source.weights, here, sorted(here.keys() | source.weights.keys()), mend)
+    advice = f"so train both with the same trainer family, and move the plans: {move_command}"
+    _compare(origin, source.weights, here, sorted(here.keys() | source.weights.keys()), advice)
 
 
 def check_copied_weights(path: Path, network: nn.Module, trainer_name: str) -> None:
-    """See that nnU-Net can copy a file's weights into a network: all that this has but the output layers.
+    """Check that nnU-Net can copy a file's weights into a network: all that this has but the output layers.
 
     Args:
         path: the file after ``-pretrained_weights``.
@@ -164,12 +158,12 @@ def check_copied_weights(path: Path, network: nn.Module, trainer_name: str) -> N
     here = network.state_dict()
     names = [name for name in sorted(here) if OUTPUT_LAYER not in name]
     origin = f"{path} ({checkpoint['trainer_name']})" if "trainer_name" in checkpoint else str(path)
-    mend = f"so give those of a {trainer_name} on the same plans, or start without -pretrained_weights"
-    _compare(origin, checkpoint["network_weights"], here, names, mend)
+    advice = f"so give those of a {trainer_name} on the same plans, or start without -pretrained_weights"
+    _compare(origin, checkpoint["network_weights"], here, names, advice)
 
 
 def _compare(
-    origin: str, theirs: Mapping[str, Tensor], here: Mapping[str, Tensor], names: Sequence[str], mend: str
+    origin: str, theirs: Mapping[str, Tensor], here: Mapping[str, Tensor], names: Sequence[str], advice: str
 ) -> None:
     """Raises: UserError naming the first tensor that is not alike, the number of classes left aside."""
     for name in names:
@@ -178,7 +172,7 @@ def _compare(
         if there != now:
             raise UserError(
                 f"the pretrained weights {origin} do not fit: '{name}' is {there} there and {now} here; expected the "
-                f"same kind of network on the same plans, {mend}"
+                f"same kind of network on the same plans, {advice}"
             )
 
 
@@ -188,12 +182,8 @@ def differing_plans(source: PretrainedModel, configuration: Mapping[str, Any]) -
     return [
         f"{name} {source.configuration.get(name)} there, {configuration.get(name)} here"
         for name in names
-        if _plain(source.configuration.get(name)) != _plain(configuration.get(name))
+        if as_text(source.configuration.get(name)) != as_text(configuration.get(name))
     ]
-
-
-def _plain(value: Any) -> Any:
-    return [round(float(v), 4) if isinstance(v, (int, float)) else v for v in value] if value is not None else None
 
 
 def grow_output_layers(network: nn.Module, source: PretrainedModel, labels: Mapping[str, int]) -> tuple[list, list]:

@@ -68,8 +68,8 @@ class ReconstructionNetwork(SummingUNet):
 
         Without it a short training spends itself on finding the mean: see docs/explanation/decisions.md.
         """
-        mean = mean_intensity.to(self.output.bias).clamp(1e-3, 1 - 1e-3)
-        self.output.bias.copy_(torch.logit(mean))
+        mean = mean_intensity.to(self.output.weight).clamp(1e-3, 1 - 1e-3)
+        self.output.get_parameter("bias").copy_(torch.logit(mean))
 
 
 class AnomalyDetector(Detector):
@@ -95,16 +95,8 @@ class AnomalyDetector(Detector):
         features: int,
         code_length: int,
     ) -> None:
-        """Build A and C for windows of ``patch_size`` voxels.
-
-        Raises: ValueError if the strides leave a bottleneck of a single voxel, which cannot be normalised.
-        """
+        """Build A and C for windows of ``patch_size`` voxels."""
         super().__init__()
-        if prod(downsampled_size(patch_size, strides)) < 2:
-            raise ValueError(
-                f"a patch of {tuple(patch_size)} voxels leaves a single voxel after the strides {strides}; "
-                f"use fewer downsamplings or a larger patch"
-            )
         self.patch_size = tuple(int(voxels) for voxels in patch_size)
         self.compressor = ImageCompressor(num_channels, patch_size, strides, code_length)
         self.reconstructor = ReconstructionNetwork(num_channels, strides, features)

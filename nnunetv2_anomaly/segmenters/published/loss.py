@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 SMALLEST_DENOMINATOR = 1e-8
 
@@ -42,7 +43,7 @@ class _ProbabilityAndOverlap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, labels: Tensor, valid_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, valid_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """logits (B, K, ...), labels (B, ...) in 0 ... K - 1, valid_mask (B, ...) bool -> two sums (B, K)."""
         ctx.save_for_backward(logits, labels, valid_mask)
         probabilities = _softmax(logits)
@@ -54,7 +55,7 @@ class _ProbabilityAndOverlap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, of_probability: Tensor, of_overlap: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, of_probability: Tensor, of_overlap: Tensor) -> tuple[Tensor, None, None]:
         """Gradients (B, K) of the two sums -> gradient of the logits."""
         logits, labels, valid_mask = ctx.saved_tensors
         probabilities = _softmax(logits)

@@ -61,7 +61,7 @@ class ClassScores(nn.Module):
         Args: feature_maps: (B, C_i, ...), full resolution first, at least as many as there are layers.
         Returns: (B, num_classes, ...) of the first map's size, float32 also under autocast, before the softmax.
         """
-        scores = None
+        scores: Tensor | None = None
         with full_precision(feature_maps[0]):
             # the deepest level first; a plain network has one layer and leaves the deeper maps alone
             for layer, feature_map in reversed(list(zip(self.seg_layers, feature_maps, strict=False))):
@@ -70,6 +70,7 @@ class ClassScores(nn.Module):
                     # In place: at full resolution the scores of a whole image are large, and no gradient needs them.
                     level_scores += interpolate(scores, size=level_scores.shape[2:], mode="nearest")
                 scores = level_scores
+        assert scores is not None, "there is at least one layer"
         return scores
 
 

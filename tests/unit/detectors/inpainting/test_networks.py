@@ -174,11 +174,6 @@ def test_start_at_the_end_of_the_range_stays_finite():
     torch.testing.assert_close(network.output.bias, torch.tensor([math.log(1e-3 / 0.999), math.log(0.999 / 1e-3)]))
 
 
-def test_patch_that_leaves_a_single_bottleneck_voxel_is_refused():
-    with pytest.raises(ValueError, match="fewer downsamplings"):
-        AnomalyDetector(num_channels=1, patch_size=(4, 4, 4), strides=[(2, 2, 2)] * 2, features=2, code_length=6)
-
-
 # --------------------------------------------------------------------------------------------------------- phases
 
 
