@@ -199,7 +199,7 @@ class DetectorTrainer(AnomalyTrainerBase):
             self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
 
     @property
-    def detector(self) -> Detector:
+    def own_detector(self) -> Detector:
         """The detector in the network."""
         found = detector_of(self.module)
         assert found is not None, f"{type(self).__name__} builds no detector"
@@ -208,7 +208,7 @@ class DetectorTrainer(AnomalyTrainerBase):
     def artefact(self) -> Artefact:
         """The detector as it is now; a family adds its sources, and says whether its training is finished."""
         return Artefact(
-            contract=self.detector.contract,
+            contract=self.own_detector.contract,
             state=detector_state(self.module.state_dict()),
             fitted_on=frozenset(self.training_cases),
             data=self.data,
@@ -280,7 +280,7 @@ class DetectorTrainer(AnomalyTrainerBase):
             with torch.no_grad():
                 results.append(
                     validate_case(
-                        self.detector,
+                        self.own_detector,
                         case,
                         folder,
                         windows,
