@@ -260,9 +260,9 @@ def test_plans_of_others_are_never_replaced(folder):
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ("dataset_fingerprint.json", "no dataset_fingerprint.json; run nnUNetv2_plan_and_preprocess -d 901 first"),
-        ("nnUNetPlans.json", "has no plans; run nnUNetv2_plan_and_preprocess -d 901 first"),
-        ("dataset.json", "has no dataset.json; run nnUNetv2_plan_and_preprocess -d 901 first"),
+        ("dataset_fingerprint.json", "dataset_fingerprint.json cannot be read .* or make it again with nnU-Net"),
+        ("nnUNetPlans.json", "has no plans; expected nnUNetPlans, so run nnUNetv2_plan_and_preprocess -d 901 first"),
+        ("dataset.json", "dataset.json cannot be read .* or make it again with nnU-Net"),
     ],
 )
 def test_what_is_missing_is_told_with_the_command_that_makes_it(folder, missing, told):
@@ -275,12 +275,12 @@ def test_unknown_data_set_plans_and_folder_are_told(folder, tmp_path, monkeypatc
     with pytest.raises(UserError, match="'902' is not known"):
         plan_whole_image("902")
     (tmp_path / "nnUNet_raw" / "Dataset903_New").mkdir()
-    with pytest.raises(UserError, match="not planned yet; run nnUNetv2_plan_and_preprocess -d 903 first"):
+    with pytest.raises(UserError, match=r"has no plans; .* run nnUNetv2_plan_and_preprocess -d 903 first"):
         plan_whole_image("903")
     (tmp_path / "nnUNet_raw" / "Dataset901_Other").mkdir()
     with pytest.raises(UserError, match="'901' is there more than once"):
         plan_whole_image("901")
-    with pytest.raises(UserError, match="has the plans nnUNetPlans and not Other"):
+    with pytest.raises(UserError, match="has the plans nnUNetPlans; expected Other"):
         plan_whole_image(NAME, source_plans="Other")
     (folder / "dataset_fingerprint.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

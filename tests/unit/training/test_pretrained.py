@@ -32,7 +32,7 @@ def save(path: Path, model: nn.Module, labels=OLD, **more) -> Path:
         "dataset_name": "Dataset501_OAIZIB",
         "plans_name": "nnUNetPlans",
         "configurations": {
-            "3d_fullres": {"patch_size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0]},
+            "3d_fullres": {"patch_size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0], "architecture": {"arch_kwargs": {}}},
             "3d_own": {"inherits_from": "3d_fullres", "spacing": [2.0, 1.0, 1.0]},
         },
     }
