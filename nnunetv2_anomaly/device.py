@@ -10,9 +10,9 @@ from nnunetv2_anomaly.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """See that the device of ``-device cuda|cpu|mps`` is there.
+    """Check that the device of ``-device cuda|cpu|mps`` exists.
 
-    Raises: UserError if it is not.
+    Raises: UserError if it does not.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("-device cuda was asked for (the default), but torch sees no CUDA GPU; give -device cpu or mps")
@@ -23,7 +23,7 @@ def check_device(name: str) -> None:
 def chosen_device(name: str) -> torch.device:
     """The torch device of ``-device cuda|cpu|mps``, with the thread count that nnU-Net's own commands set.
 
-    Raises: UserError if it is not there.
+    Raises: UserError if it does not exist.
     """
     check_device(name)
     if name == "cpu":

@@ -1,7 +1,6 @@
 """The environment variables and commands through which nnU-Net and this package find each other.
 
-Nothing heavy is imported here: every command of ours passes through this module before it knows whether it needs
-torch at all.
+Imports nothing heavy: every command passes through this module before it knows whether it needs torch.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import sys
 from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_failures_as_user_errors
 
 #: nnU-Net's variable for folders outside of nnunetv2 that hold trainers, separated by os.pathsep
 TRAINER_VARIABLE = "nnUNet_extTrainer"
@@ -21,7 +21,7 @@ FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def shim_folder() -> Path:
-    """The folder that nnUNet_extTrainer has to name so that nnU-Net finds our trainers; absolute."""
+    """The folder in nnUNet_extTrainer through which nnU-Net finds our trainers; absolute."""
     return Path(__file__).resolve().parent / "trainer_shim"
 
 
@@ -33,13 +33,12 @@ def _same_folder(folder: str) -> str:
 def with_shim(current: str | None) -> str:
     """The value of nnUNet_extTrainer with our shim in it.
 
-    nnU-Net asks the folders in the order given and takes the first class of that name, so somebody else's folders
-    keep their places and ours comes last. The variable is needed only where nnU-Net does not find our trainers by
-    itself (an editable install of nnU-Net or of this package); elsewhere it is never asked, and setting it always is
-    harmless.
+    nnU-Net searches the folders in order and takes the first class of a name, so other folders keep their places and
+    ours comes last. The variable is needed only in an editable install of nnU-Net or of this package; elsewhere it has
+    no effect.
 
-    Args: current: the value so far, folders separated by os.pathsep, or None if the variable is not set.
-    Returns: the same folders without repetitions and empty entries, order kept, our shim exactly once.
+    Args: current: the present value, folders separated by os.pathsep, or None if the variable is not set.
+    Returns: the same folders in order, without repetitions and empty entries, our shim exactly once.
     """
     folders: dict[str, str] = {}
     for folder in [*(current or "").split(os.pathsep), str(shim_folder())]:
@@ -56,8 +55,8 @@ def environment_folder(variable: str) -> Path:
     folder = os.environ.get(variable)
     if not folder:
         raise UserError(
-            f"The environment variable {variable} is not set; set nnU-Net's folders, for example with "
-            'eval "$(nnUNetv2_anomaly env --base DIR)".'
+            f"the environment variable {variable} is not set; set nnU-Net's folders, for example with "
+            'eval "$(nnUNetv2_anomaly env --base DIR)"'
         )
     return Path(folder)
 
@@ -79,13 +78,9 @@ def create_nnunet_folders(base: Path) -> dict[str, Path]:
     Raises: UserError if one of them cannot be created.
     """
     folders = nnunet_folders(base)
-    for variable, folder in folders.items():
-        try:
+    for folder in folders.values():
+        with write_failures_as_user_errors(folder, "give --base a folder in which you may write"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot create {folder} for {variable} ({error.strerror}); give --base a folder in which you may write"
-            ) from error
     return folders
 
 
@@ -124,10 +119,9 @@ def let_nnunet_find_trainers() -> None:
 
 
 def nnunet_command(name: str) -> str:
-    """Where a command of nnU-Net lies, the one that belongs to the running Python.
+    """Path of a command of nnU-Net, the one that belongs to the running Python.
 
-    A command of that name in PATH may belong to another environment, in which this package is missing; so PATH is
-    asked last.
+    A command of that name in PATH may belong to another environment without this package, so PATH comes last.
 
     Args: name: for example "nnUNetv2_train".
     Returns: absolute path of the command.
@@ -136,7 +130,5 @@ def nnunet_command(name: str) -> str:
     beside_python = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link out of it
     found = shutil.which(name, path=str(beside_python)) or shutil.which(name)
     if found is None:
-        raise UserError(
-            f"the command {name} is neither in {beside_python} nor in PATH; nnU-Net brings it: pip install nnunetv2"
-        )
+        raise UserError(f"the command {name} is neither in {beside_python} nor in PATH; run pip install nnunetv2")
     return os.path.abspath(found)

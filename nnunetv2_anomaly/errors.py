@@ -1,4 +1,4 @@
-"""Errors that a user can mend, told in one sentence."""
+"""Errors that a user can fix, reported in one sentence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ _SHOWN = 8
 
 
 class UserError(SystemExit, ValueError):
-    """A mistake in what was given: what was given, what was expected, what to do.
+    """A mistake in the input; the sentence says what was given, what was expected and what to do.
 
-    It is a ValueError for whoever calls the library from Python. It is a SystemExit as well because nnU-Net's own
-    commands call our trainers: left alone, the interpreter then prints the sentence, without a traceback, and exits
-    with status 1.
+    It is a ValueError for callers of the library. It is a SystemExit as well because nnU-Net's own commands call our
+    trainers: the interpreter then prints the sentence without a traceback and exits with status 1.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -21,7 +20,7 @@ class UserError(SystemExit, ValueError):
 
 
 class UnsupportedError(UserError, NotImplementedError):
-    """Something that nnU-Net offers and this package does not: said at the start of a run, not at epoch 300."""
+    """Something that nnU-Net offers and this package does not; raised at the start of a run, not at epoch 300."""
 
 
 def listed(names: Sequence[str]) -> str:

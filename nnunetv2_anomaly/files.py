@@ -125,7 +125,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or make it again with nnU-Net") from error
     return content
-
-
-written_into = write_failures_as_user_errors
-nothing_can_be_written = is_write_failure

@@ -15,7 +15,7 @@ LABELS: dict[str, int] = {
     "patellar_lesion": 9,
 }
 
-#: the other way round
+#: label -> name
 NAMES: dict[int, str] = {value: name for name, value in LABELS.items()}
 
 BONES: tuple[int, ...] = (1, 3, 5)
@@ -25,7 +25,7 @@ LESIONS: tuple[int, ...] = (7, 8, 9)
 #: lesion label -> label of the bone that holds the lesion
 BONE_OF_LESION: dict[int, int] = {7: 1, 8: 3, 9: 5}
 
-#: what OAI ZIB-like training labels hold: lesions counted as bone
+#: OAI ZIB-like training labels: lesions count as bone
 ANATOMY: dict[str, int] = {name: value for name, value in LABELS.items() if value not in LESIONS}
 
 #: OAI ZIB: femur and tibia alone

@@ -1,4 +1,4 @@
-"""What was found of one case, kept beside the output, so that a run that was stopped goes on where it was."""
+"""Per-case results, stored next to the output so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nnunetv2_anomaly.files import write_text
 
 
 def fingerprint(files: Iterable[Path], options: Mapping[str, Any]) -> str:
-    """Changes when one of the files, an option or this package's version does.
+    """A hash that changes with the files, the options and this package's version.
 
     Args:
-        files: by path, size and time of the last change; one that is missing counts as such.
-        options: whatever can be written as JSON.
-    Returns: hexadecimal digits.
+        files: known by path, size and time of the last change; they may be missing.
+        options: anything that JSON can hold.
+    Returns: SHA-256, hexadecimal digits.
     """
     states = []
     for file in files:
@@ -29,15 +29,15 @@ def fingerprint(files: Iterable[Path], options: Mapping[str, Any]) -> str:
 
 
 def load_record(file: Path, expected_fingerprint: str) -> dict[str, Any] | None:
-    """What was kept under this fingerprint; None if there is nothing, or of another one."""
+    """The stored result with this fingerprint; None if there is none, or the file is damaged."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         return record["found"] if record["fingerprint"] == expected_fingerprint else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # it is made anew
+        return None  # the case is done again
 
 
 def save_record(file: Path, of_fingerprint: str, found: Mapping[str, Any]) -> None:
-    """Keep what was found of a case; the folder is made where it is missing."""
+    """Store the result of a case; the folder is made if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps({"fingerprint": of_fingerprint, "found": found}))

@@ -1,4 +1,4 @@
-"""The verb ``env``: what a shell has to evaluate so that nnU-Net finds our trainers and its folders."""
+"""``nnUNetv2_anomaly env``: shell lines by which nnU-Net finds our trainers and its folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HELP = 'Print export lines for nnU-Net\'s variables; use as: eval "$(nnUNetv2_an
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the verb."""
+    """Options of the verb."""
     parser.add_argument(
         "--base",
         type=Path,

@@ -13,21 +13,17 @@ HELP = "Remove stray parts of bones and cartilages, and lesions that are too sma
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="predictions")
-    parser.add_argument(
-        "-o", type=Path, required=True, metavar="FOLDER", help="where the cleaned ones go; run again to continue"
-    )
+    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="output; run again to resume")
     parser.add_argument(
         "-djfile", type=Path, metavar="FILE", help="dataset.json (default: the one beside the predictions)"
     )
     parser.add_argument("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="clean anew what was cleaned with other settings before"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what was cleaned with other settings")
     add_clean_up_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Clean; returns 0."""
+    """Clean the predictions. Returns: 0."""
     # pandas and SciPy take seconds to import: not for a mere --help.
     from nnunetv2_anomaly.errors import UserError
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
@@ -36,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     num_processes = chosen_processes(args.np)
     if not args.i.is_dir():
-        raise UserError(f"{args.i} is no folder; expected one with predictions.")
+        raise UserError(f"{args.i} is no folder; expected one with predictions")
     dataset = find_dataset_description(args.djfile, [args.i])
     table = postprocess_folder(
         args.i,
@@ -49,6 +45,6 @@ def run(args: argparse.Namespace) -> int:
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
     print(
         f"{table['case'].nunique()} cases cleaned, {touched['case'].nunique()} of them changed; "
-        f"{args.o / 'removed.csv'} tells what went."
+        f"{args.o / 'removed.csv'} lists what was removed"
     )
     return 0

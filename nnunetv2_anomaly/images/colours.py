@@ -83,7 +83,7 @@ def label_colours(labels: Mapping[str, int]) -> dict[int, Colour]:
 def _distance_to_nearest(taken: list[Colour]) -> np.ndarray:
     """(candidates,) how different each candidate looks from the most similar taken colour, unitless.
 
-    Differences of red and blue count by how much red there is ("redmean"), which is near enough to what eyes see.
+    The weights of red and blue depend on how much red there is ("redmean"), an approximation of human vision.
     """
     candidates, others = np.array(_CANDIDATES, float)[:, None], np.array(taken, float)[None]
     redness = (candidates[..., 0] + others[..., 0]) / 2 / 256
@@ -95,7 +95,7 @@ def write_colour_tables(folder: Path, labels: Mapping[str, int]) -> list[Path]:
     """Write the labels' names and colours for 3D Slicer and for ITK-SNAP.
 
     Args:
-        folder: where to write; made if missing.
+        folder: of the tables; made if missing.
         labels: name -> value of the label map.
 
     Returns: ``labels_3dslicer.ctbl``, a colour table whose names hold no white space, as 3D Slicer asks, and

@@ -1,4 +1,4 @@
-"""From the preprocessed grid back to the image as it was given."""
+"""From the preprocessed grid back to that of the image file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Voxel grids in space: where the voxels of a file lie, and whether two files have the same ones."""
+"""Voxel grids in space: where the voxels of a file lie, and whether two files share them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-#: axis order that every converted volume is stored in: x to the patient's right, y to anterior, z to superior.
-#: It is that of the published masks, and of nnU-Net's SimpleITKIOWithReorient, which the data sets name as reader.
+#: Axis order of every converted volume: x to the patient's right, y to anterior, z to superior. The published masks
+#: have it, and nnU-Net's SimpleITKIOWithReorient, which the data sets name as reader.
 ORIENTATION = "RAS"
 
-#: direction -> the other way along the same line
+#: direction -> the opposite one
 OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 #: Grids whose corners lie closer together than this are the same one. Positions in DICOM headers are rounded, and
@@ -78,7 +78,7 @@ def axes_to(orientation: str) -> tuple[list[int], tuple[int, ...]]:
 def oriented(image: sitk.Image) -> sitk.Image:
     """The same voxels at the same places with the axes in ``ORIENTATION``'s order.
 
-    What sitk.DICOMOrient does, in a quarter of its time, which is as long as writing a label map takes.
+    Equals sitk.DICOMOrient and takes a quarter of its time, which is as long as writing a label map takes.
 
     Args: image: 3D, any orientation, oblique or not.
     """
@@ -134,7 +134,7 @@ def same_grid(grid: Grid, other: Grid) -> bool:
 
 
 def differences(grid: Grid, other: Grid) -> str:
-    """In words, how two grids differ once both are oriented alike; empty where they are the same one."""
+    """How two grids differ once both are oriented alike, in words; empty if they are the same."""
     if same_grid(grid, other):
         return ""
     grid, other = grid.oriented(), other.oriented()

@@ -1,4 +1,4 @@
-"""Label maps from files, checked against the labels that may be in them."""
+"""Label maps from files, checked against the labels that they may hold."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Segmentation:
     affine: NDArray[np.float64] | None = None
 
     def difference(self, other: Segmentation) -> str:
-        """In words, how the geometry of another one differs; empty where it is the same."""
+        """How the geometry of another one differs, in words; empty if it is the same."""
         if self.grid is not None and other.grid is not None:
             return differences(self.grid, other.grid)
         if self.voxels.shape != other.voxels.shape:

@@ -1,8 +1,8 @@
 """Connected components of labels, and which of them a clean-up removes (method paper, Appendix C).
 
 Voxels of one label that touch at a face, an edge or a corner are connected (26 neighbours, 8 in 2D); different labels
-never are. The components of all labels are found in one pass over the box that holds them, and so are their
-boundaries, which the evaluation needs too.
+never are. One pass over the box around all labels finds all components, another one their boundaries, which the
+evaluation needs too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-#: by what share a distance or a volume may pass a limit and still count as equal: spacings in files are rounded
+#: relative tolerance of distances and volumes at a limit: spacings in files are rounded
 _ROUNDING = 1e-6
 
-#: voxels that are compared at once: few enough to stay in the processor's memory
+#: voxels compared at once: few enough for the processor's cache
 CHUNK = 1 << 18
 
 
@@ -28,11 +28,11 @@ class Removal:
     """A component that a clean-up removed.
 
     Attributes:
-        label: what it was.
+        label: its former label.
         num_voxels: its size.
-        volume_mm3: the same in mm3 (mm2 in 2D); None where no spacing was given.
-        distance: from the label's largest component, in the limit's unit, voxels or mm; None where its size decided.
-        became: the value that its voxels have now, 0 or a bone's label.
+        volume_mm3: the same in mm3 (mm2 in 2D); None if no spacing was given.
+        distance: from the label's largest component, in the limit's unit, voxels or mm; None if its size decided.
+        became: the new value of its voxels, 0 or a bone's label.
         centre: its centre of mass, rounded to an index in the array's axis order.
     """
 
@@ -52,7 +52,7 @@ def remove_distant_components(
     max_distance_mm: float | None = None,
     spacing_mm: Sequence[float] | None = None,
 ) -> NDArray:
-    """Of each label keep the largest component, and the smaller ones that are near it.
+    """Of each label keep the largest component and the smaller ones near it.
 
     The array of ``clean_distant_components``, whose arguments these are.
     """
@@ -69,7 +69,7 @@ def clean_distant_components(
     max_distance_mm: float | None = None,
     spacing_mm: Sequence[float] | None = None,
 ) -> tuple[NDArray, list[Removal]]:
-    """Of each label keep the largest component, and the smaller ones that are near it; tell which went.
+    """Of each label keep the largest component and the smaller ones near it; return what was removed, too.
 
     A smaller component goes when it is farther from the largest than the limit, measured between the centres of their
     nearest voxels; at exactly the limit it stays. Never "largest only": degenerate cartilage comes in fragments. Of
@@ -80,8 +80,8 @@ def clean_distant_components(
         labels: which labels to clean, from 1; others stay as they are.
         max_distance_voxels: the limit in voxels, whichever way they lie, as in the paper; from 0.
         max_distance_mm: the limit in mm, which holds instead where it is given; needs ``spacing_mm``.
-        spacing_mm: distance of voxels along each axis, in the array's axis order; beside a limit in voxels it only
-            tells the volumes of what was removed.
+        spacing_mm: distance of voxels along each axis, in the array's axis order; with a limit in voxels it only
+            serves the volumes of what was removed.
 
     Returns: a new array of the same shape and type, 0 where something was removed; and what was, in the order of
         ``labels``, within a label in the order of the first voxels.
@@ -125,7 +125,7 @@ def clean_small_lesions(
     *,
     bone_of_lesion: Mapping[int, int] | None = None,
 ) -> tuple[NDArray, list[Removal]]:
-    """Remove the components of lesion labels that are smaller than a volume; tell which went.
+    """Remove the components of lesion labels that are smaller than a volume; return what was removed, too.
 
     A component of exactly that volume stays.
 
@@ -207,14 +207,14 @@ def _numbered(volume: NDArray, groups: Sequence[Collection[int]]) -> NDArray[np.
         table[list(group)] = number
     stays = len(groups) == largest and np.array_equal(table[:-1], np.arange(largest + 1))
     result = np.empty_like(volume, table.dtype, order="C")
-    # Part by part: values become indices of 64 bits on the way.
+    # Slice by slice: on the way values become indices of 64 bits.
     for values, numbers in zip(volume, result, strict=True):
         if stays:
             known = values <= largest
             known &= values >= 0
             np.multiply(values, known, out=numbers, casting="unsafe")
         else:
-            # What is beyond the table is as its two ends are: in no group.
+            # Values beyond the table are clipped to its two ends, which are in no group.
             np.take(table, values.astype(np.intp), out=numbers, mode="clip")
     return result
 
@@ -243,8 +243,8 @@ class Boundary:
         """Find them. Args: padded: a map in memory order, with a margin of 0 of one voxel or more."""
         self.shape = padded.shape
         self.steps = np.array(padded.strides) // padded.itemsize
-        # Compared as one long row, in pieces that stay in the processor's memory: several times as fast as along each
-        # axis. The margin keeps the lines apart.
+        # Compared as one long row, in pieces that fit the processor's cache: several times as fast as along each axis.
+        # The margin keeps the lines apart.
         codes, margin = padded.ravel(), self.steps[0]
         self.flat = np.zeros_like(codes)
         places = [np.zeros(0, np.intp)]  # without any label there is nothing between the margins
@@ -266,7 +266,7 @@ class Boundary:
 
     def distances(self, chosen: NDArray, points: NDArray[np.float64], spacing: ArrayLike) -> NDArray[np.float64]:
         """The distance of each point (n, axes) to the nearest of some of the boundary voxels, in the spacing's unit."""
-        # Built without balance and tight boxes the tree is there sooner, and finds far points in a third of the time.
+        # Without balancing and tight boxes the tree is built sooner, and finds far points in a third of the time.
         tree = cKDTree(self.points(chosen, spacing), leafsize=32, balanced_tree=False, compact_nodes=False)
         return tree.query(points)[0]
 
@@ -293,7 +293,7 @@ class _Components:
     """All components of some labels of an array, numbered from 1.
 
     Attributes:
-        num_voxels: of each component; of number 0 it says nothing.
+        num_voxels: of each component; number 0 has no meaning.
         codes: the place of each component's label in ``labels``, counted from 1.
     """
 
@@ -312,7 +312,7 @@ class _Components:
         self._starts, self._lengths, self._of_run = starts[inside], lengths[inside], of_run[inside]
         self.num_voxels = np.bincount(self._of_run, self._lengths, 1).astype(int).tolist()
         self._first = np.zeros(len(self.num_voxels), np.intp)
-        # Of several values for one place the last one stays: the first run.
+        # Of several assignments to one place the last one wins: the first run.
         self._first[self._of_run[::-1]] = self._starts[::-1]
         self.codes = self._padded.ravel()[self._first]
 
@@ -358,7 +358,7 @@ class _Components:
     def without(
         self, removed: Sequence[tuple[int, int, float | None]], spacing: Sequence[float] | None
     ) -> tuple[NDArray, list[Removal]]:
-        """The array without some components: each with what it becomes, and its distance; and what is to be told."""
+        """The array without some components, given as (component, new value, distance); and their removals."""
         cleaned, removals = self.segmentation.copy(), []
         values = np.zeros(len(self.num_voxels), cleaned.dtype)
         for component, became, _ in removed:

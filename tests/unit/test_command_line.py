@@ -40,7 +40,7 @@ def test_a_users_mistake_is_one_sentence(monkeypatch, tmp_path, capsys):
     assert main(["env", "--base", str(tmp_path / "file")]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("nnUNetv2_anomaly: cannot create")
+    assert "nnUNet_raw cannot be written to (" in captured.err
     assert captured.err.count("\n") == 1
 
 

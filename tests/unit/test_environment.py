@@ -73,7 +73,7 @@ def test_folders_are_created_and_may_exist(tmp_path):
 
 def test_a_file_in_the_place_of_the_base_is_a_users_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot create .*nnUNet_raw"):
+    with pytest.raises(UserError, match=r"nnUNet_raw cannot be written to"):
         create_nnunet_folders(tmp_path / "file")
 
 
