@@ -21,8 +21,9 @@ from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
 from nnunetv2_anomaly.evaluation.figures import Drawing
 from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
+from nnunetv2_anomaly.evaluation.pairing import find_pairs
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
-from nnunetv2_anomaly.evaluation.run import evaluate_models, find_pairs, prepare_output, write_evaluation
+from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
 from nnunetv2_anomaly.evaluation.tables import DSC, HD_RAW, MEASURES, Measure, in_words
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, find_dataset_description

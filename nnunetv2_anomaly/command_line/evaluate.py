@@ -84,14 +84,9 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.errors import UserError
     from nnunetv2_anomaly.evaluation.case import EvaluationSettings
     from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
-    from nnunetv2_anomaly.evaluation.pairing import named_folders
-    from nnunetv2_anomaly.evaluation.run import (
-        check_images,
-        evaluate_models,
-        find_pairs,
-        prepare_output,
-        write_evaluation,
-    )
+    from nnunetv2_anomaly.evaluation.pairing import find_pairs, named_folders
+    from nnunetv2_anomaly.evaluation.pictures import check_images
+    from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.images.segmentations import chosen_reader
     from nnunetv2_anomaly.parallel import chosen_processes

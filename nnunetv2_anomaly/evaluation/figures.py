@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,24 +25,15 @@ from nnunetv2_anomaly.evaluation.results import INVENTED, MISSED, Evaluation
 from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import DISTANCES
-from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
+from nnunetv2_anomaly.reporting.drawing import own_style
 
 # Okabe and Ito's colours, which people of any colour vision tell apart, without the yellow that white paper swallows.
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 
 _MARKERS = "osD^vP*Xp<>hd8"
 
-#: of a case's disagreement: reference alone, prediction alone, both with different labels
-_MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"
-
-#: outline of what is marked beside the labels
-_MARKED = "#FF2A2A"
-
 #: a logarithmic axis where values differ by more than this factor
 _LOGARITHMIC_FROM = 30.0
-
-_MODELS_PER_ROW = 4
-_MARGIN_MM = 12.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
             part = parts.get((label, model), cases.iloc[:0])
             crosses |= _box(axis, place, part, colours[model])
             told.append(f"n = {len(part)}" if len(part) < num_cases else "")
-        axis.set_title(_title(in_words(label), max(14, int(11 * width))), fontsize=9)
+        axis.set_title(wrapped(in_words(label), max(14, int(11 * width))), fontsize=9)
         axis.set_xticks(range(len(models)), told, rotation=0 if len(models) == 1 else 90)
         axis.tick_params(axis="x", length=0)
         axis.set_xlim(-0.6, len(models) - 0.4)
@@ -174,11 +165,11 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
     ]
     if crosses:
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="label in one map alone"))
-    _legend(figure, handles)
+    figure_legend(figure, handles)
     return figure
 
 
-def _legend(figure: Figure, handles: Sequence[Line2D | Patch], *, beneath: bool = False) -> None:
+def figure_legend(figure: Figure, handles: Sequence[Line2D | Patch], *, beneath: bool = False) -> None:
     """One for the whole figure, in as many columns as its width has room for."""
     # Inches: about what a letter takes, and what the sample before it does.
     widths = [0.078 * len(str(handle.get_label())) + 0.6 for handle in handles]
@@ -268,7 +259,7 @@ def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
     handles.append(Line2D([], [], marker="o", markersize=4, label="threshold of size", **grey))
     if (counts["rule"] == PROBABILITY).any():
         handles.append(Line2D([], [], marker="s", markersize=4, label="threshold of softmax output", **grey))
-    _legend(figure, handles)
+    figure_legend(figure, handles)
     return figure
 
 
@@ -327,7 +318,7 @@ def volume_figure(evaluation: Evaluation) -> Figure:
                         fontsize=7.5,
                         bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
                     )  # fmt: skip
-        axis.set_title(_title(f"{model} (n = {len(own)})", 40), fontsize=10)
+        axis.set_title(wrapped(f"{model} (n = {len(own)})", 40), fontsize=10)
         axis.grid(color="0.92", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     means = bones[["reference_mm3", "prediction_mm3"]].mean(axis=1)
@@ -340,7 +331,7 @@ def volume_figure(evaluation: Evaluation) -> Figure:
         for bone, marker in markers.items()
     ]
     if handles:
-        _legend(figure, handles)
+        figure_legend(figure, handles)
     return figure
 
 
@@ -392,7 +383,7 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
         Patch(color="0.4", label="found, or true"),
         Patch(facecolor="0.95", edgecolor="0.4", hatch="////", label="missed, or false"),
     ]
-    _legend(figure, handles)
+    figure_legend(figure, handles)
     return figure
 
 
@@ -408,217 +399,6 @@ def _panels(
     return figure, axes[:number]
 
 
-def _title(text: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
+    """Text as ``plain`` has it, in lines of so many letters."""
     return plain("\n".join(textwrap.wrap(text, width, break_long_words=True)))
-
-
-@own_style
-def case_figure(
-    title: str,
-    image: NDArray | None,
-    reference: NDArray,
-    predictions: Mapping[str, NDArray],
-    error_image: NDArray | None,
-    spacing_mm: Sequence[float],
-    labels: Mapping[str, int],
-    *,
-    marked: tuple[str, NDArray] | None = None,
-) -> Figure:
-    """A case on the sagittal slice on which the predictions, all together, disagree most with the reference.
-
-    With ``marked``, on the slice with most of that, and with its outline in every panel.
-
-    Reference and predictions with filled labels and outlines; beneath each prediction where it disagrees, and the
-    outlines of the reference; beneath the reference the error image, or else the image by itself. Superior is up and
-    anterior to the right; in a volume of a single axial slice anterior is up. (Y, X) is shown as pictures are stored,
-    its first row on top.
-
-    Args:
-        title: shown above.
-        image: (Z superior, Y anterior, X right), any unit; without one the labels are shown on black.
-        reference: same shape, integers; 0 is background.
-        predictions: model -> same shape, integers.
-        error_image: same shape, squared error, unitless; or None.
-        spacing_mm: one per axis, in the arrays' axis order.
-        labels: name -> value, for colours and legend.
-        marked: name and mask, of the same shape, of what is no label; without a voxel it chooses no slice.
-
-    Raises: ValueError for different shapes, or no prediction.
-    """
-    planes = _planes(image, reference, predictions, error_image, spacing_mm, None if marked is None else marked[1])
-    shown = (planes.reference, *planes.predictions.values())
-    present = sorted({int(value) for plane in shown for value in np.unique(plane) if value != 0})
-    palette = label_palette(labels, present)
-    white = dict.fromkeys(palette, "white")
-    models = list(planes.predictions)
-    per_row = min(len(models), _MODELS_PER_ROW)
-    blocks = math.ceil(len(models) / _MODELS_PER_ROW)
-    width = {1: 3.3, 2: 3.3, 3: 3.0}.get(per_row, 2.7)
-    height = width * float(np.clip(planes.height_over_width, 0.35, 2.0))
-    figure = Figure(figsize=((1 + per_row) * width, 2 * blocks * (height + 0.35) + 1.2), layout="constrained")
-    where = "" if planes.index is None else f", sagittal slice {planes.index}"
-    figure.suptitle(plain(f"{title}{where}"), fontsize=11)
-    axes = figure.subplots(2 * blocks, 1 + per_row, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for block in range(blocks):
-        above, beneath = axes[2 * block], axes[2 * block + 1]
-        _show(above[0], planes, "reference")
-        _overlay(above[0], planes, planes.reference, palette)
-        for place, model in enumerate(models[block * _MODELS_PER_ROW : (block + 1) * _MODELS_PER_ROW], start=1):
-            predicted = planes.predictions[model]
-            _show(above[place], planes, model)
-            _overlay(above[place], planes, predicted, palette)
-            _show(beneath[place], planes, "disagreement", brightness=0.75)
-            beneath[place].imshow(_disagreement(planes.reference, predicted), **planes.view)
-            _outlines(beneath[place], planes.reference, white, 0.5)
-    if planes.error is not None:
-        axes[1, 0].set_title("error image", fontsize=9)
-        limit = max(float(np.nanquantile(planes.error, 0.999)), 1e-6)
-        drawn = axes[1, 0].imshow(planes.error, cmap="inferno", vmin=0, vmax=limit, **planes.view)
-        _outlines(axes[1, 0], planes.reference, white, 0.5)
-        bar = figure.colorbar(drawn, ax=axes[1, 0], location="left", fraction=0.05, pad=0.03)
-        bar.ax.tick_params(labelsize=7)
-    elif planes.grey is not None:
-        _show(axes[1, 0], planes, "image")
-    if planes.marked is not None:
-        for axis in axes.flat:
-            if axis.images:
-                _outlines(axis, planes.marked, {1: _MARKED}, 1.2)
-    names = {value: name for name, value in labels.items()}
-    handles = [Patch(color=palette[v], label=plain(in_words(names.get(v, f"label {v}")))) for v in present]
-    handles += [
-        Patch(color=_MISSED, label="disagreement: reference alone"),
-        Patch(color=_EXTRA, label="disagreement: prediction alone"),
-        Patch(color=_OTHER, label="disagreement: another label"),
-    ]
-    if marked is not None:
-        handles.append(Patch(facecolor="none", edgecolor=_MARKED, label=plain(marked[0])))
-    _legend(figure, handles, beneath=True)
-    return figure
-
-
-@dataclass(frozen=True)
-class _Planes:
-    """One slice of a case, cut to its labels: (rows, columns) each.
-
-    index: of the sagittal slice; None in 2D. grey: in [0, 1]. height_over_width: in mm. view: for ``imshow``.
-    """
-
-    index: int | None
-    reference: NDArray
-    predictions: dict[str, NDArray]
-    grey: NDArray | None
-    error: NDArray | None
-    marked: NDArray | None
-    height_over_width: float
-    view: dict[str, Any]
-
-
-def _planes(
-    image: NDArray | None,
-    reference: NDArray,
-    predictions: Mapping[str, NDArray],
-    error_image: NDArray | None,
-    spacing_mm: Sequence[float],
-    marked: NDArray | None,
-) -> _Planes:
-    arrays = {"reference": reference, **predictions}
-    more = (("image", image), ("error image", error_image), ("marked", marked))
-    arrays |= {name: array for name, array in more if array is not None}
-    shapes = {name: np.shape(array) for name, array in arrays.items()}
-    if len(set(shapes.values())) > 1 or reference.ndim not in (2, 3) or len(spacing_mm) != reference.ndim:
-        raise ValueError(f"shapes {shapes} and spacing_mm {spacing_mm}; expected one shape with two or three axes")
-    if not predictions:
-        raise ValueError("no prediction was given; expected at least one")
-    flat = reference.ndim == 2 or reference.shape[0] == 1
-    if flat:
-        index = None
-    elif marked is not None and marked.any():
-        index = int(np.count_nonzero(marked, axis=(0, 1)).argmax())
-    else:
-        index = _slice_of_disagreement(reference, list(predictions.values()))
-    vertical, horizontal = spacing_mm[-2:] if flat else spacing_mm[:2]
-
-    def sliced(volume: NDArray) -> NDArray:
-        return np.asarray(volume).reshape(volume.shape[-2:]) if index is None else np.asarray(volume[:, :, index])
-
-    target, predicted = sliced(reference), {model: sliced(volume) for model, volume in predictions.items()}
-    box = _box_around([target, *predicted.values()], (vertical, horizontal))
-    target = target[box]
-    grey = None
-    if image is not None:
-        # Every fourth voxel of the volume tells its range well enough.
-        sample = np.asarray(image[..., ::4, ::4] if flat else image[::4, ::4, ::4], dtype=float)
-        sample = sample[np.isfinite(sample)]
-        low, high = np.percentile(sample, (1, 99.5)) if sample.size else (0.0, 1.0)
-        grey = np.clip((sliced(image)[box].astype(float) - low) / max(high - low, 1e-12), 0, 1)
-    return _Planes(
-        index,
-        target,
-        {model: plane[box] for model, plane in predicted.items()},
-        grey,
-        None if error_image is None else sliced(error_image)[box],
-        None if marked is None else (sliced(marked)[box] != 0).astype(np.uint8),
-        target.shape[0] * vertical / (target.shape[1] * horizontal),
-        {
-            "origin": "upper" if reference.ndim == 2 else "lower",
-            "aspect": vertical / horizontal,
-            "interpolation": "nearest",
-        },
-    )
-
-
-def _slice_of_disagreement(reference: NDArray, predictions: Sequence[NDArray]) -> int:
-    """Index along X; where all agree, that of the most reference, and where there is none, the middle."""
-    differing = sum(np.count_nonzero(prediction != reference, axis=(0, 1)) for prediction in predictions)
-    if not differing.any():
-        differing = np.count_nonzero(reference, axis=(0, 1))
-    return int(differing.argmax()) if differing.any() else reference.shape[2] // 2
-
-
-def _box_around(planes: Sequence[NDArray], spacing_mm: tuple[float, float]) -> tuple[slice, slice]:
-    """All labels and a margin; the whole plane without any."""
-    occupied = np.any([plane != 0 for plane in planes], axis=0)
-    if not occupied.any():
-        return slice(None), slice(None)
-    box = []
-    for axis, spacing in enumerate(spacing_mm):
-        found = np.flatnonzero(occupied.any(axis=1 - axis))
-        margin = math.ceil(_MARGIN_MM / spacing)
-        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
-    return box[0], box[1]
-
-
-def _show(axis: Axes, planes: _Planes, title: str, brightness: float = 1.0) -> None:
-    grey = np.zeros(planes.reference.shape) if planes.grey is None else planes.grey * brightness
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, **planes.view)
-    axis.set_title(_title(title, 30), fontsize=9)
-
-
-def _overlay(axis: Axes, planes: _Planes, plane: NDArray, palette: Mapping[int, tuple[float, ...]]) -> None:
-    filled = np.zeros((*plane.shape, 4))
-    for value, colour in palette.items():
-        if value != 0:
-            filled[plane == value] = (*colour, 0.34)
-    axis.imshow(filled, **planes.view)
-    _outlines(axis, plane, palette, 0.9)
-
-
-def _outlines(axis: Axes, plane: NDArray, palette: Mapping[int, Any], width: float) -> None:
-    if min(plane.shape) < 2:
-        return  # contours need two rows and two columns
-    for value, colour in palette.items():
-        mask = plane == value
-        if value != 0 and mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
-
-
-def _disagreement(reference: NDArray, prediction: NDArray) -> NDArray[np.float64]:
-    """(rows, columns, 4), transparent where both agree."""
-    coloured = np.zeros((*reference.shape, 4))
-    differ = reference != prediction
-    coloured[differ & (prediction == 0)] = (*to_rgb(_MISSED), 1)
-    coloured[differ & (reference == 0)] = (*to_rgb(_EXTRA), 1)
-    coloured[differ & (reference != 0) & (prediction != 0)] = (*to_rgb(_OTHER), 1)
-    return coloured

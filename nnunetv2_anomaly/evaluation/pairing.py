@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import read_json
-from nnunetv2_anomaly.images.dataset_description import segmentation_files
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
+from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,69 @@ class Model:
     files: Mapping[str, Path]
     probabilities: Mapping[str, Path]
     folds: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which cases are evaluated, and where their files are.
+
+    Attributes:
+        references: case -> reference.
+        models: with a prediction of each.
+        folds: (model, case) -> fold, where known.
+        told: sentences on what was left out.
+    """
+
+    references: dict[str, Path]
+    models: tuple[Model, ...]
+    folds: dict[tuple[str, str], str]
+    told: tuple[str, ...]
+
+
+def find_pairs(
+    model_folders: dict[str, Path],
+    dataset: DatasetDescription,
+    *,
+    reference_folder: Path | None = None,
+    folds: Sequence[str] | None = None,
+    splits_file: Path | None = None,
+    ignore_extra: bool = False,
+) -> Pairs:
+    """Pair predictions with references.
+
+    Args:
+        model_folders: name -> folder of predictions, or nnU-Net's results folder, of which the validation of the folds
+            is gathered.
+        dataset: of the references.
+        reference_folder: None takes that of a results folder's data set.
+        folds: the cases of these folds alone.
+        splits_file: nnU-Net's splits_final.json; None takes that of a results folder's data set, if there is one.
+        ignore_extra: whether predictions without a reference are left alone.
+    Raises: UserError for whatever is missing or too much.
+    """
+    models = tuple(find_model(name, folder, dataset.file_ending, folds) for name, folder in model_folders.items())
+    reference_folder = reference_folder or default_reference_folder(models)
+    references = segmentation_files(reference_folder, dataset.file_ending)
+    splits_file = splits_file or default_splits(models)
+    splits = read_splits(splits_file) if splits_file is not None else {}
+    if folds and not splits and not all(model.is_results_folder for model in models):
+        raise UserError(
+            "--folds was given, and nothing tells the folds of the cases; give splits_final.json (--splits)."
+        )
+    cases = expected_cases(references, models, splits, folds)
+    told = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
+    told += [
+        f"{model.name}: {model.folder} was cleaned by postprocess, so that its HD* is not that of the prediction as it "
+        "is; give the predictions that it was made from."
+        for model in models
+        if (model.folder / CLEANED_MARKER).is_file()
+    ]
+    of_fold = {}
+    for model in models:
+        of_fold.update(
+            {(model.name, case): fold for case in cases if (fold := model.folds.get(case, splits.get(case)))}
+        )
+    return Pairs({case: references[case] for case in cases}, models, of_fold, tuple(told))
 
 
 def is_results_folder(folder: Path) -> bool:

@@ -14,7 +14,8 @@ from nnunetv2_anomaly.evaluation.case import DIAGONAL
 from nnunetv2_anomaly.evaluation.figures import Drawing, evaluation_figures
 from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
 from nnunetv2_anomaly.evaluation.pair_tables import paired_table, tukey_table
-from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
+from nnunetv2_anomaly.evaluation.pictures import select_cases
+from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.evaluation.tables import fold_table, group_table, in_words, metrics_table, segmentation_table
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.reporting.drawing import save_figure
@@ -29,49 +30,6 @@ _TABLES_OF_SOME = (
     "groups", "folds", "lesion_detection", "lesion_volumes", "lesion_sizes", "tukey", "paired",
 )  # fmt: skip
 _FIGURES_OF_SOME = ("roc", "lesion_volumes", "lesion_sizes")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A case that is worth a picture, and what chose it.
-
-    Attributes:
-        model: whose result chose it.
-        rank: "worst", "median" or "best".
-        case: its name.
-        mean_dsc: of the case's labels after post-processing, in [0, 1], unitless.
-    """
-
-    model: str
-    rank: str
-    case: str
-    mean_dsc: float
-
-    @property
-    def title(self) -> str:
-        """In words."""
-        return f"{self.rank} of {self.model}, mean DSC {100 * self.mean_dsc:.1f} %"
-
-
-def select_cases(evaluation: Evaluation) -> list[Choice]:
-    """Each model's worst, median and best case by the mean DSC over its labels, after post-processing.
-
-    A label that is in neither map does not count; a case without any other is not chosen. Of equal cases the one whose
-    name comes first is better; of an even number, the median is the worse one of the two in the middle.
-
-    Returns: three per model, in the models' order; none of a model without a defined DSC.
-    """
-    choices = []
-    cleaned = evaluation.cases[evaluation.cases["processing"] == CLEANED]
-    for model in evaluation.models:
-        means = cleaned[cleaned["model"] == model].groupby("case", observed=True)["dsc"].mean().dropna()
-        ranked = sorted(means.items(), key=lambda entry: (-entry[1], str(entry[0])), reverse=True)
-        places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
-        if ranked:
-            choices += [
-                Choice(model, rank, str(ranked[place][0]), float(ranked[place][1])) for rank, place in places.items()
-            ]
-    return choices
 
 
 @dataclass(frozen=True)

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import SimpleITK as sitk
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.evaluation.case import CaseTask, EvaluationSettings, evaluate_one, read_known
-from nnunetv2_anomaly.evaluation.figures import case_figure
+from nnunetv2_anomaly.evaluation.case import CaseTask, EvaluationSettings, evaluate_one
 from nnunetv2_anomaly.evaluation.groups import Groups
-from nnunetv2_anomaly.evaluation.pairing import (
-    Model,
-    check_complete,
-    default_reference_folder,
-    default_splits,
-    expected_cases,
-    find_model,
-    read_splits,
-)
-from nnunetv2_anomaly.evaluation.report import Findings, select_cases, write_report, write_tables_and_figures
+from nnunetv2_anomaly.evaluation.pairing import Pairs
+from nnunetv2_anomaly.evaluation.pictures import case_pictures
+from nnunetv2_anomaly.evaluation.report import Findings, write_report, write_tables_and_figures
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
-from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
-from nnunetv2_anomaly.images.files import read_image
-from nnunetv2_anomaly.images.grids import Grid, oriented, same_grid
-from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
 from nnunetv2_anomaly.measurements.surface import METRICS
 from nnunetv2_anomaly.parallel import run_cases
-from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section
-
-#: what stands between a case's name and the file ending in the names of the images that pictures show
-_IMAGE, _ERROR_IMAGE = "_0000", "_error"
 
 #: tells in an output folder that an evaluation wrote it, and which one
 MARKER = "evaluation.json"
@@ -56,69 +34,6 @@ _COLUMNS = {
     "bones": BONE_COLUMNS,
     "lesions": LESION_COLUMNS,
 }
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Which cases are evaluated, and where their files are.
-
-    Attributes:
-        references: case -> reference.
-        models: with a prediction of each.
-        folds: (model, case) -> fold, where known.
-        told: sentences on what was left out.
-    """
-
-    references: dict[str, Path]
-    models: tuple[Model, ...]
-    folds: dict[tuple[str, str], str]
-    told: tuple[str, ...]
-
-
-def find_pairs(
-    model_folders: dict[str, Path],
-    dataset: DatasetDescription,
-    *,
-    reference_folder: Path | None = None,
-    folds: Sequence[str] | None = None,
-    splits_file: Path | None = None,
-    ignore_extra: bool = False,
-) -> Pairs:
-    """Pair predictions with references.
-
-    Args:
-        model_folders: name -> folder of predictions, or nnU-Net's results folder, of which the validation of the folds
-            is gathered.
-        dataset: of the references.
-        reference_folder: None takes that of a results folder's data set.
-        folds: the cases of these folds alone.
-        splits_file: nnU-Net's splits_final.json; None takes that of a results folder's data set, if there is one.
-        ignore_extra: whether predictions without a reference are left alone.
-    Raises: UserError for whatever is missing or too much.
-    """
-    models = tuple(find_model(name, folder, dataset.file_ending, folds) for name, folder in model_folders.items())
-    reference_folder = reference_folder or default_reference_folder(models)
-    references = segmentation_files(reference_folder, dataset.file_ending)
-    splits_file = splits_file or default_splits(models)
-    splits = read_splits(splits_file) if splits_file is not None else {}
-    if folds and not splits and not all(model.is_results_folder for model in models):
-        raise UserError(
-            "--folds was given, and nothing tells the folds of the cases; give splits_final.json (--splits)."
-        )
-    cases = expected_cases(references, models, splits, folds)
-    told = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
-    told += [
-        f"{model.name}: {model.folder} was cleaned by postprocess, so that its HD* is not that of the prediction as it "
-        "is; give the predictions that it was made from."
-        for model in models
-        if (model.folder / CLEANED_MARKER).is_file()
-    ]
-    of_fold = {}
-    for model in models:
-        of_fold.update(
-            {(model.name, case): fold for case in cases if (fold := model.folds.get(case, splits.get(case)))}
-        )
-    return Pairs({case: references[case] for case in cases}, models, of_fold, tuple(told))
 
 
 def evaluate_models(
@@ -289,109 +204,3 @@ def load_evaluation(output: Path) -> Evaluation:
         groups=tuple(content["groups"]),
         **tables,
     )
-
-
-def case_pictures(
-    evaluation: Evaluation,
-    pairs: Pairs,
-    dataset: DatasetDescription,
-    images: Path | None,
-    error_images: Path | None,
-) -> list[tuple[str, str, Figure]]:
-    """(case, title, figure) of each model's worst, median and best case; one that is several of them comes once."""
-    files = SegmentationFiles(dataset.file_ending, dataset.reader)
-    titles: dict[str, list[str]] = {}
-    for choice in select_cases(evaluation):
-        titles.setdefault(choice.case, []).append(choice.title)
-    pictures = []
-    for case, reasons in titles.items():
-        reference = read_known(files, pairs.references[case], dataset)
-        predictions = {model.name: files.read(model.files[case]).voxels for model in pairs.models}
-        figure = case_figure(
-            case,
-            _beside(images, case, _IMAGE, reference, files),
-            reference.voxels,
-            predictions,
-            _beside(error_images, case, _ERROR_IMAGE, reference, files),
-            reference.spacing_mm,
-            dataset.single_values,
-        )
-        pictures.append((case, f"{case}: {'; '.join(reasons)}", figure))
-    return pictures
-
-
-def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None) -> None:
-    """See that every case has the images that pictures could show; which cases these are, only measuring tells.
-
-    Args:
-        pairs: from ``find_pairs``.
-        dataset: of the cases.
-        images: folder with CASE_0000 of the data set's file ending or .nii.gz, or None.
-        error_images: folder with CASE_error of these endings, or with several channels CASE_error_0000 and so on; or
-            None.
-    Raises: UserError that lists the cases without, or for a folder that does not exist.
-    """
-    for option, folder, kind in (("--images", images, _IMAGE), ("--error_images", error_images, _ERROR_IMAGE)):
-        if folder is None:
-            continue
-        if not folder.is_dir():
-            raise UserError(f"{option} {folder} is no folder; give one, or leave it out.")
-        without = [case for case in pairs.references if not _files_beside(folder, case, kind, dataset.file_ending)]
-        if without:
-            endings = " or ".join(f"CASE{kind}{ending}" for ending in _endings(dataset.file_ending))
-            raise UserError(
-                f"{option} {folder} has no {endings} of {len(without)} of {len(pairs.references)} cases: "
-                f"{listed(without)}; complete it, or leave it out."
-            )
-
-
-def _endings(file_ending: str) -> tuple[str, ...]:
-    """Error images are NIfTI files whatever the data set's file ending."""
-    return tuple(dict.fromkeys((file_ending, ".nii.gz")))
-
-
-def _files_beside(folder: Path, case: str, kind: str, file_ending: str) -> list[Path]:
-    """The file of a case's image, or one for each of its channels; empty where there is none."""
-    for ending in _endings(file_ending):
-        whole = folder / f"{case}{kind}{ending}"
-        if whole.is_file():
-            return [whole]
-        numbered = (folder / f"{case}{kind}_{channel:04d}{ending}" for channel in itertools.count())
-        channels = list(itertools.takewhile(Path.is_file, numbered))
-        if channels:
-            return channels
-    return []
-
-
-def _beside(
-    folder: Path | None, case: str, kind: str, reference: Segmentation, files: SegmentationFiles
-) -> NDArray[np.floating] | None:
-    """The image of a case on its reference's grid, of several files their mean; None where there is no folder."""
-    if folder is None:
-        return None
-    found = _files_beside(folder, case, kind, files.file_ending)
-    if not found:
-        raise UserError(f"{folder} no longer holds {case}{kind}; complete it, or leave it out.")
-    return np.mean([_image(file, reference, files) for file in found], axis=0)
-
-
-def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDArray[np.floating]:
-    """An image on its reference's grid; the first channel of a file with several."""
-    if reference.grid is not None:
-        image = read_image(file)
-        if not same_grid(reference.grid, Grid.of(image)):
-            raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases.")
-        return sitk.GetArrayFromImage(oriented(image)).astype(np.float32)
-    reader = files.reader_class
-    known = (files.file_ending, *reader.supported_file_endings)
-    if not file.name.endswith(known):  # an error image of a data set of pictures
-        reader = SegmentationFiles(".nii.gz").reader_class
-    try:
-        voxels, _ = reader().read_images([str(file)])
-    # Whatever nnU-Net's reader fails with, the file is at fault, as in SegmentationFiles.
-    except Exception as error:
-        raise UserError(f"{file} cannot be read as an image ({error}); check that it is complete.") from error
-    found = voxels[0, 0] if reference.voxels.ndim == 2 else voxels[0]
-    if found.shape != reference.voxels.shape:
-        raise UserError(f"{file} has another size than {reference.path}; give the images of these cases.")
-    return found

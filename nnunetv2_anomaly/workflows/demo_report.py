@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.evaluation.figures import case_figure
+from nnunetv2_anomaly.evaluation.pictures import case_figure
 from nnunetv2_anomaly.evaluation.report import Findings, write_report
 from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.evaluation.run import load_evaluation

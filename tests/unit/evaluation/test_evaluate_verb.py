@@ -18,7 +18,7 @@ from places import REAL_MAPS
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.evaluation import case as evaluation_case
-from nnunetv2_anomaly.evaluation import report, run, statistics
+from nnunetv2_anomaly.evaluation import pictures, report, run, statistics
 from nnunetv2_anomaly.evaluation.run import load_evaluation
 from nnunetv2_anomaly.labels import LABELS
 
@@ -465,13 +465,13 @@ def test_2d_images_of_a_png_data_set(folders, capsys, figures, monkeypatch):
 
 def shown_by(monkeypatch):
     """Case -> image and error image, as they come to the pictures."""
-    shown, draw = {}, run.case_figure
+    shown, draw = {}, pictures.case_figure
 
     def record(case, image, reference, predictions, error_image, *arguments):
         shown[case] = (image, error_image)
         return draw(case, image, reference, predictions, error_image, *arguments)
 
-    monkeypatch.setattr(run, "case_figure", record)
+    monkeypatch.setattr(pictures, "case_figure", record)
     return shown
 
 

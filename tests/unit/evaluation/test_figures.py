@@ -16,7 +16,6 @@ from matplotlib.colors import to_hex, to_rgb
 from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.figures import (
     box_figure,
-    case_figure,
     evaluation_figures,
     lesion_size_figure,
     model_colours,
@@ -26,11 +25,8 @@ from nnunetv2_anomaly.evaluation.figures import (
 )
 from nnunetv2_anomaly.evaluation.results import CLEANED, MISSED, NEITHER
 from nnunetv2_anomaly.evaluation.tables import DSC, HD, HD_RAW
-from nnunetv2_anomaly.images.colours import label_colours
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY
 from nnunetv2_anomaly.reporting.drawing import figure_bytes, save_figure, save_reconstruction_figure
-
-LABELS = {"femoral_bone": 1, "femoral_lesion": 2}
 
 
 def points(axis):
@@ -174,123 +170,6 @@ def test_png_and_svg_open_and_an_svg_is_the_same_in_every_run(tmp_path):
         assert "".join(ET.fromstring(content).itertext()).count("a<b & $c$_%") == 1
         assert "<dc:date>" not in content
         assert content == second.read_text(encoding="utf-8")
-
-
-def volumes():
-    """(Z, Y, X): a bone of 6 x 6 x 4 voxels with a lesion; one that misses the lesion and one with an extra voxel."""
-    reference = np.zeros((10, 12, 8), np.uint8)
-    reference[2:8, 3:9, 2:6] = 1
-    reference[3:5, 4:6, 5] = 2
-    missing = np.where(reference == 2, 1, reference)
-    extra = reference.copy()
-    extra[9, 10, 5] = 1
-    return reference, {"missing": missing, "extra": extra}
-
-
-def shown(axis, number):
-    return np.asarray(axis.images[number].get_array())
-
-
-def test_a_case_is_shown_on_the_slice_with_most_disagreement_superior_up():
-    reference, predictions = volumes()
-    image = np.arange(reference.size, dtype=float).reshape(reference.shape)
-    figure = case_figure("case_1", image, reference, predictions, None, (1.0, 1.0, 1.0), LABELS)
-    assert figure.get_suptitle() == "case_1, sagittal slice 5"
-    assert titles(figure) == ["reference", "missing", "extra", "image", "disagreement", "disagreement"]
-    axis = figure.axes[0]
-    # First row beneath: z, and with it the image, grows upwards.
-    assert axis.images[0].origin == "lower"
-    assert shown(axis, 0)[0, 0] < shown(axis, 0)[-1, 0]
-
-
-def test_what_is_marked_chooses_the_slice_and_is_outlined_in_every_panel():
-    reference, predictions = volumes()
-    mask = np.zeros(reference.shape, bool)
-    mask[3:6, 4:7, 2] = True
-    figure = case_figure("c", None, reference, predictions, None, (1.0, 1.0, 1.0), LABELS, marked=("hidden", mask))
-    assert figure.get_suptitle() == "c, sagittal slice 2"
-    assert legend(figure)[-1] == "hidden"
-    red = figure.legends[0].get_patches()[-1].get_edgecolor()
-    outlined = [
-        axis.get_title()
-        for axis in figure.axes
-        if any(len(part.get_edgecolor()) and np.allclose(part.get_edgecolor()[0], red) for part in axis.collections)
-    ]
-    assert outlined == ["reference", "missing", "extra", "disagreement", "disagreement"]
-    mask[:] = False
-    figure = case_figure("c", None, reference, predictions, None, (1.0, 1.0, 1.0), LABELS, marked=("hidden", mask))
-    assert figure.get_suptitle() == "c, sagittal slice 5"
-
-
-def test_a_label_is_filled_with_its_own_colour():
-    reference, predictions = volumes()
-    figure = case_figure("c", None, reference, predictions, None, (1.0, 1.0, 1.0), LABELS)
-    filled = shown(figure.axes[0], 1)
-    lesion = [part / 255 for part in label_colours(LABELS)[2]]
-    np.testing.assert_allclose(filled[3, 4, :3], lesion)
-    assert (filled[..., 3] > 0).sum() == (reference[:, :, 5] > 0).sum()
-    assert legend(figure)[:2] == ["femoral bone", "femoral lesion"]
-
-
-def test_disagreement_tells_missed_extra_and_another_label_apart():
-    reference, predictions = volumes()
-    predictions["extra"][2, 3, 5] = 0
-    figure = case_figure("c", None, reference, predictions, None, (1.0, 1.0, 1.0), LABELS)
-    missed, extra, other = (patch.get_facecolor()[:3] for patch in figure.legends[0].get_patches()[-3:])
-    of_missing, of_extra = (shown(axis, 1) for axis in figure.axes if axis.get_title() == "disagreement")
-    assert (of_missing[..., 3] > 0).sum() == 4
-    np.testing.assert_allclose(of_missing[3, 4, :3], other)
-    assert (of_extra[..., 3] > 0).sum() == 2
-    np.testing.assert_allclose(of_extra[9, 10, :3], extra)
-    np.testing.assert_allclose(of_extra[2, 3, :3], missed)
-
-
-def test_the_error_image_has_a_colour_bar():
-    reference, predictions = volumes()
-    error = np.linspace(0, 1, reference.size).reshape(reference.shape)
-    figure = case_figure("c", error, reference, predictions, error, (1.0, 1.0, 1.0), LABELS)
-    assert "error image" in titles(figure)
-    assert len(figure.axes) == 6 + 1
-    np.testing.assert_allclose(shown(next(a for a in figure.axes if a.get_title() == "error image"), 0), error[:, :, 5])
-
-
-def test_voxels_are_as_high_as_they_are_in_mm():
-    reference, predictions = volumes()
-    figure = case_figure("c", None, reference, predictions, None, (3.0, 0.5, 1.0), LABELS)
-    assert figure.axes[0].get_aspect() == 6.0
-
-
-@pytest.mark.parametrize(("axes", "origin"), [((1, 12, 8), "lower"), ((12, 8), "upper")])
-def test_two_dimensional_cases_are_shown_whole(axes, origin):
-    reference = volumes()[0][4].reshape(axes)
-    prediction = np.zeros_like(reference)
-    figure = case_figure("c", reference, reference, {"A": prediction}, None, (1.0,) * len(axes), LABELS)
-    assert figure.get_suptitle() == "c"
-    assert figure.axes[0].images[0].origin == origin
-    assert shown(figure.axes[0], 0).shape == (12, 8)
-
-
-def test_many_models_take_several_rows_and_unnamed_labels_have_a_colour():
-    reference, predictions = volumes()
-    many = {str(n): predictions["extra"] for n in range(6)}
-    figure = case_figure("c", None, reference, many, None, (1.0, 1.0, 1.0), {"bone": 1})
-    assert titles(figure).count("disagreement") == 6
-    assert titles(figure).count("reference") == 2
-    assert "label 2" in legend(figure)
-
-
-def test_a_case_without_any_label_is_shown_too():
-    empty = np.zeros((4, 5, 6), np.uint8)
-    figure = case_figure("c", None, empty, {"A": empty}, None, (1.0, 1.0, 1.0), LABELS)
-    assert figure.get_suptitle() == "c, sagittal slice 3"
-
-
-def test_different_shapes_and_no_prediction_are_errors():
-    reference, _ = volumes()
-    with pytest.raises(ValueError, match="expected one shape"):
-        case_figure("c", None, reference, {"A": reference[:-1]}, None, (1.0, 1.0, 1.0), LABELS)
-    with pytest.raises(ValueError, match="no prediction"):
-        case_figure("c", None, reference, {}, None, (1.0, 1.0, 1.0), LABELS)
 
 
 def drawn_in_all_ways(folder):

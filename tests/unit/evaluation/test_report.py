@@ -15,69 +15,11 @@ from nnunetv2_anomaly.evaluation.case import DIAGONAL, EXCLUDE
 from nnunetv2_anomaly.evaluation.report import (
     Findings,
     report_sections,
-    select_cases,
     write_report,
     write_tables_and_figures,
 )
-from nnunetv2_anomaly.evaluation.results import CLEANED, MISSED, NEITHER, RAW
+from nnunetv2_anomaly.evaluation.results import CLEANED, NEITHER, RAW
 from nnunetv2_anomaly.reporting.page import Section
-
-
-def chosen(evaluation):
-    return [(choice.model, choice.rank, choice.case, choice.mean_dsc) for choice in select_cases(evaluation)]
-
-
-def rows_of(means, model="A"):
-    """A case per mean DSC, of two labels that differ from it by 0.1; worse before post-processing."""
-    return [
-        row(case, model, label, processing, dsc=mean + difference - 0.05 * (processing == RAW))
-        for case, mean in means.items()
-        for label, difference in (("bone", 0.1), ("lesion", -0.1))
-        for processing in (RAW, CLEANED)
-    ]
-
-
-def test_worst_median_and_best_case_are_chosen_by_the_mean_over_labels():
-    means = {"c1": 0.7, "c2": 0.5, "c3": 0.8, "c4": 0.6, "c5": 0.4}
-    assert chosen(evaluation_of(rows_of(means))) == [
-        ("A", "worst", "c5", pytest.approx(0.4)),
-        ("A", "median", "c4", pytest.approx(0.6)),
-        ("A", "best", "c3", pytest.approx(0.8)),
-    ]
-
-
-def test_of_four_cases_the_worse_middle_one_is_the_median():
-    means = {"c1": 0.8, "c2": 0.7, "c3": 0.6, "c4": 0.5}
-    assert [case for _, rank, case, _ in chosen(evaluation_of(rows_of(means))) if rank == "median"] == ["c3"]
-
-
-def test_ties_are_broken_by_the_name_whatever_the_order_of_the_rows():
-    for names in (("c1", "c2", "c3"), ("c3", "c2", "c1")):
-        assert [case for *_, case, _ in chosen(evaluation_of(rows_of(dict.fromkeys(names, 0.5))))] == ["c3", "c2", "c1"]
-
-
-def test_every_model_chooses_for_itself_and_one_case_is_all_three():
-    evaluation = evaluation_of([*rows_of({"c1": 0.5, "c2": 0.6}), *rows_of({"c1": 0.9}, "B")])
-    assert [(model, case) for model, _, case, _ in chosen(evaluation)] == [
-        ("A", "c1"), ("A", "c1"), ("A", "c2"), ("B", "c1"), ("B", "c1"), ("B", "c1"),
-    ]  # fmt: skip
-    assert select_cases(evaluation)[0].title == "worst of A, mean DSC 50.0 %"
-
-
-def test_a_label_in_neither_map_does_not_count_and_a_missed_one_counts_as_0():
-    rows = [
-        row("c1", "A", "bone", CLEANED, dsc=0.9),
-        row("c1", "A", "lesion", CLEANED, status=NEITHER),
-        row("c2", "A", "bone", CLEANED, dsc=0.9),
-        row("c2", "A", "lesion", CLEANED, status=MISSED),
-        row("c3", "A", "bone", CLEANED, status=NEITHER),
-        row("c3", "A", "lesion", CLEANED, status=NEITHER),
-    ]
-    assert {(case, dsc) for *_, case, dsc in chosen(evaluation_of(rows))} == {("c1", 0.9), ("c2", 0.45)}
-
-
-def test_a_model_without_any_defined_dsc_chooses_nothing():
-    assert select_cases(evaluation_of([row("c1", "A", "bone", CLEANED, status=NEITHER)])) == []
 
 
 def test_tables_and_figures_are_written_and_open(tmp_path):

@@ -1,0 +1,403 @@
+"""Pictures of an evaluation's worst, median and best cases: labels, disagreement, error image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.evaluation.case import read_known
+from nnunetv2_anomaly.evaluation.figures import figure_legend, plain, wrapped
+from nnunetv2_anomaly.evaluation.pairing import Pairs
+from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
+from nnunetv2_anomaly.evaluation.tables import in_words
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription
+from nnunetv2_anomaly.images.files import read_image
+from nnunetv2_anomaly.images.grids import Grid, oriented, same_grid
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
+from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
+
+#: what stands between a case's name and the file ending in the names of the images that pictures show
+_IMAGE, _ERROR_IMAGE = "_0000", "_error"
+
+#: of a case's disagreement: reference alone, prediction alone, both with different labels
+_MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"
+
+#: outline of what is marked beside the labels
+_MARKED = "#FF2A2A"
+
+_MODELS_PER_ROW = 4
+_MARGIN_MM = 12.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A case that is worth a picture, and what chose it.
+
+    Attributes:
+        model: whose result chose it.
+        rank: "worst", "median" or "best".
+        case: its name.
+        mean_dsc: of the case's labels after post-processing, in [0, 1], unitless.
+    """
+
+    model: str
+    rank: str
+    case: str
+    mean_dsc: float
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"{self.rank} of {self.model}, mean DSC {100 * self.mean_dsc:.1f} %"
+
+
+def select_cases(evaluation: Evaluation) -> list[Choice]:
+    """Each model's worst, median and best case by the mean DSC over its labels, after post-processing.
+
+    A label that is in neither map does not count; a case without any other is not chosen. Of equal cases the one whose
+    name comes first is better; of an even number, the median is the worse one of the two in the middle.
+
+    Returns: three per model, in the models' order; none of a model without a defined DSC.
+    """
+    choices = []
+    cleaned = evaluation.cases[evaluation.cases["processing"] == CLEANED]
+    for model in evaluation.models:
+        means = cleaned[cleaned["model"] == model].groupby("case", observed=True)["dsc"].mean().dropna()
+        ranked = sorted(means.items(), key=lambda entry: (-entry[1], str(entry[0])), reverse=True)
+        places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
+        if ranked:
+            choices += [
+                Choice(model, rank, str(ranked[place][0]), float(ranked[place][1])) for rank, place in places.items()
+            ]
+    return choices
+
+
+def case_pictures(
+    evaluation: Evaluation,
+    pairs: Pairs,
+    dataset: DatasetDescription,
+    images: Path | None,
+    error_images: Path | None,
+) -> list[tuple[str, str, Figure]]:
+    """(case, title, figure) of each model's worst, median and best case; one that is several of them comes once."""
+    files = SegmentationFiles(dataset.file_ending, dataset.reader)
+    titles: dict[str, list[str]] = {}
+    for choice in select_cases(evaluation):
+        titles.setdefault(choice.case, []).append(choice.title)
+    pictures = []
+    for case, reasons in titles.items():
+        reference = read_known(files, pairs.references[case], dataset)
+        predictions = {model.name: files.read(model.files[case]).voxels for model in pairs.models}
+        figure = case_figure(
+            case,
+            _beside(images, case, _IMAGE, reference, files),
+            reference.voxels,
+            predictions,
+            _beside(error_images, case, _ERROR_IMAGE, reference, files),
+            reference.spacing_mm,
+            dataset.single_values,
+        )
+        pictures.append((case, f"{case}: {'; '.join(reasons)}", figure))
+    return pictures
+
+
+def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None) -> None:
+    """See that every case has the images that pictures could show; which cases these are, only measuring tells.
+
+    Args:
+        pairs: from ``find_pairs``.
+        dataset: of the cases.
+        images: folder with CASE_0000 of the data set's file ending or .nii.gz, or None.
+        error_images: folder with CASE_error of these endings, or with several channels CASE_error_0000 and so on; or
+            None.
+    Raises: UserError that lists the cases without, or for a folder that does not exist.
+    """
+    for option, folder, kind in (("--images", images, _IMAGE), ("--error_images", error_images, _ERROR_IMAGE)):
+        if folder is None:
+            continue
+        if not folder.is_dir():
+            raise UserError(f"{option} {folder} is no folder; give one, or leave it out.")
+        without = [case for case in pairs.references if not _files_beside(folder, case, kind, dataset.file_ending)]
+        if without:
+            endings = " or ".join(f"CASE{kind}{ending}" for ending in _endings(dataset.file_ending))
+            raise UserError(
+                f"{option} {folder} has no {endings} of {len(without)} of {len(pairs.references)} cases: "
+                f"{listed(without)}; complete it, or leave it out."
+            )
+
+
+def _endings(file_ending: str) -> tuple[str, ...]:
+    """Error images are NIfTI files whatever the data set's file ending."""
+    return tuple(dict.fromkeys((file_ending, ".nii.gz")))
+
+
+def _files_beside(folder: Path, case: str, kind: str, file_ending: str) -> list[Path]:
+    """The file of a case's image, or one for each of its channels; empty where there is none."""
+    for ending in _endings(file_ending):
+        whole = folder / f"{case}{kind}{ending}"
+        if whole.is_file():
+            return [whole]
+        numbered = (folder / f"{case}{kind}_{channel:04d}{ending}" for channel in itertools.count())
+        channels = list(itertools.takewhile(Path.is_file, numbered))
+        if channels:
+            return channels
+    return []
+
+
+def _beside(
+    folder: Path | None, case: str, kind: str, reference: Segmentation, files: SegmentationFiles
+) -> NDArray[np.floating] | None:
+    """The image of a case on its reference's grid, of several files their mean; None where there is no folder."""
+    if folder is None:
+        return None
+    found = _files_beside(folder, case, kind, files.file_ending)
+    if not found:
+        raise UserError(f"{folder} no longer holds {case}{kind}; complete it, or leave it out.")
+    return np.mean([_image(file, reference, files) for file in found], axis=0)
+
+
+def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDArray[np.floating]:
+    """An image on its reference's grid; the first channel of a file with several."""
+    if reference.grid is not None:
+        image = read_image(file)
+        if not same_grid(reference.grid, Grid.of(image)):
+            raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases.")
+        return sitk.GetArrayFromImage(oriented(image)).astype(np.float32)
+    reader = files.reader_class
+    known = (files.file_ending, *reader.supported_file_endings)
+    if not file.name.endswith(known):  # an error image of a data set of pictures
+        reader = SegmentationFiles(".nii.gz").reader_class
+    try:
+        voxels, _ = reader().read_images([str(file)])
+    # Whatever nnU-Net's reader fails with, the file is at fault, as in SegmentationFiles.
+    except Exception as error:
+        raise UserError(f"{file} cannot be read as an image ({error}); check that it is complete.") from error
+    found = voxels[0, 0] if reference.voxels.ndim == 2 else voxels[0]
+    if found.shape != reference.voxels.shape:
+        raise UserError(f"{file} has another size than {reference.path}; give the images of these cases.")
+    return found
+
+
+@own_style
+def case_figure(
+    title: str,
+    image: NDArray | None,
+    reference: NDArray,
+    predictions: Mapping[str, NDArray],
+    error_image: NDArray | None,
+    spacing_mm: Sequence[float],
+    labels: Mapping[str, int],
+    *,
+    marked: tuple[str, NDArray] | None = None,
+) -> Figure:
+    """A case on the sagittal slice on which the predictions, all together, disagree most with the reference.
+
+    With ``marked``, on the slice with most of that, and with its outline in every panel.
+
+    Reference and predictions with filled labels and outlines; beneath each prediction where it disagrees, and the
+    outlines of the reference; beneath the reference the error image, or else the image by itself. Superior is up and
+    anterior to the right; in a volume of a single axial slice anterior is up. (Y, X) is shown as pictures are stored,
+    its first row on top.
+
+    Args:
+        title: shown above.
+        image: (Z superior, Y anterior, X right), any unit; without one the labels are shown on black.
+        reference: same shape, integers; 0 is background.
+        predictions: model -> same shape, integers.
+        error_image: same shape, squared error, unitless; or None.
+        spacing_mm: one per axis, in the arrays' axis order.
+        labels: name -> value, for colours and legend.
+        marked: name and mask, of the same shape, of what is no label; without a voxel it chooses no slice.
+
+    Raises: ValueError for different shapes, or no prediction.
+    """
+    planes = _planes(image, reference, predictions, error_image, spacing_mm, None if marked is None else marked[1])
+    shown = (planes.reference, *planes.predictions.values())
+    present = sorted({int(value) for plane in shown for value in np.unique(plane) if value != 0})
+    palette = label_palette(labels, present)
+    white = dict.fromkeys(palette, "white")
+    models = list(planes.predictions)
+    per_row = min(len(models), _MODELS_PER_ROW)
+    blocks = math.ceil(len(models) / _MODELS_PER_ROW)
+    width = {1: 3.3, 2: 3.3, 3: 3.0}.get(per_row, 2.7)
+    height = width * float(np.clip(planes.height_over_width, 0.35, 2.0))
+    figure = Figure(figsize=((1 + per_row) * width, 2 * blocks * (height + 0.35) + 1.2), layout="constrained")
+    where = "" if planes.index is None else f", sagittal slice {planes.index}"
+    figure.suptitle(plain(f"{title}{where}"), fontsize=11)
+    axes = figure.subplots(2 * blocks, 1 + per_row, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for block in range(blocks):
+        above, beneath = axes[2 * block], axes[2 * block + 1]
+        _show(above[0], planes, "reference")
+        _overlay(above[0], planes, planes.reference, palette)
+        for place, model in enumerate(models[block * _MODELS_PER_ROW : (block + 1) * _MODELS_PER_ROW], start=1):
+            predicted = planes.predictions[model]
+            _show(above[place], planes, model)
+            _overlay(above[place], planes, predicted, palette)
+            _show(beneath[place], planes, "disagreement", brightness=0.75)
+            beneath[place].imshow(_disagreement(planes.reference, predicted), **planes.view)
+            _outlines(beneath[place], planes.reference, white, 0.5)
+    if planes.error is not None:
+        axes[1, 0].set_title("error image", fontsize=9)
+        limit = max(float(np.nanquantile(planes.error, 0.999)), 1e-6)
+        drawn = axes[1, 0].imshow(planes.error, cmap="inferno", vmin=0, vmax=limit, **planes.view)
+        _outlines(axes[1, 0], planes.reference, white, 0.5)
+        bar = figure.colorbar(drawn, ax=axes[1, 0], location="left", fraction=0.05, pad=0.03)
+        bar.ax.tick_params(labelsize=7)
+    elif planes.grey is not None:
+        _show(axes[1, 0], planes, "image")
+    if planes.marked is not None:
+        for axis in axes.flat:
+            if axis.images:
+                _outlines(axis, planes.marked, {1: _MARKED}, 1.2)
+    names = {value: name for name, value in labels.items()}
+    handles = [Patch(color=palette[v], label=plain(in_words(names.get(v, f"label {v}")))) for v in present]
+    handles += [
+        Patch(color=_MISSED, label="disagreement: reference alone"),
+        Patch(color=_EXTRA, label="disagreement: prediction alone"),
+        Patch(color=_OTHER, label="disagreement: another label"),
+    ]
+    if marked is not None:
+        handles.append(Patch(facecolor="none", edgecolor=_MARKED, label=plain(marked[0])))
+    figure_legend(figure, handles, beneath=True)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """One slice of a case, cut to its labels: (rows, columns) each.
+
+    index: of the sagittal slice; None in 2D. grey: in [0, 1]. height_over_width: in mm. view: for ``imshow``.
+    """
+
+    index: int | None
+    reference: NDArray
+    predictions: dict[str, NDArray]
+    grey: NDArray | None
+    error: NDArray | None
+    marked: NDArray | None
+    height_over_width: float
+    view: dict[str, Any]
+
+
+def _planes(
+    image: NDArray | None,
+    reference: NDArray,
+    predictions: Mapping[str, NDArray],
+    error_image: NDArray | None,
+    spacing_mm: Sequence[float],
+    marked: NDArray | None,
+) -> _Planes:
+    arrays = {"reference": reference, **predictions}
+    more = (("image", image), ("error image", error_image), ("marked", marked))
+    arrays |= {name: array for name, array in more if array is not None}
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1 or reference.ndim not in (2, 3) or len(spacing_mm) != reference.ndim:
+        raise ValueError(f"shapes {shapes} and spacing_mm {spacing_mm}; expected one shape with two or three axes")
+    if not predictions:
+        raise ValueError("no prediction was given; expected at least one")
+    flat = reference.ndim == 2 or reference.shape[0] == 1
+    if flat:
+        index = None
+    elif marked is not None and marked.any():
+        index = int(np.count_nonzero(marked, axis=(0, 1)).argmax())
+    else:
+        index = _slice_of_disagreement(reference, list(predictions.values()))
+    vertical, horizontal = spacing_mm[-2:] if flat else spacing_mm[:2]
+
+    def sliced(volume: NDArray) -> NDArray:
+        return np.asarray(volume).reshape(volume.shape[-2:]) if index is None else np.asarray(volume[:, :, index])
+
+    target, predicted = sliced(reference), {model: sliced(volume) for model, volume in predictions.items()}
+    box = _box_around([target, *predicted.values()], (vertical, horizontal))
+    target = target[box]
+    grey = None
+    if image is not None:
+        # Every fourth voxel of the volume tells its range well enough.
+        sample = np.asarray(image[..., ::4, ::4] if flat else image[::4, ::4, ::4], dtype=float)
+        sample = sample[np.isfinite(sample)]
+        low, high = np.percentile(sample, (1, 99.5)) if sample.size else (0.0, 1.0)
+        grey = np.clip((sliced(image)[box].astype(float) - low) / max(high - low, 1e-12), 0, 1)
+    return _Planes(
+        index,
+        target,
+        {model: plane[box] for model, plane in predicted.items()},
+        grey,
+        None if error_image is None else sliced(error_image)[box],
+        None if marked is None else (sliced(marked)[box] != 0).astype(np.uint8),
+        target.shape[0] * vertical / (target.shape[1] * horizontal),
+        {
+            "origin": "upper" if reference.ndim == 2 else "lower",
+            "aspect": vertical / horizontal,
+            "interpolation": "nearest",
+        },
+    )
+
+
+def _slice_of_disagreement(reference: NDArray, predictions: Sequence[NDArray]) -> int:
+    """Index along X; where all agree, that of the most reference, and where there is none, the middle."""
+    differing = sum(np.count_nonzero(prediction != reference, axis=(0, 1)) for prediction in predictions)
+    if not differing.any():
+        differing = np.count_nonzero(reference, axis=(0, 1))
+    return int(differing.argmax()) if differing.any() else reference.shape[2] // 2
+
+
+def _box_around(planes: Sequence[NDArray], spacing_mm: tuple[float, float]) -> tuple[slice, slice]:
+    """All labels and a margin; the whole plane without any."""
+    occupied = np.any([plane != 0 for plane in planes], axis=0)
+    if not occupied.any():
+        return slice(None), slice(None)
+    box = []
+    for axis, spacing in enumerate(spacing_mm):
+        found = np.flatnonzero(occupied.any(axis=1 - axis))
+        margin = math.ceil(_MARGIN_MM / spacing)
+        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
+    return box[0], box[1]
+
+
+def _show(axis: Axes, planes: _Planes, title: str, brightness: float = 1.0) -> None:
+    grey = np.zeros(planes.reference.shape) if planes.grey is None else planes.grey * brightness
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, **planes.view)
+    axis.set_title(wrapped(title, 30), fontsize=9)
+
+
+def _overlay(axis: Axes, planes: _Planes, plane: NDArray, palette: Mapping[int, tuple[float, ...]]) -> None:
+    filled = np.zeros((*plane.shape, 4))
+    for value, colour in palette.items():
+        if value != 0:
+            filled[plane == value] = (*colour, 0.34)
+    axis.imshow(filled, **planes.view)
+    _outlines(axis, plane, palette, 0.9)
+
+
+def _outlines(axis: Axes, plane: NDArray, palette: Mapping[int, Any], width: float) -> None:
+    if min(plane.shape) < 2:
+        return  # contours need two rows and two columns
+    for value, colour in palette.items():
+        mask = plane == value
+        if value != 0 and mask.any() and not mask.all():
+            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
+
+
+def _disagreement(reference: NDArray, prediction: NDArray) -> NDArray[np.float64]:
+    """(rows, columns, 4), transparent where both agree."""
+    coloured = np.zeros((*reference.shape, 4))
+    differ = reference != prediction
+    coloured[differ & (prediction == 0)] = (*to_rgb(_MISSED), 1)
+    coloured[differ & (reference == 0)] = (*to_rgb(_EXTRA), 1)
+    coloured[differ & (reference != 0) & (prediction != 0)] = (*to_rgb(_OTHER), 1)
+    return coloured
