@@ -19,7 +19,6 @@ from benchmarks.experiment import Experiment, Repeat, epoch_seconds, is_older, t
 from benchmarks.figures import difference_drawing
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
-from nnunetv2_anomaly.evaluation.figures import Drawing
 from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
 from nnunetv2_anomaly.evaluation.pairing import find_pairs
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
@@ -273,7 +272,7 @@ def difference_table(evaluation: Evaluation, lesions: pd.DataFrame, inside: pd.D
     )
 
 
-def difference_drawings(evaluation: Evaluation, lesions: pd.DataFrame) -> list[Drawing]:
+def difference_drawings(evaluation: Evaluation, lesions: pd.DataFrame) -> list[Picture]:
     """Every model minus the baseline, a point for each knee; none where there is a single model.
 
     Args: as for ``lesion_table``.

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from nnunetv2_anomaly.evaluation.figures import Drawing, plain
+from nnunetv2_anomaly.evaluation.figures import plain
 from nnunetv2_anomaly.evaluation.tables import Measure, in_words
 from nnunetv2_anomaly.reporting.drawing import own_style
+from nnunetv2_anomaly.reporting.page import Picture
 
 _PANELS_PER_ROW = 6
 
@@ -27,7 +28,7 @@ _LINEAR_TO = 10.0
 
 def difference_drawing(
     knees: pd.DataFrame, lesions: pd.DataFrame, models: tuple[str, ...], measure: Measure
-) -> Drawing:
+) -> Picture:
     """Every model minus the first, a point for each knee, a panel for each label.
 
     Args:
@@ -39,12 +40,12 @@ def difference_drawing(
     baseline = models[0]
     title = f"{measure.title}, minus {baseline}"
     better = "right" if measure.larger_is_better else "left"
-    return Drawing(
-        f"differences_{measure.name}",
-        f"{title}, knee by knee",
+    return Picture(
+        _figure(knees, lesions, models, measure, f"{title}  ({better}: better)"),
         f"Differences of {measure.title} from {baseline} by label and model; a point is a knee, the bar the mean over "
         f"knees; what lies to the {better} of the line is better. Red: the bone holds a lesion.",
-        _figure(knees, lesions, models, measure, f"{title}  ({better}: better)"),
+        f"{title}, knee by knee",
+        f"differences_{measure.name}",
     )
 
 

@@ -41,20 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--splits",
         type=Path,
         metavar="FILE",
-        help="splits_final.json, which tells each case's fold (default: of the data set)",
+        help="splits_final.json, which has each case's fold (default: of the data set)",
     )
-    parser.add_argument(
-        "--subjects", type=Path, metavar="CSV", help="table with a column case or SubjectID, by which cases are grouped"
-    )
-    parser.add_argument(
-        "--group_by", default="KLGrade", metavar="COLUMN", help="its column (default: KLGrade, Kellgren-Lawrence)"
-    )
-    parser.add_argument(
-        "--group_limit",
-        type=float,
-        metavar="X",
-        help="up to it is one group, above another (default: 2 for KLGrade, else every value is a group)",
-    )
+    _add_group_arguments(parser)
     parser.add_argument(
         "--missing",
         choices=("diagonal", "exclude"),
@@ -78,6 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_clean_up_arguments(parser)
 
 
+def _add_group_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--subjects", type=Path, metavar="CSV", help="table with a column case or SubjectID, by which cases are grouped"
+    )
+    parser.add_argument(
+        "--group_by", default="KLGrade", metavar="COLUMN", help="its column (default: KLGrade, Kellgren-Lawrence)"
+    )
+    parser.add_argument(
+        "--group_limit",
+        type=float,
+        metavar="X",
+        help="up to it is one group, above another (default: 2 for KLGrade, else every value is a group)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0."""
     # pandas, SciPy and matplotlib take seconds to import: not for a mere --help.
@@ -93,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
     num_processes = chosen_processes(args.np)
     if args.subjects is None and (args.group_by != KL_COLUMN or args.group_limit is not None):
-        raise UserError("--group_by and --group_limit are of a table; give it with --subjects.")
+        raise UserError("--group_by and --group_limit are of a table; give it with --subjects")
     folders = named_folders(args.pred)
     dataset = find_dataset_description(args.djfile, list(folders.values()), args.ref)
     clean_up = clean_up_of(args, dataset)
@@ -116,11 +120,9 @@ def run(args: argparse.Namespace) -> int:
         missing=args.missing,
         with_probabilities=not (args.without_probabilities or dataset.has_regions),
     )
-    notes = list(pairs.told)
+    notes = list(pairs.notes)
     if groups is not None and groups.without:
-        notes.append(
-            f"{len(groups.without)} cases are in no group, as {args.subjects} tells no {groups.column} of them."
-        )
+        notes.append(f"{len(groups.without)} cases have no {groups.column} in {args.subjects} and belong to no group.")
     for note in notes:
         print(note)
     arguments = {name: value for name, value in vars(args).items() if name != "run"}

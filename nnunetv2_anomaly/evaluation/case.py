@@ -23,17 +23,17 @@ from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 
-#: what becomes of distances where just one of the two maps has a label
+#: distances where only one of the two maps has a label: the image's diagonal, or undefined
 DIAGONAL, EXCLUDE = "diagonal", "exclude"
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What the numbers of a case depend on, besides its files.
+    """Everything but its files that the numbers of a case depend on.
 
     Attributes:
         dataset: labels and files; its reader is that of the references.
-        clean_up: what makes HD of HD*.
+        clean_up: the post-processing between HD* and HD.
         missing: "diagonal" puts the image's diagonal for a distance where just one of the maps has the label,
             "exclude" leaves it undefined.
         with_probabilities: whether softmax outputs beside the predictions are used.
@@ -47,14 +47,14 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CaseTask:
-    """What one process is given.
+    """The work of one process.
 
     Attributes:
         case: name.
         reference: file.
         predictions, probabilities: model -> file.
         settings: the same for every case.
-        record: file that keeps what was found, for the next run.
+        record: file that keeps the results, for the next run.
     """
 
     case: str
@@ -68,11 +68,11 @@ class CaseTask:
 def evaluate_one(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     """Rows of ``Evaluation``'s three tables for one case, without fold and group.
 
-    Taken from the task's record, where neither files nor settings have changed since; else measured and recorded.
+    They come from the task's record if neither files nor settings have changed since; else they are measured, and kept.
 
     Returns: "cases", "bones", "lesions" -> rows.
 
-    Raises: UserError for a file that cannot be read, labels that the data set has not, or another geometry.
+    Raises: UserError for a file that cannot be read, labels that are not in the data set, or another geometry.
     """
     files = [task.reference, *task.predictions.values(), *task.probabilities.values()]
     state = fingerprint(files, {"settings": dataclasses.asdict(task.settings), "models": list(task.predictions)})
@@ -97,7 +97,7 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
         if difference:
             raise UserError(
                 f"{file} lies on another grid than its reference {task.reference} ({difference}); expected the same "
-                "geometry: predict the image that the reference belongs to."
+                "geometry: predict the image that the reference belongs to"
             )
         softmax = task.probabilities.get(model)
         row = {"case": task.case, "model": model}
@@ -109,7 +109,7 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{softmax or file}: {error}.") from error
+            raise UserError(f"{softmax or file}: {error}") from error
     return rows
 
 
@@ -122,20 +122,20 @@ def read_known(files: SegmentationFiles, path: Path, dataset: DatasetDescription
     counted = count_values(segmentation.voxels)
     unknown = {value: count for value, count in counted.items() if value not in dataset.values}
     if unknown:
-        told = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
+        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
         labels = ", ".join(f"{'+'.join(map(str, values))} {name}" for name, values in dataset.labels.items())
-        raise UserError(f"{path} holds unknown labels: {told}; expected {labels}; check dataset.json (-djfile).")
+        raise UserError(f"{path} holds unknown labels: {shown}; expected {labels}; check dataset.json (-djfile)")
     return segmentation
 
 
 def _without(voxels: NDArray, ignored: NDArray[np.bool_] | None) -> NDArray:
-    """Voxels that the reference leaves open count as background in both maps."""
+    """The voxels with those that the reference ignores as background."""
     return voxels if ignored is None or not ignored.any() else np.where(ignored, 0, voxels).astype(voxels.dtype)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Reference and prediction of a case, voxels that are left open taken out of both."""
+    """Reference and prediction of a case; ignored voxels are background in both."""
 
     settings: EvaluationSettings
     files: SegmentationFiles
@@ -149,7 +149,7 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
     settings, voxels, spacing = pair.settings, pair.voxels, pair.prediction.spacing_mm
     diagonal = math.dist([0] * voxels.ndim, [(n - 1) * s for n, s in zip(voxels.shape, spacing, strict=True)])
     missing_mm = diagonal if settings.missing == DIAGONAL else math.nan
-    keys = {**settings.dataset.labels, **settings.dataset.single_values}
+    keys: dict[str, int | tuple[int, ...]] = {**settings.dataset.labels, **settings.dataset.single_values}
     channels = None
     if settings.clean_up.lesion_probability is not None and pair.softmax is not None:
         channels = pair.files.probabilities(pair.softmax, pair.prediction, settings.dataset.num_classes)

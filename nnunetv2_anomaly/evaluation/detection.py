@@ -53,24 +53,15 @@ def counts(bones: pd.DataFrame) -> pd.DataFrame:
     which mostly is 0. As a size threshold empties references too, positives may become fewer with it.
 
     Args:
-        bones: ``Evaluation.bones``.
+        bones: ``Evaluation.bones``; a model has every threshold of every case once.
 
     Returns: ``COUNT_COLUMNS``, unitless but for thresholds in mm3; a row per model, bone, rule and threshold, in the
         order in which they are first met; after a model's bones all of them together, as bone ``ALL``. A rate without
         cases is NaN.
-
-    Raises: ValueError where a bone of a case has a threshold twice, or lacks one that the model's other cases have: the
-        thresholds would not be over the same cases.
     """
     rows = []
     for model, bone, own in _bones_of_models(bones):
-        bones_of_cases = len(own[["case", "bone", "lesion"]].drop_duplicates())
         for (rule, threshold), at in own.groupby(["rule", "threshold"], sort=False):
-            if len(at) != bones_of_cases or at.duplicated(["case", "bone", "lesion"]).any():
-                raise ValueError(
-                    f"model {model!r}, bone {bone!r}, {rule} {threshold}: {len(at)} rows of {bones_of_cases} bones; "
-                    "expected one of each: give every case a probability, or none"
-                )
             met = {outcome: int((at["outcome"] == outcome).sum()) for outcome in (TP, FN, TN, FP)}
             positives, negatives = met[TP] + met[FN], met[TN] + met[FP]
             positive = at["outcome"].isin([TP, FN])
@@ -96,11 +87,7 @@ def roc(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]
         points: the rows of ``counts`` of one model and bone.
 
     Returns: false positive rate and sensitivity, (n + 2,) each, in [0, 1], unitless; empty without any point.
-
-    Raises: ValueError for more than one model or bone.
     """
-    if len(points[["model", "bone"]].drop_duplicates()) > 1:
-        raise ValueError("the points are of several models or bones; expected the rows of one model and bone")
     sensitivity = points["sensitivity"].to_numpy(dtype=float)
     false_positive_rate = 1 - points["specificity"].to_numpy(dtype=float)
     defined = ~np.isnan(sensitivity) & ~np.isnan(false_positive_rate)
@@ -130,23 +117,19 @@ def summary(counts_table: pd.DataFrame) -> pd.DataFrame:
 
     positives to mean_dsc are those without post-processing: size threshold 0. dacc is the best accuracy over all
     thresholds, ddsc the best mean DSC, each with the rule and threshold that gave it: the first one of equals. They are
-    chosen on the cases that they describe, so they tell what post-processing could give at best.
+    chosen on the cases that they describe, so they show what post-processing could give at best.
 
     Args:
         counts_table: of ``counts``.
 
     Returns: ``SUMMARY_COLUMNS``, in the order of ``counts_table``; unitless but for thresholds in mm3. Where there is
         no positive case at any threshold, ddsc and its threshold are NaN, and its rule is missing.
-
-    Raises: ValueError if a model and bone lack size threshold 0.
     """
     rows = []
     for (model, bone), own in counts_table.groupby(["model", "bone"], sort=False):
-        as_it_is = own[(own["rule"] == SIZE) & (own["threshold"] == 0)]
-        if len(as_it_is) != 1:
-            raise ValueError(f"model {model!r}, bone {bone!r}: size threshold 0 is missing; expected one row of it")
+        as_it_is = own[(own["rule"] == SIZE) & (own["threshold"] == 0)].iloc[0]
         before = ["positives", "negatives", "sensitivity", "specificity", "accuracy", "mean_dsc"]
-        row = {"model": model, "bone": bone} | {name: as_it_is[name].iloc[0] for name in before}
+        row = {"model": model, "bone": bone} | {name: as_it_is[name] for name in before}
         row["auc"] = auc(*roc(own))
         for name, metric in (("dacc", "accuracy"), ("ddsc", "mean_dsc")):
             values = own[metric].to_numpy(dtype=float)
@@ -206,25 +189,19 @@ def lesion_wise(lesions: pd.DataFrame, edges_mm3: Sequence[float] = (0, 10, 100,
         lesion, and bin; models and bones in the order in which they are first met, after a model's bones all together
         as bone ``ALL``. A rate without lesions is NaN.
     """
-    volumes = lesions["volume_mm3"].to_numpy(dtype=float)
-    found = lesions["found"].to_numpy(dtype=bool)
-    is_of = {name: (lesions["map"] == name).to_numpy(dtype=bool) for name in (REFERENCE, PREDICTION)}
     rows = []
-    for model in lesions["model"].unique():
-        for bone in [*lesions["bone"].unique(), ALL]:
-            own = (lesions["model"] == model).to_numpy(dtype=bool)
-            if bone != ALL:
-                own = own & (lesions["bone"] == bone).to_numpy(dtype=bool)
-            for low, high in itertools.pairwise(map(float, edges_mm3)):
-                binned = own & at_least(volumes, low) & ~at_least(volumes, high)
-                of_reference, of_prediction = binned & is_of[REFERENCE], binned & is_of[PREDICTION]
-                number, predicted = int(of_reference.sum()), int(of_prediction.sum())
-                met, true = int(found[of_reference].sum()), int(found[of_prediction].sum())
-                rows.append(
-                    {"model": model, "bone": bone, "from_mm3": low, "to_mm3": high}
-                    | {"reference": number, "found": met, "sensitivity": _ratio(met, number)}
-                    | {"predicted": predicted, "true": true, "precision": _ratio(true, predicted)}
-                )
+    for model, bone in itertools.product(lesions["model"].unique(), [*lesions["bone"].unique(), ALL]):
+        own = lesions[(lesions["model"] == model) & ((lesions["bone"] == bone) | (bone == ALL))]
+        for low, high in itertools.pairwise(map(float, edges_mm3)):
+            binned = own[at_least(own["volume_mm3"], low) & ~at_least(own["volume_mm3"], high)]
+            found = {name: binned.loc[binned["map"] == name, "found"] for name in (REFERENCE, PREDICTION)}
+            number, predicted = len(found[REFERENCE]), len(found[PREDICTION])
+            met, true = int(found[REFERENCE].sum()), int(found[PREDICTION].sum())
+            rows.append(
+                {"model": model, "bone": bone, "from_mm3": low, "to_mm3": high}
+                | {"reference": number, "found": met, "sensitivity": _ratio(met, number)}
+                | {"predicted": predicted, "true": true, "precision": _ratio(true, predicted)}
+            )
     return pd.DataFrame(rows, columns=list(LESION_WISE_COLUMNS))
 
 

@@ -1,12 +1,12 @@
-"""An evaluation's figures: box plots, ROC, volumes, sizes of lesions, and cases with their predictions."""
+"""An evaluation's figures: box plots, ROC, volumes and sizes of lesions."""
 
 from __future__ import annotations
 
 import colorsys
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +26,9 @@ from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import DISTANCES
 from nnunetv2_anomaly.reporting.drawing import own_style
+from nnunetv2_anomaly.reporting.page import Picture
 
-# Okabe and Ito's colours, which people of any colour vision tell apart, without the yellow that white paper swallows.
+# Okabe and Ito's colours, which people of any colour vision can distinguish, without the yellow: too pale on white.
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 
 _MARKERS = "osD^vP*Xp<>hd8"
@@ -36,25 +37,8 @@ _MARKERS = "osD^vP*Xp<>hd8"
 _LOGARITHMIC_FROM = 30.0
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with what is said of it.
-
-    Attributes:
-        name: of its file, without ending.
-        title: plain text.
-        alt: what it shows, for those who do not see it.
-        figure: ready to be written.
-    """
-
-    name: str
-    title: str
-    alt: str
-    figure: Figure
-
-
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """A colour per model, the same one in every figure; beyond seven models they come again, darker.
+    """A colour per model, the same one in every figure; beyond seven models the colours repeat, darker.
 
     Args:
         models: names, in the evaluation's order.
@@ -73,47 +57,44 @@ def model_colours(models: Sequence[str]) -> dict[str, str]:
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: no formula between dollars, and in a legend in any case."""
     text = text.replace("$", r"\$")
-    # Names in a legend that begin so are hidden.
+    # matplotlib hides names in a legend that begin with an underscore.
     return f" {text}" if text.startswith("_") else text
 
 
-def evaluation_figures(evaluation: Evaluation) -> list[Drawing]:
+def evaluation_figures(evaluation: Evaluation) -> list[Picture]:
     """Every figure that the evaluation has data for."""
     drawings = [
-        Drawing(
-            f"box_{measure.name}",
-            f"{measure.title} of each label",
-            f"Box plots of {measure.title} for each label, models side by side; the numbers are in the tables.",
+        Picture(
             box_figure(evaluation, measure),
+            f"Box plots of {measure.title} for each label, models side by side; the numbers are in the tables.",
+            f"{measure.title} of each label",
+            f"box_{measure.name}",
         )
         for measure in MEASURES
     ]
     if len(evaluation.bones):
-        counts = detection.counts(evaluation.bones)
-        drawings += [
-            Drawing(
-                "roc",
-                "ROC of lesion detection",
-                "Sensitivity over 1 - specificity for each bone and for all, a curve per model; areas in the legend.",
-                roc_figure(counts, evaluation.models),
-            ),
-            Drawing(
-                "lesion_volumes",
-                "Lesion volumes, Bland and Altman",
-                "Difference of lesion volumes, prediction - reference, over their mean, a panel per model.",
-                volume_figure(evaluation),
-            ),
-        ]
-    if len(evaluation.lesions):
-        drawings.append(
-            Drawing(
-                "lesion_sizes",
-                "Lesions found and missed, by size",
-                "Bars of the number of lesions by volume: found and missed of the reference, true and false of the "
-                "prediction, for each model.",
-                lesion_size_figure(detection.lesion_wise(evaluation.lesions), evaluation.models),
-            )
+        roc = Picture(
+            roc_figure(detection.counts(evaluation.bones), evaluation.models),
+            "Sensitivity over 1 - specificity for each bone and for all, a curve per model; areas in the legend.",
+            "ROC of lesion detection",
+            "roc",
         )
+        volumes = Picture(
+            volume_figure(evaluation),
+            "Difference of lesion volumes, prediction - reference, over their mean, a panel per model.",
+            "Lesion volumes, Bland and Altman",
+            "lesion_volumes",
+        )
+        drawings += [roc, volumes]
+    if len(evaluation.lesions):
+        sizes = Picture(
+            lesion_size_figure(detection.lesion_wise(evaluation.lesions), evaluation.models),
+            "Bars of the number of lesions by volume: found and missed of the reference, true and false of the "
+            "prediction, for each model.",
+            "Lesions found and missed, by size",
+            "lesion_sizes",
+        )
+        drawings.append(sizes)
     return drawings
 
 
@@ -141,13 +122,13 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
     crosses = False
     parts = dict(iter(cases.groupby(["label", "model"], observed=True)))
     for axis, label in zip(axes, labels, strict=True):
-        told = []
+        ticks = []
         for place, model in enumerate(models):
             part = parts.get((label, model), cases.iloc[:0])
             crosses |= _box(axis, place, part, colours[model])
-            told.append(f"n = {len(part)}" if len(part) < num_cases else "")
+            ticks.append(f"n = {len(part)}" if len(part) < num_cases else "")
         axis.set_title(wrapped(in_words(label), max(14, int(11 * width))), fontsize=9)
-        axis.set_xticks(range(len(models)), told, rotation=0 if len(models) == 1 else 90)
+        axis.set_xticks(range(len(models)), ticks, rotation=0 if len(models) == 1 else 90)
         axis.tick_params(axis="x", length=0)
         axis.set_xlim(-0.6, len(models) - 0.4)
         axis.grid(axis="y", color="0.88", linewidth=0.6)
@@ -215,7 +196,7 @@ def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
     if positive.size == values.size:
         axis.set_yscale("log")
     else:
-        # Zero has no logarithm: below the smallest distance the axis goes on evenly down to it.
+        # Zero has no logarithm: below the smallest distance the axis is linear down to it.
         axis.set_yscale("symlog", linthresh=low)
         axis.set_ylim(bottom=-0.1 * low)  # or the mirror image of the axis would take its room below 0
         ticks = [0.0, *(tick for tick in ticks if tick >= low)]
@@ -343,8 +324,8 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
         lesion_wise: of ``detection.lesion_wise``; its bone "all" is shown.
         models: names, in the evaluation's order.
     """
-    own = lesion_wise[lesion_wise["bone"] == detection.ALL]
-    bins = list(own[["from_mm3", "to_mm3"]].drop_duplicates().itertuples(index=False, name=None))
+    own = lesion_wise[lesion_wise["bone"] == detection.ALL].set_index(["from_mm3", "to_mm3", "model"])
+    bins = list(own.index.droplevel("model").unique())
     colours = model_colours(models)
     width = min(13.0, max(8.0, 3.0 + 0.25 * 2 * len(bins) * (len(models) + 1)))
     figure = Figure(figsize=(width, 3.9), layout="constrained")
@@ -353,23 +334,21 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
         ("lesions of the prediction", "predicted", "true"),
     )
     for axis, (title, whole, part) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        for place, bounds in enumerate(bins):
-            for number, model in enumerate(models):
-                row = own[(own["model"] == model) & (own["from_mm3"] == bounds[0]) & (own["to_mm3"] == bounds[1])]
-                if not len(row) or not row[whole].iloc[0]:
-                    continue
-                every, met = int(row[whole].iloc[0]), int(row[part].iloc[0])
-                at = place + (number - (len(models) - 1) / 2) * 0.84 / len(models)
-                size = 0.76 / len(models)
-                axis.bar(at, met, size, color=colours[model])
-                axis.bar(
-                    at, every - met, size, bottom=met, facecolor=f"{colours[model]}22", edgecolor=colours[model],
-                    linewidth=0.8, hatch="////",
-                )  # fmt: skip
-                axis.annotate(
-                    f"{met}/{every}", (at, every), (0, 2), textcoords="offset points", ha="center", va="bottom",
-                    fontsize=7, rotation=90 if len(models) > 2 else 0,
-                )  # fmt: skip
+        for (place, bounds), (number, model) in itertools.product(enumerate(bins), enumerate(models)):
+            key = (*bounds, model)
+            every, met = (int(own.loc[key, name]) if key in own.index else 0 for name in (whole, part))
+            if not every:
+                continue
+            at, size = place + (number - (len(models) - 1) / 2) * 0.84 / len(models), 0.76 / len(models)
+            axis.bar(at, met, size, color=colours[model])
+            axis.bar(
+                at, every - met, size, bottom=met, facecolor=f"{colours[model]}22", edgecolor=colours[model],
+                linewidth=0.8, hatch="////",
+            )  # fmt: skip
+            axis.annotate(
+                f"{met}/{every}", (at, every), (0, 2), textcoords="offset points", ha="center", va="bottom",
+                fontsize=7, rotation=90 if len(models) > 2 else 0,
+            )  # fmt: skip
         axis.set_xticks(range(len(bins)), [size_in_words(*bounds) for bounds in bins])
         axis.set_xlim(-0.5, len(bins) - 0.5)
         axis.margins(y=0.18)

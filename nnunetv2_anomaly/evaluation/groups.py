@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,20 +43,18 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
         column: by which.
         limit: numbers up to it are one group, higher ones another; None takes 2 for KLGrade, else every value is a
             group.
-    Raises: UserError for a missing file or column, a case told twice, a limit or values beside it that are no numbers,
-        or too many values.
+    Raises: UserError for a missing file or column, a case with two values, values that are no numbers with a limit, or
+        too many values.
     """
-    if limit is not None and not math.isfinite(limit):
-        raise UserError(f"--group_limit is {limit}; expected a number.")
     heading, table = _read_table(file)
     wanted = _plain(column)
-    identifier = next((name for name in ("case", "subjectid", "subject") if name in table.columns), None)
-    if identifier is None or wanted not in table.columns:
-        missing = column if identifier is not None else "case or SubjectID"
-        raise UserError(f"{file} has no column {missing}; its columns are {', '.join(heading) or 'none'}.")
-    for name, plain in zip(heading, table.columns, strict=True):
-        if plain in (identifier, wanted, "visit") and list(table.columns).count(plain) > 1:
-            raise UserError(f"{file} has several columns {name}; expected one.")
+    identifier = next((name for name in ("case", "subjectid", "subject") if name in table.columns), "case")
+    for name, plain in (("case or SubjectID", identifier), (column, wanted), ("Visit", "visit")):
+        count = list(table.columns).count(plain)
+        if count > 1 or (count == 0 and plain != "visit"):
+            raise UserError(
+                f"{file} has {count or 'no'} columns {name}; expected one of {', '.join(heading) or 'none'}"
+            )
     if limit is None and wanted == _plain(KL_COLUMN):
         limit = KL_LIMIT
     values = {case: _value(case, table, identifier, column, file) for case in cases}
@@ -70,15 +67,13 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
         if len(distinct) > _MOST:
             raise UserError(
                 f"{file}: {column} has {len(distinct)} different values ({listed(distinct)}); expected at most "
-                f"{_MOST}, or a limit between two groups of numbers with --group_limit."
+                f"{_MOST}, or a limit between two groups of numbers with --group_limit"
             )
         of_case = {case: f"{column} {value}" for case, value in known.items()}
         order = [f"{column} {value}" for value in distinct]
     names = tuple(name for name in order if name in of_case.values())
     if not names:
-        raise UserError(
-            f"{file} tells no {column} of any of the {len(cases)} cases, such as {listed(list(cases)[:2])}."
-        )
+        raise UserError(f"{file} has no {column} of any of the {len(cases)} cases, such as {listed(list(cases)[:2])}")
     return Groups(names, of_case, column, tuple(case for case in cases if case not in of_case))
 
 
@@ -88,12 +83,12 @@ def _read_table(file: Path) -> tuple[list[str], pd.DataFrame]:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             lines = [[cell.strip() for cell in line] for line in csv.reader(stream, strict=True)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a table ({error}); expected CSV in UTF-8 with a heading.") from error
+        raise UserError(f"{file} cannot be read as a table ({error}); expected CSV in UTF-8 with a heading") from error
     heading, *lines = [line for line in lines if any(line)] or [[]]
     for line in lines:
         if any(line[len(heading) :]):
             raise UserError(
-                f"{file}: {','.join(line)} has more cells than the heading has names; put cells with commas in quotes."
+                f"{file}: {','.join(line)} has more cells than the heading has names; put cells with commas in quotes"
             )
     cells = [[*line, *[""] * len(heading)][: len(heading)] for line in lines]
     return heading, pd.DataFrame(cells, columns=[_plain(name) for name in heading], dtype=str)
@@ -115,8 +110,8 @@ def _value(case: str, table: pd.DataFrame, identifier: str, column: str, file: P
     found = set(rows[_plain(column)])
     if len(found) > 1:
         raise UserError(
-            f"{file} tells {column} of {case} more than once ({', '.join(sorted(found))}); expected one, or a table "
-            "with a column case."
+            f"{file} has several {column} of {case} ({', '.join(sorted(found))}); expected one, or a table "
+            "with a column case"
         )
     return found.pop() if found else ""
 
@@ -135,7 +130,7 @@ def _number(value: str) -> float:
 
 def _side(value: str, limit: float, column: str, case: str, file: Path) -> str:
     if not _is_number(value):
-        raise UserError(f"{file}: {column} of {case} is {value}; expected a number, as there is a limit.")
+        raise UserError(f"{file}: {column} of {case} is {value}; expected a number, as there is a limit")
     return _side_name(column, limit, float(value) > limit)
 
 

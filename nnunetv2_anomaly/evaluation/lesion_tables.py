@@ -10,7 +10,7 @@ from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.evaluation.tables import in_words
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
-from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, p_value, table_of
+from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, p_column, table_of
 
 _BONE = Column("bone", digits=None, text=lambda row: in_words(row["bone"]))
 _MODEL = Column("model", digits=None)
@@ -142,7 +142,7 @@ def volume_table(agreement: pd.DataFrame) -> Table:
         _MODEL,
         Column("n"),
         Column("pearson_r", "Pearson r", 3),
-        Column("pearson_p", "p", text=lambda row: p_value(row["pearson_p"])),
+        p_column("pearson_p", "p"),
         Column("bias_mm3", "bias [mm³]", 1),
         Column("sd_mm3", "sd [mm³]", 1),
         Column("lower_mm3", "lower limit [mm³]", 1),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW
 from nnunetv2_anomaly.evaluation.tables import in_words
-from nnunetv2_anomaly.reporting.table import Column, Table, in_groups, p_value, table_of
+from nnunetv2_anomaly.reporting.table import Column, Table, in_groups, p_column, table_of
 
 #: of statistics' metrics, as readers see them
 _METRIC_TITLES = {"dsc": "DSC", "asd_mm": "ASD [mm]", "hd_mm": "HD [mm]", "hd95_mm": "HD95 [mm]"}
@@ -73,7 +73,7 @@ def _pairs_table(
         Column("model_b", "B", None),
         *(Column(name, shown) for name, shown in counts.items()),
         *(Column(name, shown, 4) for name, shown in numbers.items()),
-        *(Column(name, shown, text=lambda row, name=name: p_value(row[name])) for name, shown in p_values.items()),
+        *(p_column(name, shown) for name, shown in p_values.items()),
     ]
     notes = [f"{note} Before and after: post-processing."]
     if significant_only:

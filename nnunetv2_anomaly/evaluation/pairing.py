@@ -1,4 +1,4 @@
-"""Which predictions belong to which reference: folders of predictions, and nnU-Net's results folders."""
+"""Pair predictions with references: folders of predictions, and nnU-Net's results folders."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Pairs:
         references: case -> reference.
         models: with a prediction of each.
         folds: (model, case) -> fold, where known.
-        told: sentences on what was left out.
+        notes: sentences on what was left out.
     """
 
     references: dict[str, Path]
     models: tuple[Model, ...]
     folds: dict[tuple[str, str], str]
-    told: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def find_pairs(
@@ -69,8 +69,8 @@ def find_pairs(
         reference_folder: None takes that of a results folder's data set.
         folds: the cases of these folds alone.
         splits_file: nnU-Net's splits_final.json; None takes that of a results folder's data set, if there is one.
-        ignore_extra: whether predictions without a reference are left alone.
-    Raises: UserError for whatever is missing or too much.
+        ignore_extra: whether predictions without a reference are ignored.
+    Raises: UserError for missing and unexpected files.
     """
     models = tuple(find_model(name, folder, dataset.file_ending, folds) for name, folder in model_folders.items())
     reference_folder = reference_folder or default_reference_folder(models)
@@ -78,14 +78,12 @@ def find_pairs(
     splits_file = splits_file or default_splits(models)
     splits = read_splits(splits_file) if splits_file is not None else {}
     if folds and not splits and not all(model.is_results_folder for model in models):
-        raise UserError(
-            "--folds was given, and nothing tells the folds of the cases; give splits_final.json (--splits)."
-        )
+        raise UserError("--folds was given, but the folds of the cases are unknown; give splits_final.json (--splits)")
     cases = expected_cases(references, models, splits, folds)
-    told = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
-    told += [
-        f"{model.name}: {model.folder} was cleaned by postprocess, so that its HD* is not that of the prediction as it "
-        "is; give the predictions that it was made from."
+    notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
+    notes += [
+        f"{model.name}: {model.folder} was cleaned by postprocess, so its HD* is not that of the raw prediction; give "
+        "the predictions that it was made from."
         for model in models
         if (model.folder / CLEANED_MARKER).is_file()
     ]
@@ -94,7 +92,7 @@ def find_pairs(
         of_fold.update(
             {(model.name, case): fold for case in cases if (fold := model.folds.get(case, splits.get(case)))}
         )
-    return Pairs({case: references[case] for case in cases}, models, of_fold, tuple(told))
+    return Pairs({case: references[case] for case in cases}, models, of_fold, tuple(notes))
 
 
 def is_results_folder(folder: Path) -> bool:
@@ -106,7 +104,7 @@ def is_results_folder(folder: Path) -> bool:
 def named_folders(texts: Sequence[str]) -> dict[str, Path]:
     """Model name -> folder, from words like ``FOLDER`` or ``NAME=FOLDER``.
 
-    A results folder is called by its trainer, any other one by its own name.
+    A results folder is named after its trainer; any other folder keeps its own name.
 
     Raises: UserError if a name comes twice, is empty, or a folder is missing.
     """
@@ -119,10 +117,10 @@ def named_folders(texts: Sequence[str]) -> dict[str, Path]:
             name = name.split("__")[0] if is_results_folder(Path(text)) else name
         folder = Path(place)
         if not name.strip() or not place or not folder.is_dir():
-            raise UserError(f"{text} names no folder that exists; give -pred FOLDER or -pred NAME=FOLDER.")
+            raise UserError(f"{text} names no folder that exists; give -pred FOLDER or -pred NAME=FOLDER")
         if name in found:
             raise UserError(
-                f"two models are called {name} ({found[name]} and {folder}); give each its name: -pred NAME=FOLDER."
+                f"two models are called {name} ({found[name]} and {folder}); give each its name: -pred NAME=FOLDER"
             )
         found[name] = folder
     return found
@@ -144,7 +142,7 @@ def find_model(name: str, folder: Path, file_ending: str, folds: Sequence[str] |
     found = (entry.name.removeprefix("fold_") for entry in folder.glob("fold_*") if entry.name != "fold_all")
     chosen = list(dict.fromkeys(folds)) if folds else sorted(found, key=lambda fold: (len(fold), fold))
     if not chosen:
-        raise UserError(f"{folder} has no fold but fold_all; give --folds all, or predict and give the predictions.")
+        raise UserError(f"{folder} has no fold but fold_all; give --folds all, or predict and give the predictions")
     files = {}
     of_fold: dict[str, str] = {}
     for fold in chosen:
@@ -152,12 +150,12 @@ def find_model(name: str, folder: Path, file_ending: str, folds: Sequence[str] |
         if not validation.is_dir():
             raise UserError(
                 f"{validation} does not exist; let nnU-Net validate the fold (nnUNetv2_train ... {fold} --val), or "
-                "choose others with --folds."
+                "choose others with --folds"
             )
         for case, file in segmentation_files(validation, file_ending).items():
             if case in files:
                 raise UserError(
-                    f"{case} is in the validation of folds {of_fold[case]} and {fold} of {folder}; expected one."
+                    f"{case} is in the validation of folds {of_fold[case]} and {fold} of {folder}; expected one"
                 )
             files[case], of_fold[case] = file, fold
     return Model(name, folder, True, files, _probabilities(files, file_ending), of_fold)
@@ -179,7 +177,7 @@ def default_reference_folder(models: Sequence[Model]) -> Path:
     """
     results = next((model.folder for model in models if model.is_results_folder), None)
     if results is None:
-        raise UserError("no reference folder was given; give it with -ref.")
+        raise UserError("no reference folder was given; give it with -ref")
     dataset = _dataset_name(results)
     places = [
         Path(os.environ[variable]) / dataset / folder
@@ -188,8 +186,8 @@ def default_reference_folder(models: Sequence[Model]) -> Path:
     ]
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
-        told = " and ".join(map(str, places)) or "nnUNet_raw and nnUNet_preprocessed are not set"
-        raise UserError(f"the references of {results} were not found ({told}); give their folder with -ref.")
+        searched = " and ".join(map(str, places)) or "nnUNet_raw and nnUNet_preprocessed are not set"
+        raise UserError(f"the references of {results} were not found ({searched}); give their folder with -ref")
     return found
 
 
@@ -200,16 +198,13 @@ def read_splits(file: Path) -> dict[str, str]:
     """
     try:
         splits = json.loads(file.read_text(encoding="utf-8"))
-        of_fold: dict[str, str] = {}
-        for fold, split in enumerate(splits):
-            for case in split["val"]:
-                if case in of_fold:
-                    raise UserError(f"{file}: {case} is validated by folds {of_fold[case]} and {fold}; expected one.")
-                of_fold[case] = str(fold)
-    except UserError:
-        raise
+        validated = [(case, str(fold)) for fold, split in enumerate(splits) for case in split["val"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read as nnU-Net's splits_final.json ({error}).") from error
+        raise UserError(f"{file} cannot be read as nnU-Net's splits_final.json ({error})") from error
+    of_fold: dict[str, str] = {}
+    for case, fold in validated:
+        if of_fold.setdefault(case, fold) != fold:
+            raise UserError(f"{file}: {case} is validated by folds {of_fold[case]} and {fold}; expected one")
     return of_fold
 
 
@@ -244,7 +239,7 @@ def expected_cases(
             of_folds = {case for model in models for case in model.folds}
         expected &= of_folds
         if not expected:
-            raise UserError(f"none of the references is of the folds {', '.join(folds)}.")
+            raise UserError(f"none of the references is of the folds {', '.join(folds)}")
     return sorted(expected)
 
 
@@ -256,13 +251,13 @@ def check_complete(
     ignore_extra: bool,
     elsewhere: Collection[str] = (),
 ) -> list[str]:
-    """See that every expected case has a prediction of every model, and that there are no others.
+    """Check that every expected case has a prediction of every model, and that there are no others.
 
     Args:
         expected: cases.
         models: with their predictions.
         reference_folder: for the sentences.
-        ignore_extra: whether predictions without a reference are left alone.
+        ignore_extra: whether predictions without a reference are ignored.
         elsewhere: cases that have a reference but are not wanted; their predictions are not extra.
     Returns: sentences on what was ignored.
     Raises: UserError that lists what is missing or too much.
@@ -271,23 +266,25 @@ def check_complete(
     for model in models:
         missing = sorted(set(expected) - set(model.files))
         if missing:
-            if model.is_results_folder and len(missing) == len(expected):
-                advice = "give the results of a trainer that segments, validated on cases of this data set"
-            elif model.is_results_folder:
-                known = " ".join(dict.fromkeys(model.folds.values()))
-                advice = f"let nnU-Net train and validate all folds, or take the cases of some: --folds {known}"
-            else:
-                advice = "predict them, or take their references away"
             raise UserError(
                 f"{model.name} ({model.folder}) has no prediction of {len(missing)} of {len(expected)} cases of "
-                f"{reference_folder}: {listed(missing)}; {advice}."
+                f"{reference_folder}: {listed(missing)}; {_advice_on_missing(model, len(missing) == len(expected))}"
             )
         extra = sorted(set(model.files) - set(expected) - set(elsewhere))
         if extra and not ignore_extra:
             raise UserError(
                 f"{model.name} ({model.folder}) has {len(extra)} predictions without a reference in "
-                f"{reference_folder}: {listed(extra)}; check the folders, or leave these out with --ignore_extra."
+                f"{reference_folder}: {listed(extra)}; check the folders, or leave these out with --ignore_extra"
             )
         if extra:
             ignored.append(f"{model.name}: {len(extra)} predictions without a reference were left out: {listed(extra)}")
     return ignored
+
+
+def _advice_on_missing(model: Model, all_missing: bool) -> str:
+    if not model.is_results_folder:
+        return "predict them, or take their references away"
+    if all_missing:
+        return "give the results of a trainer that segments, validated on cases of this data set"
+    known = " ".join(dict.fromkeys(model.folds.values()))
+    return f"let nnU-Net train and validate all folds, or take the cases of some: --folds {known}"

@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.evaluation.case import read_known
@@ -115,7 +116,7 @@ def case_pictures(
 
 
 def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None) -> None:
-    """See that every case has the images that pictures could show; which cases these are, only measuring tells.
+    """Check that every case has the images that pictures may show; which cases are shown is known after measuring.
 
     Args:
         pairs: from ``find_pairs``.
@@ -129,13 +130,13 @@ def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None,
         if folder is None:
             continue
         if not folder.is_dir():
-            raise UserError(f"{option} {folder} is no folder; give one, or leave it out.")
+            raise UserError(f"{option} {folder} is no folder; give one, or leave it out")
         without = [case for case in pairs.references if not _files_beside(folder, case, kind, dataset.file_ending)]
         if without:
             endings = " or ".join(f"CASE{kind}{ending}" for ending in _endings(dataset.file_ending))
             raise UserError(
                 f"{option} {folder} has no {endings} of {len(without)} of {len(pairs.references)} cases: "
-                f"{listed(without)}; complete it, or leave it out."
+                f"{listed(without)}; complete it, or leave it out"
             )
 
 
@@ -164,8 +165,6 @@ def _beside(
     if folder is None:
         return None
     found = _files_beside(folder, case, kind, files.file_ending)
-    if not found:
-        raise UserError(f"{folder} no longer holds {case}{kind}; complete it, or leave it out.")
     return np.mean([_image(file, reference, files) for file in found], axis=0)
 
 
@@ -174,7 +173,7 @@ def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDA
     if reference.grid is not None:
         image = read_image(file)
         if not same_grid(reference.grid, Grid.of(image)):
-            raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases.")
+            raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases")
         return sitk.GetArrayFromImage(oriented(image)).astype(np.float32)
     reader = files.reader_class
     known = (files.file_ending, *reader.supported_file_endings)
@@ -184,10 +183,10 @@ def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDA
         voxels, _ = reader().read_images([str(file)])
     # Whatever nnU-Net's reader fails with, the file is at fault, as in SegmentationFiles.
     except Exception as error:
-        raise UserError(f"{file} cannot be read as an image ({error}); check that it is complete.") from error
+        raise UserError(f"{file} cannot be read as an image ({error}); check that it is complete") from error
     found = voxels[0, 0] if reference.voxels.ndim == 2 else voxels[0]
     if found.shape != reference.voxels.shape:
-        raise UserError(f"{file} has another size than {reference.path}; give the images of these cases.")
+        raise UserError(f"{file} has another size than {reference.path}; give the images of these cases")
     return found
 
 
@@ -216,13 +215,11 @@ def case_figure(
         title: shown above.
         image: (Z superior, Y anterior, X right), any unit; without one the labels are shown on black.
         reference: same shape, integers; 0 is background.
-        predictions: model -> same shape, integers.
+        predictions: model -> same shape, integers; at least one.
         error_image: same shape, squared error, unitless; or None.
         spacing_mm: one per axis, in the arrays' axis order.
         labels: name -> value, for colours and legend.
         marked: name and mask, of the same shape, of what is no label; without a voxel it chooses no slice.
-
-    Raises: ValueError for different shapes, or no prediction.
     """
     planes = _planes(image, reference, predictions, error_image, spacing_mm, None if marked is None else marked[1])
     shown = (planes.reference, *planes.predictions.values())
@@ -302,14 +299,6 @@ def _planes(
     spacing_mm: Sequence[float],
     marked: NDArray | None,
 ) -> _Planes:
-    arrays = {"reference": reference, **predictions}
-    more = (("image", image), ("error image", error_image), ("marked", marked))
-    arrays |= {name: array for name, array in more if array is not None}
-    shapes = {name: np.shape(array) for name, array in arrays.items()}
-    if len(set(shapes.values())) > 1 or reference.ndim not in (2, 3) or len(spacing_mm) != reference.ndim:
-        raise ValueError(f"shapes {shapes} and spacing_mm {spacing_mm}; expected one shape with two or three axes")
-    if not predictions:
-        raise ValueError("no prediction was given; expected at least one")
     flat = reference.ndim == 2 or reference.shape[0] == 1
     if flat:
         index = None
@@ -327,7 +316,7 @@ def _planes(
     target = target[box]
     grey = None
     if image is not None:
-        # Every fourth voxel of the volume tells its range well enough.
+        # Every fourth voxel of the volume is enough for its range.
         sample = np.asarray(image[..., ::4, ::4] if flat else image[::4, ::4, ::4], dtype=float)
         sample = sample[np.isfinite(sample)]
         low, high = np.percentile(sample, (1, 99.5)) if sample.size else (0.0, 1.0)
@@ -361,12 +350,11 @@ def _box_around(planes: Sequence[NDArray], spacing_mm: tuple[float, float]) -> t
     occupied = np.any([plane != 0 for plane in planes], axis=0)
     if not occupied.any():
         return slice(None), slice(None)
-    box = []
-    for axis, spacing in enumerate(spacing_mm):
-        found = np.flatnonzero(occupied.any(axis=1 - axis))
-        margin = math.ceil(_MARGIN_MM / spacing)
-        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
-    return box[0], box[1]
+    rows, columns = (
+        slice(max(0, found.start - math.ceil(_MARGIN_MM / spacing)), found.stop + math.ceil(_MARGIN_MM / spacing))
+        for found, spacing in zip(ndimage.find_objects(occupied.view(np.uint8))[0], spacing_mm, strict=True)
+    )
+    return rows, columns
 
 
 def _show(axis: Axes, planes: _Planes, title: str, brightness: float = 1.0) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import DIAGONAL
-from nnunetv2_anomaly.evaluation.figures import Drawing, evaluation_figures
+from nnunetv2_anomaly.evaluation.figures import evaluation_figures
 from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
 from nnunetv2_anomaly.evaluation.pair_tables import paired_table, tukey_table
 from nnunetv2_anomaly.evaluation.pictures import select_cases
@@ -25,7 +25,7 @@ from nnunetv2_anomaly.reporting.table import Cell, Table, number
 #: too long for a page of a paper
 _WITHOUT_LATEX = ("all_metrics", "tukey", "paired")
 
-#: tables and figures that not every evaluation has, by the names of their files
+#: tables and figures that only some evaluations have, by the names of their files
 _TABLES_OF_SOME = (
     "groups", "folds", "lesion_detection", "lesion_volumes", "lesion_sizes", "tukey", "paired",
 )  # fmt: skip
@@ -34,7 +34,7 @@ _FIGURES_OF_SOME = ("roc", "lesion_volumes", "lesion_sizes")
 
 @dataclass(frozen=True)
 class Findings:
-    """An evaluation, and all that is made of it alone: what files and page show, made once for both.
+    """An evaluation with its tests, tables and figures, made once for files and page.
 
     Attributes:
         evaluation: what was measured.
@@ -47,7 +47,7 @@ class Findings:
     tukey: pd.DataFrame
     paired: pd.DataFrame
     tables: Mapping[str, Table]
-    drawings: Mapping[str, Drawing]
+    drawings: Mapping[str, Picture]
 
     @classmethod
     def of(cls, evaluation: Evaluation, tested: Evaluation | None = None) -> Findings:
@@ -83,7 +83,7 @@ def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, pai
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
     """Write ``folder/tables`` (CSV, Markdown, LaTeX) and ``folder/figures`` (PNG, SVG), each file whole.
 
-    What an earlier evaluation wrote there, and this one has not, is removed first.
+    Files of an earlier evaluation that this one does not write are removed first.
 
     Args:
         folder: made if missing.
@@ -106,7 +106,7 @@ def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
 
 
 def _remove_earlier(folder: Path) -> None:
-    """Of an evaluation with other settings: a table of groups beside means that have none would mislead."""
+    """Remove the files of an evaluation with other settings: a table of groups that no longer exist would mislead."""
     tables, figures = folder / "tables", folder / "figures"
     earlier = [tables / f"{name}.{ending}" for name in _TABLES_OF_SOME for ending in ("csv", "md", "tex")]
     earlier += [figures / f"{name}.{ending}" for name in _FIGURES_OF_SOME for ending in ("png", "svg")]
@@ -127,13 +127,13 @@ def report_sections(
         findings: of the evaluation.
         pictures: (title, figure) of cases.
         missing: what distances are where just one map has the label: ``case.DIAGONAL`` or ``case.EXCLUDE``.
-        notes: sentences told at the beginning.
+        notes: sentences at the beginning.
     """
     evaluation, tables, drawings = findings.evaluation, findings.tables, findings.drawings
     parts = [
         Section(
             "Distances and DSC, case by case",
-            [_shown(drawing) for name, drawing in drawings.items() if name.startswith("box_")],
+            [drawing for name, drawing in drawings.items() if name.startswith("box_")],
         ),
         *(
             Section(title, [tables[name]])
@@ -148,7 +148,7 @@ def report_sections(
         Section("Segmentation", [tables["segmentation"]], parts),
     ]
     lesions = [
-        Section(title, [tables[table], *(_shown(drawings[name]) for name in (drawn,) if name in drawings)])
+        Section(title, [tables[table], *(drawings[name] for name in (drawn,) if name in drawings)])
         for title, table, drawn in (
             ("Detection", "lesion_detection", "roc"),
             ("Lesions one by one", "lesion_sizes", "lesion_sizes"),
@@ -187,10 +187,6 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page(title, [*sections, *more_sections]))
     return path
-
-
-def _shown(drawing: Drawing) -> Picture:
-    return Picture(drawing.figure, drawing.alt, drawing.title)
 
 
 def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an evaluation found, as tables that everything after it is made from: statistics, tables, figures, report."""
+"""The results of an evaluation as data frames, from which statistics, tables, figures and report are made."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Evaluation:
         labels: name -> the values of the label map that it stands for, in the order of the values; no background.
         groups: names of the groups of cases, in order; empty where the cases were not grouped.
         cases: a row per case, model, label and processing: ``CASE_COLUMNS``, ``surface.METRICS`` and ``components``,
-            the number of connected components of the label in the prediction. What an undefined distance is replaced
-            with, where it is, stands in the rows already; ``status`` tells them.
+            the number of connected components of the label in the prediction. Undefined distances are replaced already
+            where the settings say so; ``status`` shows which.
         bones: a row per case, model, bone, rule and threshold (``BONE_COLUMNS``); empty without lesion labels.
             ``dsc`` is NaN where neither map has a lesion; ``outcome`` is TP, FN, TN or FP.
         lesions: a row per case, model and lesion (``LESION_COLUMNS``): a connected component of the ``map``, which is
             "reference" or "prediction"; ``overlap`` is the share of its voxels that hold the same label in the other
-            map, and ``found`` tells whether that is any.
+            map, and ``found`` whether that is any.
     """
 
     models: tuple[str, ...]

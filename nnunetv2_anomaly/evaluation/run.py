@@ -14,7 +14,7 @@ from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.evaluation.case import CaseTask, EvaluationSettings, evaluate_one
 from nnunetv2_anomaly.evaluation.groups import Groups
-from nnunetv2_anomaly.evaluation.pairing import Pairs
+from nnunetv2_anomaly.evaluation.pairing import Model, Pairs
 from nnunetv2_anomaly.evaluation.pictures import case_pictures
 from nnunetv2_anomaly.evaluation.report import Findings, write_report, write_tables_and_figures
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
@@ -25,7 +25,7 @@ from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section
 
-#: tells in an output folder that an evaluation wrote it, and which one
+#: file of an output folder that shows that an evaluation wrote it, and which one
 MARKER = "evaluation.json"
 
 #: table of ``Evaluation`` -> its columns
@@ -44,38 +44,32 @@ def evaluate_models(
     groups: Groups | None = None,
     num_processes: int = 2,
 ) -> Evaluation:
-    """Measure every case, several at a time, and remember each.
+    """Measure every case, several at a time, and keep a record of each.
 
     Args:
         pairs: from ``find_pairs``.
-        output: folder; what was found of each case is kept in ``output/cases``.
+        output: folder; the results of each case are kept in ``output/cases``.
         settings: what is measured.
         groups: of the cases.
         num_processes: cases at a time; each takes about ten times the memory of a case's label map, and a softmax
             output's lesion channels on top.
-    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run. Or at
-        once, if ``output`` cannot be written to.
+    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run. At once if
+        ``output`` cannot be written to.
     """
     names = tuple(model.name for model in pairs.models)
-    tasks = []
-    for case, reference in pairs.references.items():
-        tasks.append(
-            CaseTask(
-                case=case,
-                reference=reference,
-                predictions={model.name: model.files[case] for model in pairs.models},
-                probabilities={
-                    model.name: model.probabilities[case] for model in pairs.models if case in model.probabilities
-                }
-                if _wants_probabilities(settings)
-                else {},
-                settings=settings,
-                record=output / "cases" / f"{case}.json",
-            )
+    with_probabilities = _check_probabilities(pairs, settings)
+    tasks = [
+        CaseTask(
+            case,
+            reference,
+            {model.name: model.files[case] for model in pairs.models},
+            {model.name: model.probabilities[case] for model in with_probabilities},
+            settings,
+            record=output / "cases" / f"{case}.json",
         )
-    if _wants_probabilities(settings):
-        _check_probabilities(pairs, settings)
-    # What cannot be kept ends the run at once: a full disk is better told now than after the last case.
+        for case, reference in pairs.references.items()
+    ]
+    # A failure to write ends the run at once: a full disk is better reported now than after the last case.
     with write_failures_as_user_errors(output):
         found, failed = run_cases(evaluate_one, tasks, num_processes, "evaluating", "evaluated")
     if failed:
@@ -87,24 +81,26 @@ def evaluate_models(
     return Evaluation(names, dict(settings.dataset.labels), groups.names if groups else (), **tables)
 
 
-def _wants_probabilities(settings: EvaluationSettings) -> bool:
-    clean_up = settings.clean_up
-    return bool(clean_up.bone_of_lesion) and (settings.with_probabilities or clean_up.lesion_probability is not None)
-
-
-def _check_probabilities(pairs: Pairs, settings: EvaluationSettings) -> None:
+def _check_probabilities(pairs: Pairs, settings: EvaluationSettings) -> list[Model]:
+    """The models whose softmax outputs are used: those that have any; they have one of every case then."""
+    clean_up, used = settings.clean_up, []
+    if not clean_up.bone_of_lesion or not (settings.with_probabilities or clean_up.lesion_probability is not None):
+        return []
     for model in pairs.models:
         without = [case for case in pairs.references if case not in model.probabilities]
-        if without and settings.clean_up.lesion_probability is not None:
+        if without and clean_up.lesion_probability is not None:
             raise UserError(
                 f"{model.name} ({model.folder}) has no softmax output (.npz) of {listed(without)}, which "
-                "--lesion_probability needs; predict with --save_probabilities."
+                "--lesion_probability needs; predict with --save_probabilities"
             )
         if without and len(without) < len(pairs.references):
             raise UserError(
                 f"{model.name} ({model.folder}) has softmax outputs (.npz), but not of {listed(without)}; predict all "
-                "with --save_probabilities, or leave them out with --without_probabilities."
+                "with --save_probabilities, or leave them out with --without_probabilities"
             )
+        if not without:
+            used.append(model)
+    return used
 
 
 def _table(rows: list[dict[str, Any]], columns: Sequence[str], pairs: Pairs, groups: Groups | None) -> pd.DataFrame:
@@ -117,7 +113,7 @@ def _table(rows: list[dict[str, Any]], columns: Sequence[str], pairs: Pairs, gro
 
 
 def prepare_output(output: Path, arguments: dict[str, Any]) -> None:
-    """Make the output folder, or take that of an earlier evaluation.
+    """Make the output folder, or use that of an earlier evaluation.
 
     Raises: UserError if it holds something else, or cannot be written to.
     """
@@ -145,7 +141,7 @@ def write_evaluation(
 
     Args:
         images, error_images: as ``check_images`` takes them; the pictures of cases show them.
-        notes: sentences that the report tells at its beginning.
+        notes: sentences at the report's beginning.
         title, more_sections: of the report.
         tested: as ``Findings.of`` takes it.
     Returns: the report.
@@ -191,7 +187,7 @@ def load_evaluation(output: Path) -> Evaluation:
     """
     content = read_json(output / MARKER)
     if not content.get("finished"):
-        raise UserError(f"{output} holds an evaluation that is not finished; run nnUNetv2_anomaly evaluate again.")
+        raise UserError(f"{output} holds an evaluation that is not finished; run nnUNetv2_anomaly evaluate again")
     tables = {}
     for kind in _COLUMNS:
         file = output / "tables" / f"{kind}.csv"

@@ -53,8 +53,6 @@ def tukey(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame
         are first met. n, mean: of the values that are defined. difference = mean_a - mean_b with its simultaneous 95 %
         confidence interval from lower to upper; means, difference and interval in the metric's unit, p unitless.
         significant: p < ``SIGNIFICANCE``; False where p is NaN. Empty with one model.
-
-    Raises: ValueError for a metric that is no column, for infinite values, and for a model that has a case twice.
     """
     rows = []
     for key, values in _models_by_case(cases, metrics):
@@ -85,7 +83,7 @@ def tukey(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame
 def _margins(groups: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """(models, models): half of each simultaneous confidence interval of a difference (Tukey and Kramer's).
 
-    As ``tukey_hsd(...).confidence_interval`` has it, which looks its quantile up anew for every label and metric, and
+    Equals ``tukey_hsd(...).confidence_interval``, which computes its quantile again for every label and metric, and
     takes ten times as long for that as for the test.
     """
     sizes = np.array([len(group) for group in groups])
@@ -113,8 +111,6 @@ def paired(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFram
     Returns: ``PAIRED_COLUMNS``; a row per processing, label, metric and pair of models, each in the order in which they
         are first met. n: cases where both have a value; means, and difference = mean_a - mean_b, over them, in the
         metric's unit, p unitless. significant: p_holm < ``SIGNIFICANCE``; False where it is NaN. Empty with one model.
-
-    Raises: ValueError for a metric that is no column, for infinite values, and for a model that has a case twice.
     """
     rows = []
     for key, values in _models_by_case(cases, metrics):
@@ -148,14 +144,10 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
         p_values: (m,), unitless. NaN stays NaN and does not count.
 
     Returns: (m,), corrected, in the order given.
-
-    Raises: ValueError for values that are not in [0, 1].
     """
     values = np.asarray(p_values, dtype=float)
     corrected = np.full(values.shape, math.nan)
     defined = np.flatnonzero(~np.isnan(values))
-    if ((values[defined] < 0) | (values[defined] > 1)).any():
-        raise ValueError(f"p-values are {values}; expected numbers from 0 to 1, or NaN")
     order = defined[np.argsort(values[defined], kind="stable")]
     scaled = values[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
@@ -170,18 +162,12 @@ def daggers(table: pd.DataFrame, baseline: str) -> frozenset[tuple[str, str, str
         baseline: name of the model that the others are compared with.
 
     Returns: (processing, label, metric, model) of every model that differs from the baseline, in either direction.
-
-    Raises: ValueError if the table has pairs, but none with the baseline.
     """
-    marked = set()
-    models = {*table["model_a"], *table["model_b"]}
-    if models and baseline not in models:
-        raise ValueError(f"the baseline {baseline!r} is in no pair; expected one of {sorted(models)}")
-    for row in table[table["significant"].astype(bool)].itertuples():
-        if baseline in (row.model_a, row.model_b):
-            model = row.model_b if row.model_a == baseline else row.model_a
-            marked.add((row.processing, row.label, row.metric, model))
-    return frozenset(marked)
+    return frozenset(
+        (row.processing, row.label, row.metric, row.model_b if row.model_a == baseline else row.model_a)
+        for row in table[table["significant"].astype(bool)].itertuples()
+        if baseline in (row.model_a, row.model_b)
+    )
 
 
 def _models_by_case(
@@ -191,21 +177,11 @@ def _models_by_case(
 
     NaN where a model lacks the case.
     """
-    missing = [metric for metric in metrics if metric not in cases.columns]
-    if missing:
-        raise ValueError(f"metrics {missing} are no columns of the cases; expected some of {list(cases.columns)}")
     models = list(cases["model"].unique())
     for (processing, label), own in cases.groupby(["processing", "label"], sort=False, observed=True):
-        twice = own.loc[own.duplicated(["case", "model"]), ["case", "model"]]
-        if len(twice):
-            raise ValueError(
-                f"{processing} {label}: model {twice['model'].iloc[0]!r} has case {twice['case'].iloc[0]!r} twice; "
-                "expected one row of each"
-            )
         for metric in metrics:
+            # Which raises a ValueError for a model that has a case twice.
             values = own.pivot(index="case", columns="model", values=metric).reindex(columns=models).astype(float)
-            if np.isinf(values.to_numpy()).any():
-                raise ValueError(f"{metric} of {processing} {label} has infinite values; expected numbers, or NaN")
             key = {"processing": processing, "label": label, "metric": metric}
             yield key, {model: values[model].to_numpy() for model in models}
 

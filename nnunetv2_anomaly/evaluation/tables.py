@@ -254,9 +254,9 @@ def _is_incomplete(found: Summary) -> bool:
 
 
 def _marks(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) -> tuple[dict[str, str], list[str]]:
-    """Label -> mark of its incomplete means, and a note for each mark that tells the numbers model by model.
+    """Label -> mark of its incomplete means, and a note for each mark with the numbers model by model.
 
-    Those of groups or folds are told of all of them together; what is of one stands in its cells.
+    Notes on groups or folds are about all of them together; the numbers of one stand in its cells.
     """
     together = ""
     if by is not None:
@@ -269,10 +269,10 @@ def _marks(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) 
             model: _missing_numbers({measure: models[model] for measure, models in of_measures.items()})
             for model in evaluation.models
         }
-        told = "; ".join(f"{model}: {text}" for model, text in numbers.items() if text)
-        if told:
+        shown = "; ".join(f"{model}: {text}" for model, text in numbers.items() if text)
+        if shown:
             marks[label] = _letters(len(notes))
-            notes.append(f"({marks[label]}) {in_words(label)}{together}. {told}.")
+            notes.append(f"({marks[label]}) {in_words(label)}{together}. {shown}.")
     return marks, notes
 
 
@@ -283,8 +283,8 @@ def _missing_numbers(found: Mapping[Measure, Summary]) -> str:
         if not _is_incomplete(summary):
             continue
         counts = ((summary.neither, "in neither map"), (summary.missed, MISSED), (summary.invented, INVENTED))
-        told = [f"{count} {what}" for count, what in counts if count] or [f"{summary.cases - summary.n} undefined"]
-        texts.setdefault(f"{', '.join(told)} of {summary.cases}", []).append(measure.processing)
+        shown = [f"{count} {what}" for count, what in counts if count] or [f"{summary.cases - summary.n} undefined"]
+        texts.setdefault(f"{', '.join(shown)} of {summary.cases}", []).append(measure.processing)
     if len(texts) < 2:
         return next(iter(texts), "")
     before_or_after = {RAW: "before post-processing", CLEANED: "after it"}

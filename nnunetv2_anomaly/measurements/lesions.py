@@ -15,6 +15,7 @@ from typing import Any
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nnunetv2_anomaly.measurements.surface import checked_spacing
 
@@ -118,40 +119,33 @@ def detect(
         {"rule": SIZE, "threshold": float(size)} | _point(of_reference, of_prediction, shared, size, voxel_mm3)
         for size in sizes_mm3
     ]
-    for threshold in PROBABILITIES if probability is not None else ():
-        left = _components(prediction & (probability[box] >= threshold))
-        points.append(
-            {"rule": PROBABILITY, "threshold": threshold}
-            | _point(of_reference, left, _shared(of_reference, left), max(sizes_mm3), voxel_mm3)
-        )
+    if probability is not None:
+        for threshold in PROBABILITIES:
+            left = _components(prediction & (probability[box] >= threshold))
+            points.append(
+                {"rule": PROBABILITY, "threshold": threshold}
+                | _point(of_reference, left, _shared(of_reference, left), max(sizes_mm3), voxel_mm3)
+            )
     lesions = _lesions(REFERENCE, of_reference, shared.reference, shared.voxels, voxel_mm3)
     lesions += _lesions(PREDICTION, of_prediction, shared.prediction, shared.voxels, voxel_mm3)
     return Detection(points, lesions)
 
 
 def _check_probability(probability: NDArray, shape: tuple[int, ...]) -> None:
-    if probability.shape != shape or not np.issubdtype(probability.dtype, np.floating):
-        raise ValueError(
-            f"the probability is {probability.dtype} of shape {probability.shape}; expected floating point of the "
-            f"masks' {shape}, the label's softmax output"
-        )
+    low, high = (probability.min(), probability.max()) if probability.size else (0, 0)
     # NaN makes both comparisons false.
-    if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
+    if probability.shape != shape or not np.issubdtype(probability.dtype, np.floating) or not (low >= 0 and high <= 1):
         raise ValueError(
-            f"the probability runs from {probability.min()} to {probability.max()}; expected 0 to 1: softmax output, "
-            "not logits"
+            f"the probability is {probability.dtype} of shape {probability.shape}, from {low} to {high}; expected "
+            f"floating point of the masks' {shape}, from 0 to 1: the label's softmax output, not logits"
         )
 
 
 def _joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[slice, ...]:
     """Smallest box with all of both masks; empty where both are."""
     occupied = reference | prediction
-    box: list[slice] = []
-    for axis in range(occupied.ndim):
-        found = np.flatnonzero(occupied.any(axis=tuple(other for other in range(occupied.ndim) if other != axis)))
-        box.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0))
-        occupied = occupied[(slice(None),) * axis + (box[-1],)]
-    return tuple(box)
+    (box,) = ndimage.find_objects(occupied.view(np.uint8), max_label=1)
+    return box or (slice(0, 0),) * occupied.ndim
 
 
 def _components(mask: NDArray[np.bool_]) -> _Components:

@@ -31,7 +31,7 @@ def figure_bytes(figure: Figure, kind: Literal["png", "svg"], dpi: float = 90) -
     """
     FigureCanvasAgg(figure)
     if figure.get_layout_engine() is not None:
-        # Laid out anew for each resolution, the parts would be moved by fractions of a pixel, and names made of places.
+        # A layout per resolution would move the parts by fractions of a pixel, and names are made of places.
         figure.draw_without_rendering()
         figure.set_layout_engine(None)
     buffer = io.BytesIO()

@@ -20,12 +20,13 @@ _TEMPLATES = Environment(
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on a page, as PNG inside the page.
+    """A figure with its texts; a page holds it as PNG.
 
     Attributes:
         figure: on the screen an inch of it is 96 pixels wide where the page has room.
         alt: what it shows, for readers who do not see it.
         caption: plain text beneath it.
+        name: of its file, without ending, where it is written to one as well.
     """
 
     kind: ClassVar[str] = "picture"
@@ -33,6 +34,7 @@ class Picture:
     figure: Figure
     alt: str
     caption: str = ""
+    name: str = ""
 
     @property
     def width(self) -> int:

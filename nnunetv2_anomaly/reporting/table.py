@@ -8,13 +8,16 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import pandas as pd
 
 from nnunetv2_anomaly.files import write_text
 
 DAGGER = "†"
+
+#: a row of a data frame: column -> value
+Row: TypeAlias = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,6 @@ def number(value: float | None, digits: int) -> str:
     text = f"{value:.{digits}f}"
     # A negative number that rounds to nothing is nothing.
     return text.lstrip("-") if float(text) == 0 else text
-
-
-def p_value(value: float) -> str:
-    """A p-value as readers see it; small ones as a bound."""
-    return "< 0.001" if value < 0.001 else number(value, 3)
 
 
 @dataclass(frozen=True)
@@ -163,11 +161,11 @@ class Column:
     name: str
     title: str | None = None
     digits: int | None = 0
-    text: Callable[[Mapping[str, Any]], str] | None = None
-    beneath: Callable[[Mapping[str, Any]], str] | None = None
+    text: Callable[[Row], str] | None = None
+    beneath: Callable[[Row], str] | None = None
     also: Sequence[str] = ()
 
-    def cell(self, row: Mapping[str, Any], *, bold: bool = False) -> Cell:
+    def cell(self, row: Row, *, bold: bool = False) -> Cell:
         """The cell of a row: column of the data frame -> value."""
         if self.text is not None:
             text = self.text(row)
@@ -176,6 +174,11 @@ class Column:
         beneath = self.beneath(row) if self.beneath is not None else ""
         values = {name: row[name] for name in (self.name, *self.also)}
         return Cell(text, bold=bold, left=self.digits is None, beneath=beneath, values=values)
+
+
+def p_column(name: str, title: str) -> Column:
+    """A column of p-values; readers see small ones as a bound."""
+    return Column(name, title, text=lambda row: "< 0.001" if row[name] < 0.001 else number(row[name], 3))
 
 
 def table_of(

@@ -195,20 +195,7 @@ def test_models_and_bones_stay_in_the_order_in_which_they_are_met():
         pd.testing.assert_frame_equal(own[own["model"] == model].drop(columns="model").reset_index(drop=True), one)
 
 
-def test_case_without_a_threshold_is_told():
-    table = four_cases_and_two_bones()
-    with pytest.raises(ValueError, match=r"3 rows of 4 bones"):
-        counts(table[(table["case"] != "n2") | (table["rule"] == SIZE)])
-    with pytest.raises(ValueError, match=r"expected one of each"):
-        counts(pd.concat([table, table[:1]]))
-
-
-def test_table_of_the_paper_needs_the_maps_as_they_are():
-    table = counts(four_cases_and_two_bones())
-    with pytest.raises(ValueError, match="size threshold 0 is missing"):
-        summary(table[table["threshold"] != 0])
-    with pytest.raises(ValueError, match="several models or bones"):
-        roc(table)
+def test_a_curve_of_two_lengths_is_an_error():
     with pytest.raises(ValueError, match="inconsistent"):
         auc(np.zeros(2), np.zeros(3))
 

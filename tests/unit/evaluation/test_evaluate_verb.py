@@ -189,7 +189,7 @@ def test_several_processes_find_the_same(folders):
 def test_groups_by_kellgren_lawrence_grade(folders, capsys):
     (folders / "subjects.csv").write_text("SubjectID,KLGrade\n9001104,3.0\n9002430,2\n9002817,0\n")
     assert evaluate(folders, "--subjects", str(folders / "subjects.csv")) == 0
-    assert "1 cases are in no group" in capsys.readouterr().out
+    assert "1 cases have no KLGrade in" in capsys.readouterr().out
     cases = table(folders, "cases")
     groups = cases.drop_duplicates("case").set_index("case")["group"]
     assert groups[list(CASES[:3])].tolist() == ["KLGrade >= 3", "KLGrade <= 2", "KLGrade <= 2"]

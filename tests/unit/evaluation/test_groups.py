@@ -66,12 +66,6 @@ def test_limit_splits_numbers_in_two(table):
     assert groups.without == ("knee_4",)
 
 
-@pytest.mark.parametrize("limit", [float("nan"), float("inf")])
-def test_limit_that_is_no_number(table, limit):
-    with pytest.raises(UserError, match=r"--group_limit is (nan|inf); expected a number"):
-        read_groups(table(GRADES), CASES, limit=limit)
-
-
 def test_one_group_is_enough(table):
     assert read_groups(table(GRADES), CASES[:2]).names == ("KLGrade <= 2",)
 
@@ -88,9 +82,9 @@ def test_cases_that_the_table_lacks_are_in_no_group(table):
 
 
 def test_table_of_other_cases_is_told(table):
-    with pytest.raises(UserError, match=r"tells no KLGrade of any of the 3 cases, such as a, b\."):
+    with pytest.raises(UserError, match=r"has no KLGrade of any of the 3 cases, such as a, b$"):
         read_groups(table(GRADES), ("a", "b", "c"))
-    with pytest.raises(UserError, match="tells no KLGrade of any"):
+    with pytest.raises(UserError, match="has no KLGrade of any"):
         read_groups(table("case,KLGrade\n"), CASES)
 
 
@@ -143,7 +137,7 @@ def test_rows_that_repeat_themselves_are_fine(table):
 
 @pytest.mark.parametrize("text", ["case,KLGrade\nknee_1,1\nknee_1,3\n", "SubjectID,KLGrade\n1,1\n1,3\n"])
 def test_rows_that_contradict_each_other_are_told(table, text):
-    with pytest.raises(UserError, match=r"tells KLGrade of knee_1 more than once \(1, 3\).*column case"):
+    with pytest.raises(UserError, match=r"has several KLGrade of knee_1 \(1, 3\).*column case"):
         read_groups(table(text), ("knee_1",))
 
 
@@ -162,14 +156,14 @@ def test_too_many_values_are_no_groups(table):
 
 
 def test_missing_columns_are_told(table):
-    with pytest.raises(UserError, match=r"has no column age; its columns are case, KLGrade, sex, bmi"):
+    with pytest.raises(UserError, match=r"has no columns age; expected one of case, KLGrade, sex, bmi"):
         read_groups(table(GRADES), CASES, column="age")
-    with pytest.raises(UserError, match=r"has no column case or SubjectID; its columns are knee, KLGrade"):
+    with pytest.raises(UserError, match=r"has no columns case or SubjectID; expected one of knee, KLGrade"):
         read_groups(table(GRADES.replace("case", "knee")), CASES)
 
 
 def test_columns_of_one_name_are_told(table):
-    with pytest.raises(UserError, match=r"has several columns KLGrade"):
+    with pytest.raises(UserError, match=r"has 2 columns KLGrade"):
         read_groups(table("case,KLGrade,kl_grade\nknee_1,1,3\n"), ("knee_1",))
 
 
@@ -202,7 +196,7 @@ def test_line_that_is_too_short_tells_nothing(table):
 def test_what_is_no_table(tmp_path, content):
     file = tmp_path / "subjects.csv"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"subjects\.csv (cannot be read as a table|has no column)"):
+    with pytest.raises(UserError, match=r"subjects\.csv (cannot be read as a table|has no columns)"):
         read_groups(file, CASES)
 
 

@@ -185,11 +185,3 @@ def test_a_case_without_any_label_is_shown_too():
     empty = np.zeros((4, 5, 6), np.uint8)
     figure = case_figure("c", None, empty, {"A": empty}, None, (1.0, 1.0, 1.0), LABELS)
     assert figure.get_suptitle() == "c, sagittal slice 3"
-
-
-def test_different_shapes_and_no_prediction_are_errors():
-    reference, _ = volumes()
-    with pytest.raises(ValueError, match="expected one shape"):
-        case_figure("c", None, reference, {"A": reference[:-1]}, None, (1.0, 1.0, 1.0), LABELS)
-    with pytest.raises(ValueError, match="no prediction"):
-        case_figure("c", None, reference, {}, None, (1.0, 1.0, 1.0), LABELS)

@@ -162,14 +162,10 @@ def test_one_model_or_none_gives_an_empty_table(values, test, columns):
 
 
 @pytest.mark.parametrize("test", [tukey, paired])
-def test_wrong_tables_are_told(test):
+def test_a_case_twice_is_an_error(test):
     table = case_table({"a": [1.0, 2.0], "b": [2.0, 4.0]})
-    with pytest.raises(ValueError, match=r"\['hd_mm'\] are no columns"):
-        test(table, ["dsc", "hd_mm"])
-    with pytest.raises(ValueError, match="model 'a' has case 'case0' twice"):
+    with pytest.raises(ValueError, match="duplicate"):
         test(pd.concat([table, table[:1]]), ["dsc"])
-    with pytest.raises(ValueError, match="infinite"):
-        test(case_table({"a": [1.0, math.inf], "b": [2.0, 4.0]}), ["dsc"])
 
 
 def test_holm_by_hand():
@@ -179,8 +175,6 @@ def test_holm_by_hand():
     assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
     assert holm([0.9, math.nan, 0.01]) == pytest.approx([0.9, math.nan, 0.02], nan_ok=True)  # NaN does not count
     assert holm([]).shape == (0,)
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        holm([0.5, 1.5])
 
 
 def test_paired_by_hand():
@@ -264,8 +258,6 @@ def test_daggers_are_of_the_models_that_differ_from_the_baseline():
     assert daggers(found, "first") == {second}
     assert daggers(found, "third") == {second}  # also where the baseline stands second in the pair
     assert daggers(found, "second") == {("raw", "femoral_bone", "dsc", model) for model in ("first", "third")}
-    with pytest.raises(ValueError, match="'fourth' is in no pair"):
-        daggers(found, "fourth")
 
 
 def test_daggers_of_the_paired_test():
