@@ -67,7 +67,7 @@ def _pairs_table(
     frame = in_groups(frame, ["label", "metric"])
     columns = [
         Column("label", digits=None, text=lambda row: in_words(row["label"])),
-        Column("metric", digits=None, text=lambda row: _METRIC_TITLES.get(row["metric"], row["metric"])),
+        Column("metric", digits=None, text=lambda row: _METRIC_TITLES.get(row["metric"]) or row["metric"]),
         Column("processing", "", None, text=lambda row: _PROCESSINGS[row["processing"]]),
         Column("model_a", "A", None),
         Column("model_b", "B", None),
