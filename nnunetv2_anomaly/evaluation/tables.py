@@ -129,16 +129,6 @@ def _mean_cell(measure: Measure, found: Summary, *, bold: bool, mark: str) -> Ce
     return Cell(text, bold=bold, mark=mark, beneath="\n".join(lines), values=values)
 
 
-def _letters(number: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
-    letters = ""
-    number += 1
-    while number:
-        number, place = divmod(number - 1, 26)
-        letters = string.ascii_lowercase[place] + letters
-    return letters
-
-
 def _best(found: Mapping[str, Summary], *, larger_is_better: bool) -> set[str]:
     """Models with the best mean. None where their means are over different cases, or do not differ."""
     means = {model: summary.mean for model, summary in found.items() if summary.n}
@@ -262,6 +252,7 @@ def _marks(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) 
     if by is not None:
         known = evaluation.cases[by].isin(_values_of(evaluation, by))
         evaluation, together = dataclasses.replace(evaluation, cases=evaluation.cases[known]), f", all {by}s together"
+    letters = itertools.chain.from_iterable(itertools.product(string.ascii_lowercase, repeat=n) for n in (1, 2))
     marks: dict[str, str] = {}
     notes: list[str] = []
     for (label, _), of_measures in _summaries(evaluation, measures, None).items():
@@ -271,7 +262,7 @@ def _marks(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) 
         }
         shown = "; ".join(f"{model}: {text}" for model, text in numbers.items() if text)
         if shown:
-            marks[label] = _letters(len(notes))
+            marks[label] = "".join(next(letters))
             notes.append(f"({marks[label]}) {in_words(label)}{together}. {shown}.")
     return marks, notes
 
