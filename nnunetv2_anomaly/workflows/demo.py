@@ -20,19 +20,15 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.prediction.validation import measure_detector
-from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
+from nnunetv2_anomaly.workflows.demo_folders import AWARE, CONFIGURATION, PLANS, PRESTAGE, DemoFolders
 from nnunetv2_anomaly.workflows.demo_report import MODELS, write_demo_report
 from nnunetv2_anomaly.workflows.runner import Runner, Step, locked, training_step
 
 DATASET_ID = "500"
-DATASET_NAME = "Dataset500_SimulatedKnees"
-PLANS = "nnUNetDemoPlans"
-CONFIGURATION = "3d_demo"
 FOLD = "0"
 #: file that marks the folder of a demo
 STATE = "demo.json"
-PRESTAGE, AWARE = DETECTORS[DEFAULT_DETECTOR].trainer, "AnomalyAwareTrainer"
 #: the paper's 50 voxels of the OAI's images across their slices; in a slice they are 18 mm, which would part the two
 #: plates of tibial cartilage
 MAX_DISTANCE_MM = 35
@@ -170,8 +166,8 @@ def _cpu_tuning() -> dict[str, str]:
     return {name: value for name, value in tuning.items() if name not in os.environ}
 
 
-class Demo:
-    """The demonstration in a folder: where its files are, and the steps that make them."""
+class Demo(DemoFolders):
+    """The demonstration in a folder: the steps that make its files."""
 
     def __init__(self, folder: Path, size: DemoSize, device: torch.device, processes: int) -> None:
         """Describe it.
@@ -182,23 +178,8 @@ class Demo:
             device: of trainings and predictions.
             processes: of simulation, preprocessing and evaluation.
         """
-        self.folder, self.size, self.device, self.processes = folder, size, device, processes
-        self.raw = folder / "nnUNet_raw" / DATASET_NAME
-        self.preprocessed = folder / "nnUNet_preprocessed" / DATASET_NAME
-        self.results = folder / "nnUNet_results" / DATASET_NAME
-        self.simulated, self.detector, self.error_images, self.evaluation = (
-            folder / name for name in ("simulated", "detector", "error_images", "evaluation")
-        )
-        self.lesions = folder / "lesions.csv"  # which case holds a lesion, for the evaluation's groups
-        self.trainers = {"prestage": PRESTAGE, "naive": size.naive_trainer, "aware": AWARE}
-
-    def model(self, trainer: str) -> Path:
-        """A trainer's model folder."""
-        return self.results / f"{trainer}__{PLANS}__{CONFIGURATION}"
-
-    def predictions(self, trainer: str) -> Path:
-        """A trainer's predictions of the test cases."""
-        return self.folder / "predictions" / trainer
+        super().__init__(folder, size.naive_trainer)
+        self.size, self.device, self.processes = size, device, processes
 
     def steps(self) -> list[Step]:
         """All steps, each after those it needs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,15 +22,13 @@ from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Picture, Section
 from nnunetv2_anomaly.reporting.table import Cell, Table, number
 from nnunetv2_anomaly.training.safe_loading import load_file
-
-if TYPE_CHECKING:
-    from nnunetv2_anomaly.workflows.demo import Demo
+from nnunetv2_anomaly.workflows.demo_folders import DemoFolders
 
 MODELS = {"naive": "naive nnU-Net", "aware": "anomaly-aware"}
 NUM_PICTURES = 4
 
 
-def write_demo_report(path: Path, demo: Demo, records: Sequence[Mapping[str, Any]], *, quick: bool) -> Path:
+def write_demo_report(path: Path, demo: DemoFolders, records: Sequence[Mapping[str, Any]], *, quick: bool) -> Path:
     """Write the demonstration's report from the files of its steps.
 
     Args:
@@ -116,7 +114,7 @@ def _read(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(oriented(sitk.ReadImage(str(path))))
 
 
-def _pictures(demo: Demo) -> list[tuple[str, Figure]]:
+def _pictures(demo: DemoFolders) -> list[tuple[str, Figure]]:
     """The test cases with the most lesion volume, each on the sagittal slice through most of it."""
     volumes = {
         path.name.removesuffix(".nii.gz"): int((_read(path) > 0).sum())
@@ -126,7 +124,7 @@ def _pictures(demo: Demo) -> list[tuple[str, Figure]]:
     return [(f"{case}, through most of its lesions", _case_figure(demo, case)) for case in chosen]
 
 
-def _case_figure(demo: Demo, case: str) -> Figure:
+def _case_figure(demo: DemoFolders, case: str) -> Figure:
     reference = demo.raw / "labelsTs" / f"{case}.nii.gz"
     return case_figure(
         case,
@@ -141,7 +139,7 @@ def _case_figure(demo: Demo, case: str) -> Figure:
 
 
 @own_style
-def _training_curves(demo: Demo) -> Figure:
+def _training_curves(demo: DemoFolders) -> Figure:
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     prestage, loss, dice = figure.subplots(1, 3)
     logged = _logged(demo, "prestage")
@@ -161,6 +159,6 @@ def _training_curves(demo: Demo) -> Figure:
     return figure
 
 
-def _logged(demo: Demo, model: str) -> dict[str, list[float]]:
+def _logged(demo: DemoFolders, model: str) -> dict[str, list[float]]:
     file = demo.model(demo.trainers[model]) / "fold_0" / "checkpoint_final.pth"
     return load_file(file, "remove it and run the demo again")["logging"]
