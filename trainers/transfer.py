@@ -102,7 +102,6 @@ class TransferProtocol(SegmentationTrainer):
         if not self.was_initialized:
             self.initialize()
         if self._source is not None:
-            self._check_it_was_copied(self._source)
             kept, new = grow_output_layers(self.module, self._source, without_ignore(self.dataset_json["labels"]))
             self.print_to_log_file(
                 f"Transfer from {self._source.path} ({self._source.trainer_name}, {self._source.dataset_name})\n"
@@ -117,17 +116,6 @@ class TransferProtocol(SegmentationTrainer):
                     f"train with -p"
                 )
         super().on_train_start()
-
-    def _check_it_was_copied(self, source: PretrainedModel) -> None:
-        frozen = [
-            name for name, parameter in self.module.named_parameters() if not parameter.requires_grad
-        ]  # what training will not touch: enough to tell this file's weights from random ones
-        here = self.module.state_dict()
-        if not all(torch.equal(here[name].cpu(), source.weights[name].cpu()) for name in frozen):
-            raise UserError(
-                f"the weights of {source.path} were not copied into the network; expected nnUNetv2_train "
-                f"-pretrained_weights to have done so"
-            )
 
     def _move_command(self, source: PretrainedModel) -> str:
         plans = source.plans_name

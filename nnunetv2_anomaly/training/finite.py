@@ -57,26 +57,8 @@ class LossWatch:
             found = _cases_not_finite(list(_tensors(self.given[0])), cases)
             if found is not None:
                 return f"the network's output for {found} is not finite, its input is", False
-            return f"the network's output is finite, and {self._term()} is not", False
+            return "the network's output is finite, and the loss is not", False
         return "what it was made of is not known", False
-
-    def _term(self) -> str:
-        """The innermost part of the loss that is not finite, by computing it once more."""
-        terms: list[nn.Module] = []
-
-        def note(module: nn.Module, given: Any, result: Any) -> None:
-            inner_is_known = any(term in terms for term in module.modules() if term is not module)
-            if not all(bool(torch.isfinite(part).all()) for part in _tensors(result)) and not inner_is_known:
-                terms.append(module)
-
-        handles = [module.register_forward_hook(note) for module in self._loss.modules()]
-        try:
-            with torch.no_grad():
-                self._loss(*self.given)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return f"the loss ({type(terms[0]).__name__})" if terms else "the loss"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

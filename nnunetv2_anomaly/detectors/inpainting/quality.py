@@ -47,29 +47,14 @@ class ErasedRegionQuality:
     def __add__(self, other: ErasedRegionQuality) -> ErasedRegionQuality:
         return ErasedRegionQuality(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
-    @property
-    def mse_erased(self) -> float:
-        """MSE of the reconstruction inside the erased region; NaN where nothing was erased."""
-        return _ratio(self.inside, self.num_inside)
-
-    @property
-    def mse_constant(self) -> float:
-        """MSE of the best constant inside the erased region."""
-        return _ratio(self.inside_constant, self.num_inside)
-
-    @property
-    def mse_blurred(self) -> float:
-        """MSE of the blurred image inside the erased region."""
-        return _ratio(self.inside_blurred, self.num_inside)
-
-    @property
-    def mse_outside(self) -> float:
-        """MSE of the reconstruction outside the erased region; NaN where everything was erased."""
-        return _ratio(self.outside, self.num_outside)
-
     def summary(self) -> dict[str, float]:
-        """The four means by name."""
-        return {name: getattr(self, name) for name in ("mse_erased", "mse_constant", "mse_blurred", "mse_outside")}
+        """MSE of the reconstruction inside and outside the erased region, of the baselines inside; NaN over no voxel."""
+        return {
+            "mse_erased": _ratio(self.inside, self.num_inside),
+            "mse_constant": _ratio(self.inside_constant, self.num_inside),
+            "mse_blurred": _ratio(self.inside_blurred, self.num_inside),
+            "mse_outside": _ratio(self.outside, self.num_outside),
+        }
 
 
 def _ratio(total: float, count: float) -> float:
