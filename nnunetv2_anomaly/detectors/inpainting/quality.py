@@ -48,7 +48,7 @@ class ErasedRegionQuality:
         return ErasedRegionQuality(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def summary(self) -> dict[str, float]:
-        """MSE of the reconstruction inside and outside the erased region, of the baselines inside; NaN over no voxel."""
+        """MSE of the reconstruction inside and outside the erased region, of the baselines inside; else NaN."""
         return {
             "mse_erased": _ratio(self.inside, self.num_inside),
             "mse_constant": _ratio(self.inside_constant, self.num_inside),
