@@ -12,10 +12,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeVar
 
 import SimpleITK as sitk
@@ -79,14 +80,7 @@ def run_jobs(
             futures = {pool.submit(_run, function, job): job for job in jobs}
         yield _finished(futures)
     finally:
-        processes = set(multiprocessing.active_children()) - others
-        for process in processes:
-            process.terminate()
-        deadline = time.monotonic() + _MOMENT_S
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            process.kill()  # no effect on one that has ended
-        pool.shutdown()
+        _end(pool, set(multiprocessing.active_children()) - others)
 
 
 def run_cases(
@@ -136,6 +130,17 @@ def _finished(futures: Mapping[Future[Result], Job]) -> Iterator[tuple[Job, Futu
                 "(-np 1)"
             ) from future.exception()
         yield futures[future], future
+
+
+def _end(pool: ProcessPoolExecutor, processes: Collection[BaseProcess]) -> None:
+    """End the processes of a pool, after a moment in which their jobs remove the files they are writing."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _MOMENT_S
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()  # no effect on one that has ended
+    pool.shutdown()
 
 
 @contextmanager
