@@ -2,6 +2,7 @@
 
 import ast
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from textwrap import fill
@@ -50,14 +51,24 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def _nodes(tree: ast.AST, with_types: bool) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if with_types or not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from _nodes(node, with_types)
+
+
 @cache
-def imports() -> dict[str, set[str]]:
-    """For every module, the modules of the package that it imports, inside functions too."""
+def imports(with_types: bool = True) -> dict[str, set[str]]:
+    """For every module, the modules of the package that it imports, inside functions too.
+
+    Args: with_types: whether those under ``if TYPE_CHECKING`` count, which no run imports.
+    """
     files = modules()
     graph: dict[str, set[str]] = {}
     for name, file in files.items():
         found = set()
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in _nodes(ast.parse(file.read_text()), with_types):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
