@@ -190,6 +190,7 @@ def lesion_wise(lesions: pd.DataFrame, edges_mm3: Sequence[float] = (0, 10, 100,
         as bone ``ALL``. A rate without lesions is NaN.
     """
     rows = []
+    lesions = lesions.astype(dict.fromkeys(("model", "bone", "map"), "category"))  # compared faster than texts
     for model, bone in itertools.product(lesions["model"].unique(), [*lesions["bone"].unique(), ALL]):
         own = lesions[(lesions["model"] == model) & ((lesions["bone"] == bone) | (bone == ALL))]
         for low, high in itertools.pairwise(map(float, edges_mm3)):
