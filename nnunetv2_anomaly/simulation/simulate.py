@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -111,7 +112,7 @@ def simulate_folder(
         "seed": seed,
         "extra_lesions": float(extra_lesions),
     }
-    manifest = {"version": __version__, "arguments": arguments, "cases": {}}
+    manifest: dict[str, Any] = {"version": __version__, "arguments": arguments, "cases": {}}
     finished = _finished_cases(output_folder, manifest, sources)
     manifest["cases"].update(finished)
     with write_failures_as_user_errors(output_folder):
