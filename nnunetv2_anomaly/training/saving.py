@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2_anomaly.files import write_failures_as_user_errors
+from nnunetv2_anomaly.files import why_not_writable, write_failures_as_user_errors
 from nnunetv2_anomaly.training.safe_loading import load_file
 
 
@@ -30,11 +31,13 @@ def save_whole(save: Callable[[str], None], path: Path, extra: Mapping[str, Any]
         return f"nothing else was changed; make room or give permission, and {advice()}"
 
     try:
-        # torch reports a full disk as a RuntimeError of its file writer.
-        with write_failures_as_user_errors(f"the checkpoint {path}", unchanged, kinds=(OSError, RuntimeError)):
-            save(str(temporary))
-            if extra:
-                torch.save({**load_file(temporary, unchanged()), **extra}, temporary)
+        with write_failures_as_user_errors(f"the checkpoint {path}", unchanged):
+            try:
+                save(str(temporary))
+                if extra:
+                    torch.save({**load_file(temporary, unchanged()), **extra}, temporary)
+            except RuntimeError as error:  # of torch's file writer, which does not say that the disk is full
+                raise OSError(errno.EIO, why_not_writable(path.parent) or str(error).partition("\n")[0]) from error
             os.replace(temporary, path)
     finally:
         with suppress(OSError):
