@@ -27,7 +27,7 @@ def families(kind: str) -> list[str]:
 
 def test_the_imports_are_seen():
     assert len(IMPORTS) > 100
-    assert "nnunetv2_anomaly.images.files" in IMPORTS["nnunetv2_anomaly.evaluation.run"]
+    assert "nnunetv2_anomaly.errors" in IMPORTS["nnunetv2_anomaly.evaluation.run"]
     assert "nnunetv2_anomaly.trainers.base" in IMPORTS["nnunetv2_anomaly.trainers.segmentation"]
     # Inside a function, too: a verb's help appears without torch.
     assert "nnunetv2_anomaly.workflows.demo" in IMPORTS["nnunetv2_anomaly.command_line.demo"]
