@@ -104,7 +104,7 @@ class DetectorTrainer(AnomalyTrainerBase):
 
         Raises: UserError for a case that is missing or cannot be read.
         """
-        if self.dataset_class is None:
+        if self.dataset_class is None:  # type: ignore[has-type]
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         with self.queue.rank_0_first():
             training, validation = (
@@ -172,7 +172,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         self.print_to_log_file(f"Epoch time: {duration:.2f} s")
         # nnU-Net stores _best_ema with the checkpoint; here it is the phase's best validation loss, negative. It is
         # settled before anything is written, so that a resumed run knows it.
-        is_best = self._best_ema is None or -value["val_losses"] > self._best_ema
+        is_best = self._best_ema is None or -value["val_losses"] > self._best_ema  # type: ignore[has-type]
         if is_best:
             self._best_ema = -value["val_losses"]
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:

@@ -244,7 +244,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self._best_ema = None
         if self.is_ddp:  # DDP looks at which parameters want gradients only when it wraps
-            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])  # type: ignore[has-type]
             self.keep_buffers()
 
     def on_train_epoch_start(self) -> None:

@@ -32,10 +32,6 @@ class ResumableTrainer(nnUNetTrainer):
     network: Any
     dataset_class: Any
     _best_ema: float | None
-    # Set by nnU-Net's own methods, whose types mypy cannot tell.
-    network: Any
-    dataset_class: Any
-    _best_ema: float | None
     #: whether this run continues from a checkpoint, or is about to
     resumed: bool = False
     #: data_record.py's record of what this training has seen, in earlier runs too
