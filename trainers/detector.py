@@ -107,9 +107,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         if self.dataset_class is None:  # type: ignore[has-type]
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         with self.queue.rank_0_first():
-            training, validation = (
-                list(map(str, cases)) for cases in self.do_split()
-            )  # a new split has numpy's strings
+            training, validation = self.do_split()
         known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         check_cases_exist([*training, *validation], known, self.preprocessed_dataset_folder)
         self.prepare_cases(training, validation)
