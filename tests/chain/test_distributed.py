@@ -30,7 +30,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2_anomaly.trainers import base as base_module
 from nnunetv2_anomaly.trainers import inpainting as prestage_module
-from quick import skip_progress_figures
+from quick import skip_progress_figures, start_workers_with_torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
@@ -520,6 +520,8 @@ def _whole_runs(rank, folder, base):
         current["cases"].append((len(loader.indices), *map(str, cases)))
         return cases
 
+    skip_progress_figures(pytest.MonkeyPatch())
+    start_workers_with_torch(pytest.MonkeyPatch())
     nnunet_trainer_module.DDP = prestage_module.DistributedDataParallel = OnCPU
     torch.cuda.set_device = lambda device: None
     base_module.check_device = lambda device: None
