@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import Tensor, nn
 
@@ -18,11 +18,10 @@ from nnunetv2_anomaly.detectors.artefact import (
     install_detector,
     read_artefact,
 )
-from nnunetv2_anomaly.detectors.base import check_fits_configuration, detector_class
+from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.registry import detector_families
-from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.commands import train_command
@@ -50,25 +49,10 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
     detector_description: dict[str, Any] | None = None
 
     @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """Detector and segmenter; a class method, so that a subclass's settings count at prediction."""
+    def build_detector(cls, configuration_manager: ConfigurationManager, num_channels: int) -> Detector:
+        """The untrained detector of the family that the settings name."""
         settings = cls.settings(configuration_manager)
-        detector = detector_class(settings["detector"]).build(configuration_manager, num_input_channels, settings)
-        segmenter = cls.build_segmenter(
-            plans_manager,
-            configuration_manager,
-            num_input_channels + detector.contract.num_error_channels(num_input_channels),
-            num_output_channels,
-            enable_deep_supervision,
-        )
-        return AnomalyAwareNetwork(detector, segmenter, settings["error_channel"])
+        return detector_class(settings["detector"]).build(configuration_manager, num_channels, settings)
 
     def set_up(self) -> None:
         """As in the base, and checks that the detector can be applied to this configuration's patches."""

@@ -150,16 +150,16 @@ class ResumableTrainer(nnUNetTrainer):
                 f"the checkpoint {path} does not fit the network: {difference}; put back the settings that it began "
                 f"with (or the version of this package that wrote it), or {restart}"
             )
-        self.take_from_checkpoint(content, path)
-        del content
         try:
+            self.take_from_checkpoint(content, path)
+            del content
             super().load_checkpoint(str(path))
         except (KeyError, ValueError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
                 f"the checkpoint {path} does not fit the optimiser or the log of this version ({first_line(error)}); "
-                + (f"move it away, and --c continues with {others[0]}" if others else restart)
+                + (f"move it away, and --c resumes with {others[0]}" if others else restart)
             ) from error
         self.own_checkpoints.add(path)
 

@@ -12,10 +12,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch import nn
 
+from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.images.files import check_whole
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.segmenters import planned
+from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.training.data_record import case_record, check_cases_exist
 from nnunetv2_anomaly.training.distributed import rank, world_size
 
@@ -59,6 +61,11 @@ class SegmentationTrainer(AnomalyTrainerBase):
         )
 
     @classmethod
+    def build_detector(cls, configuration_manager: ConfigurationManager, num_channels: int) -> Detector | None:
+        """The detector in front of the segmenter; here none."""
+        return None
+
+    @classmethod
     def build_network_architecture(
         cls,
         plans_manager: PlansManager,
@@ -67,10 +74,17 @@ class SegmentationTrainer(AnomalyTrainerBase):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The segmenter; a class method, so that a subclass's settings count at prediction."""
-        return cls.build_segmenter(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        """Detector, if any, and segmenter; a class method, so that a subclass's settings count at prediction."""
+        detector = cls.build_detector(configuration_manager, num_input_channels)
+        num_seen = num_input_channels
+        if detector is not None:
+            num_seen += detector.contract.num_error_channels(num_input_channels)
+        segmenter = cls.build_segmenter(
+            plans_manager, configuration_manager, num_seen, num_output_channels, enable_deep_supervision
         )
+        if detector is None:
+            return segmenter
+        return AnomalyAwareNetwork(detector, segmenter, cls.settings(configuration_manager)["error_channel"])
 
     @property
     def segmenter(self) -> nn.Module:

@@ -17,8 +17,6 @@ from nnunetv2_anomaly.training.safe_loading import load_file
 NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 #: key of a checkpoint, of a pre-stage and of a segmentation alike, under which its detector is described
 DETECTOR_KEY = "anomaly_detector"
-#: what nnU-Net 2.8.1 reads when it continues a training
-_ENTRIES = ("network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args", "trainer_name")
 #: what a configuration decides about weights and voxels; all else may change while a training is interrupted
 _DECISIVE = (
     "data_identifier",
@@ -43,7 +41,7 @@ def read_own_checkpoint(path: str | Path, trainer_name: str) -> dict[str, Any]:
     """
     others = others_beside(path)
     advice = (
-        f"move it away, and --c goes on with {others[0]}"
+        f"move it away, and --c resumes with {others[0]}"
         if others
         else "move it away and start the training again without --c"
     )
@@ -55,12 +53,6 @@ def read_own_checkpoint(path: str | Path, trainer_name: str) -> dict[str, Any]:
         raise UserError(
             f"the checkpoint {path} was written by the trainer {writer}, and {trainer_name} cannot continue it; give "
             f"-tr {writer}, or {advice}"
-        )
-    missing = [name for name in _ENTRIES if name not in checkpoint]
-    if missing:
-        raise UserError(
-            f"the checkpoint {path} lacks {', '.join(missing)}, so that it was written by an older version or reduced "
-            f"for prediction, and no training can be continued with it; {advice}"
         )
     return checkpoint
 
