@@ -31,6 +31,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # One thread: on such small tensors a second one mostly waits, and badly so beside other work on the machine.
 torch.set_num_threads(1)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files in the order of their names, which begins with the long ones; pytest-xdist would count their tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 DATASET_NUMBER = 801
 DATASET_NAME = f"Dataset{DATASET_NUMBER}_TinyKnee"
 PATCH_SIZE = [16, 16, 16]
