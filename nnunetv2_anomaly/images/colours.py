@@ -62,9 +62,7 @@ def label_colours(labels: Mapping[str, int]) -> dict[int, Colour]:
     name takes, in the order of the values, the colour farthest from black, grey, white and all that are taken; up to
     300 of them differ.
 
-    Args:
-        labels: name -> value of the label map; 0, the background, need not be among them.
-
+    Args: labels: name -> value of the label map; 0, the background, need not be among them.
     Returns: value -> red, green, blue, each 0 to 255; background is black.
     """
     colours = {0: _KNOWN["background"]}
@@ -73,10 +71,8 @@ def label_colours(labels: Mapping[str, int]) -> dict[int, Colour]:
         if value in colours:
             continue
         known = _KNOWN.get(re.sub(r"[\s-]+", "_", name.strip().lower()))
-        if known is None:
-            known = _CANDIDATES[int(np.argmax(_distance_to_nearest(taken)))]
-            taken.append(known)
-        colours[value] = known
+        colours[value] = known or _CANDIDATES[int(np.argmax(_distance_to_nearest(taken)))]
+        taken.append(colours[value])
     return colours
 
 
@@ -94,10 +90,7 @@ def _distance_to_nearest(taken: list[Colour]) -> np.ndarray:
 def write_colour_tables(folder: Path, labels: Mapping[str, int]) -> list[Path]:
     """Write the labels' names and colours for 3D Slicer and for ITK-SNAP.
 
-    Args:
-        folder: of the tables; made if missing.
-        labels: name -> value of the label map.
-
+    Args: folder: of the tables; made if missing. labels: name -> value of the label map.
     Returns: ``labels_3dslicer.ctbl``, a colour table whose names hold no white space, as 3D Slicer asks, and
         ``labels_itksnap.txt``, a label description file for ITK-SNAP's "Import Label Descriptions".
     """

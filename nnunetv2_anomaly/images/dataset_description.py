@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +12,16 @@ from nnunetv2_anomaly.files import is_half_written, read_json
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """Labels and files of a data set.
-
-    Attributes:
-        source: its dataset.json.
-        labels: name -> the values it stands for; without background and the ignore label.
-        ignore: value of the ignore label, or None.
-        file_ending: of segmentations.
-        reader: nnU-Net's reader class, or None for that of the file ending.
-        has_regions: whether a name stands for several values: nnU-Net's region-based training.
-    """
+    """Labels and files of a data set. source: its dataset.json."""
 
     source: Path
+    #: name -> the values it stands for; without background and the ignore label
     labels: Mapping[str, tuple[int, ...]]
     ignore: int | None
     file_ending: str
+    #: nnU-Net's reader class, or None for that of the file ending
     reader: str | None
+    #: whether a name stands for several values: nnU-Net's region-based training
     has_regions: bool
 
     @property
@@ -48,10 +41,7 @@ class DatasetDescription:
         return {name: values[0] for name, values in self.labels.items() if len(values) == 1}
 
     def value_of(self, name: str) -> int:
-        """The one value of a label.
-
-        Raises: UserError if there is no such label, or it stands for several values.
-        """
+        """The one value of a label. Raises: UserError if there is no such label, or it stands for several values."""
         if name not in self.single_values:
             expected = ", ".join(self.single_values)
             raise UserError(f"{name} is no label of {self.source} with one value; expected one of {expected}")
@@ -61,9 +51,7 @@ class DatasetDescription:
 def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDescription:
     """Read a dataset.json.
 
-    Args:
-        file: of a data set, a trained model, or a folder of predictions.
-        reader: nnU-Net's reader class from the plans, if there are any; it replaces that of dataset.json.
+    Args: reader: nnU-Net's reader class from the plans, if there are any; it replaces that of dataset.json.
     Raises: UserError if the file is missing, or is no dataset.json.
     """
     content = read_json(file)
@@ -101,15 +89,11 @@ def find_dataset_description(
 
     Raises: UserError if there is none, or those beside the predictions differ in their labels.
     """
-    folders = [
-        beside
-        for folder in prediction_folders
-        for beside in (folder, *([folder.parent.parent] if folder.name == "validation" else []))
-    ]
+    folders = []
+    for folder in prediction_folders:
+        folders += [folder, folder.parent.parent] if folder.name == "validation" else [folder]
     plans = next((folder / "plans.json" for folder in folders if (folder / "plans.json").is_file()), None)
     reader = None if plans is None else read_json(plans).get("image_reader_writer")
-    if djfile is not None and not djfile.is_file():
-        raise UserError(f"-djfile {djfile} is no file; expected the dataset.json of the data set")
     if djfile is not None:
         return read_dataset_description(djfile, reader)
     places = [folder / "dataset.json" for folder in folders]
@@ -132,11 +116,10 @@ def segmentation_files(folder: Path, file_ending: str) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected one with segmentations ({file_ending})")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
     files = {
-        name[: -len(file_ending)]: folder / name
-        for name in names
-        if name.endswith(file_ending) and not is_half_written(name)
+        path.name[: -len(file_ending)]: path
+        for path in sorted(folder.glob(f"[!.]*{file_ending}"))
+        if path.is_file() and not is_half_written(path.name)
     }
     if not files:
         raise UserError(f"{folder} holds no segmentation ({file_ending}); check the folder and file_ending")

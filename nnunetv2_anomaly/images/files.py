@@ -26,10 +26,7 @@ _NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 
 def image_stem(path: Path) -> str:
-    """File name without its image ending.
-
-    Raises: ValueError if it has none of ``FILE_ENDINGS``.
-    """
+    """File name without its image ending. Raises: ValueError if it has none of ``FILE_ENDINGS``."""
     for ending in FILE_ENDINGS:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
@@ -44,28 +41,22 @@ def read_failures_as_user_errors(
 
     SimpleITK, nibabel, tifffile, zipfile and numpy report a damaged file in a dozen ways.
 
-    Args:
-        path: the file.
-        what: it should be, for the sentence.
-        advice: what the user can do.
+    Args: what: it should be, for the sentence. advice: what the user can do.
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; expected {what}")
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} cannot be read as {what} ({_last_line(error)}); {advice}") from error
 
 
 def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
     """Read an image of one value a voxel, in its own pose and type, without its metadata dictionary.
 
-    Args:
-        path: file to read.
-        dimensions: how many axes it may have.
-
+    Args: dimensions: how many axes it may have.
     Raises: UserError if it is missing, unreadable, cut short, or not such an image.
     """
     with read_failures_as_user_errors(path):
@@ -84,10 +75,7 @@ def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
 
 
 def read_header(path: Path) -> sitk.ImageFileReader:
-    """Size, pose and type of an image file, without its voxels.
-
-    Raises: UserError if it is missing or unreadable.
-    """
+    """Size, pose and type of an image file, without its voxels. Raises: UserError if it is missing or unreadable."""
     with read_failures_as_user_errors(path):
         reader = _reader(path)
         reader.ReadImageInformation()
@@ -131,8 +119,7 @@ def image_written_beside(path: Path) -> Iterator[Path]:
 def check_whole(path: Path) -> None:
     """Check that a NIfTI file holds all the voxels its header promises, and that they are finite numbers.
 
-    ITK fills what is missing of a NIfTI file with zeros, and takes 0 for what is not finite; of other kinds of files it
-    reports both itself.
+    ITK takes 0 for what is missing or not finite; of other kinds of files it reports both itself.
 
     Raises: UserError if it is cut short or damaged, or holds infinite voxels or NaN.
     """
@@ -166,24 +153,17 @@ def _unpacked_bytes(path: Path, expected: int) -> int:
 
 def label_source_sha256(path: Path) -> str:
     """SHA-256 of an image file, with its voxels where these are in a file of their own (.mhd)."""
-    beside = path
     if path.name.lower().endswith(".mhd"):
         named = re.search(r"^ElementDataFile *= *(.*\S)", path.read_text(encoding="latin-1"), re.MULTILINE)
-        beside = path.parent / named[1] if named else path
-    if beside == path or not beside.is_file():
-        return sha256_of(path)
-    return hashlib.sha256((sha256_of(path) + sha256_of(beside)).encode()).hexdigest()
+        if named and (path.parent / named[1]).is_file():
+            return hashlib.sha256((sha256_of(path) + sha256_of(path.parent / named[1])).encode()).hexdigest()
+    return sha256_of(path)
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

@@ -16,16 +16,11 @@ from nnunetv2_anomaly.images.files import image_written_beside, write_image
 
 
 def to_original_grid(
-    volume: np.ndarray,
-    properties: dict,
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
+    volume: np.ndarray, properties: dict, plans_manager: PlansManager, configuration_manager: ConfigurationManager
 ) -> np.ndarray:
     """Undo nnU-Net's resampling, cropping and transposition, as its own export does for class scores.
 
-    Args:
-        volume: (C, X, Y, Z), preprocessed axes, any unit.
-        properties: nnU-Net's properties of the case.
+    Args: volume: (C, X, Y, Z), preprocessed axes, any unit. properties: nnU-Net's, of the case.
     Returns: (C, ...) with the axes of the image reader, float32; 0 where nnU-Net had cropped the image away.
     """
     spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
@@ -44,14 +39,11 @@ def to_original_grid(
 
 
 def write_volume(volume: np.ndarray, properties: dict, path: Path) -> None:
-    """Write one float image as NIfTI in the geometry of the image that ``properties`` came from.
+    """Write one float image as NIfTI (.nii.gz) in the geometry of the image that nnU-Net's ``properties`` came from.
 
     Images without a geometry (.png and the like) get their spacing alone. Written beside and renamed.
 
-    Args:
-        volume: axes as nnU-Net's reader gives them (slowest first), any unit.
-        properties: nnU-Net's properties of the case.
-        path: ends in .nii.gz.
+    Args: volume: axes as nnU-Net's reader gives them (slowest first), any unit.
     """
     if "nibabel_stuff" in properties:
         geometry = properties["nibabel_stuff"]

@@ -51,9 +51,8 @@ class Grid:
         """The same voxels with the axes in ``ORIENTATION``'s order; obliqueness is kept, nothing is resampled."""
         order, flips = axes_to(self.orientation)
         i, j, k = order
-        steps, origin = self.steps_mm(), np.array(self.origin_mm)
-        for axis in flips:
-            origin = origin + steps[:, axis] * (self.size[axis] - 1)
+        ways = (self.steps_mm()[:, axis] * (self.size[axis] - 1) for axis in flips)
+        origin = sum(ways, start=np.array(self.origin_mm))
         signs = np.array([-1.0 if axis in flips else 1.0 for axis in range(3)])
         direction = (np.array(self.direction).reshape(3, 3) * signs)[:, order]
         return Grid(
@@ -90,12 +89,7 @@ def oriented(image: sitk.Image) -> sitk.Image:
 
 
 def turned_back(voxels: NDArray, grid: Grid) -> NDArray:
-    """Voxels in the axis order that a file has.
-
-    Args:
-        voxels: (Z, Y, X) as ``oriented`` gives them.
-        grid: of the file, in its own order.
-    """
+    """Voxels (Z, Y, X), as ``oriented`` gives them, in the axis order that the file of a grid has."""
     order, flips = _array_axes(grid)
     return np.ascontiguousarray(np.flip(voxels.transpose(np.argsort(order)), flips))
 
@@ -151,9 +145,7 @@ def differences(grid: Grid, other: Grid) -> str:
     angle = np.degrees(np.arccos(np.clip((axes[0] * axes[1]).sum(axis=0), -1, 1))).max()
     if angle > 0.01:
         told.append(f"direction {angle:.2f} degrees apart")
-    if not told:
-        told.append(f"corners {corner_distance_mm(grid, other):.3f} mm apart")
-    return "; ".join(told)
+    return "; ".join(told) or f"corners {corner_distance_mm(grid, other):.3f} mm apart"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -16,12 +16,8 @@ from nnunetv2_anomaly.images.files import read_image
 def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
     """Read a label map and check its values.
 
-    Args:
-        path: image file of an integer type.
-        labels: name -> value of every label that may occur, background included; values 0 to 255.
-
+    Args: labels: name -> value of every label that may occur, background included; values 0 to 255.
     Returns: 3D image, uint8, in the file's own pose.
-
     Raises: UserError if the file cannot be read, is not 3D, is of a floating-point type, or holds another value.
     """
     image = read_image(path)
@@ -36,19 +32,14 @@ def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
     unknown = [f"{value} ({n} voxels)" for value, n in count_values(voxels).items() if value not in labels.values()]
     if unknown:
         known = ", ".join(f"{value} {name}" for name, value in labels.items())
-        raise UserError(
-            f"{path} holds unknown labels: {listed(unknown)}; expected {known}; check which release it is from"
-        )
+        raise UserError(f"{path} holds unknown labels: {listed(unknown)}; expected {known}; check its release")
     result = sitk.GetImageFromArray(voxels.astype(np.uint8))
     result.CopyInformation(image)
     return result
 
 
 def count_values(voxels: NDArray) -> dict[int, int]:
-    """Number of voxels of each value, in the values' order.
-
-    Args: voxels: of an integer type, at least one axis.
-    """
+    """Number of voxels, of an integer type, of each value, in the values' order."""
     if voxels.dtype.itemsize <= 2 and np.issubdtype(voxels.dtype, np.unsignedinteger):
         # Several times as fast as sorting them, and slice by slice in little memory.
         length = np.iinfo(voxels.dtype).max + 1

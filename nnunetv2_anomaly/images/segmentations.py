@@ -72,9 +72,7 @@ class SegmentationFiles:
     def __init__(self, file_ending: str, reader: str | None = None) -> None:
         """Choose the reader.
 
-        Args:
-            file_ending: of the data set, as its dataset.json has it.
-            reader: name of nnU-Net's class, as ``chosen_reader`` gives it; None chooses by the file ending.
+        Args: reader: name of nnU-Net's class, as ``chosen_reader`` gives it; None chooses by the file ending.
         Raises: UserError if nnU-Net has no such reader.
         """
         self.file_ending = file_ending
@@ -124,12 +122,9 @@ class SegmentationFiles:
         return voxels, properties
 
     def write(self, voxels: NDArray[np.integer], like: Segmentation, path: Path) -> None:
-        """Write a segmentation with the pose and axis order that the file of another one has.
+        """Write a segmentation, beside and renamed, with the pose and axis order of the file that it was made from.
 
-        Args:
-            voxels: of the shape of ``like.voxels``.
-            like: the one that it was made from.
-            path: file to write, beside and renamed.
+        Args: voxels: of the shape of ``like.voxels``. like: what was read from that file.
         Raises: OSError if the disk is full or the folder cannot be written to.
         """
         if self.by_simpleitk:
@@ -155,20 +150,12 @@ class SegmentationFiles:
             shutil.copyfile(source, temporary)
 
     def probabilities(self, path: Path, of: Segmentation, num_classes: int) -> Iterator[NDArray]:
-        """The classes of a softmax output, one at a time, in the axis order of ``of.voxels``.
-
-        Args:
-            path, num_classes: as ``probability_channels`` takes them.
-            of: the segmentation that was made from it.
-        Raises: as ``probability_channels`` and ``in_order``.
-        """
+        """``probability_channels`` in the axis order of the segmentation that was made from it (``in_order``)."""
         return (self.in_order(channel, of) for channel in probability_channels(path, num_classes))
 
     def in_order(self, channel: NDArray, of: Segmentation) -> NDArray:
-        """One channel of a softmax output, in the axis order of ``of.voxels``.
+        """A view of one of ``probability_channels`` in the axis order of ``of.voxels``.
 
-        Args: channel: as ``probability_channels`` gives it.
-        Returns: a view of it.
         Raises: ValueError if it has another shape than the segmentation.
         """
         if of.voxels.ndim == 2:
@@ -189,12 +176,8 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
 
     All classes together take several times the memory that a process should hold.
 
-    Args:
-        path: .npz file.
-        num_classes: of the data set. An output with another number is one of other labels, whichever their values are.
-
+    Args: num_classes: of the data set. An output with another number is one of other labels, whatever their values.
     Yields: (Z, Y, X), in [0, 1], in the axis order of nnU-Net's reader.
-
     Raises: UserError if the file is no such output, cut short, has another number of classes, or holds NaN or numbers
         out of [0, 1].
     """
@@ -203,9 +186,8 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
         zipfile.ZipFile(path) as archive,
         archive.open("probabilities.npy") as stream,
     ):
-        is_first_version = np.lib.format.read_magic(stream) == (1, 0)
-        read_array_header = getattr(np.lib.format, f"read_array_header_{1 if is_first_version else 2}_0")
-        shape, by_column, dtype = read_array_header(stream)
+        np.lib.format.read_magic(stream)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)  # version 2 is for headers over 64 kB
         if len(shape) != 4 or not np.issubdtype(dtype, np.floating):
             raise ValueError(f"it holds {dtype} of shape {shape}, not floats of shape (K, Z, Y, X)")
         if shape[0] != num_classes:
@@ -213,9 +195,8 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
                 f"{path} holds the softmax output of {shape[0]} classes and dataset.json has {num_classes}, background "
                 "among them; give that of the model's data set (-djfile), or predict the case again"
             )
-        channels: Iterable[NDArray]
         if by_column:  # in the other order the last axis varies slowest, so that classes are not apart
-            channels = np.frombuffer(stream.read(), dtype).reshape(shape[::-1]).T
+            channels: Iterable[NDArray] = np.frombuffer(stream.read(), dtype).reshape(shape[::-1]).T
         else:
             num_bytes = math.prod(shape[1:]) * dtype.itemsize
             channels = (np.frombuffer(stream.read(num_bytes), dtype).reshape(shape[1:]) for _ in range(shape[0]))
@@ -251,5 +232,6 @@ def chosen_reader(dataset: DatasetDescription, example: Path) -> str | None:
     try:
         read_header(example)
     except UserError as error:
-        return "NibabelIO" if "orthonormal" in str(error) else None
+        if "orthonormal" in str(error):
+            return "NibabelIO"
     return None

@@ -10,6 +10,9 @@ from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 
+#: options with a number, called as CleanUp's attributes
+_NUMBERS = ("max_distance_voxels", "max_distance_mm", "min_lesion_volume_mm3", "lesion_probability")
+
 
 def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -56,7 +59,7 @@ def clean_up_of(args: argparse.Namespace, dataset: DatasetDescription) -> CleanU
 
     Raises: UserError for a name that is no label of the data set, or a number out of range.
     """
-    for name in ("max_distance_voxels", "max_distance_mm", "min_lesion_volume_mm3", "lesion_probability"):
+    for name in _NUMBERS:
         value, highest = getattr(args, name), 1.0 if name == "lesion_probability" else math.inf
         if value is not None and not 0 <= value <= highest:
             raise UserError(f"--{name} is {value}; expected a number from 0{' to 1' if highest == 1 else ''}")
@@ -64,21 +67,13 @@ def clean_up_of(args: argparse.Namespace, dataset: DatasetDescription) -> CleanU
     if args.lesion_probability is not None and (dataset.has_regions or not lesions):
         has = "trains on regions" if dataset.has_regions else "has no lesion labels (--lesions names them)"
         raise UserError(f"--lesion_probability needs a softmax output of each lesion label, and {dataset.source} {has}")
+    anatomy = [] if args.anatomy == ["none"] else [dataset.value_of(name) for name in args.anatomy or ()]
     if args.anatomy is None:
         anatomy = sorted(dataset.values - {0, dataset.ignore} - set(lesions))
-    else:
-        anatomy = [] if args.anatomy == ["none"] else [dataset.value_of(name) for name in args.anatomy]
     both = set(anatomy) & set(lesions)
     if both:
         raise UserError(f"label {min(both)} is named by --anatomy and as a lesion; expected one of them")
-    return CleanUp(
-        anatomy=tuple(anatomy),
-        bone_of_lesion=lesions,
-        max_distance_voxels=args.max_distance_voxels,
-        max_distance_mm=args.max_distance_mm,
-        min_lesion_volume_mm3=args.min_lesion_volume_mm3,
-        lesion_probability=args.lesion_probability,
-    )
+    return CleanUp(tuple(anatomy), lesions, **{name: getattr(args, name) for name in _NUMBERS})
 
 
 def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict[int, int | None]:

@@ -55,44 +55,39 @@ class CleanUp:
         """
         result: NDArray = segmentation
         uncertain: dict[int, int] = {}
-        if self.lesion_probability is not None and self.bone_of_lesion:
+        if self.needs_probabilities:
             if probabilities is None:
                 raise ValueError("lesion_probability needs the softmax output; predict with --save_probabilities")
-            result, uncertain = self._without_uncertain(segmentation, probabilities, self.lesion_probability)
-        lesions = list(self.bone_of_lesion)
+            result, uncertain = self._without_uncertain(segmentation, probabilities)
         bones = {lesion: bone for lesion, bone in self.bone_of_lesion.items() if bone is not None}
         result, small = clean_small_lesions(
-            result, lesions, self.min_lesion_volume_mm3, spacing_mm, bone_of_lesion=bones
+            result, self.bone_of_lesion, self.min_lesion_volume_mm3, spacing_mm, bone_of_lesion=bones
         )
         result, distant = clean_distant_components(
-            result,
-            self.anatomy,
-            self.max_distance_voxels,
-            max_distance_mm=self.max_distance_mm,
-            spacing_mm=spacing_mm,
+            result, self.anatomy, self.max_distance_voxels, max_distance_mm=self.max_distance_mm, spacing_mm=spacing_mm
         )
         return Cleaned(result, [*small, *distant], uncertain)
 
     def _without_uncertain(
-        self, segmentation: NDArray, probabilities: Iterable[NDArray], lowest: float
+        self, segmentation: NDArray, probabilities: Iterable[NDArray]
     ) -> tuple[NDArray, dict[int, int]]:
         """The segmentation without uncertain lesion voxels; lesion label -> how many these were."""
         lesions = np.isin(segmentation, list(self.bone_of_lesion))
         labels = segmentation[lesions]
         low, best = np.zeros(len(labels), bool), np.full(len(labels), -math.inf)
         instead = np.zeros_like(labels)
-        number = 0
-        for number, channel in enumerate(probabilities, start=1):
-            value, of_class = number - 1, channel[lesions]
+        value = -1
+        for value, channel in enumerate(probabilities):
+            of_class = channel[lesions]
             if value in self.bone_of_lesion:
                 # In the channel's own precision, as detection compares: 0.7 in a file of floats is not below 0.7.
-                low |= (labels == value) & (of_class < lowest)
+                low |= (labels == value) & (of_class < self.lesion_probability)
             else:
                 better = of_class > best
                 best[better], instead[better] = of_class[better], value
         highest = int(segmentation.max(initial=0))
-        if number <= highest:
-            raise ValueError(f"the softmax output has {number} classes, and the segmentation labels up to {highest}")
+        if value < highest:
+            raise ValueError(f"the softmax output has {value + 1} classes, and the segmentation labels up to {highest}")
         result = segmentation.copy()
         result[lesions] = np.where(low, instead, labels)
         return result, {int(value): int((low & (labels == value)).sum()) for value in self.bone_of_lesion}
@@ -100,14 +95,9 @@ class CleanUp:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A cleaned segmentation, and what it lost.
-
-    Attributes:
-        segmentation: a new array.
-        removals: component by component.
-        uncertain_voxels: lesion label -> voxels that went for their low softmax output.
-    """
+    """A cleaned segmentation, a new array, and what it lost."""
 
     segmentation: NDArray
     removals: list[Removal]
+    #: lesion label -> voxels that went for their low softmax output
     uncertain_voxels: Mapping[int, int]

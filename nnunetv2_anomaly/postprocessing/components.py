@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -44,21 +45,9 @@ class Removal:
     centre: tuple[int, ...]
 
 
-def remove_distant_components(
-    segmentation: NDArray,
-    labels: Collection[int],
-    max_distance_voxels: float = 50,
-    *,
-    max_distance_mm: float | None = None,
-    spacing_mm: Sequence[float] | None = None,
-) -> NDArray:
-    """Of each label keep the largest component and the smaller ones near it.
-
-    The array of ``clean_distant_components``, whose arguments these are.
-    """
-    return clean_distant_components(
-        segmentation, labels, max_distance_voxels, max_distance_mm=max_distance_mm, spacing_mm=spacing_mm
-    )[0]
+def remove_distant_components(*arguments: Any, **options: Any) -> NDArray:
+    """The array of ``clean_distant_components``, whose arguments and errors these are."""
+    return clean_distant_components(*arguments, **options)[0]
 
 
 def clean_distant_components(
@@ -102,19 +91,9 @@ def clean_distant_components(
     return components.without(far, spacing)
 
 
-def remove_small_lesions(
-    segmentation: NDArray,
-    labels: Collection[int],
-    min_volume_mm3: float,
-    spacing_mm: Sequence[float],
-    *,
-    bone_of_lesion: Mapping[int, int] | None = None,
-) -> NDArray:
-    """Remove the components of lesion labels that are smaller than a volume.
-
-    The array of ``clean_small_lesions``, whose arguments these are.
-    """
-    return clean_small_lesions(segmentation, labels, min_volume_mm3, spacing_mm, bone_of_lesion=bone_of_lesion)[0]
+def remove_small_lesions(*arguments: Any, **options: Any) -> NDArray:
+    """The array of ``clean_small_lesions``, whose arguments and errors these are."""
+    return clean_small_lesions(*arguments, **options)[0]
 
 
 def clean_small_lesions(
@@ -159,12 +138,8 @@ def clean_small_lesions(
 def count_components(segmentation: NDArray, labels: Collection[int]) -> dict[int, int]:
     """How many connected components each label has.
 
-    Args:
-        segmentation: integers, two or three axes.
-        labels: which labels, from 1.
-
+    Args: segmentation: integers, two or three axes. labels: which labels, from 1.
     Returns: label -> number of its components, 0 where it is absent, in the order of ``labels``.
-
     Raises: ValueError for another number of axes, or values or labels that are no such numbers.
     """
     segmentation, labels, _ = _checked(segmentation, labels, None)
@@ -222,8 +197,7 @@ def _numbered(volume: NDArray, groups: Sequence[Collection[int]]) -> NDArray[np.
 def _occupied_layers(volume: NDArray) -> list[NDArray[np.bool_]]:
     """Along each axis, which layers hold anything but 0."""
     others = range(volume.ndim - 1)
-    # Seen along the first axis the volume is flat: the other axes are read from that.
-    shadow = np.bitwise_or.reduce(volume, axis=0)
+    shadow = np.bitwise_or.reduce(volume, axis=0)  # flat, and so read sooner than the volume
     along = [shadow.any(axis=tuple(set(others) - {axis})) for axis in others]
     return [volume.any(axis=tuple(range(1, volume.ndim))), *along]
 
@@ -361,13 +335,10 @@ class _Components:
         """The array without some components, given as (component, new value, distance); and their removals."""
         cleaned, removals = self.segmentation.copy(), []
         values = np.zeros(len(self.num_voxels), cleaned.dtype)
-        for component, became, _ in removed:
-            values[component] = became
         voxels, of_voxel = self._voxels([component for component, *_ in removed])
-        cleaned[tuple(voxels)] = values[of_voxel]
         sums = [np.bincount(of_voxel, indices, len(self.num_voxels)) for indices in voxels]
         for component, became, distance in removed:
-            size = self.num_voxels[component]
+            values[component], size = became, self.num_voxels[component]
             removals.append(
                 Removal(
                     label=int(self.label_of(component)),
@@ -378,6 +349,7 @@ class _Components:
                     centre=tuple(round(float(total[component]) / size) for total in sums),
                 )
             )
+        cleaned[tuple(voxels)] = values[of_voxel]
         return cleaned, removals
 
     def _voxels(self, components: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.unsignedinteger]]:

@@ -43,11 +43,13 @@ class _Task:
     probabilities: Path | None
     target: Path
     record: Path
-    file_ending: str
-    reader: str | None
-    values: tuple[int, ...]
-    num_classes: int
+    dataset: DatasetDescription
     clean_up: CleanUp
+
+    @property
+    def values(self) -> list[int]:
+        """What counts as a label."""
+        return sorted(self.dataset.values - {0, self.dataset.ignore})
 
 
 def postprocess_folder(
@@ -56,8 +58,8 @@ def postprocess_folder(
     dataset: DatasetDescription,
     clean_up: CleanUp,
     *,
-    num_processes: int = 2,
-    overwrite: bool = False,
+    num_processes: int,
+    overwrite: bool,
 ) -> pd.DataFrame:
     """Clean every segmentation of a folder.
 
@@ -67,8 +69,6 @@ def postprocess_folder(
     Args:
         predictions: folder of segmentations, and of softmax outputs (.npz) where the clean-up needs them.
         output: folder; missing, empty, or of an earlier clean-up with the same settings.
-        dataset: of the predictions.
-        clean_up: what is removed.
         num_processes: cases at a time; each takes about ten times the memory of a label map.
         overwrite: replace what an earlier clean-up with other settings wrote.
     Returns: removed.csv: a row per case and label.
@@ -83,7 +83,7 @@ def postprocess_folder(
             f"{predictions} has no softmax output (.npz) of {listed(without)}, which --lesion_probability needs; "
             "predict with --save_probabilities"
         )
-    reader = chosen_reader(dataset, next(iter(files.values())))
+    dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, next(iter(files.values()))))
     tasks = [
         _Task(
             case=case,
@@ -91,10 +91,7 @@ def postprocess_folder(
             probabilities=softmax.get(case),
             target=output / file.name,
             record=output / "cases" / f"{case}.json",
-            file_ending=dataset.file_ending,
-            reader=reader,
-            values=tuple(sorted(dataset.values - {0, dataset.ignore})),
-            num_classes=dataset.num_classes,
+            dataset=dataset,
             clean_up=clean_up,
         )
         for case, file in files.items()
@@ -144,26 +141,23 @@ def _prepare(
 
 
 def _clean_case(task: _Task) -> list[dict[str, Any]]:
-    """Clean a case, and write it; rows of removed.csv, without the labels' names.
-
-    Raises: UserError if it cannot be cleaned or written.
-    """
+    """Clean a case, and write it; rows of removed.csv, without the labels' names."""
     sources = [task.source, *([task.probabilities] if task.probabilities else [])]
-    options = {"clean_up": dataclasses.asdict(task.clean_up), "reader": task.reader, "values": task.values}
+    options = {"clean_up": dataclasses.asdict(task.clean_up), "reader": task.dataset.reader, "values": task.values}
     state = fingerprint(sources, options)
     kept = load_record(task.record, state)
     if kept is not None and task.target.is_file():
         return kept["rows"]
-    files = SegmentationFiles(task.file_ending, task.reader)
+    files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
     segmentation = files.read(task.source)
     unknown = sorted(set(count_values(segmentation.voxels)) - {0, *task.values})
     if unknown:
-        raise UserError(f"{task.source} holds unknown labels {unknown}; expected {list(task.values)}; check -djfile")
+        raise UserError(f"{task.source} holds unknown labels {unknown}; expected {task.values}; check -djfile")
     if task.probabilities is None:
         cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm)
     else:
         with read_failures_as_user_errors(task.probabilities, f"the softmax output of {task.source}", "predict again"):
-            channels = files.probabilities(task.probabilities, segmentation, task.num_classes)
+            channels = files.probabilities(task.probabilities, segmentation, task.dataset.num_classes)
             cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     rows = _rows(task, segmentation.voxels, cleaned)
     with write_failures_as_user_errors(task.target):

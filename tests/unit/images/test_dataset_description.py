@@ -137,7 +137,7 @@ def test_dataset_json_is_looked_for_beside_predictions_and_then_references(place
 
 
 def test_dataset_json_that_was_given_and_is_not_there(places):
-    with pytest.raises(UserError, match=r"^-djfile .*nowhere.json is no file; expected the dataset.json"):
+    with pytest.raises(UserError, match=r"nowhere.json cannot be read \(.*No such file"):
         find_dataset_description(places / "nowhere.json", [places / "first"])
 
 

@@ -6,7 +6,7 @@ from places import REAL_MAPS
 from scipy import ndimage
 
 from nnunetv2_anomaly.labels import BONE_OF_LESION
-from nnunetv2_anomaly.postprocessing import (
+from nnunetv2_anomaly.postprocessing.components import (
     Removal,
     clean_distant_components,
     clean_small_lesions,
