@@ -84,13 +84,13 @@ class PublishedProtocol(SegmentationTrainer):
         """Every training case once an epoch, in an order that the epoch's number gives; validation cases likewise.
 
         nnU-Net 2.8.1 draws cases at random with replacement, and its loader's workers deliver in any order; here both
-        are ordered, so that an interrupted run goes on with the cases that it would have had.
+        are ordered, so that an interrupted run resumes with the cases that it would have had.
         """
         training, validation = self.get_tr_and_val_datasets()
         if not training.identifiers or not validation.identifiers:
             raise UserError(
                 f"fold {self.fold} has {len(training.identifiers)} training and {len(validation.identifiers)} "
-                f"validation case(s); expected at least one of each, so mend splits_final.json or train fold 'all'"
+                f"validation case(s); expected at least one of each, so correct splits_final.json or train fold 'all'"
             )
         together = self.batch_size * world_size()
         if self.num_iterations_per_epoch is None:

@@ -44,7 +44,7 @@ class PretrainedModel:
 
 
 def given_weights_file(arguments: Sequence[str] | None = None) -> Path | None:
-    """The file after ``-pretrained_weights`` on the command line: nnU-Net tells its trainers in no other way.
+    """The file after ``-pretrained_weights`` on the command line, of which nnU-Net passes its trainers nothing.
 
     Args: arguments: of the command; those of this process if None.
     """

@@ -70,8 +70,8 @@ class UnsafeFileError(Exception):
     """A file that would run code when it is loaded. names: what it names for that, "module.name"."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        told = listed([shown(name, 80) for name in names])
-        super().__init__(f"would run code when loaded: it names {told}, which no checkpoint of nnU-Net's does")
+        listing = listed([shown(name, 80) for name in names])
+        super().__init__(f"would run code when loaded: it names {listing}, which no checkpoint of nnU-Net's does")
 
 
 def load_safely(source: str | Path | IO[bytes], map_location: Any = "cpu") -> Any:
