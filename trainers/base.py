@@ -19,7 +19,7 @@ from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.files import why_not_writable
 from nnunetv2_anomaly.plans.settings import default, known_settings, section_of
 from nnunetv2_anomaly.training.distributed import Queue, rank, world_size
-from nnunetv2_anomaly.training.finite import LossWatch, where_it_began
+from nnunetv2_anomaly.training.finite import where_it_began
 from nnunetv2_anomaly.training.pretrained import check_copied_weights, given_weights_file
 
 
@@ -198,14 +198,13 @@ class AnomalyTrainerBase(ResumableTrainer):
         Raises: UserError naming epoch, iteration, cases, what was not finite, and the last good checkpoint.
         """
         self._batches_seen[kind] += 1
-        with LossWatch(self.loss) as watch:
-            result = step(batch)
-            if not np.isfinite(result["loss"]).all():
-                rate = getattr(self.lr_scheduler, "initial_lr", self.initial_lr)
-                error_image = getattr(self.module, "latest_error_image", None)
-                raise UserError(
-                    f"the {kind} loss became {float(np.mean(result['loss']))} in epoch {self.current_epoch}, iteration "
-                    f"{self._batches_seen[kind]}, on "
-                    f"{where_it_began(watch, batch, error_image, self.learning_rate_setting, rate)}{self.way_on()}"
-                )
+        result = step(batch)
+        if not np.isfinite(result["loss"]).all():
+            rate = getattr(self.lr_scheduler, "initial_lr", self.initial_lr)
+            error_image = getattr(self.module, "latest_error_image", None)
+            raise UserError(
+                f"the {kind} loss became {float(np.mean(result['loss']))} in epoch {self.current_epoch}, iteration "
+                f"{self._batches_seen[kind]}, on "
+                f"{where_it_began(batch, error_image, self.learning_rate_setting, rate)}{self.way_on()}"
+            )
         return result

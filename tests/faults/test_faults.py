@@ -139,7 +139,7 @@ def test_diverged_training_stops_and_leaves_the_good_checkpoint(
     sentence = sentence_of(trainer.run_training)
     assert f"loss became nan in epoch {epoch}, iteration " in sentence
     assert " on case_" in sentence
-    assert "the network's output for case_" in sentence
+    assert "what the network or the loss made of it is not finite" in sentence
     assert f"set '{setting}' in the section 'anomaly' of plans.json to less than the present 1e+36 if" in sentence
     assert sentence.endswith(f"resume from {good} with --c")
     assert good.read_bytes() == before

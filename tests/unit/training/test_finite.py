@@ -1,79 +1,42 @@
 import pytest
 import torch
-from torch import nn
 
-from nnunetv2_anomaly.training.finite import LossWatch
+from nnunetv2_anomaly.training.finite import where_it_began
 
 CASES = ["a", "b"]
 
 
-class Halves(nn.Module):
-    """A loss of two terms, each with a factor."""
-
-    def __init__(self, first=1.0, second=1.0):
-        super().__init__()
-        self.dice = Scaled(first)
-        self.second = second
-
-    def forward(self, output, target):
-        return self.dice(output, target) + self.second * (output - target).mean()
+def sentence(images=None, error_image=None, keys=CASES):
+    batch = {"data": torch.ones(2, 1, 3, 3) if images is None else images, "keys": keys}
+    return where_it_began(batch, error_image, "segmentation_learning_rate", 0.01)
 
 
-class Scaled(nn.Module):
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, output, target):
-        return self.factor * (output - target).mean()
-
-
-def told(loss, images=None, output=None, error_image=None):
-    images = torch.ones(2, 1, 3, 3) if images is None else images
-    output = torch.ones(2, 4, 3, 3) if output is None else output
-    with LossWatch(loss) as watch:
-        loss(output, torch.zeros(2, 4, 3, 3))
-        return watch.culprit(images, CASES, error_image)
-
-
-def spoiled(*shape, at=1, value=float("nan")):
-    tensor = torch.ones(shape)
+def spoiled(at=1, value=float("nan")):
+    tensor = torch.ones(2, 1, 3, 3)
     tensor[at, 0, 1, 1] = value
     return tensor
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_images_come_first_and_are_named_by_their_case(value):
-    images = spoiled(2, 1, 3, 3, value=value)
-    assert told(Halves(), images, output=spoiled(2, 4, 3, 3)) == (
-        "the preprocessed image of b holds NaN or infinite voxels",
-        True,
-    )
+    found = sentence(spoiled(value=value), error_image=spoiled(at=0))
+    assert found.startswith("a, b: the preprocessed image of b holds NaN or infinite voxels; training stopped")
+    assert "run nnUNetv2_preprocess again" in found
 
 
 def test_error_image_comes_next():
-    what, is_image = told(Halves(), output=spoiled(2, 4, 3, 3), error_image=spoiled(2, 1, 3, 3, at=0))
-    assert (what, is_image) == ("the detector's error image of a is not finite", False)
+    assert "the detector's error image of a is not finite" in sentence(error_image=spoiled(at=0))
 
 
-def test_network_output_is_named_by_its_case():
-    assert told(Halves(), output=spoiled(2, 4, 3, 3))[0] == "the network's output for b is not finite, its input is"
+def test_network_and_loss_come_last_with_the_setting_that_lowers_the_learning_rate():
+    found = sentence(error_image=torch.ones(2, 1, 3, 3))
+    assert "what the network or the loss made of it is not finite" in found
+    assert (
+        "set 'segmentation_learning_rate' in the section 'anomaly' of plans.json to less than the present 0.01" in found
+    )
 
 
-@pytest.mark.parametrize("loss", [Halves(first=float("inf")), Halves(second=float("nan"))])
-def test_loss_comes_last(loss):
-    assert told(loss)[0] == "the network's output is finite, and the loss is not"
-
-
-def test_watch_leaves_nothing_behind():
-    loss = Halves()
-    with LossWatch(loss) as watch:
-        loss(torch.ones(1), torch.ones(1))
-        assert watch.given
-    assert not watch.given
-    assert not loss._forward_hooks
-
-
-def test_loss_that_is_no_module_is_judged_without_a_cause():
-    with LossWatch(lambda output, target: output) as watch:
-        assert watch.culprit(torch.ones(2, 1, 3, 3), CASES) == ("what it was made of is not known", False)
+def test_cases_without_names_are_called_so():
+    assert sentence(spoiled(), keys=[]).startswith(
+        "a batch without names: the preprocessed image of a case of the batch"
+    )
