@@ -11,17 +11,19 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
+
+HELP = "Turn a folder of simulated knees into an nnU-Net raw data set."
 
 #: folder of the simulation -> what stands between a case's name and .nii.gz
 _KINDS = {"images": "_0000", "labels": "", "anomalies": ""}
@@ -153,20 +155,22 @@ def _copy_case(source: Path, case: str, target: Path, suffix: str, *, keep_lesio
     write_image(anatomy, labels_to)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and convert; returns 0."""
-    parser = argparse.ArgumentParser(description="Turn a folder of simulated knees into an nnU-Net raw data set.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this conversion."""
     parser.add_argument("-i", "--input", type=Path, required=True, help="output folder of nnUNetv2_anomaly simulate")
     parser.add_argument("-d", "--dataset_id", type=int, default=500, help="number of the data set (default: 500)")
     parser.add_argument("--name", default="SimulatedKnees", help="name after the number (default: %(default)s)")
     parser.add_argument("--num_test", type=int, help="number of test cases (default: a fifth)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of test cases (default: 0)")
     parser.add_argument("--keep_lesion_labels", action="store_true", help="labels 0 to 9; lesions count as bone if not")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert as the options say; returns 0."""
     target = checked_dataset_dir(args.dataset_id, args.name)
     convert(args.input, target, num_test=args.num_test, seed=args.seed, keep_lesion_labels=args.keep_lesion_labels)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of(sys.modules[__name__]))

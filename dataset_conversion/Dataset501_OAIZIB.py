@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_anomaly.conversion.options import add_image_options, add_output_options, add_zib_options, main_of
-from nnunetv2_anomaly.conversion.release import LICENCE, Release
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.conversion.options import add_output_options, add_source_options, main_of
+from nnunetv2_anomaly.conversion.release import Release
 from nnunetv2_anomaly.labels import OAI_ZIB_LABELS
 
 HELP = "OAI ZIB: 507 baseline knees, bones and cartilages of femur and tibia; masks without pose."
@@ -25,7 +23,6 @@ RELEASE = Release(
     key="oai_zib",
     converted_by="nnunetv2_anomaly.dataset_conversion.Dataset501_OAIZIB",
     description="OAI ZIB: sagittal DESS of 507 knees, bones and cartilages of femur and tibia.",
-    licence=LICENCE,
     reference="Ambellan et al., Medical Image Analysis 52 (2019), doi:10.1016/j.media.2018.11.009",
     source_labels=OAI_ZIB_LABELS,
     labels=OAI_ZIB_LABELS,
@@ -35,10 +32,7 @@ RELEASE = Release(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this conversion."""
-    sources = parser.add_argument_group("sources")
-    sources.add_argument("--labels", type=Path, metavar="DIR", help="folder of the masks alone, instead of --zib")
-    add_zib_options(sources)
-    add_image_options(sources)
+    add_source_options(parser, zib=True, has_pose=False)
     parser.add_argument(
         "--differing_mappings",
         action="store_true",
@@ -58,34 +52,10 @@ def masks_folder(given: Path) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say; returns 0, or 1 if a case failed."""
     # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
-    from nnunetv2_anomaly.conversion.command import (
-        collect_cases,
-        given_series_paths,
-        given_subjects,
-        image_lookup,
-        run_conversion,
-    )
+    from nnunetv2_anomaly.conversion.command import convert_oai
 
-    if args.zib is None and args.labels is None:
-        raise UserError("Give the segmentations: the release of OAI ZIB with --zib DIR, or its masks with --labels DIR")
-    subjects = given_subjects(args)
-    series_paths = None
-    if args.images is None:
-        series_paths = given_series_paths(args, subjects)
-        if series_paths is None:
-            raise UserError(
-                f"{args.zib or args.labels} is no folder of a release with an oai_mri_paths.txt; give this list with "
-                "--paths FILE, or a subject table with a column Path with --subjects CSV"
-            )
-    images_of = image_lookup(args.oai, args.images, series_paths)
-    cases = collect_cases(args.labels or masks_folder(args.zib), images_of, subjects, has_visits=False)
-    return run_conversion(args, RELEASE, cases)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and convert; returns 0, or 1 if something failed."""
-    return main_of(sys.modules[__name__], argv)
+    return convert_oai(args, RELEASE, args.labels or (args.zib and masks_folder(args.zib)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of(sys.modules[__name__]))

@@ -10,18 +10,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from nnunetv2_anomaly.conversion.options import (
-    add_image_options,
-    add_output_options,
-    add_series_option,
-    add_zib_options,
-    main_of,
-)
-from nnunetv2_anomaly.conversion.release import LICENCE, Release
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.conversion.options import add_output_options, add_source_options, main_of
+from nnunetv2_anomaly.conversion.release import Release
 from nnunetv2_anomaly.labels import LABELS
 
 HELP = "OAI ZIB-UQ: 20 knees of OAI ZIB with patella and bone marrow lesions."
@@ -30,7 +21,6 @@ RELEASE = Release(
     key="oai_zib_uq",
     converted_by="nnunetv2_anomaly.dataset_conversion.Dataset502_OAIZIBUQ",
     description="OAI ZIB-UQ: sagittal DESS of 20 knees, bones, cartilages and bone marrow lesions.",
-    licence=LICENCE,
     reference="Woo et al., arXiv:2211.16696",
     source_labels=LABELS,
     labels=LABELS,
@@ -40,11 +30,7 @@ RELEASE = Release(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this conversion."""
-    sources = parser.add_argument_group("sources")
-    sources.add_argument("--labels", type=Path, metavar="DIR", help="folder of the masks")
-    add_zib_options(sources)
-    add_image_options(sources)
-    add_series_option(sources)
+    add_source_options(parser, zib=True, has_pose=True)
     add_output_options(parser, 502, "OAIZIBUQ")
 
 
@@ -55,27 +41,10 @@ def run(args: argparse.Namespace) -> int:
     visit; it has to have the mask's grid in either case.
     """
     # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
-    from nnunetv2_anomaly.conversion.command import (
-        collect_cases,
-        given_series_paths,
-        given_subjects,
-        image_lookup,
-        run_conversion,
-    )
+    from nnunetv2_anomaly.conversion.command import convert_oai
 
-    labels = args.labels or args.zib
-    if labels is None:
-        raise UserError("Give the segmentations of OAI ZIB-UQ with --labels DIR")
-    subjects = given_subjects(args)
-    series_paths = None if args.images is not None else given_series_paths(args, subjects)
-    images_of = image_lookup(args.oai, args.images, series_paths)
-    return run_conversion(args, RELEASE, collect_cases(labels, images_of, subjects, has_visits=False))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and convert; returns 0, or 1 if something failed."""
-    return main_of(sys.modules[__name__], argv)
+    return convert_oai(args, RELEASE, args.labels or args.zib)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of(sys.modules[__name__]))

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_anomaly.conversion.options import add_output_options, main_of
-from nnunetv2_anomaly.conversion.release import LICENCE, Release
+from nnunetv2_anomaly.conversion.release import Release
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import OAI_ZIB_LABELS, OAIZIB_CM_LABELS
 
@@ -25,7 +24,6 @@ RELEASE = Release(
     key="oaizib_cm",
     converted_by="nnunetv2_anomaly.dataset_conversion.Dataset504_OAIZIBCM",
     description="OAIZIB-CM: sagittal DESS of 507 knees, bones and cartilages of femur and tibia.",
-    licence=LICENCE,
     reference="Ambellan et al., Medical Image Analysis 52 (2019), doi:10.1016/j.media.2018.11.009; OAIZIB-CM",
     source_labels=OAIZIB_CM_LABELS,
     labels=OAI_ZIB_LABELS,
@@ -74,10 +72,5 @@ def run(args: argparse.Namespace) -> int:
     return run_conversion(args, RELEASE_WITH_COMPARTMENTS if args.keep_compartments else RELEASE, cases)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and convert; returns 0, or 1 if something failed."""
-    return main_of(sys.modules[__name__], argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of(sys.modules[__name__]))

@@ -6,12 +6,16 @@ import errno
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_anomaly.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 #: The names that ``written_beside`` gives to what it writes, and no others: a file may be called part_one.
 _HALF_WRITTEN = re.compile(r"part_\d+_")
@@ -65,6 +69,24 @@ def written_beside(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path, busy: str) -> Iterator[int]:
+    """Keep a second run away from what this one writes.
+
+    Args:
+        file: of the lock, made if need be.
+        busy: what to say where another process holds it.
+    Yields: the lock's file descriptor; a process that inherits it keeps the lock even if this one is killed.
+    Raises: UserError if another process holds it.
+    """
+    with file.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(busy) from error
+        yield stream.fileno()
 
 
 def is_half_written(name: str) -> bool:

@@ -68,9 +68,9 @@ def femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64
     trochlea = _beyond(cartilage[:, 1], width_mm) * _beyond(cartilage[:, 0] - 10, width_mm)
     halves = [trochlea * _beyond(sign * cartilage[:, 2], width_mm) for sign in (1, -1)]
     if min(half.sum() for half in halves) >= LEAST_POINTS // 2:
-        right, left = (float(np.average(cartilage[:, 0], weights=half)) for half in halves)
+        heights = [float(np.average(cartilage[:, 0], weights=half)) for half in halves]
         found["trochlea_lateral_mm"] = float(np.average(cartilage[:, 2], weights=trochlea))
-        found["trochlea_higher_mm"] = right - left
+        found["trochlea_higher_mm"] = heights[0] - heights[1]
     shaft = _beyond(bone[:, 0] - 40, width_mm) * _beyond(60 - bone[:, 0], width_mm)
     if shaft.sum() >= LEAST_POINTS and bone[:, 0].max() > 50:
         found["femoral_shaft_lateral_mm"] = float(np.average(bone[:, 2], weights=shaft))
@@ -167,7 +167,7 @@ def _histogram(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Middles of bins of ``width_mm`` and the weight in each; a value is divided between the two next to it."""
     start = values.min()
-    position = (values - start) / width_mm
+    position: NDArray[np.float64] = (values - start) / width_mm
     lower = position.astype(np.intp)
     upper_share = weights * (position - lower)
     size = int(lower.max()) + 2

@@ -61,18 +61,19 @@ class Borders:
         known, codes = np.unique(np.concatenate([below, above]), return_inverse=True)
         below, above = codes[: below.size], codes[below.size :]
         pairs = np.minimum(below, above) * known.size + np.maximum(below, above)
-        drawn = []
+        drawn: list[NDArray[np.intp]] = []
         for pair in np.unique(pairs):
-            found = np.flatnonzero(pairs == pair)
+            found: NDArray[np.intp] = np.flatnonzero(pairs == pair)
             if found.size > _PLACES_PER_PAIR:
                 found = random.choice(found, _PLACES_PER_PAIR, replace=False)
             drawn.append(found)
-        drawn = np.sort(np.concatenate(drawn))
-        places, axes, pairs, below, above = places[:, drawn], axes[drawn], pairs[drawn], below[drawn], above[drawn]
+        chosen = np.sort(np.concatenate(drawn))
+        places, axes, pairs, below, above = places[:, chosen], axes[chosen], pairs[chosen], below[chosen], above[chosen]
 
         reach = np.array(voxels(labels.shape, REACH))
         limits = np.array(labels.shape)
-        positions, kinds, sides = [], [], []
+        looked_at: list[NDArray[np.intp]] = []
+        kinds, sides = [], []
         index = np.arange(axes.size)
         for depth in range(reach.max()):
             lower, upper = places.copy(), places.copy()
@@ -83,22 +84,20 @@ class Borders:
             kept[kept] = (_merged(labels[tuple(lower[:, kept])]) == known[below[kept]]) & (
                 _merged(labels[tuple(upper[:, kept])]) == known[above[kept]]
             )
-            positions += [lower[:, kept], upper[:, kept]]
+            looked_at += [lower[:, kept], upper[:, kept]]
             kinds += [pairs[kept]] * 2
             sides += [(below > above)[kept], (below < above)[kept]]
-        positions = np.concatenate(positions, axis=1)
-        regions = np.zeros(positions.shape[1], np.intp)
-        for axis in range(3):
-            regions = 2 * regions + (positions[axis] > np.median(positions[axis]))
+        positions = np.concatenate(looked_at, axis=1)
+        above_middle = positions > np.median(positions, axis=1, keepdims=True)
         return cls(
             positions=positions.astype(np.int32),
             kinds=np.unique(np.concatenate(kinds), return_inverse=True)[1],
             sides=np.concatenate(sides).astype(np.intp),
-            regions=regions,
+            regions=np.array([4, 2, 1]) @ above_middle,
         )
 
 
-def _faces(labels: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _faces(labels: NDArray) -> list[NDArray]:
     """Pairs of neighbours that differ in label: lower position (3, N), axis (N,), labels below and above (N,)."""
     # Of a large mask only every so many lines of voxels are searched, along each axis in turn.
     stride = max(1, int(np.ceil(np.sqrt(labels.size / _SEARCHED_VOXELS))))
@@ -117,7 +116,7 @@ def _faces(labels: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
             places[a] = found_at * stride + lines[a].start
         kept = below != above
         found.append((places[:, kept], np.full(kept.sum(), axis), below[kept], above[kept]))
-    return tuple(np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+    return [np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True)]
 
 
 def _merged(values: NDArray) -> NDArray[np.int64]:

@@ -86,8 +86,8 @@ def is_there(row: Mapping[str, str] | None, options: Options) -> bool:
 
 def _outcome(job: CaseJob) -> CaseOutcome:
     try:
-        if job.row is not None and (done := _finished(job)) is not None:
-            return done
+        if job.row is not None and not job.options.overwrite and is_there(job.row, job.options):
+            return CaseOutcome(row=_checked_row(job, job.row), kept=True)
         if job.case.problem is not None:
             raise UserError(job.case.problem)
         return CaseOutcome(row=_convert(job))
@@ -111,11 +111,12 @@ def case_files(case: Case) -> tuple[Path, Path, Path]:
     )
 
 
-def _finished(job: CaseJob) -> CaseOutcome | None:
-    """The outcome if an earlier run finished this case and nothing has changed since; None if it is to be converted."""
-    if job.options.overwrite or not is_there(job.row, job.options):
-        return None
-    row, case, folder = dict(job.row), job.case, job.options.dataset_dir
+def _checked_row(job: CaseJob, earlier: Mapping[str, str]) -> dict[str, str]:
+    """The row of a case that an earlier run finished, with what the table has added since.
+
+    Raises: UserError if anything else about it has changed.
+    """
+    row, case, folder = dict(earlier), job.case, job.options.dataset_dir
     changed = [
         f"{row[f'{kind}_file']} is not as it was then"
         for kind in ("image", "label")
@@ -123,7 +124,7 @@ def _finished(job: CaseJob) -> CaseOutcome | None:
     ]
     if case.label_file.is_file() and label_source_sha256(case.label_file) != row["label_source_sha256"]:
         changed.append(f"its label map {case.label_relative} is not as it was then ({row['label_source']})")
-    keys = {source.key() for source in case.images}
+    keys = {source_key(source.relative, is_series=source.is_series) for source in case.images}
     if case.problem is None and source_key(row["image_source"], is_series=bool(row["series_uid"])) not in keys:
         changed.append(f"its image was {row['image_source']}")
     known = _table_cells(case)
@@ -140,7 +141,7 @@ def _finished(job: CaseJob) -> CaseOutcome | None:
     if job.options.previews and not preview.is_file() and not job.options.dry_run:
         image, labels = (oriented(read_image(folder / row[f"{kind}_file"])) for kind in ("image", "label"))
         _draw(job, image, sitk.GetArrayViewFromImage(labels))
-    return CaseOutcome(row=row, kept=True)
+    return row
 
 
 def _convert(job: CaseJob) -> dict[str, str]:

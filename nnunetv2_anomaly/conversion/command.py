@@ -78,6 +78,39 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
     return 1 if summary.problems or summary.faults else 0
 
 
+def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None, *, has_visits: bool = False) -> int:
+    """Convert masks of subjects of the OAI, whose images are in its packages or were converted before.
+
+    A subject's series is the listed one of OAI ZIB where a list is at hand, which masks without pose need; else any
+    DESS series of the visit that has the mask's grid.
+
+    Args:
+        args: options of ``add_source_options`` and ``add_output_options``.
+        release: what the masks are.
+        labels: folder of the masks, if one was given.
+        has_visits: as ``collect_cases`` takes it.
+
+    Returns: 0, or 1 if a case failed.
+    """
+    if labels is None:
+        raise UserError("Give the segmentations: their folder with --labels DIR, or the release with --zib DIR")
+    subjects = read_subjects(args.subjects) if args.subjects else None
+    series_paths = None
+    if args.images is None and hasattr(args, "paths"):
+        file = args.paths or find_series_paths_file(folder for folder in (args.zib, args.labels) if folder)
+        if file is not None:
+            series_paths = read_series_paths(file)
+        elif subjects:
+            series_paths = subjects.series_paths() or None
+        if series_paths is None and not release.has_pose:
+            raise UserError(
+                f"{args.zib or args.labels} is no folder of a release with an oai_mri_paths.txt; give this list with "
+                "--paths FILE, or a subject table with a column Path with --subjects CSV"
+            )
+    images_of = image_lookup(args.oai, args.images, series_paths)
+    return run_conversion(args, release, collect_cases(labels, images_of, subjects, has_visits=has_visits))
+
+
 def image_lookup(
     oai: Sequence[Path] | None, images: Path | None, series_paths: dict[str, str] | None
 ) -> Callable[[str, str], list[ImageSource]]:
@@ -87,14 +120,10 @@ def image_lookup(
         oai: roots of OAI's packages; or
         images: a folder of converted images.
         series_paths: subject -> path of the baseline series; None to look through all series of the visit.
-
-    Raises: UserError unless just one of the two is given and there.
     """
-    if (oai is None) == (images is None):
-        raise UserError("Give the images: OAI's packages with --oai DIR, or converted ones with --images DIR")
     if images is not None:
         return ImageFolder(images).images_of
-    packages = OaiPackages(oai)
+    packages = OaiPackages(oai or ())
     if series_paths is None:
         return packages.series_of_visit
 
@@ -185,16 +214,3 @@ def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | Non
         problem = f"no label map in {labels}; expected {name}.nii.gz, as in the release"
         cases.append(Case(name, name, None, found[0], found[0].name, is_test=is_test, problem=problem))
     return cases
-
-
-def given_subjects(args: argparse.Namespace) -> SubjectTable | None:
-    """The subject table, if one was given."""
-    return read_subjects(args.subjects) if args.subjects else None
-
-
-def given_series_paths(args: argparse.Namespace, subjects: SubjectTable | None) -> dict[str, str] | None:
-    """Subject -> path of the baseline series, from --paths, the release, or the subject table; None if none has it."""
-    file = args.paths or find_series_paths_file(folder for folder in (args.zib, args.labels) if folder)
-    if file is not None:
-        return read_series_paths(file)
-    return (subjects.series_paths() or None) if subjects else None

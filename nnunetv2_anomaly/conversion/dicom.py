@@ -37,6 +37,11 @@ _SLICE_ENDING = re.compile(r"(\.(dcm|dicom|ima|\d+))?", re.IGNORECASE)
 _SERIES_DESCRIPTION, _SERIES_UID = "0008|103e", "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _ECHO_TIME, _ECHO_NUMBERS, _PHOTOMETRIC = "0018|0081", "0018|0086", "0028|0004"
+_BITS_ALLOCATED = "0028|0100"
+_PIXEL_DATA = b"\xe0\x7f\x10\x00"  # as its tag stands in the file
+
+#: the syntaxes that compress the voxels: deflated, JPEG of all kinds, RLE
+_COMPRESSED = re.compile(rb"1\.2\.840\.10008\.1\.2\.(1\.99|4\.|5)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +76,10 @@ def series_description(folder: Path) -> str | None:
     Returns: the description, "" where the header has none; None if the folder holds no file that reads as DICOM.
     Raises: UserError if the folder does not exist.
     """
-    reader = _file_reader()
     with _no_warnings():
         for file in _candidates(folder):
-            try:
-                _read_information(reader, file)
-            except RuntimeError:
-                continue
-            return _text(reader, _SERIES_DESCRIPTION)
+            with contextlib.suppress(RuntimeError):
+                return _text(_header(file), _SERIES_DESCRIPTION)
     return None
 
 
@@ -87,26 +88,19 @@ def read_series(folder: Path) -> DicomSeries:
 
     Hidden files, DICOMDIR and whatever is neither named like a slice nor DICOM are ignored.
 
-    Raises: UserError if the folder or DICOM files in it are missing, if a file is no DICOM or cut off, for several
-        series or echoes, colour or multi-frame images, slices without a position, slices that differ in size, spacing,
-        direction or voxel type, and positions that come twice, are missing, or are not evenly spaced.
+    Raises: UserError if the folder or DICOM files in it are missing, if a file is no DICOM, cut off or short of voxels,
+        for several series or echoes, colour or multi-frame images, slices without a position, slices that differ in
+        size, spacing, direction or voxel type, and positions that come twice, are missing, or are not evenly spaced.
     """
     files = list(_candidates(folder))
     if not files:
         raise UserError(f"{folder} holds no DICOM file; expected the slices of one series (001, 002, ...)")
-    reader = _file_reader()
     with _no_warnings():
-        slices = [_read_slice(reader, file) for file in files]
+        slices = [_read_slice(file) for file in files]
     _check_one_volume(folder, slices)
     slices, grid = _stack(folder, slices)
-    first = slices[0]
-    return DicomSeries(
-        folder=folder,
-        files=tuple(s.file for s in slices),
-        description=first.description,
-        series_uid=first.series_uid,
-        grid=grid,
-    )
+    files = [s.file for s in slices]
+    return DicomSeries(folder, tuple(files), slices[0].description, slices[0].series_uid, grid)
 
 
 def read_series_image(series: DicomSeries) -> sitk.Image:
@@ -170,17 +164,13 @@ def _no_warnings() -> Iterator[None]:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def _file_reader() -> sitk.ImageFileReader:
+def _header(file: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     # Named, because the others would be asked first for every file, and some of them guess.
     reader.SetImageIO("GDCMImageIO")
-    reader.LoadPrivateTagsOff()
-    return reader
-
-
-def _read_information(reader: sitk.ImageFileReader, file: Path) -> None:
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
+    return reader
 
 
 def _text(reader: sitk.ImageFileReader, key: str) -> str:
@@ -191,9 +181,9 @@ def _text(reader: sitk.ImageFileReader, key: str) -> str:
     return re.sub(r"[\0-\x20]+", " ", text).strip()
 
 
-def _read_slice(reader: sitk.ImageFileReader, file: Path) -> _Slice:
+def _read_slice(file: Path) -> _Slice:
     try:
-        _read_information(reader, file)
+        reader = _header(file)
     except RuntimeError as error:
         fault = (
             "is cut off or damaged, or holds no image; expected a whole DICOM slice; get it again"
@@ -206,6 +196,8 @@ def _read_slice(reader: sitk.ImageFileReader, file: Path) -> _Slice:
     if frames != 1 or reader.GetNumberOfComponents() != 1 or photometric != "MONOCHROME2":
         kind = f"a multi-frame image of {frames} slices" if frames != 1 else f"an image of the kind {photometric}"
         raise UserError(f"{file} is {kind}; expected one slice of grey values (MONOCHROME2); convert or remove it")
+    if _lacks_voxels(file, columns * rows * int(_text(reader, _BITS_ALLOCATED)) // 8):
+        raise UserError(f"{file} holds fewer voxels than its rows and columns want; expected all; get it again")
     return _Slice(
         file=file,
         description=_text(reader, _SERIES_DESCRIPTION),
@@ -217,6 +209,17 @@ def _read_slice(reader: sitk.ImageFileReader, file: Path) -> _Slice:
         position=_numbers(reader, file, _POSITION, "ImagePositionPatient", 3),
         cosines=_numbers(reader, file, _ORIENTATION, "ImageOrientationPatient", 6),
     )
+
+
+def _lacks_voxels(file: Path, expected_bytes: int) -> bool:
+    """Whether a file ends before its voxels do, which GDCM replaces with zeros; never for compressed ones.
+
+    The element of the voxels is the last one, or nearly so; another one of its kind (an icon) can only stand before it.
+    """
+    content = file.read_bytes()
+    start = content.find(_PIXEL_DATA)
+    header_bytes = 12 if content[start + 4 : start + 6] in (b"OW", b"OB") else 8
+    return len(content) - start - header_bytes < expected_bytes and not _COMPRESSED.search(content[:1024])
 
 
 def _numbers(reader: sitk.ImageFileReader, file: Path, key: str, name: str, count: int) -> tuple[float, ...]:

@@ -11,40 +11,30 @@ from types import ModuleType
 from nnunetv2_anomaly.errors import UserError
 
 
-def add_zib_options(sources: argparse._ArgumentGroup) -> None:
-    """Add --zib and --paths, for masks of subjects that are in OAI ZIB's list of series."""
-    release = "the release of OAI ZIB, with segmentation/doc and segmentation/segmentation_masks"
-    sources.add_argument("--zib", type=Path, metavar="DIR", help=release)
-    sources.add_argument(
-        "--paths",
-        type=Path,
-        metavar="FILE",
-        help="list of the subjects' series (default: oai_mri_paths.txt of the release, else column Path of --subjects)",
-    )
+def add_source_options(parser: argparse.ArgumentParser, *, zib: bool, has_pose: bool) -> None:
+    """Add the options that give masks, images and what is known of the subjects.
 
-
-def add_image_options(sources: argparse._ArgumentGroup) -> None:
-    """Add --oai or --images, and --subjects."""
-    images = sources.add_mutually_exclusive_group()
-    images.add_argument(
-        "--oai", type=Path, nargs="+", metavar="DIR", help="OAI's image packages as downloaded, one or several roots"
-    )
-    images.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="instead of --oai: converted images (NIfTI, NRRD, MetaImage), named by subject and visit",
-    )
-    sources.add_argument(
-        "--subjects", type=Path, metavar="CSV", help="table of knee side, Kellgren-Lawrence grade, sex, age, BMI"
-    )
-
-
-def add_series_option(sources: argparse._ArgumentGroup) -> None:
-    """Add --series, for masks with a pose."""
-    sources.add_argument(
-        "--series", nargs="+", default=(), metavar="UID", help="series to take where several have the mask's grid"
-    )
+    Args:
+        zib: whether the masks are of subjects that are in OAI ZIB's list of series: --zib and --paths.
+        has_pose: whether the masks' headers give their place in space: --series.
+    """
+    sources = parser.add_argument_group("sources")
+    sources.add_argument("--labels", type=Path, metavar="DIR", required=not zib, help="folder of the masks")
+    if zib:
+        release = "the release of OAI ZIB, with segmentation/doc and segmentation/segmentation_masks"
+        sources.add_argument("--zib", type=Path, metavar="DIR", help=release)
+        paths = "the subjects' series (default: oai_mri_paths.txt of the release, else column Path of --subjects)"
+        sources.add_argument("--paths", type=Path, metavar="FILE", help=f"list of {paths}")
+    images = sources.add_mutually_exclusive_group(required=True)
+    packages = "OAI's image packages as downloaded, one or several roots"
+    images.add_argument("--oai", type=Path, nargs="+", metavar="DIR", help=packages)
+    converted = "instead of --oai: converted images (NIfTI, NRRD, MetaImage), named by subject and visit"
+    images.add_argument("--images", type=Path, metavar="DIR", help=converted)
+    table = "table of knee side, Kellgren-Lawrence grade, sex, age, BMI"
+    sources.add_argument("--subjects", type=Path, metavar="CSV", help=table)
+    if has_pose:
+        several = "series to take where several have the mask's grid"
+        sources.add_argument("--series", nargs="+", default=(), metavar="UID", help=several)
 
 
 def add_output_options(parser: argparse.ArgumentParser, dataset_id: int, name: str) -> None:
@@ -69,7 +59,7 @@ def add_output_options(parser: argparse.ArgumentParser, dataset_id: int, name: s
     run.add_argument("-np", "--num_processes", type=int, default=2, metavar="N", help="cases at a time (default: 2)")
 
 
-def main_of(module: ModuleType, argv: Sequence[str] | None) -> int:
+def main_of(module: ModuleType, argv: Sequence[str] | None = None) -> int:
     """A conversion's own command, from its module with HELP, ``add_arguments`` and ``run``.
 
     Returns: 0 = success, 1 = a case failed, or a user's mistake, reported in one sentence on standard error.

@@ -22,11 +22,11 @@ class Release:
     key: str  # as on the command line
     converted_by: str  # module
     description: str
-    licence: str
     reference: str
     source_labels: Mapping[str, int]  # name -> value in the published files
     labels: Mapping[str, int]  # name -> value in the data set
     has_pose: bool  # whether the masks' headers give their place in space
+    licence: str = LICENCE
 
     def merged_values(self) -> dict[int, int]:
         """Published value -> value in the data set. A compartment goes to the structure that its name ends in."""

@@ -11,40 +11,29 @@ $nnUNet_preprocessed/DatasetXXX_Name/splits_final.json
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.conversion.agreement import note_unconfirmed, refuse_differing_mappings
-from nnunetv2_anomaly.conversion.case import COLUMNS, CaseJob, CaseOutcome, convert_case, is_there
-from nnunetv2_anomaly.conversion.manifest import (
-    MANIFEST,
-    PROBLEMS,
-    read_manifest,
-    write_manifest,
-    write_table,
-)
+from nnunetv2_anomaly.conversion.case import COLUMNS, CaseJob, convert_case, is_there
 from nnunetv2_anomaly.conversion.raw_dataset import READER, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
-from nnunetv2_anomaly.conversion.splits import (
-    seeded_test_sets,
-    splits_from_test_sets,
-    training_subjects,
-    write_splits,
-)
-from nnunetv2_anomaly.conversion.summary import Summary
+from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_test_sets, training_subjects, write_splits
+from nnunetv2_anomaly.conversion.summary import Summary, note_unconfirmed, refuse_differing_mappings
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import is_half_written, read_json, write_text
+from nnunetv2_anomaly.files import is_half_written, locked, read_json, write_text
 from nnunetv2_anomaly.parallel import run_jobs
 
+MANIFEST = "manifest.csv"
+PROBLEMS = "problems.csv"
 RECORD = "conversion.json"
 LOCK = "conversion.lock"
 UNLISTED = "unlisted"
@@ -139,27 +128,19 @@ def _convert_each(
     jobs = [CaseJob(case, release, options, rows.get(case.name)) for case in cases]
     with run_jobs(convert_case, jobs, num_processes) as finished:
         for job, future in tqdm(finished, total=len(jobs), desc="converting", unit="case"):
-            try:
-                outcome = future.result()
-            except Exception as error:  # the process died, for want of memory or by force
-                outcome = CaseOutcome(problem=f"its process ended ({error!r}); run again, with fewer processes (-np)")
-            _take(summary, job, outcome)
+            outcome, name = future.result(), job.case.name
+            if outcome.problem is not None:
+                summary.problems[name] = outcome.problem
+                if outcome.dropped:
+                    summary.rows.pop(name, None)
+            if outcome.row is not None:
+                summary.rows[name] = outcome.row
+                (summary.kept if outcome.kept else summary.converted).append(name)
             if not options.dry_run and not outcome.kept and (outcome.row is not None or outcome.dropped):
                 write_manifest(options.dataset_dir, columns, summary.rows.values())
     if not options.dry_run:
         _drop_lost(summary, options, {case.name for case in cases})
     return summary
-
-
-def _take(summary: Summary, job: CaseJob, outcome: CaseOutcome) -> None:
-    name = job.case.name
-    if outcome.problem is not None:
-        summary.problems[name] = outcome.problem
-        if outcome.dropped:
-            summary.rows.pop(name, None)
-        return
-    summary.rows[name] = outcome.row
-    (summary.kept if outcome.kept else summary.converted).append(name)
 
 
 def _earlier_record(folder: Path) -> dict:
@@ -208,11 +189,7 @@ def _locked(folder: Path) -> Iterator[None]:
     Raises: UserError if another one is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another conversion is writing to {folder}; wait for its end, then run again") from error
+    with locked(folder / LOCK, f"another conversion is writing to {folder}; wait for its end, then run again"):
         try:
             yield
         finally:
@@ -253,12 +230,38 @@ def _drop_lost(summary: Summary, options: Options, given: set[str]) -> None:
             del summary.rows[name]
 
 
+def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
+    """Rows of the manifest by case; none if there is no manifest.
+
+    Raises: UserError if it has other columns than the given ones.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if columns is not None and tuple(table.columns) != tuple(columns):
+        raise UserError(
+            f"{file} has other columns than this conversion writes, so it is of another release, other options or "
+            "another version; delete the data set's folder, or choose another number with -d"
+        )
+    return {row["case"]: row.to_dict() for _, row in table.iterrows()}
+
+
+def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Write the rows, sorted by case, beside and renamed."""
+    _write_table(folder / MANIFEST, columns, sorted(rows, key=lambda row: row["case"]))
+
+
+def _write_table(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    write_text(file, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False, lineterminator="\n"))
+
+
 def _write_problems(folder: Path, problems: Mapping[str, str]) -> None:
     if not problems:
         (folder / PROBLEMS).unlink(missing_ok=True)
         return
     rows = [{"case": name, "problem": problem} for name, problem in sorted(problems.items())]
-    write_table(folder / PROBLEMS, ("case", "problem"), rows)
+    _write_table(folder / PROBLEMS, ("case", "problem"), rows)
 
 
 def _write_dataset_json(folder: Path, release: Release, options: Options, rows: Mapping[str, dict[str, str]]) -> None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from nnunetv2_anomaly.conversion.text_files import read_lines
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import is_half_written
 from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem
@@ -16,18 +15,7 @@ from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem
 BASELINE = "00m"
 
 #: month of the visit -> number that OAI's packages of it begin with, and that the visit's code V00, V01 ... ends in
-VISIT_NUMBERS = {
-    "00m": 0,
-    "12m": 1,
-    "18m": 2,
-    "24m": 3,
-    "30m": 4,
-    "36m": 5,
-    "48m": 6,
-    "72m": 8,
-    "96m": 10,
-}
-
+VISIT_NUMBERS = {"00m": 0, "12m": 1, "18m": 2, "24m": 3, "30m": 4, "36m": 5, "48m": 6, "72m": 8, "96m": 10}
 _VISIT_OF_NUMBER = {number: visit for visit, number in VISIT_NUMBERS.items()}
 
 _SUBJECT = re.compile(r"(?<!\d)(\d{7})(?!\d)")  # OAI's public subject numbers
@@ -44,13 +32,9 @@ class ImageSource:
     relative: str  # to the folder that the user gave, with forward slashes
     is_series: bool
 
-    def key(self) -> str:
-        """What it is, from wherever it is looked at: package/subject/date/barcode of a series, a file's name."""
-        return source_key(self.relative, is_series=self.is_series)
-
 
 def source_key(relative: str, *, is_series: bool) -> str:
-    """``ImageSource.key`` of a path as the manifest has it."""
+    """What a source is, from wherever it is looked at: package/subject/date/barcode of a series, a file's name."""
     return "/".join(relative.split("/")[-4 if is_series else -1 :])
 
 
@@ -66,7 +50,7 @@ class OaiPackages:
         Raises: UserError if a root is missing or holds no package.
         """
         self._packages: dict[str, list[tuple[Path, Path]]] = {visit: [] for visit in VISIT_NUMBERS}
-        self._roots = list(roots)
+        self._root_names = ", ".join(map(str, roots))
         seen: set[Path] = set()
         for root in roots:
             packages = list(_packages_below(root))
@@ -87,7 +71,7 @@ class OaiPackages:
         packages = self._packages.get(visit, [])
         if not packages:
             raise UserError(
-                f"no package of visit {visit} below {self._root_names()}; expected {visit}/"
+                f"no package of visit {visit} below {self._root_names}; expected {visit}/"
                 f"{VISIT_NUMBERS.get(visit, '?')}.*/{subject}/"
             )
         # The same folder below two roots is one download twice; an empty one is a download that failed.
@@ -112,13 +96,10 @@ class OaiPackages:
         there = [(folder, root) for folder, root in places if folder.is_dir()]
         for folder, root in sorted(there, key=lambda place: not any(place[0].iterdir())):
             return ImageSource(folder, _relative(folder, root), is_series=True)
-        expected = ", ".join(str(folder) for folder, _ in places) or f"{BASELINE}/{name} below {self._root_names()}"
+        expected = ", ".join(str(folder) for folder, _ in places) or f"{BASELINE}/{name} below {self._root_names}"
         raise UserError(
             f"the series {path} is missing; expected its slices in {expected}; download that package, or give its root"
         )
-
-    def _root_names(self) -> str:
-        return ", ".join(str(root) for root in self._roots)
 
 
 def _packages_below(folder: Path, depth: int = 4) -> Iterator[tuple[str, Path]]:
@@ -254,6 +235,20 @@ def find_series_paths_file(folders: Iterable[Path]) -> Path | None:
             if file.is_file():
                 return file
     return None
+
+
+def read_lines(file: Path, expected: str) -> list[str]:
+    """Lines of a text file in UTF-8, with or without a byte order mark.
+
+    Args: expected: what the file should be, for the sentence.
+
+    Raises: UserError if it is missing, or in another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+        fault = "is no text file in UTF-8" if file.is_file() else "is no file"
+        raise UserError(f"{file} {fault}; expected {expected}") from error
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunetv2_anomaly.conversion.release import Options
+from nnunetv2_anomaly.conversion.sources import read_lines
 from nnunetv2_anomaly.conversion.summary import Summary
-from nnunetv2_anomaly.conversion.text_files import read_lines
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_text
 

@@ -7,8 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnunetv2_anomaly.conversion.sources import BASELINE, VISIT_NUMBERS
-from nnunetv2_anomaly.conversion.text_files import read_lines
+from nnunetv2_anomaly.conversion.sources import BASELINE, VISIT_NUMBERS, read_lines
 from nnunetv2_anomaly.errors import UserError
 
 #: the codes of OAI's tables

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.conversion.manifest import write_table
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import convert
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_environment
@@ -294,4 +294,4 @@ class Demo(DemoFolders):
             {"case": case, "holds": "no lesion" if entry["intensity_auc"] is None else "a lesion"}
             for case, entry in manifest["cases"].items()
         ]
-        write_table(self.lesions, ("case", "holds"), rows)
+        write_text(self.lesions, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -10,8 +9,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
@@ -19,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunetv2_anomaly import files
 from nnunetv2_anomaly.environment import nnunet_command
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
@@ -272,21 +272,10 @@ def training_step(
     return Step(name or f"train_{trainer}_{dataset}_fold{fold}", makes, command, **more)
 
 
-@contextmanager
-def locked(folder: Path, advice: str) -> Iterator[int]:
-    """Keep a second run out of a folder, where it would write the same files.
+def locked(folder: Path, advice: str) -> AbstractContextManager[int]:
+    """Keep a second run out of a folder, where it would write the same files (``files.locked``).
 
-    Args:
-        folder: of the run.
-        advice: what else a user can do than wait, for the sentence.
-    Yields: the lock's file descriptor; a process that inherits it keeps the lock even if this one is killed.
-    Raises: UserError if another process holds it.
+    Args: advice: what else a user can do than wait, for the sentence.
     """
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another run is at work in {folder}, or a step that outlived one; wait for it or end it, or {advice}"
-            ) from error
-        yield file.fileno()
+    busy = f"another run is at work in {folder}, or a step that outlived one; wait for it or end it, or {advice}"
+    return files.locked(folder / LOCK, busy)

@@ -26,6 +26,7 @@ from oai_tree import (
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.conversion.mapping import AxisMapping
+from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.images.grids import Grid, corner_distance_mm
 from nnunetv2_anomaly.labels import BONE_OF_LESION
 
@@ -544,7 +545,7 @@ def akoa_tree(folder: Path) -> dict[str, Knee]:
 def test_akoa_finds_the_series_on_the_masks_grid(tmp_path):
     cases = akoa_tree(tmp_path)
     words = ["--labels", str(tmp_path / "masks"), "--oai", str(tmp_path / "oai"), "-np", "1"]
-    assert Dataset503_OAIAKOA.main(words) == 0
+    assert main_of(Dataset503_OAIAKOA, words) == 0
     dataset = tmp_path / "raw/Dataset503_OAIAKOA"
     rows = manifest_of(dataset)
     assert set(rows) == set(cases)
@@ -700,7 +701,6 @@ def test_what_is_wrong_with_a_case_is_told_and_the_others_are_converted(tmp_path
         (["--zib", "{tree}/zib", "--oai", "{tree}/nowhere"], "nowhere is no folder"),
         (["--zib", "{tree}/nowhere", "--oai", "{tree}/oai"], "nowhere is no folder"),
         (["--zib", "{tree}/zib", "--oai", "{tree}/zib"], "holds no OAI package"),
-        (["--zib", "{tree}/zib"], "Give the images"),
         (["--oai", "{tree}/oai"], "Give the segmentations"),
         (["--zib", "{tree}/zib", "--oai", "{tree}/oai", "--reference"], "--images"),
         (["--zib", "{tree}/zib", "--oai", "{tree}/oai", "--splits", "{tree}/none"], "none is no file"),
@@ -715,6 +715,21 @@ def test_wrong_arguments_are_told_in_one_sentence(tree, tmp_path, capsys, words,
     assert expected in shown.err
     assert shown.err.count("\n") == 1
     assert not list((tmp_path / "raw").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["oai_zib", "--zib", "zib"], "one of the arguments --oai --images is required"),
+        (["oai_zib", "--zib", "zib", "--oai", "a", "--images", "b"], "not allowed with"),
+        (["oai_akoa", "--oai", "a"], "the following arguments are required: --labels"),
+    ],
+)
+def test_sources_that_are_missing_or_contradict_each_other_are_refused(capsys, words, expected):
+    with pytest.raises(SystemExit) as ended:
+        convert(*words)
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_masks_given_as_images_are_refused(tree, tmp_path, capsys):

@@ -268,6 +268,19 @@ def test_slice_cut_off_anywhere_is_refused(tmp_path, explicit_vr, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("missing_bytes", [2, 120, 238, 240])
+def test_file_that_declares_too_few_voxels_is_refused(folder, missing_bytes):
+    # Consistent in itself: GDCM reads it and fills up with zeros.
+    change(folder, "002", PixelData=pydicom.dcmread(folder / "002").PixelData[:-missing_bytes])
+    assert "002 holds fewer voxels than its rows and columns want" in refusal(folder)
+
+
+def test_file_that_declares_too_many_rows_is_refused(folder):
+    for file in folder.iterdir():
+        change(folder, file.name, Rows=11)
+    assert "001 holds fewer voxels" in refusal(folder)
+
+
 def test_bytes_after_the_voxels_are_no_fault(folder):
     change(folder, "002", PixelData=pydicom.dcmread(folder / "002").PixelData + bytes(64))
     change(folder, "003", DataSetTrailingPadding=bytes(300))

@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2_anomaly.dataset_conversion import Dataset500_SimulatedKnees
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import (
     checked_dataset_dir,
     choose_test_cases,
     convert,
-    main,
 )
 
+from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
@@ -142,7 +143,7 @@ def test_a_failure_leaves_nothing_behind(simulated, tmp_path, monkeypatch):
 
 
 def test_main_converts(nnunet_folders, simulated):
-    assert main(["-i", str(simulated), "-d", "502", "--num_test", "1"]) == 0
+    assert main_of(Dataset500_SimulatedKnees, ["-i", str(simulated), "-d", "502", "--num_test", "1"]) == 0
     written = nnunet_folders / "nnUNet_raw" / "Dataset502_SimulatedKnees"
     assert len(list((written / "imagesTs").iterdir())) == 1
     assert len(list((written / "imagesTr").iterdir())) == 4
