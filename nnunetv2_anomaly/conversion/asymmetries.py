@@ -162,12 +162,10 @@ def _beyond(distance_mm: NDArray[np.float64], width_mm: float) -> NDArray[np.flo
     return np.clip(distance_mm / width_mm + 0.5, 0.0, 1.0)
 
 
-def _histogram(
-    values: NDArray[np.float64], weights: NDArray[np.float64], width_mm: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _histogram(values: NDArray[np.float64], weights: NDArray[np.float64], width_mm: float) -> tuple[NDArray, NDArray]:
     """Middles of bins of ``width_mm`` and the weight in each; a value is divided between the two next to it."""
     start = values.min()
-    position: NDArray[np.float64] = (values - start) / width_mm
+    position = (values - start) / width_mm
     lower = position.astype(np.intp)
     upper_share = weights * (position - lower)
     size = int(lower.max()) + 2

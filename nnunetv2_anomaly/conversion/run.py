@@ -239,12 +239,14 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[st
     if not file.is_file():
         return {}
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if columns is not None and tuple(table.columns) != tuple(columns):
+    names = [str(name) for name in table.columns]
+    if columns is not None and names != list(columns):
         raise UserError(
             f"{file} has other columns than this conversion writes, so it is of another release, other options or "
             "another version; delete the data set's folder, or choose another number with -d"
         )
-    return {row["case"]: row.to_dict() for _, row in table.iterrows()}
+    rows = [dict(zip(names, cells, strict=True)) for cells in table.to_numpy().tolist()]
+    return {row["case"]: row for row in rows}
 
 
 def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
