@@ -56,15 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.workflows.published_chain import PublishedChain
     from nnunetv2_anomaly.workflows.runner import Runner, StepError
 
-    chain = PublishedChain(
-        zib=args.zib,
-        uq=args.uq,
-        akoa=args.akoa,
-        networks=args.networks,
-        plans=args.plans,
-        configuration=args.configuration,
-        device=args.device,
-    )
+    chain = PublishedChain(args.zib, args.uq, args.akoa, args.networks, args.plans, args.configuration, args.device)
     if args.jobs:
         for step in chain.ready_steps():
             print(step.shown())

@@ -153,7 +153,7 @@ def _convert(job: CaseJob) -> dict[str, str]:
     _check_voxels(labels, image, case, chosen, options)
     mapping, evidence = _checked_mapping(labels, image, release, case, chosen)
     labels = mapping.apply(labels)
-    if _same_voxels(labels, sitk.GetArrayViewFromImage(image)):
+    if np.array_equal(labels, sitk.GetArrayViewFromImage(image)):
         raise UserError(f"{chosen.source.path} is the label map itself; expected its image; give the folder of images")
     said = side_from_text(chosen.description), case.known.side if case.known else None
     anatomy = side_from_labels(labels, image.GetSpacing()[::-1], release.source_labels)
@@ -229,8 +229,6 @@ def _checked_mapping(
 def _merged(labels: NDArray[np.uint8], release: Release) -> NDArray[np.uint8]:
     """Published values turned into those of the data set."""
     merged = release.merged_values()
-    if all(value == target for value, target in merged.items()):
-        return labels
     table = np.zeros(256, np.uint8)
     table[list(merged)] = list(merged.values())
     return table[labels]
@@ -298,9 +296,3 @@ def _table_cells(case: Case) -> dict[str, str]:
         name: "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
         for name, value in zip(_FROM_TABLE, values, strict=True)
     }
-
-
-def _same_voxels(voxels: NDArray, others: NDArray) -> bool:
-    """Whether two arrays of one shape are equal; where they are not, a slice in the middle usually differs."""
-    middle = len(voxels) // 2
-    return np.array_equal(voxels[middle], others[middle]) and np.array_equal(voxels, others)

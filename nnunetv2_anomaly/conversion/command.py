@@ -49,6 +49,11 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
     folder = dataset_folder(args.dataset_id, args.name)
     options = Options(
         dataset_dir=folder,
+        splits_dir=environment_folder("nnUNet_preprocessed") / folder.name,
+        test_sets=read_test_sets(args.splits) if args.splits else None,
+        seed=args.seed,
+        num_processes=args.num_processes,
+        differing_mappings=getattr(args, "differing_mappings", False),
         mirror_left=args.mirror_left,
         reference=args.reference,
         previews=args.previews,
@@ -60,17 +65,7 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
     # A case that cannot be written is in the summary; this is for the tables.
     advice = "what was finished stays; make room, or check the permissions, and run again"
     with write_failures_as_user_errors(folder, advice):
-        summary = convert_cases(
-            release,
-            cases,
-            options,
-            splits_dir=environment_folder("nnUNet_preprocessed") / folder.name,
-            test_sets=read_test_sets(args.splits) if args.splits else None,
-            seed=args.seed,
-            num_processes=args.num_processes,
-            differing_mappings=getattr(args, "differing_mappings", False),
-            arguments=given,
-        )
+        summary = convert_cases(release, cases, options, given)
     unknown = [case.name for case in cases if case.known is None]
     if getattr(args, "subjects", None) and unknown:
         summary.notes.append(f"{args.subjects} has no line for {len(unknown)} cases: {', '.join(unknown)}.")
@@ -142,13 +137,7 @@ def collect_cases(
     *,
     has_visits: bool,
 ) -> list[Case]:
-    """A case for every label map of a folder, by the subject in its name.
-
-    Args:
-        folder: of the label maps.
-        images_of: as from ``image_lookup``.
-        subjects: the subject table.
-        has_visits: whether the names hold a visit; otherwise all are of the baseline.
+    """A case for every label map of a folder, by the subject in its name, and the visit where it has one.
 
     Returns: cases, sorted; one without an image, or without a subject in its name, has a ``problem``.
 
@@ -183,7 +172,6 @@ def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | Non
     """A case for every label map of one folder, with the image of the same name in the other.
 
     Args:
-        images, labels: the two folders.
         is_test: whether these are the release's test cases.
         root: paths in the manifest are relative to it; None for the two folders themselves.
 
@@ -196,6 +184,7 @@ def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | Non
     for file in label_files(labels):
         name = image_stem(file)
         found = named.pop(name, [])
+        sources = [ImageSource(path, path.relative_to(root or images).as_posix(), is_series=False) for path in found]
         cases.append(
             Case(
                 name=name,
@@ -203,9 +192,7 @@ def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | Non
                 visit=None,
                 label_file=file,
                 label_relative=file.relative_to(root or labels).as_posix(),
-                images=tuple(
-                    ImageSource(path, path.relative_to(root or images).as_posix(), is_series=False) for path in found
-                ),
+                images=tuple(sources),
                 is_test=is_test,
                 problem=None if found else f"no image in {images}; expected {name}_0000.nii.gz, as in the release",
             )

@@ -139,12 +139,9 @@ def _candidates(folder: Path) -> Iterator[Path]:
         raise UserError(f"the folder {folder} does not exist; expected the folder of one DICOM series")
     for file in sorted(folder.iterdir()):
         hidden = file.name.startswith(".") or file.name.upper() == "DICOMDIR"
-        if not hidden and file.is_file() and (_named_like_a_slice(file) or _says_dicom(file)):
+        named = re.search(r"\d", file.name) and _SLICE_ENDING.fullmatch(file.suffix)
+        if not hidden and file.is_file() and (named or _says_dicom(file)):
             yield file
-
-
-def _named_like_a_slice(file: Path) -> bool:
-    return bool(re.search(r"\d", file.name) and _SLICE_ENDING.fullmatch(file.suffix))
 
 
 def _says_dicom(file: Path) -> bool:
@@ -271,7 +268,7 @@ def _difference(first: _Slice, other: _Slice) -> str | None:
     if not np.allclose(other.pixel_spacing, first.pixel_spacing, rtol=1e-4, atol=0):
         return f"pixel spacing, {_by(first.pixel_spacing)} against {_by(other.pixel_spacing)} mm"
     if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
-        return f"direction, ImageOrientationPatient {_backslashed(first.cosines)} against {_backslashed(other.cosines)}"
+        return f"direction, ImageOrientationPatient {_by(first.cosines, '/')} against {_by(other.cosines, '/')}"
     if other.pixel_type != first.pixel_type:
         names = (sitk.GetPixelIDValueAsString(s.pixel_type) for s in (first, other))
         return f"voxel type, {' against '.join(names)}"
@@ -288,8 +285,7 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
         fault = f"PixelSpacing is {_by(first.pixel_spacing)} mm; expected two positive numbers"
     elif not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
         fault = (
-            f"ImageOrientationPatient is {_backslashed(first.cosines)}; expected two directions of length 1 at right "
-            "angles"
+            f"ImageOrientationPatient is {_by(first.cosines, '/')}; expected two directions of length 1 at right angles"
         )
     if fault is not None:
         raise UserError(f"{first.file}: {fault}; the header is damaged, get the file again")

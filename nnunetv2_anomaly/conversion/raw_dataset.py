@@ -18,9 +18,6 @@ from nnunetv2_anomaly.images.colours import write_colour_tables
 #: model that learned on one of the data sets sees new images as it learned them, whichever way their files run.
 READER = "SimpleITKIOWithReorient"
 
-#: "MR" is no name that nnU-Net has a special scheme for: it normalises by mean and standard deviation.
-CHANNEL_NAMES = {0: "MR"}
-
 
 def dataset_folder(dataset_id: int, name: str) -> Path:
     """The folder of a data set in $nnUNet_raw, which may be there or not.
@@ -67,10 +64,7 @@ def write_dataset_json(
     """Write dataset.json, beside and renamed, and the labels' colours for 3D Slicer and ITK-SNAP.
 
     Args:
-        folder: of the data set, or where it is being made.
-        name: of the data set.
         labels: name -> value.
-        num_training: number of training cases.
         more: what else nnU-Net's ``generate_dataset_json`` takes, or any further key.
     """
     temporary = folder / f"part_{os.getpid()}"
@@ -78,7 +72,7 @@ def write_dataset_json(
     try:
         generate_dataset_json(
             str(temporary),
-            channel_names=dict(CHANNEL_NAMES),
+            channel_names={0: "MR"},  # no name with a scheme of its own: normalised by mean and standard deviation
             labels=dict(labels),
             num_training_cases=num_training,
             dataset_name=name,

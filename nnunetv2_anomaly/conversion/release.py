@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +54,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How cases are written."""
+    """What the user asks for."""
 
     dataset_dir: Path
+    splits_dir: Path = Path()  # the data set's folder in nnU-Net's preprocessed folder
+    test_sets: Sequence[Sequence[str]] | None = None  # subjects of each validation set; None for a seeded draw
+    seed: int = 0  # of that draw
+    num_processes: int = 2  # cases at a time
+    differing_mappings: bool = False  # whether masks without pose may have their axes in different orders
     mirror_left: bool = False
     reference: bool = False  # dataset.json names the images where they are
     previews: bool = False

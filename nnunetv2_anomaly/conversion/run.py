@@ -40,31 +40,11 @@ UNLISTED = "unlisted"
 
 
 def convert_cases(
-    release: Release,
-    cases: Sequence[Case],
-    options: Options,
-    *,
-    splits_dir: Path,
-    test_sets: Sequence[Sequence[str]] | None = None,
-    seed: int = 0,
-    num_processes: int = 2,
-    differing_mappings: bool = False,
-    arguments: Mapping[str, object] | None = None,
+    release: Release, cases: Sequence[Case], options: Options, arguments: Mapping[str, object]
 ) -> Summary:
-    """Convert cases into a raw data set of nnU-Net, and write its splits.
+    """Convert cases into a raw data set of nnU-Net, and write its splits; ``arguments`` are for the record.
 
     A case that cannot be converted does not stop the others. Finished cases of an earlier run are left alone.
-
-    Args:
-        release: what the cases are of.
-        cases: of different names.
-        options: where and how they are written.
-        splits_dir: the data set's folder in nnU-Net's preprocessed folder; made if missing.
-        test_sets: subjects of each fold's validation set; None for a seeded draw.
-        seed: of that draw.
-        num_processes: cases at a time.
-        differing_mappings: whether masks without pose may have their axes in different orders within the release.
-        arguments: what the user gave, for the record.
 
     Raises: UserError for what concerns all cases: two label maps of one case, a folder that holds something else or was
         made with other options, a subject that is in no test set.
@@ -74,11 +54,15 @@ def convert_cases(
     if twice:
         files = ", ".join(case.label_relative for case in cases if case.name == twice[0])
         raise UserError(f"{files} would all be the case {twice[0]}; expected one label map per case; remove the others")
-    if test_sets is not None:
-        splits_from_test_sets(test_sets, _subjects(cases))
+    if options.test_sets is not None:
+        splits_from_test_sets(options.test_sets, _subjects(cases))
     columns = (*COLUMNS, *(f"voxels_{name}" for name in release.labels))
-    record = _earlier_record(folder)
-    rows = _earlier_rows(folder, columns, record, release, options, cases)
+    if (folder / RECORD).is_file():
+        record = read_json(folder / RECORD)
+        rows = _earlier_rows(columns, record, release, options, {case.name for case in cases})
+    else:
+        refuse_filled(folder)
+        record, rows = {}, {}
     made_folder = not options.dry_run and not folder.exists()
     with nullcontext() if options.dry_run else _locked(folder):
         if not options.dry_run:
@@ -89,21 +73,18 @@ def convert_cases(
                 "release": release.key,
                 "labels": dict(release.labels),
                 "options": options.of_content(),
-                "arguments": dict(arguments or {}),
+                "arguments": dict(arguments),
             }
             _write_record(folder, record)
-        summary = _convert_each(release, cases, options, rows, columns, num_processes)
+        summary = _convert_each(release, cases, options, rows, columns)
         if release.has_pose:
             note_unconfirmed(summary)
-        elif not differing_mappings:
+        elif not options.differing_mappings:
             refuse_differing_mappings(summary, record, options)
         if summary.rows:
-            drawn = ""
-            if test_sets is None:
-                # From all cases given, so that one that fails today keeps its place once it is repaired.
-                test_sets = seeded_test_sets(_subjects(cases) | training_subjects(summary), seed)
-                drawn = f"drawn with seed {seed}"
-            write_splits(summary, splits_dir, test_sets, drawn, record, options)
+            # From all cases given, so that one that fails today keeps its place once it is repaired.
+            drawn = seeded_test_sets(_subjects(cases) | training_subjects(summary), options.seed)
+            write_splits(summary, drawn, record, options)
         if summary.rows and not options.dry_run:
             write_manifest(folder, columns, summary.rows.values())
             _write_problems(folder, summary.problems)
@@ -116,17 +97,12 @@ def convert_cases(
 
 
 def _convert_each(
-    release: Release,
-    cases: Sequence[Case],
-    options: Options,
-    rows: dict[str, dict[str, str]],
-    columns: Sequence[str],
-    num_processes: int,
+    release: Release, cases: Sequence[Case], options: Options, rows: dict[str, dict[str, str]], columns: Sequence[str]
 ) -> Summary:
     """Convert the cases side by side; the manifest is written after every one."""
     summary = Summary(rows=rows)
     jobs = [CaseJob(case, release, options, rows.get(case.name)) for case in cases]
-    with run_jobs(convert_case, jobs, num_processes) as finished:
+    with run_jobs(convert_case, jobs, options.num_processes) as finished:
         for job, future in tqdm(finished, total=len(jobs), desc="converting", unit="case"):
             outcome, name = future.result(), job.case.name
             if outcome.problem is not None:
@@ -139,47 +115,33 @@ def _convert_each(
             if not options.dry_run and not outcome.kept and (outcome.row is not None or outcome.dropped):
                 write_manifest(options.dataset_dir, columns, summary.rows.values())
     if not options.dry_run:
-        _drop_lost(summary, options, {case.name for case in cases})
+        # Rows of cases that this run was not given, whose files are gone or were made with other options, are no cases.
+        for name in sorted(set(summary.rows) - {case.name for case in cases}):
+            if not is_there(summary.rows[name], options):
+                problem = "converted before, and its files are gone or of other options; convert it again"
+                summary.problems[name] = problem
+                del summary.rows[name]
     return summary
 
 
-def _earlier_record(folder: Path) -> dict:
-    """What conversion.json says of earlier runs.
-
-    Raises: UserError if the folder holds something that is no conversion of ours.
-    """
-    file = folder / RECORD
-    if not file.is_file():
-        refuse_filled(folder)
-        return {}
-    return read_json(file)
-
-
 def _earlier_rows(
-    folder: Path,
-    columns: Sequence[str],
-    record: Mapping,
-    release: Release,
-    options: Options,
-    cases: Sequence[Case],
+    columns: Sequence[str], record: Mapping, release: Release, options: Options, given: set[str]
 ) -> dict[str, dict[str, str]]:
     """The manifest of earlier runs.
 
     Raises: UserError if they made other cases than this one would, and this one does not replace them all.
     """
-    if not record:
-        return {}
+    folder = options.dataset_dir
     now = {"release": release.key, "labels": dict(release.labels), "options": options.of_content()}
     changed = [key for key, value in now.items() if record.get(key) != value]
     if not changed:
         return read_manifest(folder, columns)
-    others = sorted(set(read_manifest(folder)) - {case.name for case in cases})
-    if options.overwrite and not others and "release" not in changed:
+    replaceable = "release" not in changed and set(read_manifest(folder)) <= given
+    if options.overwrite and replaceable:
         return {} if "labels" in changed else read_manifest(folder, columns)
     differences = "; ".join(f"{key} {record.get(key)} then, {now[key]} now" for key in changed)
-    replaceable = not others and "release" not in changed
     advice = "--overwrite converts all cases again" if replaceable else "choose another number with -d"
-    raise UserError(f"{options.dataset_dir} was converted otherwise ({differences}); {advice}")
+    raise UserError(f"{folder} was converted otherwise ({differences}); {advice}")
 
 
 @contextmanager
@@ -198,10 +160,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _prepare(folder: Path, cases: Sequence[Case]) -> None:
     """Create the folders, and mark the data set as unfinished."""
-    for subset, wanted in (("Tr", True), ("Ts", any(case.is_test for case in cases))):
+    for subset in ("Tr", "Ts") if any(case.is_test for case in cases) else ("Tr",):
         for kind in ("images", "labels"):
-            if wanted:
-                (folder / f"{kind}{subset}").mkdir(parents=True, exist_ok=True)
+            (folder / f"{kind}{subset}").mkdir(parents=True, exist_ok=True)
     # Without it nnU-Net does not take an unfinished data set for a whole one.
     (folder / "dataset.json").unlink(missing_ok=True)
 
@@ -220,14 +181,6 @@ def _set_aside(folder: Path, summary: Summary) -> None:
                 aside.append(f"{place}/{file.name}")
     if aside:
         summary.notes.append(f"Files that belong to no case were moved to {folder / UNLISTED}: {', '.join(aside)}.")
-
-
-def _drop_lost(summary: Summary, options: Options, given: set[str]) -> None:
-    """Rows of cases that this run was not given, whose files are gone or were made with other options, are no cases."""
-    for name in sorted(set(summary.rows) - given):
-        if not is_there(summary.rows[name], options):
-            summary.problems[name] = "converted before, and its files are gone or of other options; convert it again"
-            del summary.rows[name]
 
 
 def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
@@ -259,11 +212,10 @@ def _write_table(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str,
 
 
 def _write_problems(folder: Path, problems: Mapping[str, str]) -> None:
-    if not problems:
-        (folder / PROBLEMS).unlink(missing_ok=True)
-        return
-    rows = [{"case": name, "problem": problem} for name, problem in sorted(problems.items())]
-    _write_table(folder / PROBLEMS, ("case", "problem"), rows)
+    (folder / PROBLEMS).unlink(missing_ok=True)
+    if problems:
+        rows = [{"case": name, "problem": problem} for name, problem in sorted(problems.items())]
+        _write_table(folder / PROBLEMS, ("case", "problem"), rows)
 
 
 def _write_dataset_json(folder: Path, release: Release, options: Options, rows: Mapping[str, dict[str, str]]) -> None:

@@ -101,18 +101,10 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
 
     Returns: the evidence; side None where the labels do not look like one whole knee of an adult, or speak with two
         voices.
-
-    Raises: ValueError unless labels have three axes and spacing_mm three positive numbers.
     """
-    spacing = np.array([float(s) for s in spacing_mm])
-    if np.ndim(labels) != 3 or spacing.shape != (3,) or not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise ValueError(
-            f"labels of shape {np.shape(labels)} and spacing_mm {tuple(spacing_mm)}: expected three axes (z, y, x) "
-            "and three positive distances in mm"
-        )
     if min(labels.shape) < 2:
         return SideEvidence(None, 0.0)
-    sampled, axes, distance_mm = _sample(labels, spacing)
+    sampled, axes, distance_mm = _sample(labels, np.array(spacing_mm))
     compartments = [_points(sampled, axes, names, (f"{name}_tibial_cartilage",)) for name in ("medial", "lateral")]
     if min(map(len, compartments)) >= _LEAST_COMPARTMENT_POINTS:
         return _side_from_compartments(*compartments)
@@ -138,14 +130,9 @@ def agreed_side(description: str | None, table: str | None, anatomy: SideEvidenc
 
     Returns: "right", "left", or None if no source gives one.
 
-    Raises:
-        UserError: two of them conflict; the sentence shows all three.
-        ValueError: a side is neither "right", nor "left", nor None.
+    Raises: UserError if two of them conflict; the sentence shows all three.
     """
     given = {"description": description, "table": table, "anatomy": anatomy.side if anatomy else None}
-    for source, side in given.items():
-        if side not in (*_SIDES, None):
-            raise ValueError(f"side of the {source} is {side!r}; expected 'right', 'left' or None")
     sides = {side for side in given.values() if side is not None}
     if len(sides) > 1:
         score = "" if anatomy is None else f" (score {anatomy.score:+.2f}; a typical right knee has +1, a left one -1)"

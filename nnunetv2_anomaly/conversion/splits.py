@@ -96,18 +96,14 @@ def seeded_test_sets(subjects: Mapping[str, str], seed: int) -> list[list[str]]:
     return [sorted(names[i] for i in part) for part in np.array_split(order, min(NUM_FOLDS, len(names)))]
 
 
-def write_splits(
-    summary: Summary,
-    splits_dir: Path,
-    test_sets: Sequence[Sequence[str]] | None,
-    drawn: str,
-    record: dict,
-    options: Options,
-) -> None:
+def write_splits(summary: Summary, drawn_sets: Sequence[Sequence[str]], record: dict, options: Options) -> None:
     """Write splits_final.json, unless the user has put other splits there.
 
-    Args: drawn: how the test sets were drawn; empty if they were published.
+    Args: drawn_sets: test sets for where none were published.
     """
+    test_sets, drawn, splits_dir = options.test_sets, "", options.splits_dir
+    if test_sets is None:
+        test_sets, drawn = drawn_sets, f"drawn with seed {options.seed}"
     subjects = training_subjects(summary)
     if not test_sets or not subjects:
         summary.notes.append("No splits were written: there is one subject only; train with fold 'all'.")

@@ -21,8 +21,15 @@ from nnunetv2_anomaly.files import read_json, take_output_folder, write_text
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.prediction.validation import measure_detector
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
-from nnunetv2_anomaly.workflows.demo_folders import AWARE, CONFIGURATION, PLANS, PRESTAGE, DemoFolders
-from nnunetv2_anomaly.workflows.demo_report import MODELS, write_demo_report
+from nnunetv2_anomaly.workflows.demo_report import (
+    AWARE,
+    CONFIGURATION,
+    MODELS,
+    PLANS,
+    PRESTAGE,
+    DemoFolders,
+    write_demo_report,
+)
 from nnunetv2_anomaly.workflows.runner import Runner, Step, locked, training_step
 
 DATASET_ID = "500"
@@ -43,9 +50,9 @@ class DemoSize:
     num_test: int
     size: tuple[int, int, int]  # voxels, SimpleITK order
     spacing_mm: tuple[float, float, float]
-    features: tuple[int, ...]
     naive_trainer: str
     anomaly: dict[str, Any]
+    features: tuple[int, ...] = (8, 16, 32, 64, 64, 64)  # of each stage
 
 
 FULL = DemoSize(
@@ -54,7 +61,6 @@ FULL = DemoSize(
     num_test=12,
     size=(28, 44, 44),
     spacing_mm=(3.3, 2.45, 2.45),
-    features=(8, 16, 32, 64, 64, 64),
     naive_trainer="nnUNetTrainer_5epochs",
     anomaly={
         "erase_margin_voxels": 7,
@@ -70,7 +76,6 @@ QUICK = DemoSize(
     num_test=4,
     size=(24, 32, 32),
     spacing_mm=(3.9, 3.4, 3.4),
-    features=(8, 16, 32, 64, 64, 64),
     naive_trainer="nnUNetTrainer_1epoch",
     anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1},
 )
@@ -78,30 +83,21 @@ QUICK = DemoSize(
 
 def write_demo_plans(preprocessed_folder: Path, size: DemoSize) -> None:
     """Plans of their own name with a configuration that inherits the planned one: narrower network, short training."""
-    plans = json.loads((preprocessed_folder / "nnUNetPlans.json").read_text())
-    planned = plans["configurations"]["3d_fullres"]
-    architecture = copy.deepcopy(planned["architecture"])
+    plans = read_json(preprocessed_folder / "nnUNetPlans.json")
+    architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
     keywords = architecture["arch_kwargs"]
     keywords["features_per_stage"] = list(size.features[: keywords["n_stages"]])
     plans["plans_name"] = PLANS
-    plans["configurations"][CONFIGURATION] = {
-        "inherits_from": "3d_fullres",
-        "batch_size": 2,
-        "architecture": architecture,
-        SECTION: size.anomaly,
-    }
-    _write_json(preprocessed_folder / f"{PLANS}.json", plans)
+    planned = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture, SECTION: size.anomaly}
+    plans["configurations"][CONFIGURATION] = planned
+    write_text(preprocessed_folder / f"{PLANS}.json", json.dumps(plans, indent=2))
 
 
 def write_split(raw_folder: Path, preprocessed_folder: Path, num_validation: int) -> None:
     """splits_final.json with one fold: nnU-Net's own five-fold split would spend the demo's time on validation."""
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw_folder / "labelsTr").glob("*.nii.gz"))
     split = [{"train": cases[num_validation:], "val": cases[:num_validation]}]
-    _write_json(preprocessed_folder / "splits_final.json", split)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2))
+    write_text(preprocessed_folder / "splits_final.json", json.dumps(split, indent=2))
 
 
 def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) -> Path:
@@ -170,14 +166,7 @@ class Demo(DemoFolders):
     """The demonstration in a folder: the steps that make its files."""
 
     def __init__(self, folder: Path, size: DemoSize, device: torch.device, processes: int) -> None:
-        """Describe it.
-
-        Args:
-            folder: absolute.
-            size: of data and trainings.
-            device: of trainings and predictions.
-            processes: of simulation, preprocessing and evaluation.
-        """
+        """``processes`` are those of simulation, preprocessing and evaluation."""
         super().__init__(folder, size.naive_trainer)
         self.size, self.device, self.processes = size, device, processes
 

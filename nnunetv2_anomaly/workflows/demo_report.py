@@ -1,4 +1,4 @@
-"""report.html of the demonstration: the evaluation's report with sections on error images, trainings and commands."""
+"""Folders of the demonstration, and its report: the evaluation's, with error images, trainings and commands added."""
 
 from __future__ import annotations
 
@@ -18,25 +18,50 @@ from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.images.grids import oriented
 from nnunetv2_anomaly.labels import ANATOMY
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, MEASURED
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS
 from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Picture, Section
 from nnunetv2_anomaly.reporting.table import Cell, Table, number
 from nnunetv2_anomaly.training.safe_loading import load_file
-from nnunetv2_anomaly.workflows.demo_folders import DemoFolders
 
+DATASET_NAME = "Dataset500_SimulatedKnees"
+PLANS = "nnUNetDemoPlans"
+CONFIGURATION = "3d_demo"
+PRESTAGE, AWARE = DETECTORS[DEFAULT_DETECTOR].trainer, "AnomalyAwareTrainer"
 MODELS = {"naive": "naive nnU-Net", "aware": "anomaly-aware"}
 NUM_PICTURES = 4
 
 
+class DemoFolders:
+    """The folders below that of a demonstration, and its three trainers."""
+
+    def __init__(self, folder: Path, naive_trainer: str) -> None:
+        """Name them; folder is absolute, naive_trainer is the one of nnU-Net's that is compared."""
+        self.folder = folder
+        self.raw = folder / "nnUNet_raw" / DATASET_NAME
+        self.preprocessed = folder / "nnUNet_preprocessed" / DATASET_NAME
+        self.results = folder / "nnUNet_results" / DATASET_NAME
+        self.simulated, self.detector, self.error_images, self.evaluation = (
+            folder / name for name in ("simulated", "detector", "error_images", "evaluation")
+        )
+        self.lesions = folder / "lesions.csv"  # which case holds a lesion, for the evaluation's groups
+        self.trainers = {"prestage": PRESTAGE, "naive": naive_trainer, "aware": AWARE}
+
+    def model(self, trainer: str) -> Path:
+        """A trainer's model folder."""
+        return self.results / f"{trainer}__{PLANS}__{CONFIGURATION}"
+
+    def predictions(self, trainer: str) -> Path:
+        """A trainer's predictions of the test cases."""
+        return self.folder / "predictions" / trainer
+
+
 def write_demo_report(path: Path, demo: DemoFolders, records: Sequence[Mapping[str, Any]], *, quick: bool) -> Path:
-    """Write the demonstration's report from the files of its steps.
+    """Write the report of a demonstration whose steps are done; returns its path.
 
     Args:
-        path: file to write.
-        demo: all of whose steps are done.
-        records: of its steps: title, command and seconds.
+        records: of the steps: title, command and seconds.
         quick: whether to warn that the networks are hardly trained.
-    Returns: the path.
     """
     evaluation = load_evaluation(demo.evaluation)
     manifest = read_json(demo.simulated / "manifest.json")
