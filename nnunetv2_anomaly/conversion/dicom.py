@@ -268,7 +268,7 @@ def _difference(first: _Slice, other: _Slice) -> str | None:
     if not np.allclose(other.pixel_spacing, first.pixel_spacing, rtol=1e-4, atol=0):
         return f"pixel spacing, {_by(first.pixel_spacing)} against {_by(other.pixel_spacing)} mm"
     if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
-        return f"direction, ImageOrientationPatient {_by(first.cosines, '/')} against {_by(other.cosines, '/')}"
+        return f"direction, ImageOrientationPatient {_backslashed(first.cosines)} against {_backslashed(other.cosines)}"
     if other.pixel_type != first.pixel_type:
         names = (sitk.GetPixelIDValueAsString(s.pixel_type) for s in (first, other))
         return f"voxel type, {' against '.join(names)}"
@@ -284,9 +284,7 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     if min(first.pixel_spacing) <= 0:
         fault = f"PixelSpacing is {_by(first.pixel_spacing)} mm; expected two positive numbers"
     elif not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
-        fault = (
-            f"ImageOrientationPatient is {_by(first.cosines, '/')}; expected two directions of length 1 at right angles"
-        )
+        fault = f"ImageOrientationPatient is {_backslashed(first.cosines)}; expected two directions of length 1 at right angles"
     if fault is not None:
         raise UserError(f"{first.file}: {fault}; the header is damaged, get the file again")
     # As GDCM does it: the normal from both, then the column from the two others, so that all are at right angles.
