@@ -284,7 +284,8 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     if min(first.pixel_spacing) <= 0:
         fault = f"PixelSpacing is {_by(first.pixel_spacing)} mm; expected two positive numbers"
     elif not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
-        fault = f"ImageOrientationPatient is {_backslashed(first.cosines)}; expected two directions of length 1 at right angles"
+        given = _backslashed(first.cosines)
+        fault = f"ImageOrientationPatient is {given}; expected two directions of length 1 at right angles"
     if fault is not None:
         raise UserError(f"{first.file}: {fault}; the header is damaged, get the file again")
     # As GDCM does it: the normal from both, then the column from the two others, so that all are at right angles.
