@@ -25,33 +25,23 @@ def shim_folder() -> Path:
     return Path(__file__).resolve().parent / "trainer_shim"
 
 
-def _same_folder(folder: str) -> str:
-    """A spelling of the path that is equal for equal folders: absolute, links followed, no closing slash."""
-    return os.path.normcase(os.path.realpath(folder))
-
-
 def with_shim(current: str | None) -> str:
     """The value of nnUNet_extTrainer with our shim in it.
 
     nnU-Net searches the folders in order and takes the first class of a name, so other folders keep their places and
-    ours comes last. The variable is needed only in an editable install of nnU-Net or of this package; elsewhere it has
-    no effect.
+    ours comes last. The variable is needed only in an editable install of nnU-Net or of this package.
 
     Args: current: the present value, folders separated by os.pathsep, or None if the variable is not set.
     Returns: the same folders in order, without repetitions and empty entries, our shim exactly once.
     """
     folders: dict[str, str] = {}
-    for folder in [*(current or "").split(os.pathsep), str(shim_folder())]:
-        if folder.strip():
-            folders.setdefault(_same_folder(folder), folder)
+    for folder in filter(str.strip, [*(current or "").split(os.pathsep), str(shim_folder())]):
+        folders.setdefault(os.path.normcase(os.path.realpath(folder)), folder)
     return os.pathsep.join(folders.values())
 
 
 def environment_folder(variable: str) -> Path:
-    """One of nnU-Net's folders.
-
-    Raises: UserError if its environment variable is not set.
-    """
+    """One of nnU-Net's folders. Raises: UserError if its environment variable is not set."""
     folder = os.environ.get(variable)
     if not folder:
         raise UserError(
@@ -62,21 +52,12 @@ def environment_folder(variable: str) -> Path:
 
 
 def nnunet_folders(base: Path) -> dict[str, Path]:
-    """nnU-Net's three folders below one base folder.
-
-    Args: base: any folder, existing or not; ``~`` and relative paths are allowed.
-    Returns: variable -> absolute path, the folder being named like its variable.
-    """
-    base = Path(os.path.abspath(Path(base).expanduser()))
-    return {variable: base / variable for variable in FOLDER_VARIABLES}
+    """Variable -> absolute path of nnU-Net's three folders below one, which need not exist; ``~`` is allowed."""
+    return {variable: Path(os.path.abspath(base.expanduser())) / variable for variable in FOLDER_VARIABLES}
 
 
 def create_nnunet_folders(base: Path) -> dict[str, Path]:
-    """Create nnU-Net's three folders below base, where they do not exist yet.
-
-    Returns: variable -> absolute path, as nnunet_folders.
-    Raises: UserError if one of them cannot be created.
-    """
+    """Create ``nnunet_folders`` where they do not exist yet. Raises: UserError if one of them cannot be created."""
     folders = nnunet_folders(base)
     for folder in folders.values():
         with write_failures_as_user_errors(folder, "give --base a folder in which you may write"):
@@ -85,15 +66,12 @@ def create_nnunet_folders(base: Path) -> dict[str, Path]:
 
 
 def _variables(base: Path | None) -> dict[str, str]:
-    folders = {} if base is None else nnunet_folders(base)
-    paths = {variable: str(folder) for variable, folder in folders.items()}
+    paths = {} if base is None else {variable: str(folder) for variable, folder in nnunet_folders(base).items()}
     return {**paths, TRAINER_VARIABLE: with_shim(os.environ.get(TRAINER_VARIABLE))}
 
 
 def environment_lines(base: Path | None = None) -> list[str]:
     """Lines that set nnU-Net's variables when a POSIX shell evaluates them: ``eval "$(nnUNetv2_anomaly env)"``.
-
-    nnUNet_extTrainer is appended to, starting from its value in this process.
 
     Args: base: the folder that holds nnU-Net's three folders, or None to leave their variables alone.
     Returns: one ``export NAME=VALUE`` a line, each value quoted for the shell.
@@ -107,8 +85,7 @@ def nnunet_environment(base: Path | None = None, **extra: object) -> dict[str, s
     Args:
         base: the folder that holds nnU-Net's three folders, or None to inherit their variables.
         extra: further variables, for example ``nnUNet_compile=0``; each value is turned into text.
-    Returns: a copy of this process's environment with nnUNet_extTrainer naming our shim, the folders and the extras;
-        os.environ itself stays as it is.
+    Returns: a copy of this process's environment with nnUNet_extTrainer naming our shim, the folders and the extras.
     """
     return {**os.environ, **_variables(base), **{name: str(value) for name, value in extra.items()}}
 
@@ -123,9 +100,7 @@ def nnunet_command(name: str) -> str:
 
     A command of that name in PATH may belong to another environment without this package, so PATH comes last.
 
-    Args: name: for example "nnUNetv2_train".
-    Returns: absolute path of the command.
-    Raises: UserError if there is no such command.
+    Returns: absolute path. Raises: UserError if there is no such command.
     """
     beside_python = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link out of it
     found = shutil.which(name, path=str(beside_python)) or shutil.which(name)

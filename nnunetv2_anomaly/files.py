@@ -37,7 +37,6 @@ def write_failures_as_user_errors(
     """Turn a failure to write into a UserError; other errors, as that of a missing file, pass.
 
     Args:
-        place: what is written to, for the sentence.
         advice: what the user can do, or a function that returns it once it is needed.
         kinds: exceptions that report a failure to write; torch and blosc2 report a full disk as a RuntimeError.
     """
@@ -115,10 +114,7 @@ def why_not_writable(folder: Path) -> str | None:
 def take_output_folder(output: Path, marker: str, what: str) -> None:
     """Make an output folder, or take that of an earlier run, and delete what a killed run left half written.
 
-    Args:
-        output: the folder.
-        marker: file that marks the folder of such a run.
-        what: such a run's result, for the sentence.
+    Args: marker: file that marks the folder of such a run. what: such a run's result, for the sentence.
     Raises: UserError if the folder holds anything else; OSError if it cannot be written to.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -136,10 +132,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of nnU-Net's that holds a dictionary.
-
-    Raises: UserError if it is missing or holds something else.
-    """
+    """Read a JSON file that holds a dictionary. Raises: UserError if it is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

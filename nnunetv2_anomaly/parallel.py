@@ -17,27 +17,17 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
 
-
-class OfCase(Protocol):
-    """A job of one case."""
-
-    @property
-    def case(self) -> str:
-        """Its name."""
-
-
 #: seconds that a job has to remove the file it was writing before its process is killed
 _MOMENT_S = 2.0
 
 Job = TypeVar("Job")
-CaseJob = TypeVar("CaseJob", bound=OfCase)
 Result = TypeVar("Result")
 
 
@@ -84,31 +74,25 @@ def run_jobs(
 
 
 def run_cases(
-    function: Callable[[CaseJob], Result], jobs: Sequence[CaseJob], num_processes: int, doing: str, done: str
+    function: Callable[[Any], Result], jobs: Sequence[Any], num_processes: int, doing: str, done: str
 ) -> tuple[dict[str, Result], str]:
     """Run the jobs of some cases side by side, with a progress bar; a case that fails does not stop the others.
 
     Args:
-        function, jobs, num_processes: as ``run_jobs`` takes them.
+        function, jobs, num_processes: as ``run_jobs`` takes them; ``job.case`` is the case's name.
         doing, done: what is done, for the bar and for the sentence: "cleaning", "cleaned".
-
     Returns: the result of each case that did not end in a UserError; and a sentence that lists those that did, empty
         if none did.
-
     Raises: any other error of the function.
     """
     results: dict[str, Result] = {}
     failed: dict[str, str] = {}
-    with (
-        tqdm(total=len(jobs), desc=doing, unit="case") as bar,
-        run_jobs(function, jobs, num_processes) as finished,
-    ):
-        for job, future in finished:
+    with run_jobs(function, jobs, num_processes) as finished:
+        for job, future in tqdm(finished, total=len(jobs), desc=doing, unit="case"):
             try:
                 results[job.case] = future.result()
             except UserError as error:
                 failed[job.case] = str(error)
-            bar.update()
     told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))
     return results, f"{len(failed)} of {len(jobs)} cases could not be {done}:\n{told}" if failed else ""
 

@@ -15,9 +15,7 @@ from nnunetv2_anomaly.files import write_text
 def fingerprint(files: Iterable[Path], options: Mapping[str, Any]) -> str:
     """A hash that changes with the files, the options and this package's version.
 
-    Args:
-        files: known by path, size and time of the last change; they may be missing.
-        options: anything that JSON can hold.
+    Args: files: known by path, size and time of the last change; they may be missing.
     Returns: SHA-256, hexadecimal digits.
     """
     states = []

@@ -27,26 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report.
-
-    Returns: 1 if there is a fault, that is, if training or prediction could not run, or if the model should not or
-        could not be used; else 0.
-    """
-    if args.model is not None:
-        return _inspect(args.model)
-    findings = diagnose()
-    print(report(findings))
-    return int(any(finding.state == "fault" for finding in findings))
-
-
-def _inspect(model: Path) -> int:
-    # nnU-Net and torch may be broken, which is just what the verb without --model is for.
-    try:
-        from nnunetv2_anomaly.inspection.model import VERDICTS, inspect_model
-    except ImportError as error:
-        raise UserError(
-            f"a model cannot be inspected without nnU-Net and torch ({error}); run nnUNetv2_anomaly doctor"
-        ) from error
-    findings = inspect_model(model)
-    print(report(findings, VERDICTS))
+    """Print the report. Returns: 1 if there is a fault, else 0."""
+    if args.model is None:
+        findings = diagnose()
+        print(report(findings))
+    else:
+        # nnU-Net and torch may be broken, which is just what the verb without --model is for.
+        try:
+            from nnunetv2_anomaly.inspection.model import VERDICTS, inspect_model
+        except ImportError as error:
+            raise UserError(
+                f"a model cannot be inspected without nnU-Net and torch ({error}); run nnUNetv2_anomaly doctor"
+            ) from error
+        findings = inspect_model(args.model)
+        print(report(findings, VERDICTS))
     return int(any(finding.state == "fault" for finding in findings))

@@ -30,18 +30,11 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.parallel import chosen_processes
     from nnunetv2_anomaly.postprocessing.run import postprocess_folder
 
-    num_processes = chosen_processes(args.np)
     if not args.i.is_dir():
         raise UserError(f"{args.i} is no folder; expected one with predictions")
     dataset = find_dataset_description(args.djfile, [args.i])
-    table = postprocess_folder(
-        args.i,
-        args.o,
-        dataset,
-        clean_up_of(args, dataset),
-        num_processes=num_processes,
-        overwrite=args.overwrite,
-    )
+    clean_up, num_processes = clean_up_of(args, dataset), chosen_processes(args.np)
+    table = postprocess_folder(args.i, args.o, dataset, clean_up, num_processes=num_processes, overwrite=args.overwrite)
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
     print(
         f"{table['case'].nunique()} cases cleaned, {touched['case'].nunique()} of them changed; "

@@ -43,8 +43,8 @@ class DatasetDescription:
     def value_of(self, name: str) -> int:
         """The one value of a label. Raises: UserError if there is no such label, or it stands for several values."""
         if name not in self.single_values:
-            expected = ", ".join(self.single_values)
-            raise UserError(f"{name} is no label of {self.source} with one value; expected one of {expected}")
+            known = ", ".join(self.single_values)
+            raise UserError(f"{name} is no label of {self.source} with one value; expected one of {known}")
         return self.single_values[name]
 
 
@@ -112,10 +112,8 @@ def find_dataset_description(
 def segmentation_files(folder: Path, file_ending: str) -> dict[str, Path]:
     """Case -> segmentation of a folder, sorted; without hidden files and those that a killed run left half written.
 
-    Raises: UserError if there is no such folder, or it holds none.
+    Raises: UserError if it holds none.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected one with segmentations ({file_ending})")
     files = {
         path.name[: -len(file_ending)]: path
         for path in sorted(folder.glob(f"[!.]*{file_ending}"))

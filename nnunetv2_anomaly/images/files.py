@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import os
@@ -63,11 +62,9 @@ def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
         check_whole(path)
         image = _reader(path).Execute()
     components = image.GetNumberOfComponentsPerPixel()
-    if image.GetDimension() not in dimensions or components != 1 or "complex" in image.GetPixelIDTypeAsString():
-        raise UserError(
-            f"{path} has {image.GetDimension()} dimensions and {components} value(s) a voxel, "
-            f"{image.GetPixelIDTypeAsString()}; expected {' or '.join(f'{n}D' for n in dimensions)}, one real number"
-        )
+    kind = f"{image.GetDimension()} dimensions and {components} value(s) a voxel, {image.GetPixelIDTypeAsString()}"
+    if image.GetDimension() not in dimensions or components != 1 or "complex" in kind:
+        raise UserError(f"{path} has {kind}; expected {' or '.join(f'{n}D' for n in dimensions)}, one real number")
     # Headers may hold what identifies a person; only voxels and pose are kept.
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
@@ -96,24 +93,24 @@ def write_image(image: sitk.Image, path: Path) -> None:
     Raises: OSError if the disk is full or the folder cannot be written to; nothing is left behind then.
     """
     with image_written_beside(path) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), True)
-        except RuntimeError as error:
-            raise OSError(f"{path} could not be written: {_last_line(error)}") from error
+        sitk.WriteImage(image, str(temporary), True)
 
 
 @contextmanager
 def image_written_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to ``path``; at the end that file takes ``path``'s place, if it is whole.
 
-    Raises: OSError if a NIfTI file came out too short. ITK and the NIfTI library do not notice a full disk.
+    Raises: OSError if ITK reports that it could not be written, or a NIfTI file came out too short: neither ITK nor the
+        NIfTI library notices a full disk there.
     """
     with written_beside(path) as temporary:
-        yield temporary
         try:
+            yield temporary
             check_whole(temporary)
-        except UserError as error:
-            raise OSError(errno.ENOSPC, "the file came out too short, so the disk is likely full", str(path)) from error
+        except (RuntimeError, UserError) as error:
+            short = "the file came out too short, so the disk is likely full"
+            reason = short if isinstance(error, UserError) else _last_line(error)
+            raise OSError(f"{path} could not be written: {reason}") from error
 
 
 def check_whole(path: Path) -> None:

@@ -33,9 +33,7 @@ def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
     if unknown:
         known = ", ".join(f"{value} {name}" for name, value in labels.items())
         raise UserError(f"{path} holds unknown labels: {listed(unknown)}; expected {known}; check its release")
-    result = sitk.GetImageFromArray(voxels.astype(np.uint8))
-    result.CopyInformation(image)
-    return result
+    return sitk.Cast(image, sitk.sitkUInt8)
 
 
 def count_values(voxels: NDArray) -> dict[int, int]:

@@ -39,7 +39,6 @@ class Segmentation:
     """Label map of one case.
 
     Attributes:
-        path: where it was read from.
         voxels: (Z, Y, X), or (Y, X) where the file is two-dimensional; integers. With a ``grid`` its axes point as
             ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
         spacing_mm: one per axis, in the array's axis order; 1 where the file has none.
@@ -92,10 +91,7 @@ class SegmentationFiles:
         self.has_spacing_beside = self.reader_class.__name__ == "Tiff3DIO"
 
     def read(self, path: Path) -> Segmentation:
-        """Read a segmentation.
-
-        Raises: UserError if it is missing, unreadable, cut short, or holds other values than whole numbers from 0.
-        """
+        """Read a segmentation. Raises: UserError if it is unreadable, or holds others than whole numbers from 0."""
         if self.by_simpleitk:
             image = read_image(path, dimensions=(2, 3))
             grid = Grid.of(image) if image.GetDimension() == 3 else None
@@ -104,14 +100,14 @@ class SegmentationFiles:
             return Segmentation(path, _whole_numbers(voxels, path), turned.GetSpacing()[::-1], grid)
         voxels, properties = self._read_through_nnunet(path)
         spacing = tuple(float(s) for s in properties["spacing"])
-        stuff = properties.get("nibabel_stuff")
-        affine = None
-        if stuff is not None:  # where nnU-Net turned the voxels, their affine is another one than the file's
-            affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=float)
         voxels = _whole_numbers(voxels[0], path)
-        if stuff is None and voxels.shape[0] == 1:
+        if "nibabel_stuff" in properties:
+            stuff = properties["nibabel_stuff"]  # where nnU-Net turned the voxels, their affine is not the file's
+            affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=float)
+            return Segmentation(path, voxels, spacing, affine=affine)
+        if voxels.shape[0] == 1:
             return Segmentation(path, voxels[0], spacing[1:])  # nnU-Net gives two-dimensional images a third axis
-        return Segmentation(path, voxels, spacing, affine=affine)
+        return Segmentation(path, voxels, spacing)
 
     def _read_through_nnunet(self, path: Path) -> tuple[NDArray, dict[str, Any]]:
         with read_failures_as_user_errors(path, "a segmentation"):
@@ -140,10 +136,7 @@ class SegmentationFiles:
                 os.replace(temporary.with_suffix(".json"), path.with_suffix(".json"))
 
     def copy(self, source: Path, path: Path) -> None:
-        """Copy a segmentation byte by byte, beside and renamed.
-
-        Raises: OSError if the disk is full or the folder cannot be written to.
-        """
+        """Copy a segmentation byte by byte, beside and renamed. Raises: OSError if it cannot be written."""
         if self.has_spacing_beside and source.with_suffix(".json").is_file():
             shutil.copyfile(source.with_suffix(".json"), path.with_suffix(".json"))
         with image_written_beside(path) as temporary:
@@ -210,14 +203,13 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
 
 def _whole_numbers(voxels: NDArray, path: Path) -> NDArray[np.integer]:
     """Voxels as integers of the smallest type that holds them."""
+    broken = voxels < 0
     if np.issubdtype(voxels.dtype, np.floating):
-        broken = np.count_nonzero((voxels != np.rint(voxels)) | ~np.isfinite(voxels))
-        if broken:
-            raise UserError(f"{path}: {broken} of its voxels are no whole numbers; expected a segmentation")
-    low, high = (int(voxels.min()), int(voxels.max())) if voxels.size else (0, 0)
-    if low < 0:
-        raise UserError(f"{path} holds the label {low}; expected labels from 0")
-    return np.ascontiguousarray(voxels, dtype=np.min_scalar_type(high))
+        broken |= (voxels != np.rint(voxels)) | ~np.isfinite(voxels)
+    if broken.any():
+        number = np.count_nonzero(broken)
+        raise UserError(f"{path}: {number} of its voxels are no whole numbers; expected a segmentation, labels from 0")
+    return np.ascontiguousarray(voxels, dtype=np.min_scalar_type(int(voxels.max(initial=0))))
 
 
 def chosen_reader(dataset: DatasetDescription, example: Path) -> str | None:

@@ -32,11 +32,9 @@ def report(
     findings: Sequence[Finding],
     verdicts: tuple[str, str] = ("training and prediction can run", "training and prediction could not run"),
 ) -> str:
-    """The findings as text for a terminal.
+    """The findings as text for a terminal: a line each, below it the remedy, and at the end counts and verdict.
 
     Args: verdicts: the closing words without and with a fault.
-    Returns: one line per finding (state, topic, text), under each warning and fault one line with its remedy, and a
-        closing line with the counts and the verdict.
     """
     width = max((len(finding.topic) for finding in findings), default=0)
     lines = []

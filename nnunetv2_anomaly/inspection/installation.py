@@ -49,9 +49,6 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
-# --------------------------------------------------------------------------------------------------------- versions
-
-
 def _requirements() -> dict[str, list]:
     """What this package and nnU-Net require: distribution in lower case -> [(who requires, specifier), ...]."""
     from packaging.requirements import Requirement  # comes with nnU-Net's dependencies
@@ -67,8 +64,7 @@ def _requirements() -> dict[str, list]:
 
 
 def _versions() -> Iterator[Finding]:
-    topic = "versions"
-    yield Finding(topic, "ok", f"python {platform.python_version()} on {platform.platform()}")
+    yield Finding("versions", "ok", f"python {platform.python_version()} on {platform.platform()}")
     yield _own_version()
     required = _requirements()
     for distribution in DISTRIBUTIONS:
@@ -90,14 +86,11 @@ def _own_version() -> Finding:
 
 def _editable_source(distribution: str) -> str | None:
     """The folder of an editable install, None if the distribution is missing or installed otherwise."""
-    try:
-        text = importlib.metadata.distribution(distribution).read_text("direct_url.json")
-        origin = json.loads(text) if text else {}
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
-    if not origin.get("dir_info", {}).get("editable"):
-        return None
-    return origin.get("url", "").removeprefix("file://") or "DIR"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        origin = json.loads(importlib.metadata.distribution(distribution).read_text("direct_url.json") or "{}")
+        if origin.get("dir_info", {}).get("editable"):
+            return origin["url"].removeprefix("file://")
+    return None
 
 
 def _version(distribution: str, module_name: str, required: list) -> Finding:
@@ -124,20 +117,16 @@ def _version(distribution: str, module_name: str, required: list) -> Finding:
 def _hidden_package(distribution: str, folders: list[str]) -> Finding:
     """A folder without __init__.py stands where the package is expected.
 
-    It happens to an editable install of nnU-Net: Python's own path search comes before the hook that setuptools
-    installs for an editable package, and meets our wheel's folder, which lies inside a folder named nnunetv2, or
-    what an uninstall has left of it. With editable_mode=compat nnU-Net's checkout is an entry of the search path
-    itself, and a real package wins over a bare folder.
+    It happens to an editable install of nnU-Net: Python's own path search comes before setuptools' hook for editable
+    packages, and meets our wheel's folder, which lies inside a folder named nnunetv2, or what an uninstall has left of
+    it. With editable_mode=compat nnU-Net's checkout is on the search path, and a real package wins over a bare folder.
     """
     source = _editable_source(distribution)
-    text = f"the folder {', '.join(folders) or distribution} without the package in it hides {distribution}"
-    if source is None:
-        return Finding("versions", "fault", text, f"pip install --force-reinstall --no-deps {distribution}")
-    remedy = f"pip install --no-deps --config-settings editable_mode=compat -e {shlex.quote(source)}"
-    return Finding("versions", "fault", f"{text}, an editable install", remedy)
-
-
-# ------------------------------------------------------------------------------------------------------------ paths
+    text = f"the folder {', '.join(folders)} without the package in it hides {distribution}"
+    remedy = f"pip install --force-reinstall --no-deps {distribution}"
+    if source is not None:
+        remedy = f"pip install --no-deps --config-settings editable_mode=compat -e {shlex.quote(source)}"
+    return Finding("versions", "fault", text, remedy)
 
 
 def _paths() -> Iterator[Finding]:
@@ -150,26 +139,19 @@ def _folder(variable: str, value: str | None) -> Finding:
     if not value:
         return Finding(topic, "fault", f"{variable} is not set", SET_PATHS)
     folder = Path(value)
-    if not folder.exists():
-        return Finding(topic, "fault", f"{variable}={value} does not exist", f"mkdir -p {shlex.quote(value)}")
     if not folder.is_dir():
-        return Finding(topic, "fault", f"{variable}={value} is not a folder", SET_PATHS)
+        return Finding(topic, "fault", f"{variable}={value} is no folder", f"mkdir -p {shlex.quote(value)}")
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         # Images may well lie on a read-only share: nnU-Net only reads them.
         state: State = "warning" if variable == "nnUNet_raw" else "fault"
-        return Finding(
-            topic, state, f"{variable}={value} is not writable ({error.strerror})", f"chmod u+rwx {shlex.quote(value)}"
-        )
+        text = f"{variable}={value} is not writable ({error.strerror})"
+        return Finding(topic, state, text, f"chmod u+rwx {shlex.quote(value)}")
     free = shutil.disk_usage(folder).free
     text = f"{variable}={value}, {free / GB:.1f} GB free"
     remedy = "free some disk space, or point the variable at a larger disk"
     return warning_if(free < LITTLE_DISK and variable != "nnUNet_raw", topic, text, remedy)
-
-
-# --------------------------------------------------------------------------------------------------------- trainers
 
 
 def _trainers() -> Iterator[Finding]:
@@ -182,7 +164,7 @@ def _trainers() -> Iterator[Finding]:
 
 
 def find_trainer(name: str) -> Any:
-    """A trainer class as nnUNetv2_train -tr and nnUNetv2_predict find it, under the variables as they are now.
+    """A trainer class as nnUNetv2_train -tr and nnUNetv2_predict find it.
 
     Raises: RuntimeError if there is none; anything else that a module raises which the search imports.
     """
@@ -229,9 +211,6 @@ def _commands() -> Iterator[Finding]:
         yield warning_if(elsewhere, topic, text, f"export PATH={shlex.quote(os.path.dirname(ours))}:$PATH")
 
 
-# ---------------------------------------------------------------------------------------------------------- machine
-
-
 def _gpu() -> Iterator[Finding]:
     torch = importlib.import_module("torch")
     topic = "GPU"
@@ -242,8 +221,7 @@ def _gpu() -> Iterator[Finding]:
         yield _compilation()
         return
     remedy = "add -device cpu to nnUNetv2_train and nnUNetv2_predict"
-    mps = getattr(torch.backends, "mps", None)
-    if mps is not None and mps.is_available():
+    if torch.backends.mps.is_available():
         yield Finding(topic, "ok", "mps (Apple GPU, shares the main memory): add -device mps to nnU-Net's commands")
     elif torch.version.cuda is not None:
         text = f"no GPU: torch is built for CUDA {torch.version.cuda} and sees no device; the CPU works, slowly"
@@ -313,8 +291,6 @@ def _worker_count(variable: str, purpose: str, cores: int, *, default: int, leas
     return warning_if(count > 2 * cores, "workers", text, remedy)
 
 
-# -------------------------------------------------------------------------------------------------------- diagnosis
-
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "versions": _versions,
     "paths": _paths,
@@ -330,10 +306,8 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 def diagnose() -> list[Finding]:
     """Look at everything that training and prediction need; takes seconds, as torch is imported.
 
-    The environment is judged as it is: nothing is set first, so that the findings hold for nnU-Net's commands when
-    typed into the same shell.
-
-    Returns: the findings in a fixed order of topics. Nothing is raised: a check that fails is a finding itself.
+    The environment is judged as it is, so that the findings hold for nnU-Net's commands in the same shell. Nothing is
+    raised: a check that fails is a finding itself.
     """
     findings: list[Finding] = []
     for topic, check in CHECKS.items():

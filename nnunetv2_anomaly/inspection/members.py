@@ -93,7 +93,6 @@ def folder_members(folder: Path) -> tuple[list[Finding], list[Member]]:
 def inspect_member(member: Member, label: str) -> tuple[list[Finding], Any]:
     """Whether a file is whole and runs no code when read.
 
-    Args: label: what to call it.
     Returns: findings, and the content of a checkpoint or a JSON file; None of any other file.
     """
     suffix = PurePosixPath(member.name).suffix.lower()

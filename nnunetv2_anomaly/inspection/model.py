@@ -61,10 +61,9 @@ def inspect_model(path: Path) -> list[Finding]:
 
     Args: path: a zip file as nnUNetv2_export_model_to_zip writes it, a model folder, the data set's folder above it,
         or a checkpoint (.pth).
-    Returns: the findings; a fault means that the model must not or cannot be used.
     Raises: UserError if there is nothing at the path that could be a model.
     """
-    path = Path(path).expanduser()
+    path = path.expanduser()
     expected = "expected the zip file of an exported model, a model folder, or a checkpoint (.pth)"
     if not path.exists():
         raise UserError(f"{path} does not exist; {expected}")
@@ -139,16 +138,12 @@ def _model_findings(prefix: str, contents: Mapping[str, Any], folder: Path | Non
         yield from _installation_findings(prefix, dataset)
 
 
-# ---------------------------------------------------------------------------------------------------- a checkpoint
-
-
 def _facts(checkpoint: Any) -> dict[str, Any]:
     """What a checkpoint says of its training; the weights are let go."""
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
-    arguments = checkpoint.get("init_args")
-    arguments = arguments if isinstance(arguments, dict) else {}
-    names = ("configuration", "fold", "plans")
-    return {"trainer": checkpoint.get("trainer_name"), **{name: arguments.get(name) for name in names}}
+    given = checkpoint.get("init_args")
+    given = given if isinstance(given, dict) else {}
+    return {"trainer": checkpoint.get("trainer_name"), **{n: given.get(n) for n in ("configuration", "fold", "plans")}}
 
 
 def _checkpoint_findings(label: str, content: Any) -> Iterator[Finding]:
@@ -222,9 +217,6 @@ def _detector_findings(label: str, content: Mapping[str, Any]) -> Iterator[Findi
     yield warning_if(not beats, "detector", f"{text}; {sentence}", remedy)
 
 
-# ------------------------------------------------------------------------------------------------------------ plans
-
-
 def _plans_findings(label: str, plans: Any, configuration: Any) -> Iterator[Finding]:
     """What plans name that prediction would import and call, and what they are."""
     try:
@@ -270,24 +262,20 @@ def _dataset_finding(dataset: Any) -> Finding:
         return Finding("plans", "fault", text, FETCH_AGAIN)
 
 
-# ------------------------------------------------------------------------------------------------- the whole model
-
-
 def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def _agreement(names: Mapping[str, Any], facts: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
     """Do the checkpoints agree with plans.json and with the folder's name, and so with each other?"""
-    differ = False
+    differ = []
     for place, fact in facts.items():
-        fold = str(place.split("/")[-2]).removeprefix("fold_")
-        told = {**fact, "plans": _as_json(fact["plans"]), "fold": str(fact["fold"])}
-        for what, expected in {**names, "fold": fold}.items():
+        told = {**fact, "plans": _as_json(fact["plans"]), "fold": f"fold_{fact['fold']}"}
+        for what, expected in {**names, "fold": place.split("/")[-2]}.items():
             if expected is not None and told[what] != expected:
-                differ = True
-                text = f"{shown(place)} was trained with another {what} than its folder or plans.json says"
-                yield Finding("agreement", "warning", text, "ask its author which holds, and what was changed")
+                differ.append(f"{shown(place)} was trained with another {what} than its folder or plans.json says")
+    for text in differ:
+        yield Finding("agreement", "warning", text, "ask its author which holds, and what was changed")
     if facts and not differ:
         yield Finding("agreement", "ok", "checkpoints, plans.json and the folder's name say the same")
 

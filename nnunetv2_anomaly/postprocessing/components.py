@@ -157,7 +157,6 @@ def in_one_box(
         volumes: integers, of one shape, two or three axes.
         groups: values from 1; none is in two groups.
         margin: voxels on both sides of each axis, from 1.
-
     Returns: the volumes, of one shape, of the smallest unsigned type; and which index of a volume is their index 0, per
         axis.
     """

@@ -128,9 +128,7 @@ def _prepare(
     before = read_json(output / MARKER) if (output / MARKER).is_file() else {}
     for name, value in settings.items():
         if before.get(name, value) != value and not overwrite:
-            raise UserError(
-                f"{output} was cleaned with other {name} ({before[name]}); give another folder with -o, or --overwrite"
-            )
+            raise UserError(f"{output} was cleaned with other {name} ({before[name]}); give another -o, or --overwrite")
     strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(cases))
     if strangers:
         raise UserError(f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another with -o")

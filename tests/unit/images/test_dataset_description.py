@@ -171,5 +171,5 @@ def test_folder_without_segmentations(tmp_path):
     (tmp_path / "part_123_b.nii.gz").touch()
     with pytest.raises(UserError, match=r"holds no segmentation \(\.nii\.gz\)"):
         segmentation_files(tmp_path, ".nii.gz")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match=r"missing holds no segmentation .*; check the folder"):
         segmentation_files(tmp_path / "missing", ".nii.gz")
