@@ -21,6 +21,7 @@ from torch import Tensor, autocast, nn
 from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_of, detector_state
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
+from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import (
     CaseForValidation,
@@ -30,7 +31,6 @@ from nnunetv2_anomaly.prediction.validation import (
     validate_case,
     write_summary,
 )
-from nnunetv2_anomaly.prediction.windows import Windows
 from nnunetv2_anomaly.reporting.drawing import save_prestage_progress
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.data_record import check_cases_exist

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         type=Path,
         metavar="DIR",
-        help="also set nnUNet_raw, nnUNet_preprocessed and nnUNet_results to folders of these names in DIR; create them",
+        help="also set nnUNet_raw, nnUNet_preprocessed and nnUNet_results to folders of that name in DIR; create them",
     )
 
 

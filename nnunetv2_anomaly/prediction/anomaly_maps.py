@@ -24,10 +24,11 @@ from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.files import check_whole
+from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
 from nnunetv2_anomaly.prediction.models import load_model
-from nnunetv2_anomaly.prediction.windows import Windows, predict_maps
+from nnunetv2_anomaly.prediction.windows import predict_maps
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS
 
 #: searched in this order when no trainer is named

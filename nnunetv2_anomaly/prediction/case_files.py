@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunetv2_anomaly.images.geometry import to_original_grid, write_volume
-from nnunetv2_anomaly.prediction.windows import Maps, Windows
+from nnunetv2_anomaly.images.sliding_window import Windows
+from nnunetv2_anomaly.prediction.windows import Maps
 from nnunetv2_anomaly.reporting.drawing import save_reconstruction_figure
 
 

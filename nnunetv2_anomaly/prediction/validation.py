@@ -23,11 +23,12 @@ from nnunetv2_anomaly.detectors.error import squared
 from nnunetv2_anomaly.detectors.quality import lesion_auc, lesion_average_precision
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.labels import BONES, LESIONS
 from nnunetv2_anomaly.prediction.anomaly_maps import list_cases
 from nnunetv2_anomaly.prediction.case_files import write_case
 from nnunetv2_anomaly.prediction.models import load_model
-from nnunetv2_anomaly.prediction.windows import Windows, predict_maps
+from nnunetv2_anomaly.prediction.windows import predict_maps
 
 #: in summary.json: what ``validate_case`` returned, case by case; as in nnU-Net's own
 CASES_KEY = "metric_per_case"

@@ -5,33 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.detectors.base import Detector
-from nnunetv2_anomaly.images.sliding_window import predict_image
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Plans and device of a prediction: what nnU-Net's sliding window asks for."""
-
-    plans_manager: PlansManager
-    configuration_manager: ConfigurationManager
-    dataset_json: dict
-    device: torch.device
-
-    def predict(self, network: nn.Module, volume: Tensor, num_output_channels: int) -> Tensor:
-        """Blend a window network's output over a volume, (C, X, Y, Z) -> (num_output_channels, X, Y, Z), float32."""
-        return predict_image(
-            network,
-            volume,
-            num_output_channels=num_output_channels,
-            plans_manager=self.plans_manager,
-            configuration_manager=self.configuration_manager,
-            dataset_json=self.dataset_json,
-            device=self.device,
-        )
+from nnunetv2_anomaly.images.sliding_window import Windows
 
 
 @dataclass(frozen=True)
