@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of
@@ -67,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_clean_up_arguments(parser)
 
 
+def number(text: str) -> float:
+    """A finite number; argparse names this function where a text is none."""
+    if not math.isfinite(found := float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number; give one, such as 2")
+    return found
+
+
 def _add_group_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subjects", type=Path, metavar="CSV", help="table with a column case or SubjectID, by which cases are grouped"
@@ -76,7 +84,7 @@ def _add_group_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--group_limit",
-        type=float,
+        type=number,
         metavar="X",
         help="up to it is one group, above another (default: 2 for KLGrade, else every value is a group)",
     )

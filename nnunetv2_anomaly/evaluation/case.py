@@ -47,15 +47,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CaseTask:
-    """The work of one process.
-
-    Attributes:
-        case: name.
-        reference: file.
-        predictions, probabilities: model -> file.
-        settings: the same for every case.
-        record: file that keeps the results, for the next run.
-    """
+    """The work of one process; predictions and probabilities: model -> file; record: keeps results for the next run."""
 
     case: str
     reference: Path

@@ -50,10 +50,8 @@ def counts(bones: pd.DataFrame) -> pd.DataFrame:
 
     sensitivity = TP / positives with positives = TP + FN, specificity = TN / negatives with negatives = TN + FP,
     accuracy = (TP + TN) / all. mean_dsc is the mean DSC over the positives; one that is missed counts with its own DSC,
-    which mostly is 0. As a size threshold empties references too, positives may become fewer with it.
-
-    Args:
-        bones: ``Evaluation.bones``; a model has every threshold of every case once.
+    which mostly is 0. As a size threshold empties references too, positives may become fewer with it. In ``bones``
+    (``Evaluation.bones``) a model has every threshold of every case once.
 
     Returns: ``COUNT_COLUMNS``, unitless but for thresholds in mm3; a row per model, bone, rule and threshold, in the
         order in which they are first met; after a model's bones all of them together, as bone ``ALL``. A rate without
@@ -100,12 +98,7 @@ def roc(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def auc(false_positive_rate: NDArray[np.float64], sensitivity: NDArray[np.float64]) -> float:
-    """Area under a curve of ``roc`` by trapezoids, in [0, 1], unitless; NaN where the curve has no points.
-
-    Args:
-        false_positive_rate, sensitivity: (n,) each, unitless, sorted as ``roc`` has them.
-
-    Returns: the area.
+    """Area under a curve of ``roc``, (n,) each, by trapezoids, in [0, 1], unitless; NaN where it has no points.
 
     Raises: ValueError if the two shapes differ.
     """
@@ -118,9 +111,6 @@ def summary(counts_table: pd.DataFrame) -> pd.DataFrame:
     positives to mean_dsc are those without post-processing: size threshold 0. dacc is the best accuracy over all
     thresholds, ddsc the best mean DSC, each with the rule and threshold that gave it: the first one of equals. They are
     chosen on the cases that they describe, so they show what post-processing could give at best.
-
-    Args:
-        counts_table: of ``counts``.
 
     Returns: ``SUMMARY_COLUMNS``, in the order of ``counts_table``; unitless but for thresholds in mm3. Where there is
         no positive case at any threshold, ddsc and its threshold are NaN, and its rule is missing.
@@ -150,9 +140,6 @@ def volume_agreement(bones: pd.DataFrame) -> pd.DataFrame:
     them. Difference = prediction - reference, bias its mean, sd its standard deviation (n - 1), limits =
     bias -+ 1.96 sd (Bland and Altman, Lancet 1986). Pearson's r with its two-sided p.
 
-    Args:
-        bones: ``Evaluation.bones``.
-
     Returns: ``AGREEMENT_COLUMNS``; mm3 as named, r and p unitless; order as in ``counts``. r and p are NaN with fewer
         than three samples or where a map's volumes are all equal, the bias without samples, sd and limits with fewer
         than two.
@@ -181,9 +168,7 @@ def lesion_wise(lesions: pd.DataFrame, edges_mm3: Sequence[float] = (0, 10, 100,
     of the prediction is true where any of its voxels is in the reference: precision = true / predicted. Each is binned
     by its own volume, from_mm3 <= volume < to_mm3.
 
-    Args:
-        lesions: ``Evaluation.lesions``.
-        edges_mm3: of the bins, at least two, rising, in mm3.
+    Args: edges_mm3: of the bins, at least two, rising, in mm3.
 
     Returns: ``LESION_WISE_COLUMNS``; from_mm3 and to_mm3 in mm3, the rest unitless; a row per model, bone that has any
         lesion, and bin; models and bones in the order in which they are first met, after a model's bones all together

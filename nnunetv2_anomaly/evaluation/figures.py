@@ -38,13 +38,7 @@ _LOGARITHMIC_FROM = 30.0
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """A colour per model, the same one in every figure; beyond seven models the colours repeat, darker.
-
-    Args:
-        models: names, in the evaluation's order.
-
-    Returns: name -> "#rrggbb".
-    """
+    """Model -> "#rrggbb", the same in every figure; beyond seven models the colours repeat, darker."""
     colours = {}
     for place, model in enumerate(models):
         turn, colour = divmod(place, len(_MODEL_COLOURS))
@@ -210,11 +204,7 @@ def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
     """ROC of every bone and of all: a curve per model, its thresholds marked, its area in the panel's legend.
 
     The large mark, of another shape for each model, is the prediction as it is; small discs are thresholds of size,
-    small squares of softmax output.
-
-    Args:
-        counts: of ``detection.counts``.
-        models: names, in the evaluation's order.
+    small squares of softmax output. ``counts`` is of ``detection.counts``.
     """
     bones = list(counts["bone"].unique())
     # "all" comes after the bones of a model, and bones that later models add come after it.
@@ -253,13 +243,10 @@ def _roc_curve(axis: Axes, points: pd.DataFrame, colour: str, width: float, mark
         of_rule = points[points["rule"] == rule]
         axis.plot(1 - of_rule["specificity"], of_rule["sensitivity"], sign, markersize=3.2, color=colour)
     as_it_is = points[(points["rule"] == SIZE) & (points["threshold"] == 0)]
-    (mark,) = axis.plot(
-        1 - as_it_is["specificity"], as_it_is["sensitivity"], marker, color=colour, markersize=7,
-        markerfacecolor="white", markeredgewidth=1.8, zorder=4,
-    )  # fmt: skip
-    line = Line2D([], [], color=colour, linewidth=width, label="no curve" if math.isnan(area) else f"AUC {area:.3f}")
-    line.set(marker=marker, markersize=7, markerfacecolor="white", markeredgewidth=mark.get_markeredgewidth())
-    return line
+    style: dict[str, Any] = {"color": colour, "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.8}
+    axis.plot(1 - as_it_is["specificity"], as_it_is["sensitivity"], marker, zorder=4, **style)
+    label = "no curve" if math.isnan(area) else f"AUC {area:.3f}"
+    return Line2D([], [], linewidth=width, label=label, marker=marker, **style)
 
 
 @own_style
@@ -318,21 +305,15 @@ def volume_figure(evaluation: Evaluation) -> Figure:
 
 @own_style
 def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figure:
-    """Lesions by volume: of the reference, found or missed; of the prediction, true or false.
-
-    Args:
-        lesion_wise: of ``detection.lesion_wise``; its bone "all" is shown.
-        models: names, in the evaluation's order.
+    """Lesions by volume, of bone "all" in ``detection.lesion_wise``: found or missed ones of the reference, true or
+    false ones of the prediction.
     """
     own = lesion_wise[lesion_wise["bone"] == detection.ALL].set_index(["from_mm3", "to_mm3", "model"])
     bins = list(own.index.droplevel("model").unique())
     colours = model_colours(models)
     width = min(13.0, max(8.0, 3.0 + 0.25 * 2 * len(bins) * (len(models) + 1)))
     figure = Figure(figsize=(width, 3.9), layout="constrained")
-    panels = (
-        ("lesions of the reference", "reference", "found"),
-        ("lesions of the prediction", "predicted", "true"),
-    )
+    panels = (("reference", "reference", "found"), ("prediction", "predicted", "true"))
     for axis, (title, whole, part) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for (place, bounds), (number, model) in itertools.product(enumerate(bins), enumerate(models)):
             key = (*bounds, model)
@@ -353,7 +334,7 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
         axis.set_xlim(-0.5, len(bins) - 0.5)
         axis.margins(y=0.18)
         axis.tick_params(axis="x", length=0)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(f"lesions of the {title}", fontsize=10)
         axis.set_xlabel("volume [mm³]")
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("number of lesions")
@@ -366,13 +347,11 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
     return figure
 
 
-def _panels(
-    number: int, columns: int, width: float, height: float, *, sharex: bool = False, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
+def _panels(number: int, columns: int, width: float, height: float, **share: bool) -> tuple[Figure, list[Axes]]:
     """A figure with so many axes, in rows of ``columns``; the places that are left over stay empty."""
     rows = max(1, math.ceil(number / columns))
     figure = Figure(figsize=(max(5.5, columns * width + 0.4), rows * height + 0.5), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **share).flat)
     for axis in axes[number:]:
         axis.set_axis_off()
     return figure, axes[:number]

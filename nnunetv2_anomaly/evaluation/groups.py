@@ -38,9 +38,6 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
     kl_grade are one.
 
     Args:
-        file: table.
-        cases: that are to be grouped.
-        column: by which.
         limit: numbers up to it are one group, higher ones another; None takes 2 for KLGrade, else every value is a
             group.
     Raises: UserError for a missing file or column, a case with two values, values that are no numbers with a limit, or
@@ -63,7 +60,7 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
         of_case = {case: _side(value, limit, column, case, file) for case, value in known.items()}
         order = [_side_name(column, limit, high) for high in (False, True)]
     else:
-        distinct = sorted(set(known.values()), key=lambda value: (not _is_number(value), _number(value), value))
+        distinct = sorted(set(known.values()), key=lambda value: (_number(value) is None, _number(value) or 0.0, value))
         if len(distinct) > _MOST:
             raise UserError(
                 f"{file}: {column} has {len(distinct)} different values ({listed(distinct)}); expected at most "
@@ -116,22 +113,17 @@ def _value(case: str, table: pd.DataFrame, identifier: str, column: str, file: P
     return found.pop() if found else ""
 
 
-def _is_number(value: str) -> bool:
+def _number(value: str) -> float | None:
     try:
-        float(value)
+        return float(value)
     except ValueError:
-        return False
-    return True
-
-
-def _number(value: str) -> float:
-    return float(value) if _is_number(value) else 0.0
+        return None
 
 
 def _side(value: str, limit: float, column: str, case: str, file: Path) -> str:
-    if not _is_number(value):
+    if (number := _number(value)) is None:
         raise UserError(f"{file}: {column} of {case} is {value}; expected a number, as there is a limit")
-    return _side_name(column, limit, float(value) > limit)
+    return _side_name(column, limit, number > limit)
 
 
 def _side_name(column: str, limit: float, high: bool) -> str:

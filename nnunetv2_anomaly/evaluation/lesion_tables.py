@@ -19,9 +19,7 @@ _MODEL = Column("model", digits=None)
 def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table]:
     """Tables of the detection of lesions, by the name of their files; none where no label is a lesion's.
 
-    Args:
-        evaluation: what was measured.
-        tested: as ``Findings.of`` takes it; volumes are those of it.
+    Volumes are those of ``tested``, as ``Findings.of`` takes it.
     """
     tables = {}
     if len(evaluation.bones):
@@ -37,11 +35,7 @@ def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table
 
 
 def detection_table(summary: pd.DataFrame) -> Table:
-    """The paper's table of lesion detection (method paper, Table 4).
-
-    Args:
-        summary: of ``detection.summary``.
-    """
+    """The paper's table of lesion detection (method paper, Table 4), from ``detection.summary``."""
     scores = {
         "sensitivity": "sensitivity", "specificity": "specificity", "accuracy": "accuracy", "auc": "AUC",
         "mean_dsc": "DSC",
@@ -70,14 +64,8 @@ def detection_table(summary: pd.DataFrame) -> Table:
 
 def _best_column(name: str, title: str) -> Column:
     """A score at its best threshold, which stands beneath it."""
-    rule, threshold = f"{name}_rule", f"{name}_threshold"
-    return Column(
-        name,
-        title,
-        3,
-        beneath=lambda row: threshold_in_words(row[rule], row[threshold]),
-        also=(rule, threshold),
-    )
+    also = f"{name}_rule", f"{name}_threshold"
+    return Column(name, title, 3, beneath=lambda row: threshold_in_words(*(row[key] for key in also)), also=also)
 
 
 def threshold_in_words(rule: str | None, threshold: float) -> str:
@@ -92,21 +80,13 @@ def threshold_in_words(rule: str | None, threshold: float) -> str:
 
 
 def lesion_wise_table(lesion_wise: pd.DataFrame) -> Table:
-    """Lesions that are found, one by one, by their size.
-
-    Args:
-        lesion_wise: of ``detection.lesion_wise``.
-    """
+    """Lesions that are found, one by one, by their size, from ``detection.lesion_wise``."""
     by = ["bone", "from_mm3", "to_mm3"]
     frame = in_groups(lesion_wise, by)
     columns = (
         _BONE,
         Column(
-            "from_mm3",
-            "volume [mm³]",
-            None,
-            text=lambda row: size_in_words(row["from_mm3"], row["to_mm3"]),
-            also=("to_mm3",),
+            "from_mm3", "volume [mm³]", None, lambda of: size_in_words(of["from_mm3"], of["to_mm3"]), also=["to_mm3"]
         ),
         _MODEL,
         Column("reference", "lesions"),
@@ -132,11 +112,7 @@ def size_in_words(low: float, high: float) -> str:
 
 
 def volume_table(agreement: pd.DataFrame) -> Table:
-    """How far lesion volumes agree.
-
-    Args:
-        agreement: of ``detection.volume_agreement``.
-    """
+    """How far lesion volumes agree, from ``detection.volume_agreement``."""
     columns = (
         _BONE,
         _MODEL,

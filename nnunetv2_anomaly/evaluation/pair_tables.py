@@ -17,12 +17,7 @@ _PROCESSINGS = {RAW: "before", CLEANED: "after"}
 
 
 def tukey_table(tukey: pd.DataFrame, *, significant_only: bool = False) -> Table:
-    """Tukey's honestly significant difference.
-
-    Args:
-        tukey: of ``statistics.tukey``.
-        significant_only: whether the other pairs are left out.
-    """
+    """Tukey's honestly significant difference, of ``statistics.tukey``; all pairs, or the significant ones alone."""
     return _pairs_table(
         tukey,
         "Differences between models: Tukey's honestly significant difference",
@@ -36,12 +31,7 @@ def tukey_table(tukey: pd.DataFrame, *, significant_only: bool = False) -> Table
 
 
 def paired_table(paired: pd.DataFrame, *, significant_only: bool = False) -> Table:
-    """Wilcoxon's signed-rank test.
-
-    Args:
-        paired: of ``statistics.paired``.
-        significant_only: whether the other pairs are left out.
-    """
+    """Wilcoxon's signed-rank test, of ``statistics.paired``; all pairs, or the significant ones alone."""
     return _pairs_table(
         paired,
         "Differences between models, case by case: Wilcoxon's signed-rank test",

@@ -65,7 +65,6 @@ def find_pairs(
     Args:
         model_folders: name -> folder of predictions, or nnU-Net's results folder, of which the validation of the folds
             is gathered.
-        dataset: of the references.
         reference_folder: None takes that of a results folder's data set.
         folds: the cases of these folds alone.
         splits_file: nnU-Net's splits_final.json; None takes that of a results folder's data set, if there is one.
@@ -87,11 +86,12 @@ def find_pairs(
         for model in models
         if (model.folder / CLEANED_MARKER).is_file()
     ]
-    of_fold = {}
-    for model in models:
-        of_fold.update(
-            {(model.name, case): fold for case in cases if (fold := model.folds.get(case, splits.get(case)))}
-        )
+    of_fold = {
+        (model.name, case): fold
+        for model in models
+        for case in cases
+        if (fold := model.folds.get(case, splits.get(case)))
+    }
     return Pairs({case: references[case] for case in cases}, models, of_fold, tuple(notes))
 
 
@@ -127,13 +127,8 @@ def named_folders(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def find_model(name: str, folder: Path, file_ending: str, folds: Sequence[str] | None = None) -> Model:
-    """The predictions of a folder, or of the folds of a results folder.
+    """The predictions of a folder, or of the given folds of a results folder: None takes all but "all".
 
-    Args:
-        name: of the model.
-        folder: of predictions, or nnU-Net's results folder.
-        file_ending: of the data set.
-        folds: which folds of a results folder; None takes all but "all".
     Raises: UserError if nothing is there, a fold has no validation, or a case is in two of them.
     """
     if not is_results_folder(folder):
@@ -223,13 +218,9 @@ def expected_cases(
 ) -> list[str]:
     """The cases that every model has to predict.
 
-    All references; of results folders with the given folds only those that the folds validate.
+    All references; of the given folds only those that the folds validate, by ``splits`` (case -> fold, empty where
+    unknown) or else by the results folders.
 
-    Args:
-        references: cases with a reference.
-        models: with their predictions.
-        splits: case -> fold; empty where unknown.
-        folds: which folds were asked for, or None.
     Raises: UserError if none is left.
     """
     expected = set(references)
@@ -253,12 +244,8 @@ def check_complete(
 ) -> list[str]:
     """Check that every expected case has a prediction of every model, and that there are no others.
 
-    Args:
-        expected: cases.
-        models: with their predictions.
-        reference_folder: for the sentences.
-        ignore_extra: whether predictions without a reference are ignored.
-        elsewhere: cases that have a reference but are not wanted; their predictions are not extra.
+    ``elsewhere``: cases that have a reference but are not wanted; their predictions are not extra.
+
     Returns: sentences on what was ignored.
     Raises: UserError that lists what is missing or too much.
     """

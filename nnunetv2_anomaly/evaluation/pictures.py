@@ -45,14 +45,7 @@ _MARGIN_MM = 12.0
 
 @dataclass(frozen=True)
 class Choice:
-    """A case that is worth a picture, and what chose it.
-
-    Attributes:
-        model: whose result chose it.
-        rank: "worst", "median" or "best".
-        case: its name.
-        mean_dsc: of the case's labels after post-processing, in [0, 1], unitless.
-    """
+    """A model's "worst", "median" or "best" case; mean_dsc: of its labels after post-processing, in [0, 1]."""
 
     model: str
     rank: str
@@ -119,8 +112,6 @@ def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None,
     """Check that every case has the images that pictures may show; which cases are shown is known after measuring.
 
     Args:
-        pairs: from ``find_pairs``.
-        dataset: of the cases.
         images: folder with CASE_0000 of the data set's file ending or .nii.gz, or None.
         error_images: folder with CASE_error of these endings, or with several channels CASE_error_0000 and so on; or
             None.
@@ -212,7 +203,6 @@ def case_figure(
     its first row on top.
 
     Args:
-        title: shown above.
         image: (Z superior, Y anterior, X right), any unit; without one the labels are shown on black.
         reference: same shape, integers; 0 is background.
         predictions: model -> same shape, integers; at least one.

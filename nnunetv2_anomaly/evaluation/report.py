@@ -83,13 +83,7 @@ def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, pai
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
     """Write ``folder/tables`` (CSV, Markdown, LaTeX) and ``folder/figures`` (PNG, SVG), each file whole.
 
-    Files of an earlier evaluation that this one does not write are removed first.
-
-    Args:
-        folder: made if missing.
-        findings: of the evaluation.
-
-    Returns: the files.
+    Files of an earlier evaluation that this one does not write are removed first. Returns: the files.
     """
     paths = []
     _remove_earlier(folder)
@@ -121,13 +115,9 @@ def report_sections(
     missing: str = DIAGONAL,
     notes: Sequence[str] = (),
 ) -> list[Section]:
-    """The evaluation as sections of a page.
+    """The evaluation as sections of a page, with pictures (title, figure) of cases and notes at the beginning.
 
-    Args:
-        findings: of the evaluation.
-        pictures: (title, figure) of cases.
-        missing: what distances are where just one map has the label: ``case.DIAGONAL`` or ``case.EXCLUDE``.
-        notes: sentences at the beginning.
+    ``missing``: what distances are where just one map has the label, ``case.DIAGONAL`` or ``case.EXCLUDE``.
     """
     evaluation, tables, drawings = findings.evaluation, findings.tables, findings.drawings
     parts = [
@@ -173,15 +163,9 @@ def write_report(
     notes: Sequence[str] = (),
     more_sections: Sequence[Section] = (),
 ) -> Path:
-    """Write the page with everything, in one file that opens without a network.
+    """Write the page with ``report_sections`` and then ``more_sections``, in one file that opens without a network.
 
-    Args:
-        path: HTML file to write, beside and renamed; its folder is made if missing.
-        findings, pictures, missing, notes: as ``report_sections`` takes them.
-        title: of the page.
-        more_sections: after the evaluation's own.
-
-    Returns: ``path``.
+    It is written beside and renamed; its folder is made if missing. Returns: ``path``.
     """
     sections = report_sections(findings, pictures, missing=missing, notes=notes)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,10 +47,7 @@ def evaluate_models(
     """Measure every case, several at a time, and keep a record of each.
 
     Args:
-        pairs: from ``find_pairs``.
         output: folder; the results of each case are kept in ``output/cases``.
-        settings: what is measured.
-        groups: of the cases.
         num_processes: cases at a time; each takes about ten times the memory of a case's label map, and a softmax
             output's lesion channels on top.
     Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run. At once if

@@ -43,11 +43,7 @@ def tukey(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame
 
     For every processing, label and metric the models' values are the groups of one test; where groups differ in size,
     it is Tukey and Kramer's. NaN values are left out. A model with fewer than two values is left out of the test, and
-    its pairs have no p; no pair has one where all values equal their group's mean.
-
-    Args:
-        cases: ``Evaluation.cases``.
-        metrics: columns of it.
+    its pairs have no p; no pair has one where all values equal their group's mean. Metrics are columns of the cases.
 
     Returns: ``TUKEY_COLUMNS``; a row per processing, label, metric and pair of models, each in the order in which they
         are first met. n, mean: of the values that are defined. difference = mean_a - mean_b with its simultaneous 95 %
@@ -104,10 +100,6 @@ def paired(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFram
     the cases where both have a value; cases with a difference of 0 do not rank. Without any difference p is 1, without
     any such case NaN. p_holm is Holm's correction over the pairs of one processing, label and metric that have a p.
 
-    Args:
-        cases: ``Evaluation.cases``.
-        metrics: columns of it.
-
     Returns: ``PAIRED_COLUMNS``; a row per processing, label, metric and pair of models, each in the order in which they
         are first met. n: cases where both have a value; means, and difference = mean_a - mean_b, over them, in the
         metric's unit, p unitless. significant: p_holm < ``SIGNIFICANCE``; False where it is NaN. Empty with one model.
@@ -138,12 +130,9 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     """Holm's step-down correction (Holm, Scandinavian Journal of Statistics 1979).
 
     Of m sorted p-values the i-th, from 0, is multiplied by m - i; none is then smaller than one before it, or larger
-    than 1.
+    than 1. NaN stays NaN and does not count.
 
-    Args:
-        p_values: (m,), unitless. NaN stays NaN and does not count.
-
-    Returns: (m,), corrected, in the order given.
+    Returns: (m,), corrected, in the order given, unitless.
     """
     values = np.asarray(p_values, dtype=float)
     corrected = np.full(values.shape, math.nan)
@@ -155,13 +144,9 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def daggers(table: pd.DataFrame, baseline: str) -> frozenset[tuple[str, str, str, str]]:
-    """Which cells of a table of results to mark: what differs significantly from the baseline.
+    """(processing, label, metric, model) of what differs significantly from the baseline, either way.
 
-    Args:
-        table: of ``tukey`` or ``paired``.
-        baseline: name of the model that the others are compared with.
-
-    Returns: (processing, label, metric, model) of every model that differs from the baseline, in either direction.
+    The table is one of ``tukey`` or ``paired``.
     """
     return frozenset(
         (row.processing, row.label, row.metric, row.model_b if row.model_a == baseline else row.model_a)

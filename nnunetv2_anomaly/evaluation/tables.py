@@ -81,12 +81,7 @@ class Summary:
 
 
 def summarise(rows: pd.DataFrame, metric: str, factor: float = 1.0) -> Summary:
-    """One metric over some rows of ``Evaluation.cases``, at most one row per case.
-
-    Args:
-        rows: of one model, label and processing.
-        metric: a column of it.
-        factor: what its values are multiplied by.
+    """One metric over rows of ``Evaluation.cases`` of one model, label and processing, at most one row per case.
 
     Returns: in the metric's unit times ``factor``.
     """
@@ -141,12 +136,8 @@ def _best(found: Mapping[str, Summary], *, larger_is_better: bool) -> set[str]:
 def segmentation_table(evaluation: Evaluation, daggers: Collection[tuple[str, str, str, str]] = frozenset()) -> Table:
     """The paper's table of segmentation (method paper, Table 2): mean and standard deviation of ``MEASURES``.
 
-    A row per label and model. The best mean of a label's models is bold where they all are over the same cases.
-
-    Args:
-        evaluation: what was measured.
-        daggers: (processing, label, metric, model) of what differs significantly from the first model
-            (``statistics.daggers``).
+    A row per label and model. The best mean of a label's models is bold where they all are over the same cases. What
+    differs significantly from the first model (``statistics.daggers``) has a dagger.
     """
     num_cases = evaluation.cases["case"].nunique()
     title = f"Segmentation: mean ± standard deviation over {num_cases} case{'s' * (num_cases != 1)}"

@@ -52,17 +52,7 @@ def surface_metrics(
     *,
     missing_distance_mm: float = math.nan,
 ) -> dict[str, float]:
-    """Overlap and surface distances of two masks.
-
-    Args:
-        reference, prediction: bool, of one shape, two or three axes.
-        spacing_mm: distance of voxels along each axis, in the arrays' axis order.
-        missing_distance_mm: what the distances are where exactly one mask is empty.
-
-    Returns: ``METRICS``, as ``evaluate_case`` has them.
-
-    Raises: ValueError as ``evaluate_case``.
-    """
+    """``METRICS`` of two bool masks of one shape, two or three axes; arguments and errors as of ``evaluate_case``."""
     masks = [np.asarray(mask) for mask in (reference, prediction)]
     if any(mask.dtype != bool for mask in masks):
         raise ValueError(f"the masks are {masks[0].dtype} and {masks[1].dtype}; expected bool")
@@ -117,13 +107,7 @@ def evaluate_case(
 
 
 def checked_spacing(reference: NDArray, prediction: NDArray, spacing_mm: Sequence[float]) -> list[float]:
-    """The spacing of two arrays that can be compared.
-
-    Args:
-        reference, prediction: two arrays.
-        spacing_mm: distance of voxels along each axis, in the arrays' axis order.
-
-    Returns: ``spacing_mm`` as floats.
+    """The spacing, in mm along each axis, of two arrays that can be compared, as floats.
 
     Raises: ValueError for different shapes, or another number of axes or spacings.
     """

@@ -68,8 +68,6 @@ def save_reconstruction_figure(
     """Image, reconstruction and error image of a case, on the slices of the first axis with the most error.
 
     Args:
-        path: PNG to write.
-        title: shown above.
         image, reconstruction, error: (X, Y, Z), in [0, 1], unitless.
         spacing: mm, one per axis, for the aspect ratio.
         outlines: (X, Y, Z) mask or label map, drawn as contours.
@@ -90,8 +88,7 @@ def save_reconstruction_figure(
         shown = row[2].imshow(error[index], cmap="inferno", vmin=0, vmax=error_limit, aspect=aspect, origin="lower")
         figure.colorbar(shown, ax=row[2], fraction=0.046)
         for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         if outlines is not None and outlines[index].any() and not outlines[index].all():
             for axis in (row[0], row[2]):
                 axis.contour(outlines[index] > 0, levels=[0.5], colors="deepskyblue", linewidths=0.6)
@@ -114,8 +111,6 @@ def save_label_figure(
     """An image in three planes through its labels, and beside each the same with the labels' outlines.
 
     Args:
-        path: PNG to write; its folder is made.
-        title: shown above.
         image, labels: (Z superior, Y anterior, X right), any unit; 0 is background.
         spacing: mm, same order, for the aspect ratio.
         names: name -> value of the labels, for the legend.
@@ -137,8 +132,7 @@ def save_label_figure(
         vertical, horizontal = (spacing[a] for a in range(3) if a != axis)
         for plot in row:
             plot.imshow(picture, cmap="gray", vmin=low, vmax=high, aspect=vertical / horizontal, origin="lower")
-            plot.set_xticks([])
-            plot.set_yticks([])
+            plot.set(xticks=[], yticks=[])
         for value in values:
             if (outlined == value).any():
                 row[1].contour(outlined == value, levels=[0.5], colors=[palette[value]], linewidths=0.8)
@@ -154,7 +148,6 @@ def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], ph
     """progress.png of a pre-stage: losses, the family's validation numbers, times, learning rates; phases shaded.
 
     Args:
-        path: PNG to write.
         logged: one value per epoch for train_losses, val_losses, lrs, epoch_start_timestamps and epoch_end_timestamps
             (s); all others are drawn together as the family's numbers.
         phases: first epoch of each phase -> its name.

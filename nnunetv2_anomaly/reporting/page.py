@@ -69,9 +69,5 @@ def page(title: str, sections: Sequence[Section]) -> str:
     """A whole page as HTML, with a table of contents.
 
     Every text is escaped; the same content gives the same page.
-
-    Args:
-        title: plain text.
-        sections: in order.
     """
     return _TEMPLATES.get_template("page.html").render(title=title, sections=sections).lstrip()

@@ -67,8 +67,6 @@ class Table:
         notes: sentences beneath it.
         words: that many leading columns hold words, the others numbers.
         grouped: in that many leading columns, a cell that repeats the one above it is shown once.
-
-    Raises: ValueError if a row has another number of cells than the header.
     """
 
     kind: ClassVar[str] = "table"
@@ -79,10 +77,6 @@ class Table:
     notes: Sequence[str] = ()
     words: int = 1
     grouped: int = 0
-
-    def __post_init__(self) -> None:
-        if wrong := [len(row) for row in self.rows if len(row) != len(self.header)]:
-            raise ValueError(f"a row has {wrong[0]} cells; expected {len(self.header)}, as the header has")
 
     def csv(self) -> str:
         """The cells' values, in full precision, a column per name; undefined numbers are empty."""
@@ -195,7 +189,6 @@ def table_of(
     Args:
         frame: with the columns' names.
         columns: those of words first.
-        title, notes, grouped: as ``Table`` has them.
         bold: (number of the row, name of the column) of the bold cells.
     """
     rows = [
@@ -217,16 +210,10 @@ def in_groups(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def best_cells(frame: pd.DataFrame, by: Sequence[str], names: Sequence[str]) -> set[tuple[int, str]]:
-    """(index, column) of the largest value of each group; none of a group whose values do not differ.
-
-    Args:
-        frame: its rows.
-        by: columns that make groups.
-        names: columns of which the largest value is the best.
-    """
+    """(index, column of ``names``) of the largest value of each group; none of a group whose values do not differ."""
     values = frame[list(names)].astype(float)
-    largest = values.groupby([frame[name] for name in by]).transform("max")
-    smallest = values.groupby([frame[name] for name in by]).transform("min")
+    groups = values.groupby([frame[name] for name in by])
+    largest, smallest = groups.transform("max"), groups.transform("min")
     best = values.eq(largest) & largest.ne(smallest)
     return {(place, name) for name in names for place in frame.index[best[name]]}
 

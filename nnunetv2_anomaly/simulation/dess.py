@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS, LESIONS
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LESIONS
 from nnunetv2_anomaly.simulation.phantom import draw_blob_shape
 from nnunetv2_anomaly.simulation.resampling import resample_linear
 from nnunetv2_anomaly.simulation.soft_tissue import Layout, gaussian_noise, sigmoid, soft_tissue
@@ -60,22 +60,8 @@ def dess_like_image(
             labelled ones, lie in the bones, and are in the returned truth, while the label map stays as it is.
 
     Returns: image and truth map, both (Z, Y, X).
-
-    Raises: ValueError for another dimension, an unknown label, a spacing or a mean that is not positive.
     """
-    labels = np.asarray(labels)
-    spacing = tuple(float(s) for s in spacing_mm)
-    if labels.ndim != 3 or labels.size == 0:
-        raise ValueError(f"the label map has the shape {labels.shape}; expected three axes (z, y, x)")
-    if len(spacing) != 3 or not all(0 < s < np.inf for s in spacing):
-        raise ValueError(f"spacing_mm is {spacing}; expected three positive numbers, (z, y, x)")
-    if not 0 <= extra_lesions < np.inf:
-        raise ValueError(f"extra_lesions is {extra_lesions}; expected a mean number of 0 or more")
-    unknown = set(np.unique(labels).tolist()) - set(LABELS.values())
-    if unknown:
-        raise ValueError(f"the label map holds {sorted(unknown)}; expected values of {LABELS}")
-    labels = labels.astype(np.uint8)
-
+    labels, spacing = np.asarray(labels, np.uint8), tuple(float(s) for s in spacing_mm)
     grid = [(np.arange(n) + 0.5) * s for n, s in zip(labels.shape, spacing, strict=True)]
     layout = Layout(labels, spacing, grid)
     anomalies = np.where(np.isin(labels, LESIONS), labels, 0).astype(np.uint8)
@@ -101,11 +87,8 @@ def dess_like_image(
 
 def _rician(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Magnitude of a complex signal with Gaussian noise in both channels: noise never makes it negative."""
-    real = rng.standard_normal(image.shape, dtype=np.float32)
-    real *= NOISE
-    real += image
-    imaginary = rng.standard_normal(image.shape, dtype=np.float32)
-    imaginary *= NOISE
+    real = image + NOISE * rng.standard_normal(image.shape, dtype=np.float32)
+    imaginary = NOISE * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.hypot(real, imaginary, out=real), 0.0, 1.0, out=real)
 
 
@@ -123,35 +106,22 @@ def _draw_bones(
     marrow = np.full(bone.shape, MARROW, np.float32)
     marrow += 0.015 * gaussian_noise(rng, bone.shape, spacing, (14.0, 10.0, 10.0))
     # Trabeculae run along the bone; on coarse grids they average out, as in a scanner.
-    trabeculae = gaussian_noise(rng, bone.shape, spacing, (0.9, 0.3, 0.3))
-    trabeculae *= 0.02
-    marrow += trabeculae
-    del trabeculae
+    marrow += 0.02 * gaussian_noise(rng, bone.shape, spacing, (0.9, 0.3, 0.3))
     # Red marrow: away from the joint it brightens the whole marrow, so that healthy metaphysis is as bright as many a
     # lesion near the joint; patches of several mm lie anywhere, more strongly there.
     metaphysis = _metaphysis_share(labels, spacing)
     marrow += np.float32(rng.uniform(*RED_MARROW)) * metaphysis
-    islands = gaussian_noise(rng, bone.shape, spacing, (4.5, 3.5, 3.5))
-    islands -= 0.8
-    np.clip(islands, 0.0, 1.6, out=islands)
-    islands *= 0.05 + 0.05 * metaphysis
-    marrow += islands
-    del islands
+    islands = np.clip(gaussian_noise(rng, bone.shape, spacing, (4.5, 3.5, 3.5)) - 0.8, 0.0, 1.6)
+    marrow += islands * (0.05 + 0.05 * metaphysis)
     _draw_scars(marrow, labels, spacing, rng)
     _draw_vessels(marrow, bone, spacing, rng)
     lesion_share = _draw_lesions(marrow, anomalies, spacing, rng)
     # The cortex lies within the bone label: where a blurred bone is no longer whole, there is its rim.
     sigmas = [max(0.7 / s, 0.7) for s in spacing]
     solidity = ndimage.gaussian_filter(bone.astype(np.float32), sigmas, truncate=3.0)
-    solidity -= 0.5
-    solidity *= 2.2
-    np.clip(solidity, 0.0, 1.0, out=solidity)
     # Lesions that reach the joint have eaten into the cortex: most of the rim is lost there.
-    np.maximum(solidity, 0.7 * lesion_share, out=solidity)
-    marrow -= CORTEX
-    marrow *= solidity
-    marrow += CORTEX
-    view[bone] = np.maximum(marrow[bone], 0.0)
+    solidity = np.maximum(np.clip((solidity - 0.5) * 2.2, 0.0, 1.0), 0.7 * lesion_share)
+    view[bone] = np.maximum(((marrow - CORTEX) * solidity + CORTEX)[bone], 0.0)
 
 
 def _metaphysis_share(labels: NDArray[np.uint8], spacing: Sequence[float]) -> NDArray[np.float32]:
@@ -260,9 +230,7 @@ def _add_lesion(
 ) -> None:
     """Put one more lesion into a bone of the truth map, in place; nothing happens where no bone has room."""
     shape = draw_blob_shape(rng)
-    shares = {
-        bone: share for bone, share in zip(BONES, (0.45, 0.35, 0.2), strict=True) if (layout.labels == bone).any()
-    }
+    shares = {bone: share for bone, share in zip(BONES, (0.45, 0.35, 0.2), strict=True) if bone in layout.labels}
     if not shares:
         return
     bone = int(rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values())))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.labels import BONES
+from nnunetv2_anomaly.simulation.soft_tissue import sigmoid
 
 if TYPE_CHECKING:
     from nnunetv2_anomaly.simulation.phantom import PhantomParameters
@@ -40,10 +41,6 @@ def _smooth_min(a: NDArray, b: NDArray, width: float) -> NDArray:
 
 def _smooth_max(a: NDArray, b: NDArray, width: float) -> NDArray:
     return -_smooth_min(-a, -b, width)
-
-
-def _sigmoid(x: NDArray) -> NDArray:
-    return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
 def _ellipsoid(u: NDArray, v: NDArray, w: NDArray, centre: Sequence[float], radii: Sequence[float]) -> NDArray:
@@ -196,10 +193,10 @@ class KneeShapes:
     def _femoral_cartilage(self, normal: Sequence[NDArray], local: dict[str, NDArray]) -> NDArray:
         fu, fv, fw = local["fu"], local["fv"], local["fw"]
         # Round the condyles and up the trochlea, neither on their sides, nor in the notch, nor up at the shaft.
-        window = _sigmoid((0.80 - np.abs(normal[0])) / 0.06)
-        window *= _sigmoid((0.65 - normal[2]) / 0.08)
-        window *= _sigmoid((39.0 + 0.12 * fv - fw) / 1.2)
-        window *= _sigmoid((local["notch"] - 2.0) / 0.8)
+        window = sigmoid((0.80 - np.abs(normal[0])) / 0.06)
+        window *= sigmoid((0.65 - normal[2]) / 0.08)
+        window *= sigmoid((39.0 + 0.12 * fv - fw) / 1.2)
+        window *= sigmoid((local["notch"] - 2.0) / 0.8)
         thicker = 1.0 + 0.25 * np.exp(-((fu / 14.0) ** 2) - ((fv - 30.0) / 14.0) ** 2)
         return self.parameters.cartilage_mm[0] * thicker * window
 
@@ -208,12 +205,12 @@ class KneeShapes:
         thickness = np.zeros_like(su)
         for sign in (-1.0, 1.0):
             radius = np.sqrt(((su - sign * 21.5) / 14.5) ** 2 + ((sv + 5.0) / 22.0) ** 2)
-            thickness += _sigmoid((1.0 - radius) / 0.06) * (1.15 - 0.3 * np.minimum(radius, 1.0) ** 2)
-        return self.parameters.cartilage_mm[1] * thickness * _sigmoid((normal[2] - 0.55) / 0.08)
+            thickness += sigmoid((1.0 - radius) / 0.06) * (1.15 - 0.3 * np.minimum(radius, 1.0) ** 2)
+        return self.parameters.cartilage_mm[1] * thickness * sigmoid((normal[2] - 0.55) / 0.08)
 
     def _patellar_cartilage(self, normal: Sequence[NDArray], femur_distance: NDArray) -> NDArray:
-        facing = _sigmoid((-normal[1] - 0.6) / 0.06)
-        return self.parameters.cartilage_mm[2] * facing * _sigmoid((14.0 - femur_distance) / 2.0)
+        facing = sigmoid((-normal[1] - 0.6) / 0.06)
+        return self.parameters.cartilage_mm[2] * facing * sigmoid((14.0 - femur_distance) / 2.0)
 
     def _surface_point(self, bone: int, anchor: Sequence[float], direction: Sequence[float]) -> NDArray[np.float64]:
         """Where the ray leaves the bone: knee frame (u, v, w), mm. The anchor itself if that lies outside."""

@@ -22,7 +22,6 @@ def save_overview(
     """Draw a sagittal slice of each case, through the largest lesion area where there is one.
 
     Args:
-        file: picture to write.
         cases: name -> files of image, labels and anomalies, and the AUC of intensity (None where there is none).
         brightest: intensity drawn white.
     """

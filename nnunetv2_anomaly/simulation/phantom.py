@@ -151,13 +151,7 @@ def draw_phantom(rng: np.random.Generator, *, side: str | None = None, lesion_sh
         lesion_share: probability in [0, 1] that a bone holds lesions (then one to three), per bone.
 
     Returns: parameters that ``render_label_map`` and ``phantom_image`` take.
-
-    Raises: ValueError for another side, or a share outside [0, 1].
     """
-    if side not in (None, "left", "right"):
-        raise ValueError(f"side is {side!r}; expected 'left', 'right' or None")
-    if not 0.0 <= lesion_share <= 1.0:
-        raise ValueError(f"lesion_share is {lesion_share}; expected a probability in [0, 1]")
     drawn_side = "right" if rng.random() < 0.5 else "left"
     # One number says how osteoarthritic the knee is: thin cartilage, losses and spurs come together.
     severity = float(rng.beta(1.2, 2.0))
@@ -192,18 +186,11 @@ def render_label_map(
 ) -> NDArray[np.uint8]:
     """Label the voxel centres of a grid, the knee's origin at a fixed place of the field of view.
 
-    Args:
-        parameters: from ``draw_phantom``.
-        shape: number of voxels, array order (z, y, x).
-        spacing_mm: same order.
+    Args: shape, spacing_mm: number and distance in mm of voxels, array order (z, y, x).
 
     Returns: (Z, Y, X) uint8, values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``.
-
-    Raises: ValueError unless three positive numbers each are given.
     """
     shape, spacing_mm = tuple(int(n) for n in shape), tuple(float(s) for s in spacing_mm)
-    if len(shape) != 3 or len(spacing_mm) != 3 or min(shape) < 1 or not min(spacing_mm) > 0:
-        raise ValueError(f"shape {shape} and spacing_mm {spacing_mm}: expected three positive numbers each, (z, y, x)")
     extent = tuple(n * s for n, s in zip(shape, spacing_mm, strict=True))
     knee = KneeShapes(parameters, extent)
     working_spacing = max(
@@ -235,15 +222,11 @@ def phantom_image(
 ) -> sitk.Image:
     """The phantom's label map as an image in the pose of the OAI's sagittal DESS series.
 
-    Args:
-        parameters: from ``draw_phantom``.
-        size, spacing_mm: number and distance in mm of voxels in SimpleITK order (x, y, z): x across the slices to the
-            patient's right, y to anterior, z to superior.
+    Args: size, spacing_mm: number and distance in mm of voxels in SimpleITK order (x, y, z): x across the slices to the
+        patient's right, y to anterior, z to superior.
 
     Returns: 3D image, uint8; the direction matrix turns x to the right and y to anterior, obliquely about the long
         axis as in many of the OAI's series; the centre of the field of view lies at the scanner's origin.
-
-    Raises: ValueError as ``render_label_map``.
     """
     image = sitk.GetImageFromArray(
         render_label_map(parameters, shape=tuple(size)[::-1], spacing_mm=tuple(spacing_mm)[::-1])

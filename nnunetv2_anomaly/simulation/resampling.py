@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS
 
 
 def resample_labels(
@@ -27,11 +27,7 @@ def resample_labels(
             the spacing is extent / size; with both, the grid is centred on the map and what lies beyond is 0.
 
     Returns: 3D image, uint8; the origin is that of the new first voxel's centre, the direction is kept.
-
-    Raises: ValueError if neither is given.
     """
-    if size is None and spacing_mm is None:
-        raise ValueError("neither size nor spacing_mm is given; expected at least one")
     old_size, old_spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
     extent = old_size * old_spacing
     new_size = np.array(size) if size is not None else np.maximum(1, np.rint(extent / spacing_mm).astype(int))
@@ -39,10 +35,7 @@ def resample_labels(
     new_spacing = np.array(spacing_mm, dtype=float) if both else extent / new_size
     # Corner of the new grid against the corner of the old one, along the image's own axes.
     corner = (extent - new_size * new_spacing) / 2
-    weights = [
-        _overlaps(n, s, c, m, t)
-        for n, s, c, m, t in zip(new_size, new_spacing, corner, old_size, old_spacing, strict=True)
-    ][::-1]
+    weights = list(map(_overlaps, new_size, new_spacing, corner, old_size, old_spacing))[::-1]
     labels = sitk.GetArrayViewFromImage(image)
     result = sitk.GetImageFromArray(_nested_median(labels, weights))
     result.SetSpacing(new_spacing.tolist())
@@ -56,16 +49,15 @@ def resample_labels(
 def _nested_median(labels: NDArray, weights: Sequence[NDArray[np.float32]]) -> NDArray[np.uint8]:
     shape = tuple(len(weight) for weight in weights)
     nothing = np.zeros(shape, np.float32)
-    share = {int(value): _filled_share(labels == value, weights) for value in np.unique(labels[labels > 0])}
-    bone_share = {
-        bone: share.get(bone, nothing) + share.get(lesion, nothing) for lesion, bone in BONE_OF_LESION.items()
-    }
+    share = dict.fromkeys(LABELS.values(), nothing)
+    share |= {int(value): _filled_share(labels == value, weights) for value in np.unique(labels[labels > 0])}
+    bone_share = {bone: share[bone] + share[lesion] for lesion, bone in BONE_OF_LESION.items()}
     bones = sum(bone_share.values())
-    knee = bones + sum(share.get(cartilage, nothing) for cartilage in CARTILAGES)
+    knee = bones + sum(share[cartilage] for cartilage in CARTILAGES)
     nearest_bone = np.array(BONES)[np.argmax([bone_share[bone] for bone in BONES], axis=0)]
     for lesion, bone in BONE_OF_LESION.items():
-        nearest_bone[(nearest_bone == bone) & (share.get(lesion, nothing) > bone_share[bone] / 2)] = lesion
-    cartilage = np.array(CARTILAGES)[np.argmax([share.get(label, nothing) for label in CARTILAGES], axis=0)]
+        nearest_bone[(nearest_bone == bone) & (share[lesion] > bone_share[bone] / 2)] = lesion
+    cartilage = np.array(CARTILAGES)[np.argmax([share[label] for label in CARTILAGES], axis=0)]
     return np.where(bones > 0.5, nearest_bone, np.where(knee > 0.5, cartilage, 0)).astype(np.uint8)
 
 

@@ -53,11 +53,11 @@ _SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions")
 @dataclasses.dataclass(frozen=True)
 class _Job:
     case: str
-    label_file: str | None  # None: a phantom
-    output_folder: str
+    label_file: Path | None  # None: a phantom
+    output_folder: Path
     seed: int
-    size: tuple[int, int, int] | None
-    spacing_mm: tuple[float, float, float] | None
+    size: Sequence[int] | None
+    spacing_mm: Sequence[float] | None
     extra_lesions: float
 
 
@@ -97,7 +97,11 @@ def simulate_folder(
         two label maps of one name, or an output folder that holds something else, or cannot be written to.
     """
     output_folder = Path(output_folder)
-    size, spacing_mm = _checked_grid(size, spacing_mm)
+    if size is not None and (len(size) != 3 or any(n != int(n) or n < 8 for n in size)):
+        raise UserError(f"size is {tuple(size)}; expected three whole numbers x y z of at least 8 voxels")
+    if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0.05 <= s <= 20 for s in spacing_mm)):
+        raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm")
+    size, spacing_mm = size and tuple(map(int, size)), spacing_mm and tuple(map(float, spacing_mm))
     if num_phantoms < 0 or num_processes < 1 or seed < 0 or not 0 <= extra_lesions < math.inf:
         raise UserError(
             f"num_phantoms {num_phantoms}, num_processes {num_processes}, seed {seed}, extra_lesions {extra_lesions} "
@@ -107,8 +111,8 @@ def simulate_folder(
     arguments = {
         "labels_folder": None if labels_folder is None else str(Path(labels_folder).resolve()),
         "num_phantoms": num_phantoms,
-        "size": None if size is None else list(size),
-        "spacing_mm": None if spacing_mm is None else list(spacing_mm),
+        "size": size and list(size),
+        "spacing_mm": spacing_mm and list(spacing_mm),
         "seed": seed,
         "extra_lesions": float(extra_lesions),
     }
@@ -122,7 +126,7 @@ def simulate_folder(
         for name in ("images", "labels", "anomalies"):
             (output_folder / name).mkdir(exist_ok=True)
     jobs = [
-        _Job(case, None if file is None else str(file), str(output_folder), seed, size, spacing_mm, extra_lesions)
+        _Job(case, file, output_folder, seed, size, spacing_mm, extra_lesions)
         for case, file in sources.items()
         if case not in finished
     ]
@@ -205,19 +209,6 @@ def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
     return float(roc_auc_score(lesion, image[bones]))
 
 
-def _checked_grid(
-    size: Sequence[int] | None, spacing_mm: Sequence[float] | None
-) -> tuple[tuple[int, int, int] | None, tuple[float, float, float] | None]:
-    if size is not None and (len(size) != 3 or any(n != int(n) or n < 8 for n in size)):
-        raise UserError(f"size is {tuple(size)}; expected three whole numbers x y z of at least 8 voxels")
-    if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0.05 <= s <= 20 for s in spacing_mm)):
-        raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm")
-    return (
-        None if size is None else tuple(int(n) for n in size),
-        None if spacing_mm is None else tuple(float(s) for s in spacing_mm),
-    )
-
-
 def _sanitized(stem: str) -> str:
     return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9_-]", "_", stem)).strip("_") or "case"
 
@@ -269,12 +260,8 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
         case: entry
         for case, entry in cases.items()
         if all(path.exists() for path in _case_files(output_folder, case))
-        and entry["source_sha256"] == _source_sha256(sources[case])
+        and entry["source_sha256"] == ((source := sources[case]) and label_source_sha256(source))
     }
-
-
-def _source_sha256(label_file: Path | None) -> str | None:
-    return None if label_file is None else label_source_sha256(label_file)
 
 
 def _simulate_case(job: _Job) -> dict:
@@ -288,7 +275,7 @@ def _simulate_case(job: _Job) -> dict:
         size, spacing_mm = _phantom_grid(job.size, job.spacing_mm)
         label_image = phantom_image(parameters, size=size, spacing_mm=spacing_mm)
     else:
-        label_image = read_label_map(Path(job.label_file), LABELS)
+        label_image = read_label_map(job.label_file, LABELS)
         if job.size is not None or job.spacing_mm is not None:
             label_image = resample_labels(label_image, job.size, job.spacing_mm)
     labels = sitk.GetArrayFromImage(label_image)
@@ -298,16 +285,14 @@ def _simulate_case(job: _Job) -> dict:
     simulated = dess_like_image(sitk.GetArrayFromImage(turned), spacing, rng, extra_lesions=job.extra_lesions)
     image, anomalies = (turned_back(volume, Grid.of(label_image)) for volume in (simulated.image, simulated.anomalies))
     stored = np.rint(image * INTENSITY_SCALE).astype(np.int16)
-    with write_failures_as_user_errors(Path(job.output_folder)):
-        for volume, path in zip(
-            (stored, labels, anomalies), _case_files(Path(job.output_folder), job.case), strict=True
-        ):
+    with write_failures_as_user_errors(job.output_folder):
+        for volume, path in zip((stored, labels, anomalies), _case_files(job.output_folder, job.case), strict=True):
             write_image(posed(volume, Grid.of(label_image)), path)
     voxel_mm3 = float(np.prod(spacing))
     area = intensity_auc(stored, labels, anomalies)
     return {
-        "source": None if job.label_file is None else Path(job.label_file).name,
-        "source_sha256": _source_sha256(None if job.label_file is None else Path(job.label_file)),
+        "source": job.label_file and job.label_file.name,
+        "source_sha256": job.label_file and label_source_sha256(job.label_file),
         "seed": entropy,
         "side": side,
         "size": list(label_image.GetSize()),
@@ -323,8 +308,8 @@ def _volumes_mm3(labels: NDArray, voxel_mm3: float) -> dict[str, float]:
 
 
 def _phantom_grid(
-    size: tuple[int, int, int] | None, spacing_mm: tuple[float, float, float] | None
-) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    size: Sequence[int] | None, spacing_mm: Sequence[float] | None
+) -> tuple[Sequence[int], Sequence[float]]:
     """The grid asked for; what is not given follows from the OAI's field of view."""
     extent = np.multiply(OAI_SIZE, OAI_SPACING_MM)
     if size is None and spacing_mm is None:

@@ -363,6 +363,13 @@ def test_cleaned_predictions_are_told(folders, capsys):
     assert f"good: {folders}" not in page
 
 
+@pytest.mark.parametrize("limit", ["nan", "inf", "two"])
+def test_a_limit_that_is_no_number_is_refused(limit, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "-pred", "p", "-o", "o", "--group_limit", limit])
+    assert "argument --group_limit: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [("--group_by", "sex"), ("--group_limit", "3")])
 def test_groups_need_a_table(folders, capsys, options):
     assert evaluate(folders, *options) == 1

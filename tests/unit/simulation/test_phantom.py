@@ -141,14 +141,3 @@ def test_blobs_have_the_stated_size():
     assert shape.value(np.zeros(1), np.zeros(1), np.zeros(1)) == pytest.approx(-1.0)
     tip = np.array(shape.axes[1]) * shape.radii_mm[1]
     assert shape.value(*tip[:, None]) == pytest.approx(0.0, abs=1e-9)
-
-
-def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="'middle'"):
-        knee(0, side="middle")
-    with pytest.raises(ValueError, match=r"lesion_share is 1\.5"):
-        knee(0, lesion_share=1.5)
-    with pytest.raises(ValueError, match="three positive numbers"):
-        render_label_map(knee(0), shape=(8, 8), spacing_mm=(1.0, 1.0))
-    with pytest.raises(ValueError, match="three positive numbers"):
-        render_label_map(knee(0), shape=(8, 8, 8), spacing_mm=(1.0, 0.0, 1.0))
