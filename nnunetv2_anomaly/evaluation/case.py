@@ -31,12 +31,8 @@ DIAGONAL, EXCLUDE = "diagonal", "exclude"
 class EvaluationSettings:
     """Everything but its files that the numbers of a case depend on.
 
-    Attributes:
-        dataset: labels and files; its reader is that of the references.
-        clean_up: the post-processing between HD* and HD.
-        missing: "diagonal" puts the image's diagonal for a distance where just one of the maps has the label,
-            "exclude" leaves it undefined.
-        with_probabilities: whether softmax outputs beside the predictions are used.
+    The data set's reader is that of the references; the clean-up is that between HD* and HD. Missing "diagonal" puts
+    the image's diagonal for a distance where just one of the maps has the label, "exclude" leaves it undefined.
     """
 
     dataset: DatasetDescription
@@ -155,25 +151,18 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
             )
             components = _components(map_voxels, keys)
             found = [
-                {
-                    "label": name,
-                    "status": _status(metrics[key]),
-                    **metrics[key],
-                    "components": components[name],
-                }
+                {"label": name, "status": _status(metrics[key])} | metrics[key] | {"components": components[name]}
                 for name, key in keys.items()
             ]
         yield from ({**row, "processing": processing} for row in found)
 
 
 def _components(voxels: NDArray, keys: Mapping[str, int | tuple[int, ...]]) -> dict[str, int]:
-    single = {name: key for name, key in keys.items() if isinstance(key, int)}
-    counts = count_components(voxels, list(single.values())) if single else {}
-    numbers = {name: counts[key] for name, key in single.items()}
-    for name, key in keys.items():
-        if name not in single:
-            numbers[name] = count_components(np.isin(voxels, key).astype(np.uint8), [1])[1]
-    return numbers
+    single = [key for key in keys.values() if isinstance(key, int)]
+    counts: dict[Any, int] = dict(count_components(voxels, single)) if single else {}
+    for key in set(keys.values()) - set(single):
+        counts[key] = count_components(np.isin(voxels, key).astype(np.uint8), [1])[1]
+    return {name: counts[key] for name, key in keys.items()}
 
 
 def _status(metrics: Mapping[str, float]) -> str:

@@ -81,9 +81,6 @@ def roc(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     and then by sensitivity, and neighbours are joined by straight lines. No point is dropped for being below its
     neighbours. Thresholds without a positive or without a negative case are no point.
 
-    Args:
-        points: the rows of ``counts`` of one model and bone.
-
     Returns: false positive rate and sensitivity, (n + 2,) each, in [0, 1], unitless; empty without any point.
     """
     sensitivity = points["sensitivity"].to_numpy(dtype=float)

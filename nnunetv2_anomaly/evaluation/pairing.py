@@ -18,12 +18,9 @@ from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
 class Model:
     """Predictions of one model.
 
-    Attributes:
-        name: as the tables show it.
-        folder: of predictions, or nnU-Net's results folder of a trained model.
-        is_results_folder: whether the predictions are those of its folds' validation.
-        files, probabilities: case -> prediction, and its softmax output (.npz) where there is one.
-        folds: case -> fold whose validation it is from; only of a results folder.
+    The folder is one of predictions, or nnU-Net's results folder of a trained model, of which the predictions are those
+    of its folds' validation. files, probabilities: case -> prediction, and its softmax output (.npz) where there is
+    one; folds: case -> fold, only of a results folder.
     """
 
     name: str
@@ -38,11 +35,7 @@ class Model:
 class Pairs:
     """Which cases are evaluated, and where their files are.
 
-    Attributes:
-        references: case -> reference.
-        models: with a prediction of each.
-        folds: (model, case) -> fold, where known.
-        notes: sentences on what was left out.
+    references: case -> reference; folds: (model, case) -> fold, where known; notes: sentences on what was left out.
     """
 
     references: dict[str, Path]

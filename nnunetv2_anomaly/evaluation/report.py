@@ -36,11 +36,7 @@ _FIGURES_OF_SOME = ("roc", "lesion_volumes", "lesion_sizes")
 class Findings:
     """An evaluation with its tests, tables and figures, made once for files and page.
 
-    Attributes:
-        evaluation: what was measured.
-        tukey, paired: tests of every pair of models, of the functions of these names in ``statistics``.
-        tables: every table that the evaluation has data for, by the name of its files.
-        drawings: every figure that it has data for, by the name of its files.
+    tukey, paired: of ``statistics``; tables, drawings: all that it has data for, by the names of their files.
     """
 
     evaluation: Evaluation
@@ -54,7 +50,6 @@ class Findings:
         """Test, tabulate and draw an evaluation; figures alone take seconds.
 
         Args:
-            evaluation: what was measured.
             tested: whose ``cases`` and ``bones`` are tested in place of its own, because these are not independent of
                 each other, such as predictions of one image by several trainings of a model; None tests its own.
         """

@@ -134,14 +134,11 @@ def write_evaluation(
     more_sections: Sequence[Section] = (),
     tested: Evaluation | None = None,
 ) -> Path:
-    """Write tables, figures, colour tables and the report.
+    """Write tables, figures, colour tables and the report, which is returned.
 
-    Args:
-        images, error_images: as ``check_images`` takes them; the pictures of cases show them.
-        notes: sentences at the report's beginning.
-        title, more_sections: of the report.
-        tested: as ``Findings.of`` takes it.
-    Returns: the report.
+    Pictures of cases show ``images`` and ``error_images`` (``check_images``), notes stand at the report's beginning;
+    ``tested`` is as ``Findings.of`` takes it.
+
     Raises: UserError for pictures that are missing or of another grid, or if ``output`` cannot be written to.
     """
     findings = Findings.of(evaluation, tested)

@@ -25,13 +25,7 @@ from nnunetv2_anomaly.reporting.table import DAGGER, Cell, Column, Table, number
 class Measure:
     """A metric as the paper's tables and figures show it.
 
-    Attributes:
-        name: of its columns in a CSV.
-        title: what stands above it.
-        metric, processing: which values of ``Evaluation.cases``.
-        factor: what they are multiplied by.
-        digits: after the point.
-        larger_is_better: else smaller is.
+    Values of ``Evaluation.cases`` (metric, processing) times a factor; its name is that of its columns in a CSV.
     """
 
     name: str
@@ -56,14 +50,9 @@ MEASURES = (DSC, ASD, HD, HD_RAW)
 class Summary:
     """One metric over cases.
 
-    Attributes:
-        mean, median, min, max: of the values that are defined; NaN without any.
-        sd: their standard deviation (n - 1); NaN with fewer than two.
-        n: how many are defined.
-        cases: how many cases there are, which ``n`` is not where some are left out.
-        missed, invented, neither: how many of the cases have that status.
-        replaced: how many of the values stand for a distance that is undefined.
-        of: the cases with a defined value.
+    Mean, median, min and max of the n values that are defined, NaN without any; their standard deviation (n - 1), NaN
+    with fewer than two; how many cases there are, and how many of each status; how many of the values stand for a
+    distance that is undefined; and the cases with a defined value.
     """
 
     mean: float

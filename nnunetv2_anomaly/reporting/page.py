@@ -52,13 +52,7 @@ Content: TypeAlias = str | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page, listed in the table of contents.
-
-    Attributes:
-        title: plain text.
-        content: what stands beneath it, in order.
-        sections: its subsections, after the content; they have none of their own.
-    """
+    """A part of a page, listed in the table of contents; its subsections, after the content, have none of their own."""
 
     title: str
     content: Sequence[Content] = ()

@@ -25,8 +25,6 @@ class Cell:
     """A table's cell of plain text.
 
     Attributes:
-        text: what readers see.
-        bold, code: how it is set.
         left: aligned to the left, as words are, rather than to the right, as numbers are.
         mark: signs set high after the text, such as those of notes.
         beneath: smaller lines under the text.
@@ -186,10 +184,7 @@ def table_of(
 ) -> Table:
     """A table of a data frame, a row per row.
 
-    Args:
-        frame: with the columns' names.
-        columns: those of words first.
-        bold: (number of the row, name of the column) of the bold cells.
+    Args: columns: those of words first; bold: (number of the row, name of the column) of the bold cells.
     """
     rows = [
         [column.cell(row, bold=(place, column.name) in bold) for column in columns]
