@@ -126,12 +126,11 @@ def check_whole(path: Path) -> None:
         image: Any = nibabel.load(path)
         voxels = image.dataobj
         expected = voxels.offset + int(np.prod(voxels.shape, dtype=np.int64)) * voxels.dtype.itemsize
-        whole = _unpacked_bytes(path, expected) >= expected
-        finite = not (whole and np.issubdtype(voxels.dtype, np.floating)) or np.isfinite(np.asanyarray(voxels)).all()
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError):
-        whole = finite = False
-    if not whole:
-        raise UserError(f"{path} is cut short or damaged; copy or download it again")
+        if _unpacked_bytes(path, expected) < expected:
+            raise EOFError
+        finite = not np.issubdtype(voxels.dtype, np.floating) or np.isfinite(np.asanyarray(voxels)).all()
+    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        raise UserError(f"{path} is cut short or damaged; copy or download it again") from error
     if not finite:
         raise UserError(f"{path} holds infinite voxels or NaN; get or convert the image again")
 

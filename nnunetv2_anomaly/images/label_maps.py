@@ -25,10 +25,8 @@ def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
     if not np.issubdtype(voxels.dtype, np.integer):
         broken = np.count_nonzero(voxels != np.rint(voxels))
         told = f"{broken} of its voxels are no whole numbers" if broken else "all of its voxels are whole numbers"
-        raise UserError(
-            f"{path} holds {image.GetPixelIDTypeAsString()} values ({told}); expected labels of an integer type: take "
-            "the segmentation as it was published, or one that was not interpolated"
-        )
+        kind = f"{image.GetPixelIDTypeAsString()} values ({told})"
+        raise UserError(f"{path} holds {kind}; expected an integer type: take one that was not interpolated")
     unknown = [f"{value} ({n} voxels)" for value, n in count_values(voxels).items() if value not in labels.values()]
     if unknown:
         known = ", ".join(f"{value} {name}" for name, value in labels.items())
