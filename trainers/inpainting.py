@@ -332,7 +332,6 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         patch_size: Sequence[int],
     ) -> Rivals:
         """G, which knows the mask; both are measured inside and outside the erased region."""
-        network.set_distilling(True)
         image = torch.from_numpy(case.image)
         hole = torch.from_numpy(erased_region(case.labels, foreground_labels, settings["erase_margin_voxels"]))
         hole = hole.to(image.dtype)[None]
