@@ -202,7 +202,7 @@ def test_labels_that_tell_nothing_are_told_so():
     labels = np.zeros(noise.shape, np.uint8)
     labels[10:40, 20:70, 30:60] = 1
 
-    assert "hardly tell anything" in mapping_evidence(noise, labels).reason()
+    assert "hardly say anything" in mapping_evidence(noise, labels).reason()
 
 
 def test_a_header_that_the_voxels_contradict_is_told(knees):
