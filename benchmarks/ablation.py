@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
-from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.detectors.error import squared
@@ -20,6 +18,8 @@ from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.blocks import full_precision
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork, error_channel
+from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
+from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: section of a configuration in plans.json: which map the channel and the focal weight are made of

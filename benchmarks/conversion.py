@@ -22,13 +22,13 @@ from time import perf_counter
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2_anomaly.dataset_conversion.Dataset501_OAIZIB import RELEASE
 
 from benchmarks.timing import shown, timed
 from nnunetv2_anomaly.conversion.case import CaseJob, convert_case
 from nnunetv2_anomaly.conversion.command import collect_cases, image_lookup
 from nnunetv2_anomaly.conversion.release import Options
 from nnunetv2_anomaly.conversion.sources import read_series_paths
+from nnunetv2_anomaly.dataset_conversion.Dataset501_OAIZIB import RELEASE
 from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_command, nnunet_environment
 from nnunetv2_anomaly.labels import BONE_OF_LESION
 

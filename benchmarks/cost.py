@@ -25,10 +25,10 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to, focal_weight
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
 
 NUM_CLASSES = 7
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
 from sklearn.model_selection import GroupKFold
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
 from benchmarks.machine import machine, memory_mib, versions
 from benchmarks.models import MARGIN_MM, PRE_STAGE, Detector, Model
+from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
 from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
 from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
 from nnunetv2_anomaly.errors import UserError

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import nnunetv2_anomaly.trainers as trainers
-
 from benchmarks.ablation import check_choices
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import known_settings

@@ -9,6 +9,7 @@ import pytest
 def _drawing() -> tuple:
     """The functions that draw the progress, and what stands in for each."""
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
     from nnunetv2_anomaly.trainers import detector
 
     def stand_in(path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.detectors.artefact import (
@@ -23,6 +22,7 @@ from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.registry import detector_families
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
+from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.commands import train_command
 from nnunetv2_anomaly.training.data_record import check_data, data_record

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from nnunetv2_anomaly.trainers.resumable import ResumableTrainer
 
 from nnunetv2_anomaly.device import check_device
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.files import why_not_writable
 from nnunetv2_anomaly.plans.settings import default, known_settings, section_of
+from nnunetv2_anomaly.trainers.resumable import ResumableTrainer
 from nnunetv2_anomaly.training.distributed import Queue, rank, world_size
 from nnunetv2_anomaly.training.finite import where_it_began
 from nnunetv2_anomaly.training.pretrained import check_copied_weights, given_weights_file

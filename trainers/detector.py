@@ -15,7 +15,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context, empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch import Tensor, autocast, nn
 
 from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_of, detector_state
@@ -32,6 +31,7 @@ from nnunetv2_anomaly.prediction.validation import (
     write_summary,
 )
 from nnunetv2_anomaly.reporting.drawing import save_prestage_progress
+from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.data_record import check_cases_exist
 from nnunetv2_anomaly.training.distributed import gathered, rank, world_size

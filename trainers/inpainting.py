@@ -12,7 +12,6 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from nnunetv2_anomaly.trainers.detector import DetectorTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,6 +34,7 @@ from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, lea
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import CaseForValidation, Rivals
+from nnunetv2_anomaly.trainers.detector import DetectorTrainer
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.training.checkpoints import first_difference
 from nnunetv2_anomaly.training.commands import train_command

@@ -15,8 +15,6 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA, AnomalyAwareSegmentation
-from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from torch import nn
 
 from nnunetv2_anomaly.errors import UserError
@@ -25,6 +23,8 @@ from nnunetv2_anomaly.segmenters.published.loading import EveryCaseOnceLoader
 from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
 from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET, NetworkShape, PublishedNetwork
 from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
+from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA, AnomalyAwareSegmentation
+from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.training.distributed import rank, world_size
 

@@ -9,7 +9,6 @@ import numpy as np
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch import nn
 
 from nnunetv2_anomaly.detectors.base import Detector
@@ -18,6 +17,7 @@ from nnunetv2_anomaly.images.files import check_whole
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.segmenters import planned
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
+from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from nnunetv2_anomaly.training.data_record import case_record, check_cases_exist
 from nnunetv2_anomaly.training.distributed import rank, world_size
 

@@ -9,6 +9,11 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import nn
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.segmenters.published.loss import WeightedDiceLoss
+from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.published import (
     CANPlusTrainer,
@@ -19,11 +24,6 @@ from nnunetv2_anomaly.trainers.published import (
     UNETTrainer,
 )
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
-from torch import nn
-
-from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.segmenters.published.loss import WeightedDiceLoss
-from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.training.augmentation import (
     loaded_patch_size,
     published_spatial_transform,

@@ -347,7 +347,7 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
     return figure
 
 
-def _panels(number: int, columns: int, width: float, height: float, **share: bool) -> tuple[Figure, list[Axes]]:
+def _panels(number: int, columns: int, width: float, height: float, **share: Any) -> tuple[Figure, list[Axes]]:
     """A figure with so many axes, in rows of ``columns``; the places that are left over stay empty."""
     rows = max(1, math.ceil(number / columns))
     figure = Figure(figsize=(max(5.5, columns * width + 0.4), rows * height + 0.5), layout="constrained")

@@ -68,7 +68,7 @@ class KneeShapes:
         femoral, tibial, patellar = parameters.cartilage_mm
         # Bones are kept apart by what lies between them, so that cartilages have room and abut at the contact.
         self.gap = {3: femoral + tibial + 0.3, 5: femoral + patellar + 0.5}
-        self.spurs = {bone: [] for bone in BONES}
+        self.spurs: dict[int, list[tuple[NDArray, float]]] = {bone: [] for bone in BONES}
         for osteophyte in parameters.osteophytes:
             surface = self._surface_point(osteophyte.bone, osteophyte.anchor, osteophyte.direction)
             self.spurs[osteophyte.bone].append((surface, osteophyte.radius_mm))

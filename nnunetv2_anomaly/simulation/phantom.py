@@ -172,7 +172,7 @@ def draw_phantom(rng: np.random.Generator, *, side: str | None = None, lesion_sh
         groove_mm=float(rng.uniform(2.0, 6.0)),
         shaft_mm=tuple(rng.uniform((12.5, 14.0), (15.5, 17.5)).tolist()),
         patella_shift_mm=tuple(rng.normal((2.0, 0.0), (1.5, 3.0)).tolist()),
-        cartilage_mm=tuple(float(thickness) for thickness in cartilage),
+        cartilage_mm=tuple(np.asarray(cartilage, float).tolist()),
         focal_losses=tuple(_draw_focal_loss(rng) for _ in range(rng.poisson(0.5 + 4.0 * severity))),
         osteophytes=tuple(_draw_osteophyte(rng, severity) for _ in range(rng.poisson(14.0 * severity))),
         lesions=tuple(
@@ -199,7 +199,8 @@ def render_label_map(
     # Two voxels of margin on each side: derivatives and interpolation then need no special case at the border.
     working = [np.arange(-2 * working_spacing, e + 2.5 * working_spacing, working_spacing) for e in extent]
     target = [(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing_mm, strict=True)]
-    fields = knee.fields(*working, working_spacing)
+    z, y, x = working
+    fields = knee.fields(z, y, x, working_spacing)
     labels = np.zeros(shape, np.uint8)
     # Cartilage first, the deeper inside wins where two abut; bones are apart by construction and come last.
     deepest = np.zeros(shape, np.float32)
@@ -276,7 +277,9 @@ def _draw_focal_loss(rng: np.random.Generator) -> FocalLoss:
         3: (rng.choice((-20.0, 20.0)), rng.uniform(-16.0, 12.0), -4.0),
         5: (rng.uniform(-12.0, 12.0), 41.0, rng.uniform(24.0, 44.0)),
     }[bone]
-    return FocalLoss(bone, tuple(float(c) for c in centre), float(rng.uniform(3.0, 8.0)), float(rng.uniform(0.5, 1.3)))
+    return FocalLoss(
+        bone, tuple(np.asarray(centre, float).tolist()), float(rng.uniform(3.0, 8.0)), float(rng.uniform(0.5, 1.3))
+    )
 
 
 def _stamp_lesion(

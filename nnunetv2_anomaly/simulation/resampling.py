@@ -72,8 +72,8 @@ def _overlaps(count: int, spacing: float, corner: float, old_count: int, old_spa
 
 def _filled_share(mask: NDArray[np.bool_], weights: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Share of each new voxel that the mask fills, (Z, Y, X) new; one axis after the other, within the mask's box."""
-    box = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    box = [slice(found[0], found[-1] + 1) for found in box]
+    filled = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    box = [slice(places[0], places[-1] + 1) for places in filled]
     share = mask[tuple(box)].astype(np.float32)
     for axis in range(3):
         share = np.moveaxis(np.tensordot(weights[axis][:, box[axis]], share, axes=(1, axis)), 0, axis)

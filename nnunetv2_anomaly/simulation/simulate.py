@@ -179,12 +179,11 @@ def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
 
     Raises: UserError if two files end up with one name.
     """
-    files = [Path(file) for file in files]
-    stems = {file: image_stem(file) for file in files}
-    short = {file: (re.match(r"[A-Za-z0-9_-]*?_WB\d+(?=_|$)", stem) or [None])[0] for file, stem in stems.items()}
+    stems = {Path(file): image_stem(Path(file)) for file in files}
+    short = {file: (re.match(r"[A-Za-z0-9_-]*?_WB\d+(?=_|$)", stem) or [""])[0] for file, stem in stems.items()}
     uses = Counter(short.values())
     named: dict[str, Path] = {}
-    for file in files:
+    for file in stems:
         name = short[file] if short[file] and uses[short[file]] == 1 else _sanitized(stems[file])
         if name in named:
             raise UserError(f"{named[name].name} and {file.name} would both be the case {name}; rename one of them")
@@ -314,8 +313,9 @@ def _phantom_grid(
     extent = np.multiply(OAI_SIZE, OAI_SPACING_MM)
     if size is None and spacing_mm is None:
         return OAI_SIZE, OAI_SPACING_MM
-    if size is None:
+    if size is None and spacing_mm is not None:
         return tuple(np.maximum(8, np.rint(extent / spacing_mm)).astype(int).tolist()), spacing_mm
+    assert size is not None
     return size, spacing_mm or tuple((extent / size).tolist())
 
 

@@ -64,7 +64,7 @@ class Layout:
 
     def noise(self, rng: np.random.Generator, scale_mm: float | Sequence[float]) -> NDArray[np.float32]:
         """Random field on this grid."""
-        scale = (scale_mm,) * 3 if np.isscalar(scale_mm) else scale_mm
+        scale = (scale_mm,) * 3 if isinstance(scale_mm, (int, float)) else scale_mm
         return gaussian_noise(rng, self.labels.shape, self.spacing, scale)
 
     def sample_noise(self, rng: np.random.Generator, scale_mm: float, grid: Sequence[NDArray]) -> NDArray[np.float32]:
@@ -135,16 +135,16 @@ def soft_tissue(layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]
 
 def _skin(layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
     """Signed distance in mm to the skin, negative inside the leg: per axial slice a rounded box about the bones."""
-    foreground = layout.labels > 0
+    foreground = np.asarray(layout.labels > 0)
     if not foreground.any():
         return np.full(foreground.shape, 1e3, np.float32)
     z, y, x = layout.grid
     filled = np.flatnonzero(foreground.any((1, 2)))
     nearest = filled[np.argmin(np.abs(np.arange(len(z))[:, None] - filled), axis=1)]
-    front = y[len(y) - 1 - np.argmax(foreground.any(2)[:, ::-1], axis=1)][nearest]
+    front = y[len(y) - 1 - np.argmax(np.flip(foreground.any(2), axis=1), axis=1)][nearest]
     back = y[np.argmax(foreground.any(2), axis=1)][nearest]
     left = x[np.argmax(foreground.any(1), axis=1)][nearest]
-    right = x[len(x) - 1 - np.argmax(foreground.any(1)[:, ::-1], axis=1)][nearest]
+    right = x[len(x) - 1 - np.argmax(np.flip(foreground.any(1), axis=1), axis=1)][nearest]
 
     def smooth(profile: NDArray, mm: float) -> NDArray:
         return ndimage.gaussian_filter1d(profile, mm / layout.spacing[0], mode="nearest")

@@ -17,11 +17,11 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from torch._dynamo import OptimizedModule
 from torch._dynamo.utils import counters
 
 from nnunetv2_anomaly.prediction.anomaly_maps import predict_error_images
+from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nnU-Net does not compile on Windows")
 

@@ -28,8 +28,6 @@ import torch
 from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
-from nnunetv2_anomaly.trainers import base as base_module
-from nnunetv2_anomaly.trainers import inpainting as prestage_module
 from quick import skip_progress_figures, start_workers_with_torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
@@ -38,6 +36,8 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.published.loading import EveryCaseOnceLoader, case_at
+from nnunetv2_anomaly.trainers import base as base_module
+from nnunetv2_anomaly.trainers import inpainting as prestage_module
 from nnunetv2_anomaly.training.distributed import Queue
 
 RANKS = 2

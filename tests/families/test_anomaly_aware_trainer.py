@@ -8,11 +8,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 NAME = "AnomalyAwareTrainer"
 COMMAND = "nnUNetv2_train 801 3d_small 0 -tr AnomalyPreStageTrainer -device cpu"

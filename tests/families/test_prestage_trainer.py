@@ -9,10 +9,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2_anomaly.trainers import AnomalyPreStageTrainer
 
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, SIGNED_AUC_KEYS
+from nnunetv2_anomaly.trainers import AnomalyPreStageTrainer
 
 NAME = "AnomalyPreStageTrainer"
 

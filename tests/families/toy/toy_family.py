@@ -1,11 +1,11 @@
 """A detector family as another package would bring it: the image minus its median and a learned level."""
 
 import torch
-from nnunetv2_anomaly.trainers.detector import DetectorTrainer
 from torch import nn
 
 from nnunetv2_anomaly.detectors.base import Contract, Detector
 from nnunetv2_anomaly.registry import DetectorFamily
+from nnunetv2_anomaly.trainers.detector import DetectorTrainer
 
 FAMILY = DetectorFamily("median", "toy_family:MedianDetector", "MedianTrainer", "image minus its median")
 

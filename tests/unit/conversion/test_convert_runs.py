@@ -12,7 +12,6 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-from nnunetv2_anomaly.dataset_conversion import Dataset503_OAIAKOA
 from oai_tree import (
     Knee,
     make_knee,
@@ -27,6 +26,7 @@ from oai_tree import (
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.conversion.mapping import AxisMapping
 from nnunetv2_anomaly.conversion.options import main_of
+from nnunetv2_anomaly.dataset_conversion import Dataset503_OAIAKOA
 from nnunetv2_anomaly.images.grids import Grid, corner_distance_mm
 from nnunetv2_anomaly.labels import BONE_OF_LESION
 

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.dataset_conversion import Dataset500_SimulatedKnees
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import (
     checked_dataset_dir,
     choose_test_cases,
     convert,
 )
-
-from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
 from nnunetv2_anomaly.simulation.simulate import simulate_folder

@@ -2,10 +2,10 @@ import copy
 
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import default, known_settings, section_of
+from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 SETTINGS = known_settings()
 TRAINERS = (AnomalyPreStageTrainer, AnomalyAwareTrainer)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2_anomaly.trainers import AnomalyPreStageTrainer
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UserError
@@ -21,6 +20,7 @@ from nnunetv2_anomaly.plans.whole_image import (
     planned_for,
     whole_image_plans,
 )
+from nnunetv2_anomaly.trainers import AnomalyPreStageTrainer
 
 NAME = "Dataset901_Knees"
 
