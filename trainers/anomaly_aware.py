@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import Tensor, nn
+from torch import nn
 
 from nnunetv2_anomaly.detectors.artefact import (
     Artefact,
@@ -74,10 +74,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
 
     def _build_loss(self) -> nn.Module:
         loss = DiceAndFocalCrossEntropy(self.build_dice(), self.alpha, self.label_manager.ignore_label)
-        return AnomalyAwareLoss(self.over_scales(loss), self.beta, self._latest_error_image)
-
-    def _latest_error_image(self) -> Tensor:
-        return self.module.latest_error_image
+        return AnomalyAwareLoss(self.over_scales(loss), self.beta, lambda: self.module.latest_error_image)
 
     # ---------------------------------------------------- the detector's way here
 

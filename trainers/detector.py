@@ -162,9 +162,8 @@ class DetectorTrainer(AnomalyTrainerBase):
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         keys = (*PROGRESS_KEYS, *self.quality_keys)
         value = {key: self.logger.get_value(key, step=-1) for key in keys}
-        self.print_to_log_file(
-            f"{self.phase()}: train_loss {value['train_losses']:.6f}, val_loss {value['val_losses']:.6f}"
-        )
+        phase = [name for start, name in self.phases().items() if start <= self.current_epoch][-1]
+        self.print_to_log_file(f"{phase}: train_loss {value['train_losses']:.6f}, val_loss {value['val_losses']:.6f}")
         self.print_to_log_file(describe_quality(self.quality)[0])
         duration = value["epoch_end_timestamps"] - value["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {duration:.2f} s")
@@ -179,15 +178,11 @@ class DetectorTrainer(AnomalyTrainerBase):
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
         if rank() == 0:
             logged = {key: self.logger.get_value(key, step=None) for key in keys}
-            save_prestage_progress(Path(self.output_folder) / "progress.png", logged, self.phase_starts())
+            save_prestage_progress(Path(self.output_folder) / "progress.png", logged, self.phases())
         self.current_epoch += 1
 
-    def phase(self) -> str:
-        """What is trained at present, in words."""
-        return self.family
-
-    def phase_starts(self) -> dict[int, str]:
-        """First epoch of each phase -> its name, for the progress figure."""
+    def phases(self) -> dict[int, str]:
+        """First epoch of each phase -> its name, for the log and the progress figure."""
         return {0: self.family}
 
     # ----------------------------------------------------------- checkpoints

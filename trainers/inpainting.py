@@ -280,12 +280,8 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         """Means of the squared errors over all batches."""
         return sum(measured, ErasedRegionQuality()).summary()
 
-    def phase(self) -> str:
-        """Which of the two it is."""
-        return "phase 2, A" if self.module.distilling else "phase 1, G"
-
-    def phase_starts(self) -> dict[int, str]:
-        """Phase 1 and phase 2."""
+    def phases(self) -> dict[int, str]:
+        """Phase 1, where there is one, and phase 2."""
         return {0: "phase 1, G", self.inpainting_epochs: "phase 2, A"}
 
     # ----------------------------------------------------------- checkpoints

@@ -39,7 +39,7 @@ class _SingleSampleConvolution(nn.Module):
         plain = type(input) is Tensor and input.device.type == "cpu" and input.dtype == torch.float32
         single = plain and input.shape[0] == 1
         onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-        if not single or not onednn or torch.is_grad_enabled() or _autocast_on_cpu():
+        if not single or not onednn or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         return torch.mkldnn_convolution(
             input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
@@ -55,13 +55,6 @@ class _Convolution3d(_SingleSampleConvolution, nn.Conv3d):
 
 
 _CONVOLUTION: dict[int, Callable[..., Any]] = {2: _Convolution2d, 3: _Convolution3d}
-
-
-def _autocast_on_cpu() -> bool:
-    try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # before torch 2.4, the last one for Macs with Intel processors among them
-        return torch.is_autocast_cpu_enabled()
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:

@@ -1,4 +1,7 @@
-"""The whole chain through nnU-Net's own commands: in one process, and, exhaustively, as a user types them."""
+"""The whole chain through nnU-Net's own commands: in one process, and as a user types them.
+
+The chain of every run is the toy family's, in tests/families/test_toy_chain.py.
+"""
 
 import json
 import subprocess
@@ -12,6 +15,8 @@ import SimpleITK as sitk
 from stock_commands import WHILE_PLANNING, run_commands
 
 from nnunetv2_anomaly.environment import nnunet_command, nnunet_environment
+
+pytestmark = pytest.mark.exhaustive
 
 DATASET_NUMBER = "802"
 DATASET_NAME = "Dataset802_ChainKnee"
@@ -80,7 +85,7 @@ def commands(base: Path, other_base: Path) -> list[dict]:
     scope="module",
     params=[
         pytest.param(run_commands, id="one process"),
-        pytest.param(run_as_processes, id="processes", marks=pytest.mark.exhaustive),
+        pytest.param(run_as_processes, id="processes"),
     ],
 )
 def chain(request, tmp_path_factory, write_tiny_raw_dataset, add_small_configurations):

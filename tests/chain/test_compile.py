@@ -61,6 +61,7 @@ def trained(trainer):
     return Path(trainer.output_folder) / "checkpoint_final.pth"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [PRESTAGE_TOO, SEGMENTATION, PUBLISHED_TOO])
 def test_compiled_training_is_the_uncompiled_one_and_goes_on(trainer_factory, after_prestage, monkeypatch, name):
     monkeypatch.setenv("nnUNet_compile", "f")
@@ -121,6 +122,7 @@ def test_compiled_prediction_is_the_uncompiled_one(trainer_factory, after_presta
     assert np.allclose(*results, atol=5e-3)  # nnU-Net adds up the windows' logits in half precision
 
 
+@pytest.mark.exhaustive
 def test_error_images_are_the_same_where_prediction_is_compiled(trained_results, tiny_dataset, tmp_path, monkeypatch):
     (model,) = trained_results.glob(f"*/{PRESTAGE}__*")
     errors = []

@@ -580,6 +580,7 @@ def whole_runs(tiny_dataset, tmp_path_factory):
         return base, in_two_processes(_whole_runs, base, base, seconds=300)
 
 
+@pytest.mark.exhaustive
 def test_all_runs_end_alike_on_both_ranks(whole_runs):
     _, (first, second) = whole_runs
     for run, (_, _, _, stop, _, validate) in WHOLE_RUNS.items():
@@ -591,6 +592,7 @@ def test_all_runs_end_alike_on_both_ranks(whole_runs):
     assert [first[run]["distilling"] for run in WHOLE_RUNS][:3] == [False, True, True]
 
 
+@pytest.mark.exhaustive
 def test_only_the_first_rank_writes_checkpoints_figures_and_summaries(whole_runs):
     _, ranks = whole_runs
     both = ("plans.json", "dataset.json", "dataset_fingerprint.json")  # nnU-Net lets every rank write these
@@ -605,6 +607,7 @@ def test_only_the_first_rank_writes_checkpoints_figures_and_summaries(whole_runs
         assert not written[0] & written[1], run
 
 
+@pytest.mark.exhaustive
 def test_validation_cases_are_shared_out_and_summed_up(whole_runs):
     base, _ = whole_runs
     for trainer, key in (("AnomalyPreStageTrainer", "case"), ("AnomalyAwareTrainer", "prediction_file")):
@@ -613,6 +616,7 @@ def test_validation_cases_are_shared_out_and_summed_up(whole_runs):
         assert sorted(Path(case[key]).name.split(".")[0] for case in cases) == SPLITS[0]["val"]
 
 
+@pytest.mark.exhaustive
 def test_one_rank_makes_the_erased_regions_while_the_other_waits(whole_runs):
     _, (first, second) = whole_runs
     assert first["pre-stage"]["prepared"][0][1] <= second["pre-stage"]["prepared"][0][0]
@@ -620,11 +624,13 @@ def test_one_rank_makes_the_erased_regions_while_the_other_waits(whole_runs):
     assert {Path(file).stem for file in regions} == {f"case_{number}" for number in range(5)}
 
 
+@pytest.mark.exhaustive
 def test_waiting_for_the_first_rank_is_not_given_up(whole_runs):
     _, (first, second) = whole_runs
     assert second["came"] - first["came"] >= WORK_SECONDS > IMPATIENT_SECONDS
 
 
+@pytest.mark.exhaustive
 def test_ranks_take_the_ordered_cases_in_turn_and_none_twice(whole_runs):
     _, ranks = whole_runs
     training = SPLITS[1]["train"]

@@ -17,6 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.environment import nnunet_environment
 
+pytestmark = pytest.mark.exhaustive
 #: one of each family; the transfer from the one before it
 CHAIN = ("AnomalyPreStageTrainer", "AnomalyAwareTrainer", "UNETSTrainer", "UNETSTransferTrainer")
 ONCE = {"inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1, "num_iterations_per_epoch": 2}

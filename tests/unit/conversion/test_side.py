@@ -267,6 +267,7 @@ def test_a_conflict_is_an_error_that_shows_all_three_sources(description, table,
     assert all(part in sentence for part in (*shown, "expected one side", "look at the image"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not REAL_MAPS.is_dir(), reason="the published masks of OAI ZIB-UQ are not on this machine")
 def test_all_published_masks_are_right_knees_and_their_mirror_images_left_ones():
     scores, typical = [], []

@@ -388,6 +388,7 @@ def test_full_disk_is_told_and_ends_the_run(folders, capsys, monkeypatch, module
     assert evaluate(folders) == 0
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_left_of_an_earlier_evaluation_with_other_settings(folders, figures):
     table_of_subjects = folders / "subjects.csv"
     table_of_subjects.write_text("SubjectID,KLGrade\n" + "".join(f"{case[:7]},2\n" for case in CASES))
@@ -482,6 +483,7 @@ def shown_by(monkeypatch):
     return shown
 
 
+@pytest.mark.exhaustive
 def test_images_and_error_images_are_shown_and_missing_ones_told(folders, capsys, figures, monkeypatch):
     for case in CASES:
         write(folders / "images" / f"{case}_0000.nii.gz", 10 * knee())
@@ -533,6 +535,7 @@ def test_killed_run_goes_on_where_it_was(folders):
     assert table(folders, "cases")["case"].nunique() == 44
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not MASKS.is_dir(), reason="the masks of OAI ZIB-UQ are not at hand")
 def test_real_masks_against_themselves_have_every_lesion_bone(folders, figures):
     for file in sorted(MASKS.glob("*.nii.gz"))[:4]:

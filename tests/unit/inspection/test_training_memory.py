@@ -104,6 +104,7 @@ def test_peak_grows_with_the_voxels(name):
     assert large == pytest.approx(2 * middle - small, rel=0.1)
 
 
+@pytest.mark.exhaustive
 def test_anomaly_aware_networks_cost_the_detector_more():
     found = {row.network: row for row in estimate_all(configuration(64, 128, 128), 1, 5)}
     assert list(found) == list(NAMES)
@@ -134,7 +135,7 @@ def test_description_names_what_fits():
     assert "none with mixed precision" in describe(rows, capacity_gib=5)
 
 
-@pytest.mark.parametrize("classes", [5, 10])
+@pytest.mark.parametrize("classes", [5, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_table_of_the_docs_page_is_what_is_estimated(classes):
     """Within a tenth: releases of torch differ a little in what they keep."""
     column = {5: 0, 10: 2}[classes]

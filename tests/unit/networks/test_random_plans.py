@@ -30,7 +30,7 @@ MOST_VOXELS = {2: LARGEST * LARGEST, 3: 24_576}
 FEWEST_AT_THE_BOTTLENECK = 2
 
 #: how many random plans each test tries: a few in every run, many in the exhaustive one
-amounts = pytest.mark.parametrize("amount", [10, pytest.param(150, marks=pytest.mark.exhaustive)])
+amounts = pytest.mark.parametrize("amount", [5, pytest.param(150, marks=pytest.mark.exhaustive)])
 
 
 def try_plans(amount: int, check, **strategies) -> None:
@@ -310,40 +310,3 @@ def check_anomaly_aware_network(case, deep_supervision):
         assert_learns(network, loss, without_gradient=unused)
     network.decoder.deep_supervision = False  # as in prediction, where a network is built without
     assert_survives_saving(network, case.build(trainer, False), lambda network: [network(image)])
-
-
-#: not a whole number from 1, or not one for each of the patch's axes
-NO_STRIDES = st.one_of(
-    st.sampled_from([0, -1, 2.0, "2", None, True, {}, [], [2], [2, 2], [2, 2, 0], [2, 2, "2"], [2] * 4, [[2, 2, 2]]]),
-    st.lists(st.integers(-2, 2), min_size=3, max_size=3).filter(lambda stride: min(stride) < 1),
-)
-NO_PATCH = st.one_of(
-    st.sampled_from([None, 0, 16, "16", {}, [], [16], [16, 16], [16] * 4, [16, 16, None], [16.0, 16, 16], ["16"] * 3]),
-    st.lists(st.integers(-8, 96), min_size=3, max_size=3).filter(lambda size: min(size) < 1),
-)
-
-
-@amounts
-def test_invalid_plans_end_in_a_sentence(amount):
-    try_plans(
-        amount,
-        check_invalid_plans,
-        patch_size=st.one_of(st.just([16, 16, 16]), NO_PATCH),
-        stage=st.one_of(st.just([2, 2, 2]), NO_STRIDES),
-        trainer=st.sampled_from([trainers.AnomalyPreStageTrainer, trainers.AnomalyAwareTrainer, *PUBLISHED]),
-    )
-
-
-def check_invalid_plans(patch_size, stage, trainer):
-    planned = {"strides": [[1, 1, 1], stage, [2, 2, 2]], "n_stages": 3}
-    architecture = {"network_class_name": "any", "arch_kwargs": planned, "_kw_requires_import": []}
-    configuration = {"patch_size": patch_size, "architecture": architecture}
-    case = Case(
-        {"dataset_name": "Dataset001_Any", "plans_name": "any", "configurations": {CONFIGURATION: configuration}}, 1, 3
-    )
-    if patch_size == [16, 16, 16] and stage == [2, 2, 2]:
-        return
-    with pytest.raises(UserError) as caught:
-        case.build(trainer, False)
-    assert "in plans.json" in str(caught.value)
-    assert "\n" not in str(caught.value)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+from nnunetv2_anomaly import registry
 from nnunetv2_anomaly.environment import TRAINER_VARIABLE, shim_folder
-from nnunetv2_anomaly.trainer_shim.nnunetv2_anomaly_trainers import TRAINERS
 
+TRAINERS = tuple(registry.TRAINERS)
 PACKAGES = Path(sys.modules["nnunetv2_anomaly"].__file__).resolve().parents[1]
 SHIM_IN_WHEEL = "nnunetv2/training/nnUNetTrainer/variants/anomaly"
 

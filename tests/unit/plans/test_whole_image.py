@@ -223,6 +223,7 @@ def test_planned_network_and_prestage_are_built_for_the_patch():
 # ------------------------------------------------------------------------------------------------ the file
 
 
+@pytest.mark.exhaustive
 def test_verb_writes_plans_beside_nnunets_own_and_says_what_comes_next(folder, capsys):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert main(["plan_whole_image", "-d", "901"]) == 0
