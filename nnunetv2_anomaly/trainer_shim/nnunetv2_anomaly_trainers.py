@@ -6,18 +6,30 @@ before one of our names is asked for, and an installation of ours that cannot be
 the search for somebody else's trainer.
 """
 
+import importlib.util
+import runpy
 import warnings
+from pathlib import Path
+
+
+def _names():
+    """The trainers' names, out of the registry's file: the package itself stays unimported."""
+    try:
+        folder = importlib.util.find_spec("nnunetv2_anomaly").submodule_search_locations[0]
+        return runpy.run_path(str(Path(folder, "registry.py")))["TRAINERS"]
+    except (AttributeError, OSError):  # no such package, or none of ours
+        return ()
 
 
 def __getattr__(name):
-    try:
-        from nnunetv2_anomaly.registry import TRAINERS, load_trainer
+    if not name.startswith("_") and name in _names():
+        try:
+            from nnunetv2_anomaly.registry import load_trainer
 
-        if name in TRAINERS:
             return load_trainer(name)
-    except Exception as error:
-        warnings.warn(
-            f"{name} cannot be loaded because nnunetv2_anomaly does not import ({type(error).__name__}: {error}); "
-            f"reinstall it with: pip install --force-reinstall --no-deps nnunetv2-anomaly"
-        )
+        except Exception as error:
+            warnings.warn(
+                f"{name} cannot be loaded because nnunetv2_anomaly does not import ({type(error).__name__}: {error}); "
+                f"reinstall it with: pip install --force-reinstall --no-deps nnunetv2-anomaly"
+            )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -103,6 +104,7 @@ def test_a_broken_installation_of_ours_warns_and_hurts_nobody_else(tmp_path):
     broken = tmp_path / "broken" / "nnunetv2_anomaly"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise OSError('half an installation')\n")
+    shutil.copy(registry.__file__, broken)
     # Named so that nnU-Net's search comes to our shim first.
     others = tmp_path / "others"
     others.mkdir()

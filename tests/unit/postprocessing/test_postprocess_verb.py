@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -511,6 +512,8 @@ def test_run_that_was_interrupted_goes_on(predictions, output, postprocess):
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert told.endswith("nnUNetv2_anomaly: interrupted; run the same command again to continue\n")
+    # Python itself reports an interrupt that reaches a destructor, as of a library that is being imported.
+    told = re.sub(r"Exception ignored in.*?KeyboardInterrupt: *\n", "", told, flags=re.DOTALL)
     assert "Traceback" not in told
     before = {f"{file.stem}.nii.gz": times(output)[f"{file.stem}.nii.gz"] for file in output.glob("cases/case_*.json")}
     assert 0 < len(before) < 30
