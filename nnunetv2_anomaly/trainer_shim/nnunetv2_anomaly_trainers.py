@@ -6,6 +6,7 @@ before one of our names is asked for, and an installation of ours that cannot be
 the search for somebody else's trainer.
 """
 
+import contextlib
 import importlib.util
 import runpy
 import warnings
@@ -14,11 +15,11 @@ from pathlib import Path
 
 def _names():
     """The trainers' names, out of the registry's file: the package itself stays unimported."""
-    try:
-        folder = importlib.util.find_spec("nnunetv2_anomaly").submodule_search_locations[0]
-        return runpy.run_path(str(Path(folder, "registry.py")))["TRAINERS"]
-    except (AttributeError, OSError):  # no such package, or none of ours
-        return ()
+    spec = importlib.util.find_spec("nnunetv2_anomaly")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        with contextlib.suppress(OSError):  # not our package's folder
+            return runpy.run_path(str(Path(folder, "registry.py")))["TRAINERS"]
+    return ()
 
 
 def __getattr__(name):
