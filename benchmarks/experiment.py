@@ -368,7 +368,6 @@ class Experiment:
             self.environment(),
             self.folder,
             self._held_by_steps,
-            own_sessions=True,
             measure=functools.partial(memory_mib, on_gpu=device == "cuda"),
             facts={"versions": versions(), "machine": machine(device)},
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 #: at most this many names are listed in a sentence
 _SHOWN = 8
@@ -21,6 +22,21 @@ class UserError(SystemExit, ValueError):
 
 class UnsupportedError(UserError, NotImplementedError):
     """Something that nnU-Net offers and this package does not; raised at the start of a run, not at epoch 300."""
+
+
+def exit_status(program: str, run: Callable[[], int]) -> int:
+    """Run a command.
+
+    Returns: its own status; 1 for a user's mistake, reported in one sentence on standard error; 130 for Ctrl-C.
+    """
+    try:
+        return run()
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
 
 
 def listed(names: Sequence[str]) -> str:

@@ -233,14 +233,9 @@ class DetectorTrainer(AnomalyTrainerBase):
 
     @classmethod
     def rivals(
-        cls,
-        network: nn.Module,
-        case: CaseForValidation,
-        foreground_labels: Sequence[int],
-        settings: Mapping[str, Any],
-        patch_size: Sequence[int],
+        cls, network: nn.Module, case: CaseForValidation, labels: Sequence[int], configuration: ConfigurationManager
     ) -> Rivals | None:
-        """What the family compares its detector with on a case; here nothing."""
+        """What the family compares its detector with on a case, whose ``labels`` are not background; here nothing."""
         return None
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -263,13 +258,7 @@ class DetectorTrainer(AnomalyTrainerBase):
             self.print_to_log_file(f"predicting {name}")
             data, segmentation, _, properties = dataset.load_case(name)
             case = CaseForValidation(name, np.asarray(data[:]), np.asarray(segmentation[:])[0], properties)
-            rivals = self.rivals(
-                self.module,
-                case,
-                self.foreground_labels(),
-                self.settings(self.configuration_manager),
-                self.configuration_manager.patch_size,
-            )
+            rivals = self.rivals(self.module, case, self.foreground_labels(), self.configuration_manager)
             with torch.no_grad():
                 results.append(
                     validate_case(

@@ -323,16 +323,15 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         cls,
         network: PreStageNetwork,
         case: CaseForValidation,
-        foreground_labels: Sequence[int],
-        settings: Mapping[str, Any],
-        patch_size: Sequence[int],
+        labels: Sequence[int],
+        configuration: ConfigurationManager,
     ) -> Rivals:
         """G, which knows the mask; both are measured inside and outside the erased region."""
         image = torch.from_numpy(case.image)
-        hole = torch.from_numpy(erased_region(case.labels, foreground_labels, settings["erase_margin_voxels"]))
-        hole = hole.to(image.dtype)[None]
+        margin_voxels = cls.settings(configuration)["erase_margin_voxels"]
+        hole = torch.from_numpy(erased_region(case.labels, labels, margin_voxels)).to(image.dtype)[None]
 
         def measure(rescaled: Tensor, expected: Tensor) -> dict[str, float]:
-            return erased_region_quality(rescaled[None], expected[None], hole[None], patch_size).summary()
+            return erased_region_quality(rescaled[None], expected[None], hole[None], configuration.patch_size).summary()
 
         return Rivals({"inpainter": (InpainterWindow(network), torch.cat((image, hole)))}, measure)

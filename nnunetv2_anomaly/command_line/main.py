@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import exit_status
 from nnunetv2_anomaly.registry import VERBS
 
 
@@ -33,21 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one verb. Returns: as ``exit_status``; argparse exits with 2."""
 
-    Returns: 0 for success, 1 for a user's mistake, reported in one sentence on standard error, 130 for Ctrl-C, or the
-        verb's own status; argparse exits with 2.
-    """
-    try:
-        # Parsing is included: importing the verbs takes a second, in which Ctrl-C may come, too.
+    def parse_and_run() -> int:  # importing the verbs takes a second, in which Ctrl-C may come, too
         arguments = build_parser().parse_args(argv)
         return arguments.run(arguments)
-    except UserError as error:
-        print(f"nnUNetv2_anomaly: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("nnUNetv2_anomaly: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+
+    return exit_status("nnUNetv2_anomaly", parse_and_run)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import exit_status
 
 
 def add_source_options(parser: argparse.ArgumentParser, *, zib: bool, has_pose: bool) -> None:
@@ -62,16 +61,9 @@ def add_output_options(parser: argparse.ArgumentParser, dataset_id: int, name: s
 def main_of(module: ModuleType, argv: Sequence[str] | None = None) -> int:
     """A conversion's own command, from its module with HELP, ``add_arguments`` and ``run``.
 
-    Returns: 0 = success, 1 = a case failed, or a user's mistake, reported in one sentence on standard error.
+    Returns: as ``exit_status``; 1 as well if a case failed.
     """
     parser = argparse.ArgumentParser(description=module.HELP)
     module.add_arguments(parser)
     args = parser.parse_args(argv)
-    try:
-        return module.run(args)
-    except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    return exit_status(parser.prog, lambda: module.run(args))

@@ -25,7 +25,7 @@ from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
 from nnunetv2_anomaly.evaluation.tables import in_words
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.files import read_image
+from nnunetv2_anomaly.images.files import read_failures_as_user_errors, read_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, same_grid
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
 from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
@@ -170,11 +170,8 @@ def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDA
     known = (files.file_ending, *reader.supported_file_endings)
     if not file.name.endswith(known):  # an error image of a data set of pictures
         reader = SegmentationFiles(".nii.gz").reader_class
-    try:
+    with read_failures_as_user_errors(file):
         voxels, _ = reader().read_images([str(file)])
-    # Whatever nnU-Net's reader fails with, the file is at fault, as in SegmentationFiles.
-    except Exception as error:
-        raise UserError(f"{file} cannot be read as an image ({error}); check that it is complete") from error
     found = voxels[0, 0] if reference.voxels.ndim == 2 else voxels[0]
     if found.shape != reference.voxels.shape:
         raise UserError(f"{file} has another size than {reference.path}; give the images of these cases")

@@ -218,7 +218,6 @@ def measure_detector(
     dataset_json = predictor.dataset_json
     windows = Windows(plans_manager, configuration_manager, dataset_json, device)
     ending = dataset_json["file_ending"]
-    settings = trainer.settings(configuration_manager)
     reader = plans_manager.image_reader_writer_class()
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     output_folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +246,7 @@ def measure_detector(
                     windows,
                     lesion_labels=anomaly_labels,
                     bone_labels=bone_labels,
-                    rivals=trainer.rivals(network, case, foreground, settings, configuration_manager.patch_size),
+                    rivals=trainer.rivals(network, case, foreground, configuration_manager),
                 )
             )
     return write_summary(output_folder / "summary.json", results)

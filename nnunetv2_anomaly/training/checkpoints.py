@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,18 @@ def differing_plans(
     return decisive, harmless
 
 
-def first_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:
-    """The first tensor, by name, that only one side has or that has another shape there, in words; None if all fit."""
-    for name in sorted(there.keys() | here.keys()):
-        shapes = [str(tuple(state[name].shape)) if name in state else "nothing" for state in (there, here)]
+def first_difference(
+    there: Mapping[str, Tensor], here: Mapping[str, Tensor], names: Iterable[str] = (), but_for_classes: str = ""
+) -> str | None:
+    """The first tensor, by name, that only one side has or that has another shape there, in words; None if all fit.
+
+    Args:
+        names: of the tensors to compare; all if there are none.
+        but_for_classes: part of the names of output layers whose first axis, the classes, is left aside.
+    """
+    for name in sorted(names or there.keys() | here.keys()):
+        start = int(bool(but_for_classes) and but_for_classes in name)
+        shapes = [str(tuple(state[name].shape[start:])) if name in state else "nothing" for state in (there, here)]
         if shapes[0] != shapes[1]:
             return f"'{name}' is {shapes[0]} there and {shapes[1]} here"
     return None

@@ -6,7 +6,7 @@ nnU-Net's own ``-pretrained_weights`` copies all but the output layers. Here the
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY, as_text
+from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY, as_text, first_difference
 from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: key of a checkpoint under which the labels are kept that transfer learning added
@@ -141,7 +141,7 @@ def check_fits(source: PretrainedModel, network: nn.Module, move_command: str) -
     here = network.state_dict()
     origin = f"{source.path} ({source.trainer_name}, {source.dataset_name})"
     advice = f"so train both with the same trainer family, and move the plans: {move_command}"
-    _compare(origin, source.weights, here, sorted(here.keys() | source.weights.keys()), advice)
+    _compare(origin, source.weights, here, (), advice)
 
 
 def check_copied_weights(path: Path, network: nn.Module, trainer_name: str) -> None:
@@ -156,24 +156,22 @@ def check_copied_weights(path: Path, network: nn.Module, trainer_name: str) -> N
     """
     checkpoint = read_weights(path)
     here = network.state_dict()
-    names = [name for name in sorted(here) if OUTPUT_LAYER not in name]
+    names = [name for name in here if OUTPUT_LAYER not in name]
     origin = f"{path} ({checkpoint['trainer_name']})" if "trainer_name" in checkpoint else str(path)
     advice = f"so give those of a {trainer_name} on the same plans, or start without -pretrained_weights"
     _compare(origin, checkpoint["network_weights"], here, names, advice)
 
 
 def _compare(
-    origin: str, theirs: Mapping[str, Tensor], here: Mapping[str, Tensor], names: Sequence[str], advice: str
+    origin: str, theirs: Mapping[str, Tensor], here: Mapping[str, Tensor], names: Iterable[str], advice: str
 ) -> None:
     """Raises: UserError naming the first tensor that is not alike, the number of classes left aside."""
-    for name in names:
-        apart = 1 if OUTPUT_LAYER in name else 0  # the first axis of an output layer
-        there, now = (str(tuple(state[name].shape[apart:])) if name in state else "missing" for state in (theirs, here))
-        if there != now:
-            raise UserError(
-                f"the pretrained weights {origin} do not fit: '{name}' is {there} there and {now} here; expected the "
-                f"same kind of network on the same plans, {advice}"
-            )
+    difference = first_difference(theirs, here, names, but_for_classes=OUTPUT_LAYER)
+    if difference:
+        raise UserError(
+            f"the pretrained weights {origin} do not fit: {difference}; expected the same kind of network on the same "
+            f"plans, {advice}"
+        )
 
 
 def differing_plans(source: PretrainedModel, configuration: Mapping[str, Any]) -> list[str]:

@@ -105,7 +105,6 @@ class Runner:
         environment: of the commands.
         folder: gets logs/NAME.log and records/NAME.json; without one, commands print to the terminal.
         lock: of ``locked``; a command that outlives this process keeps the folder locked.
-        own_sessions: whether each command has a session of its own, and is ended with all its workers.
         measure: maps the process id of a running command to values, several times a second; the record keeps the
             largest ones.
         facts: further entries of each record.
@@ -114,7 +113,6 @@ class Runner:
     environment: Mapping[str, str]
     folder: Path | None = None
     lock: int | None = None
-    own_sessions: bool = False
     measure: Callable[[int], Mapping[str, float]] = lambda pid: {}
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -175,7 +173,7 @@ class Runner:
             env={**self.environment, **step.variables, "PYTHONUNBUFFERED": "1"},  # an epoch is logged when it begins
             stdout=output,
             stderr=output and subprocess.STDOUT,
-            start_new_session=self.own_sessions,
+            start_new_session=True,  # so that it is ended with all its workers
             pass_fds=() if self.lock is None else (self.lock,),
         )
         if output is not None:
@@ -228,10 +226,7 @@ class Runner:
     def _end(self, one: _Running) -> None:
         """End a command before its time; its seconds count for the one that continues it."""
         with suppress(ProcessLookupError):
-            if self.own_sessions:
-                os.killpg(one.process.pid, signal.SIGTERM)
-            else:
-                one.process.terminate()
+            os.killpg(one.process.pid, signal.SIGTERM)
         one.process.wait()
         self._write_record(one.step, one.words, monotonic() - one.began, one.peaks)
 

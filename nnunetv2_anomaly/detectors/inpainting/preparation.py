@@ -7,8 +7,6 @@ preprocessed configuration folder may hold one type of file only.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +26,11 @@ from scipy.ndimage import distance_transform_cdt
 from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.files import write_failures_as_user_errors
+from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.training.data_record import read_whole
 
 CACHE_FOLDER = "anomaly_erased_regions"
-_CACHE_VERSION = 1
 
 
 def erased_region(segmentation: np.ndarray, foreground_labels: Sequence[int], margin_voxels: int) -> np.ndarray:
@@ -114,28 +112,6 @@ def _case_files(dataset_class: type[nnUNetBaseDataset], folder: Path, case: str)
     return folder / f"{case}.npz", folder / f"{case}.npz"
 
 
-def _fingerprint(
-    dataset_class: type[nnUNetBaseDataset],
-    folder: Path,
-    case: str,
-    foreground_labels: Sequence[int],
-    margin_voxels: int,
-    clip: float,
-) -> dict:
-    """What the cache entry of a case depends on; the segmentation by content, the large image by size and time."""
-    image_file, segmentation_file = _case_files(dataset_class, folder, case)
-    image_status = image_file.stat()
-    return {
-        "version": _CACHE_VERSION,
-        "segmentation_sha256": hashlib.sha256(segmentation_file.read_bytes()).hexdigest(),
-        "image_bytes": image_status.st_size,
-        "image_modified_ns": image_status.st_mtime_ns,
-        "foreground_labels": [int(label) for label in foreground_labels],
-        "margin_voxels": margin_voxels,
-        "intensity_clip": clip,
-    }
-
-
 def _save_region(
     dataset_class: type[nnUNetBaseDataset], region: np.ndarray, target: Path, patch_size: Sequence[int]
 ) -> None:
@@ -168,18 +144,12 @@ def _prepare_case(
     patch_size: Sequence[int],
 ) -> CaseStatistics:
     folder = Path(dataset.source_folder)
-    with read_whole(case, folder):
-        fingerprint = _fingerprint(type(dataset), folder, case, foreground_labels, margin_voxels, clip)
-    entry = cache / f"{case}.json"
-    region_file = cache / f"{case}.{_ending(type(dataset))}"
-    if entry.is_file() and region_file.is_file():
-        try:
-            stored = json.loads(entry.read_text())
-        except ValueError:
-            stored = {}
-        if isinstance(stored, dict) and stored.get("fingerprint") == fingerprint:
-            return CaseStatistics(**stored["statistics"])
-
+    entry, region_file = cache / f"{case}.json", cache / f"{case}.{_ending(type(dataset))}"
+    options = {"labels": [int(label) for label in foreground_labels], "margin": margin_voxels, "clip": clip}
+    state = fingerprint(_case_files(type(dataset), folder, case), options)
+    stored = load_record(entry, state)
+    if stored is not None and region_file.is_file():
+        return CaseStatistics(**stored)
     with read_whole(case, folder):
         data, segmentation, _, _ = dataset.load_case(case)
         image = np.asarray(data[:], dtype=np.float32)
@@ -209,7 +179,7 @@ def _prepare_case(
     with _cached_into(cache):
         entry.unlink(missing_ok=True)  # never an entry that describes another region file
         _save_region(type(dataset), region, cache / case, patch_size)
-        write_text(entry, json.dumps({"fingerprint": fingerprint, "statistics": asdict(statistics)}))
+        save_record(entry, state, asdict(statistics))
     return statistics
 
 
@@ -231,8 +201,8 @@ def prepare_cases(
 ) -> dict[str, CaseStatistics]:
     """Erased region and intensity statistics of every case of a preprocessed data set, from the cache where it holds.
 
-    An entry is made again when the segmentation's content, the image file, the margin, the foreground labels or the
-    clipping changed. Entries are written beside and renamed, so that folds may start at the same time.
+    An entry is made again when one of the case's files, the margin, the foreground labels or the clipping changed.
+    Entries are written beside and renamed, so that folds may start at the same time.
 
     Args:
         dataset: nnU-Net's data set of the preprocessed configuration folder.

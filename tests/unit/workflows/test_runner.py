@@ -115,8 +115,7 @@ def test_functions_and_commands_have_records(command):
     assert records[1]["machine"] == "this one"
 
 
-@pytest.mark.parametrize("own_sessions", [False, True])
-def test_an_interrupt_ends_the_step_that_runs(command, own_sessions):
+def test_an_interrupt_ends_the_step_that_runs(command):
     def interrupt(pid):
         if calls_begun(command):
             raise KeyboardInterrupt
@@ -124,7 +123,7 @@ def test_an_interrupt_ends_the_step_that_runs(command, own_sessions):
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run(command, step(command, "a", variables={"SECONDS": "60"}), measure=interrupt, own_sessions=own_sessions)
+        run(command, step(command, "a", variables={"SECONDS": "60"}), measure=interrupt)
     assert time.monotonic() - began < 30
     assert not (command / "a").exists()
 
