@@ -59,10 +59,8 @@ def convert(
     if num_test is None:
         num_test = len(lesion_mm3) // 5
     if not 0 <= num_test < len(lesion_mm3):
-        raise UserError(
-            f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases; expected 0 to "
-            f"{len(lesion_mm3) - 1}, so that a training case is left"
-        )
+        asked = f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases"
+        raise UserError(f"{asked}; expected 0 to {len(lesion_mm3) - 1}, so that a training case is left")
     refuse_filled(dataset_dir)
     test = choose_test_cases(lesion_mm3, num_test, seed)
     training = sorted(set(lesion_mm3) - set(test))
@@ -96,11 +94,7 @@ def convert(
 def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) -> list[str]:
     """Draw test cases, by subject; half of them (rounded up) with lesions, as long as there are such.
 
-    Args:
-        lesion_mm3: case name -> volume of its lesions in mm3.
-        num_test: how many at most.
-        seed: of the draw.
-
+    Args: lesion_mm3: case name -> volume of its lesions in mm3. num_test: how many at most. seed: of the draw.
     Returns: sorted case names; fewer than num_test where all cases of the next subjects would be too many.
     """
     subjects: dict[str, list[str]] = {}
