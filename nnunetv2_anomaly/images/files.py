@@ -38,8 +38,6 @@ def read_failures_as_user_errors(
 ) -> Iterator[None]:
     """Turn a missing file, and whatever a library raises while it reads one, into a UserError.
 
-    SimpleITK, nibabel, tifffile, zipfile and numpy report a damaged file in a dozen ways.
-
     Args: what: it should be, for the sentence. advice: what the user can do.
     """
     if not path.is_file():

@@ -84,8 +84,13 @@ def oriented(image: sitk.Image) -> sitk.Image:
     grid = Grid.of(image)
     if grid.orientation == ORIENTATION:
         return image
+    return posed(turned(sitk.GetArrayViewFromImage(image), grid), grid.oriented())
+
+
+def turned(voxels: NDArray, grid: Grid) -> NDArray:
+    """A view of voxels in the axis order (Z, Y, X) of a grid's file, with their axes as ``oriented`` gives them."""
     order, flips = _array_axes(grid)
-    return posed(np.flip(sitk.GetArrayViewFromImage(image), flips).transpose(order), grid.oriented())
+    return np.flip(voxels, flips).transpose(order)
 
 
 def turned_back(voxels: NDArray, grid: Grid) -> NDArray:
