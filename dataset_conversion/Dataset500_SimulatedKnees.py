@@ -21,6 +21,8 @@ from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir, refuse_
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.images.files import write_image
+from nnunetv2_anomaly.images.grids import Grid, posed
+from nnunetv2_anomaly.images.label_maps import relabelled
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
 
 HELP = "Turn a folder of simulated knees into an nnU-Net raw data set."
@@ -57,10 +59,8 @@ def convert(
     if num_test is None:
         num_test = len(lesion_mm3) // 5
     if not 0 <= num_test < len(lesion_mm3):
-        raise UserError(
-            f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases; expected 0 to "
-            f"{len(lesion_mm3) - 1}, so that a training case is left"
-        )
+        asked = f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases"
+        raise UserError(f"{asked}; expected 0 to {len(lesion_mm3) - 1}, so that a training case is left")
     refuse_filled(dataset_dir)
     test = choose_test_cases(lesion_mm3, num_test, seed)
     training = sorted(set(lesion_mm3) - set(test))
@@ -94,11 +94,7 @@ def convert(
 def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) -> list[str]:
     """Draw test cases, by subject; half of them (rounded up) with lesions, as long as there are such.
 
-    Args:
-        lesion_mm3: case name -> volume of its lesions in mm3.
-        num_test: how many at most.
-        seed: of the draw.
-
+    Args: lesion_mm3: case name -> volume of its lesions in mm3. num_test: how many at most. seed: of the draw.
     Returns: sorted case names; fewer than num_test where all cases of the next subjects would be too many.
     """
     subjects: dict[str, list[str]] = {}
@@ -140,19 +136,14 @@ def _read_cases(source: Path) -> dict[str, float]:
 
 
 def _copy_case(source: Path, case: str, target: Path, suffix: str, *, keep_lesion_labels: bool) -> None:
-    shutil.copyfile(source / "images" / f"{case}_0000.nii.gz", target / f"images{suffix}" / f"{case}_0000.nii.gz")
-    shutil.copyfile(source / "anomalies" / f"{case}.nii.gz", target / f"anomalies{suffix}" / f"{case}.nii.gz")
-    labels_from, labels_to = source / "labels" / f"{case}.nii.gz", target / f"labels{suffix}" / f"{case}.nii.gz"
+    for kind, end in _KINDS.items():
+        name = f"{case}{end}.nii.gz"
+        shutil.copyfile(source / kind / name, target / f"{kind}{suffix}" / name)
     if keep_lesion_labels:
-        shutil.copyfile(labels_from, labels_to)
         return
-    image = sitk.ReadImage(str(labels_from))
-    table = np.arange(256, dtype=np.uint8)
-    for lesion, bone in BONE_OF_LESION.items():
-        table[lesion] = bone
-    anatomy = sitk.GetImageFromArray(table[sitk.GetArrayFromImage(image)])
-    anatomy.CopyInformation(image)
-    write_image(anatomy, labels_to)
+    labels_to = target / f"labels{suffix}" / f"{case}.nii.gz"
+    image = sitk.ReadImage(str(labels_to))
+    write_image(posed(relabelled(sitk.GetArrayFromImage(image), BONE_OF_LESION), Grid.of(image)), labels_to)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,20 +33,15 @@ RELEASE = Release(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this conversion."""
     add_source_options(parser, zib=True, has_pose=False)
-    parser.add_argument(
-        "--differing_mappings",
-        action="store_true",
-        help="take masks whose axes run differently from those of the others",
-    )
+    differing = "take masks whose axes run differently from those of the others"
+    parser.add_argument("--differing_mappings", action="store_true", help=differing)
     add_output_options(parser, 501, "OAIZIB")
 
 
 def masks_folder(given: Path) -> Path:
     """The folder of masks in the release's folder, in its folder of segmentations, or the given one itself."""
-    for place in ("segmentation/segmentation_masks", "segmentation_masks"):
-        if (given / place).is_dir():
-            return given / place
-    return given
+    places = [given / place for place in ("segmentation/segmentation_masks", "segmentation_masks")]
+    return next((place for place in places if place.is_dir()), given)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,23 +36,13 @@ RELEASE_WITH_COMPARTMENTS = dataclasses.replace(RELEASE, labels=OAIZIB_CM_LABELS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this conversion."""
-    sources = parser.add_argument_group("sources")
-    sources.add_argument(
-        "-i",
-        "--input",
-        "--zib",
-        dest="input",
-        type=Path,
-        metavar="DIR",
-        help="the release: imagesTr, labelsTr, and imagesTs, labelsTs where they exist",
-    )
-    sources.add_argument("--images", type=Path, metavar="DIR", help="instead of -i: training images alone")
-    sources.add_argument("--labels", type=Path, metavar="DIR", help="and their label maps")
-    parser.add_argument(
-        "--keep_compartments",
-        action="store_true",
-        help="keep medial and lateral tibial cartilage apart (default: merged into one label)",
-    )
+    add = parser.add_argument_group("sources").add_argument
+    release = "the release: imagesTr, labelsTr, and imagesTs, labelsTs where they exist"
+    add("-i", "--input", "--zib", dest="input", type=Path, metavar="DIR", help=release)
+    add("--images", type=Path, metavar="DIR", help="instead of -i: training images alone")
+    add("--labels", type=Path, metavar="DIR", help="and their label maps")
+    apart = "keep medial and lateral tibial cartilage apart (default: merged into one label)"
+    parser.add_argument("--keep_compartments", action="store_true", help=apart)
     add_output_options(parser, 504, "OAIZIBCM")
 
 

@@ -53,11 +53,8 @@ class Borders:
         random = np.random.default_rng(0)
         places, axes, below, above = _faces(labels)
         if not axes.size:
-            value = int(labels.flat[0]) if labels.size else 0
-            raise UserError(
-                f"the mask is {'empty' if value == 0 else f'all of label {value}'}; it needs borders to be laid over "
-                "an image by"
-            )
+            value = int(labels.flat[0])
+            raise UserError(f"the mask is {f'all of label {value}' if value else 'empty'}; expected borders in it")
         known, codes = np.unique(np.concatenate([below, above]), return_inverse=True)
         below, above = codes[: below.size], codes[below.size :]
         pairs = np.minimum(below, above) * known.size + np.maximum(below, above)

@@ -17,10 +17,11 @@ from nnunetv2_anomaly.conversion.mapping import IDENTITY, AxisMapping, MappingEv
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
 from nnunetv2_anomaly.conversion.sources import source_key
+from nnunetv2_anomaly.conversion.subjects import Subject
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.files import label_source_sha256, read_header, read_image, sha256_of, write_image
 from nnunetv2_anomaly.images.grids import Grid, corner_distance_mm, oriented, posed
-from nnunetv2_anomaly.images.label_maps import count_values, read_label_map
+from nnunetv2_anomaly.images.label_maps import count_values, read_label_map, relabelled
 from nnunetv2_anomaly.reporting.drawing import save_label_figure
 
 #: columns of the manifest before the voxel counts, in their order
@@ -62,10 +63,7 @@ class CaseOutcome:
 
 
 def convert_case(job: CaseJob) -> CaseOutcome:
-    """Convert one case, or keep what an earlier run made of it.
-
-    Whatever is wrong with it is reported in the outcome, so that a bad case does not stop the others.
-    """
+    """Convert one case, or keep what an earlier run made of it; what is wrong with it is reported in the outcome."""
     outcome = _outcome(job)
     if outcome.row is not None or job.options.dry_run or is_there(job.row, job.options):
         return outcome
@@ -112,10 +110,7 @@ def case_files(case: Case) -> tuple[Path, Path, Path]:
 
 
 def _checked_row(job: CaseJob, earlier: Mapping[str, str]) -> dict[str, str]:
-    """The row of a case that an earlier run finished, with what the table has added since.
-
-    Raises: UserError if anything else about it has changed.
-    """
+    """The row of an earlier run, with what the table has added since. Raises: UserError if anything else changed."""
     row, case, folder = dict(earlier), job.case, job.options.dataset_dir
     changed = [
         f"{row[f'{kind}_file']} is not as it was then"
@@ -160,11 +155,9 @@ def _convert(job: CaseJob) -> dict[str, str]:
     side = agreed_side(*said, anatomy)
     mirrored = options.mirror_left and side == "left"
     if options.mirror_left and side is None:
-        raise UserError(
-            "neither series, nor table, nor labels say whether it is a left knee, and --mirror_left was given; give "
-            "its side in the subject table (--subjects, column KneeSide)"
-        )
-    labels = _merged(labels, release)
+        fault = "neither series, nor table, nor labels say whether it is a left knee, which --mirror_left needs"
+        raise UserError(f"{fault}; give its side in the subject table (--subjects, column KneeSide)")
+    labels = relabelled(labels, release.merged_values())
     label_counts = count_values(labels)
     if mirrored:
         labels, image = labels[:, :, ::-1], posed(sitk.GetArrayViewFromImage(image)[:, :, ::-1], Grid.of(image))
@@ -178,7 +171,7 @@ def _convert(job: CaseJob) -> dict[str, str]:
         "mapping": str(mapping),
         "mapping_evidence": f"{evidence.margin:.4f}",
         "mapping_score_bits": f"{evidence.score:.4f}",
-        "mapping_runner_up": str(evidence.runner_up or ""),
+        "mapping_runner_up": str(evidence.runner_up),
         "mapping_runner_up_score_bits": f"{evidence.runner_up_score:.4f}",
     }
     row |= _source_cells(case, chosen, image) | _table_cells(case)
@@ -210,28 +203,15 @@ def _checked_mapping(
     Raises: UserError if the voxels contradict the headers, or no mapping fits clearly.
     """
     evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
-    fault = None
+    fault, margin = None, f"(evidence {evidence.margin:.3f})"
     if release.has_pose and evidence.contradicts(IDENTITY):
-        fault = (
-            f"by their headers mask and image lie on each other, and by their voxels the mask's axes are "
-            f"{evidence.best} (evidence {evidence.margin:.3f}); expected both to agree; get both files again"
-        )
+        fault = f"by their voxels the mask's axes are {evidence.best} {margin}, by header {IDENTITY}; get both again"
     elif not release.has_pose and not evidence.clear:
-        fault = (
-            f"no axis mapping wins clearly (evidence {evidence.margin:.3f}): {evidence.reason()}; expected the mask of "
-            "this very image; check that both are of the same knee and visit"
-        )
+        reason = f"no axis mapping wins clearly {margin}: {evidence.reason()}"
+        fault = f"{reason}; expected the mask of this very image; check that both are of the same knee and visit"
     if fault is not None:
         raise UserError(f"{case.label_file.name} over {chosen.source.relative}: {fault}")
     return IDENTITY if release.has_pose else evidence.best, evidence
-
-
-def _merged(labels: NDArray[np.uint8], release: Release) -> NDArray[np.uint8]:
-    """Published values turned into those of the data set."""
-    merged = release.merged_values()
-    table = np.zeros(256, np.uint8)
-    table[list(merged)] = list(merged.values())
-    return table[labels]
 
 
 def _source_cells(case: Case, chosen: CaseImage, image: sitk.Image) -> dict[str, str]:
@@ -288,9 +268,7 @@ def _usable_as_it_is(job: CaseJob, chosen: CaseImage) -> bool:
 
 
 def _table_cells(case: Case) -> dict[str, str]:
-    known = case.known
-    if known is None:
-        return dict.fromkeys(_FROM_TABLE, "")
+    known = case.known or Subject(case.subject)
     values = (known.side, known.kl_grade, known.sex, known.age_years, known.bmi)
     return {
         name: "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -48,20 +48,15 @@ class CaseImage:
 
 
 def only_image(case: Case) -> CaseImage:
-    """The image of a mask without pose, of which there must be just one.
-
-    Raises: UserError if there are several, or the series is no DESS.
-    """
+    """The one image of a mask without pose. Raises: UserError if there are several, or the series is no DESS."""
     chosen = _header(case.images[0])
     fault = None
     if len(case.images) != 1:
         found = ", ".join(source.relative for source in case.images)
         fault = f"{len(case.images)} images may belong to it ({found}); expected one; leave only that in the folder"
     elif chosen.series is not None and "DESS" not in chosen.description.upper():
-        fault = (
-            f"the series {chosen.source.relative} is called {public_words(chosen.description)!r}; expected a DESS "
-            "series, such as SAG_3D_DESS_RIGHT; check the list of series"
-        )
+        called = f"the series {chosen.source.relative} is called {public_words(chosen.description)!r}"
+        fault = f"{called}; expected one such as SAG_3D_DESS_RIGHT; check the list of series"
     if fault is not None:
         raise UserError(fault)
     return chosen
@@ -96,18 +91,12 @@ def image_on_grid(case: Case, grid: Grid, options: Options) -> CaseImage:
     if len(fitting) == 1:
         return fitting[0]
     if not found:
-        fault = (
-            f"no DESS series among the {len(others)} series of subject {case.subject}, visit {case.visit} "
-            f"({', '.join(sorted(set(others))) or 'none'}); expected one such as SAG_3D_DESS_RIGHT"
-        )
-    else:
-        count = f"{len(fitting)} of them have" if fitting else "none of them has"
-        advice = "name the right one with --series UID" if fitting else "check that the visit's package is complete"
-        fault = (
-            f"candidates for {case.label_file.name}, candidate against mask: {' | '.join(found)}; expected one with "
-            f"the mask's grid, and {count} it; {advice}"
-        )
-    raise UserError(fault)
+        among = f"those of subject {case.subject}, visit {case.visit} ({', '.join(sorted(set(others)))})"
+        raise UserError(f"no DESS series among {among}; expected one such as SAG_3D_DESS_RIGHT")
+    count = f"{len(fitting)} of them have" if fitting else "none of them has"
+    advice = "name the right one with --series UID" if fitting else "check that the visit's package is complete"
+    candidates = f"candidates for {case.label_file.name}, candidate against mask: {' | '.join(found)}"
+    raise UserError(f"{candidates}; expected one with the mask's grid, and {count} it; {advice}")
 
 
 def public_words(description: str) -> str:
@@ -121,8 +110,7 @@ def _comparison(candidate: CaseImage, grid: Grid) -> tuple[bool, str]:
     if candidate.series:
         name += f" ({public_words(candidate.description)}, series {candidate.series.series_uid})"
         slices = f"{len(candidate.series.files)} slices"
-    difference = differences(candidate.grid, grid)
-    if difference:
+    if difference := differences(candidate.grid, grid):
         return False, f"{name}: {difference}"
     distance = corner_distance_mm(candidate.grid, grid)
     return True, f"{name}: has the mask's grid, corners {distance:.4f} mm apart, {slices}"
@@ -139,5 +127,4 @@ def _header(source: ImageSource) -> CaseImage:
 
 
 def _natural(name: str) -> tuple[int, str]:
-    digits = "".join(character for character in name if character.isdigit())
-    return (int(digits) if digits else 0, name)
+    return (int("0" + re.sub(r"\D", "", name)), name)

@@ -47,21 +47,15 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
     if fault is not None:
         raise UserError(fault)
     folder = dataset_folder(args.dataset_id, args.name)
+    given = {key: value for key, value in vars(args).items() if not callable(value)}
+    names = {field.name for field in dataclasses.fields(Options)}
     options = Options(
         dataset_dir=folder,
         splits_dir=environment_folder("nnUNet_preprocessed") / folder.name,
         test_sets=read_test_sets(args.splits) if args.splits else None,
-        seed=args.seed,
-        num_processes=args.num_processes,
-        differing_mappings=getattr(args, "differing_mappings", False),
-        mirror_left=args.mirror_left,
-        reference=args.reference,
-        previews=args.previews,
-        overwrite=args.overwrite,
-        dry_run=args.dry_run,
-        series_uids=frozenset(getattr(args, "series", ())),
+        series_uids=frozenset(given.get("series", ())),
+        **{name: value for name, value in given.items() if name in names},
     )
-    given = {key: value for key, value in vars(args).items() if not callable(value)}
     # A case that cannot be written is in the summary; this is for the tables.
     advice = "what was finished stays; make room, or check the permissions, and run again"
     with write_failures_as_user_errors(folder, advice):
@@ -79,13 +73,9 @@ def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None,
     A subject's series is the listed one of OAI ZIB where a list is at hand, which masks without pose need; else any
     DESS series of the visit that has the mask's grid.
 
-    Args:
-        args: options of ``add_source_options`` and ``add_output_options``.
-        release: what the masks are.
-        labels: folder of the masks, if one was given.
-        has_visits: as ``collect_cases`` takes it.
-
+    Args: labels: folder of the masks, if one was given. has_visits: whether the masks' names hold the visit.
     Returns: 0, or 1 if a case failed.
+    Raises: UserError for sources that are missing, and as ``run_conversion``.
     """
     if labels is None:
         raise UserError("Give the segmentations: their folder with --labels DIR, or the release with --zib DIR")
@@ -98,10 +88,8 @@ def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None,
         elif subjects:
             series_paths = subjects.series_paths() or None
         if series_paths is None and not release.has_pose:
-            raise UserError(
-                f"{args.zib or args.labels} is no folder of a release with an oai_mri_paths.txt; give this list with "
-                "--paths FILE, or a subject table with a column Path with --subjects CSV"
-            )
+            fault = f"{args.zib or args.labels} is no folder of a release with an oai_mri_paths.txt"
+            raise UserError(f"{fault}; give this list with --paths, or a table with a column Path with --subjects")
     images_of = image_lookup(args.oai, args.images, series_paths)
     return run_conversion(args, release, collect_cases(labels, images_of, subjects, has_visits=has_visits))
 
@@ -111,10 +99,8 @@ def image_lookup(
 ) -> Callable[[str, str], list[ImageSource]]:
     """A function from subject and visit to the images that may be its own; it raises UserError where there is none.
 
-    Args:
-        oai: roots of OAI's packages; or
-        images: a folder of converted images.
-        series_paths: subject -> path of the baseline series; None to look through all series of the visit.
+    Args: oai: roots of OAI's packages; or images: a folder of converted images. series_paths: subject -> path of the
+        baseline series; None to look through all series of the visit.
     """
     if images is not None:
         return ImageFolder(images).images_of
@@ -131,16 +117,11 @@ def image_lookup(
 
 
 def collect_cases(
-    folder: Path,
-    images_of: Callable[[str, str], list[ImageSource]],
-    subjects: SubjectTable | None,
-    *,
-    has_visits: bool,
+    folder: Path, images_of: Callable[[str, str], list[ImageSource]], subjects: SubjectTable | None, *, has_visits: bool
 ) -> list[Case]:
     """A case for every label map of a folder, by the subject in its name, and the visit where it has one.
 
     Returns: cases, sorted; one without an image, or without a subject in its name, has a ``problem``.
-
     Raises: UserError if the folder is missing or holds no label map.
     """
     cases = []
@@ -152,14 +133,9 @@ def collect_cases(
             problem = f"{relative} does not name its {'subject' if subject is None else 'visit'}; expected {expected}"
             cases.append(Case(file.name, subject or "", visit, file, relative, problem=problem))
             continue
-        case = Case(
-            name=f"{subject}_{visit}" if has_visits else subject,
-            subject=subject,
-            visit=visit,
-            label_file=file,
-            label_relative=relative,
-            known=subjects.get(subject, visit) if subjects else None,
-        )
+        name = f"{subject}_{visit}" if has_visits else subject
+        known = subjects.get(subject, visit) if subjects else None
+        case = Case(name, subject, visit, file, relative, known=known)
         try:
             case = dataclasses.replace(case, images=tuple(images_of(subject, visit)))
         except UserError as error:
@@ -171,10 +147,8 @@ def collect_cases(
 def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | None = None) -> list[Case]:
     """A case for every label map of one folder, with the image of the same name in the other.
 
-    Args:
-        is_test: whether these are the release's test cases.
-        root: paths in the manifest are relative to it; None for the two folders themselves.
-
+    Args: is_test: whether these are the release's test cases. root: paths in the manifest are relative to it; None for
+        the two folders themselves.
     Raises: UserError if a folder is missing, or there is no label map.
     """
     named: dict[str, list[Path]] = {}
@@ -184,19 +158,10 @@ def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | Non
     for file in label_files(labels):
         name = image_stem(file)
         found = named.pop(name, [])
-        sources = [ImageSource(path, path.relative_to(root or images).as_posix(), is_series=False) for path in found]
-        cases.append(
-            Case(
-                name=name,
-                subject=name,
-                visit=None,
-                label_file=file,
-                label_relative=file.relative_to(root or labels).as_posix(),
-                images=tuple(sources),
-                is_test=is_test,
-                problem=None if found else f"no image in {images}; expected {name}_0000.nii.gz, as in the release",
-            )
-        )
+        sources = tuple(ImageSource(path, path.relative_to(root or images).as_posix(), False) for path in found)
+        relative = file.relative_to(root or labels).as_posix()
+        problem = None if found else f"no image in {images}; expected {name}_0000.nii.gz, as in the release"
+        cases.append(Case(name, name, None, file, relative, sources, is_test, problem=problem))
     for name, found in sorted(named.items()):
         problem = f"no label map in {labels}; expected {name}.nii.gz, as in the release"
         cases.append(Case(name, name, None, found[0], found[0].name, is_test=is_test, problem=problem))

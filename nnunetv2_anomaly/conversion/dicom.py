@@ -20,7 +20,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.images.grids import TOLERANCE_MM, Grid
+from nnunetv2_anomaly.images.files import last_line
+from nnunetv2_anomaly.images.grids import TOLERANCE_MM, Grid, joined, posed
 
 #: A step between neighbouring slices may differ from the others by this much, or by this share. Positions are decimal
 #: text: two of them rounded to 0.01 mm, the coarsest met, make a step wrong by 0.01 mm. The smallest fault of interest,
@@ -99,8 +100,7 @@ def read_series(folder: Path) -> DicomSeries:
         slices = [_read_slice(file) for file in files]
     _check_one_volume(folder, slices)
     slices, grid = _stack(folder, slices)
-    files = [s.file for s in slices]
-    return DicomSeries(folder, tuple(files), slices[0].description, slices[0].series_uid, grid)
+    return DicomSeries(folder, tuple(s.file for s in slices), slices[0].description, slices[0].series_uid, grid)
 
 
 def read_series_image(series: DicomSeries) -> sitk.Image:
@@ -120,17 +120,10 @@ def read_series_image(series: DicomSeries) -> sitk.Image:
         try:
             image = reader.Execute()
         except RuntimeError as error:
-            raise UserError(
-                f"the voxels of the series in {series.folder} cannot be read ({_reason(error)}); expected DICOM files "
-                "that are whole; get the folder again"
-            ) from error
+            fault = f"cannot be read ({last_line(error)}); expected whole DICOM files; get the folder again"
+            raise UserError(f"the voxels of the series in {series.folder} {fault}") from error
     image = _narrowed(image)
-    for key in image.GetMetaDataKeys():
-        image.EraseMetaData(key)
-    image.SetSpacing(series.grid.spacing_mm)
-    image.SetOrigin(series.grid.origin_mm)
-    image.SetDirection(series.grid.direction)
-    return image
+    return posed(sitk.GetArrayViewFromImage(image), series.grid)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -145,7 +138,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _says_dicom(file: Path) -> bool:
-    """Whether the file has DICOM's mark, which all but very old files have."""
+    """Whether the file has DICOM's mark."""
     with file.open("rb") as opened:
         return opened.read(132)[128:] == b"DICM"
 
@@ -182,11 +175,9 @@ def _read_slice(file: Path) -> _Slice:
     try:
         reader = _header(file)
     except RuntimeError as error:
-        fault = (
-            "is cut off or damaged, or holds no image; expected a whole DICOM slice; get it again"
-            if _says_dicom(file)
-            else "is no DICOM file; expected slices of one series only; remove it"
-        )
+        fault = "is no DICOM file; expected slices of one series only; remove it"
+        if _says_dicom(file):
+            fault = "is cut off or damaged, or holds no image; expected a whole DICOM slice; get it again"
         raise UserError(f"{file} {fault}") from error
     columns, rows, *more = reader.GetSize()
     frames, photometric = math.prod(more), _text(reader, _PHOTOMETRIC)
@@ -209,10 +200,7 @@ def _read_slice(file: Path) -> _Slice:
 
 
 def _lacks_voxels(file: Path, expected_bytes: int) -> bool:
-    """Whether a file ends before its voxels do, which GDCM replaces with zeros; never for compressed ones.
-
-    The element of the voxels is the last one, or nearly so; another one of its kind (an icon) can only stand before it.
-    """
+    """Whether a file ends before its voxels do, which GDCM replaces with zeros; never for compressed ones."""
     content = file.read_bytes()
     start = content.find(_PIXEL_DATA)
     header_bytes = 12 if content[start + 4 : start + 6] in (b"OW", b"OB") else 8
@@ -232,10 +220,7 @@ def _numbers(reader: sitk.ImageFileReader, file: Path, key: str, name: str, coun
 
 
 def _check_one_volume(folder: Path, slices: list[_Slice]) -> None:
-    """Everything but the position must be the same in all slices.
-
-    Raises: UserError that names the series, the echoes, or the first difference.
-    """
+    """Raises: UserError that names the series, the echoes, or the first difference other than that of position."""
     series = _grouped(slices, lambda s: s.series_uid)
     echoes = _grouped(slices, lambda s: s.echo)
     first = slices[0]
@@ -244,31 +229,24 @@ def _check_one_volume(folder: Path, slices: list[_Slice]) -> None:
         found = ", ".join(f"{g[0].description or 'one'} in {_some_files(g)}" for g in series.values())
         fault = f" holds {len(series)} DICOM series ({found}); expected one series per folder; sort them"
     elif len(echoes) > 1:
-        found = ", ".join(
-            f"{time or '?'} ms, number {n or '?'}, in {_some_files(g)}" for (time, n), g in echoes.items()
-        )
-        fault = f" mixes {len(echoes)} echoes (echo times {found}); expected one value per position; keep one echo"
+        found = ", ".join(f"{t or '?'} ms, number {n or '?'} in {_some_files(g)}" for (t, n), g in echoes.items())
+        fault = f" mixes {len(echoes)} echoes ({found}); expected one value per position; keep one echo"
     elif len(slices) == 1:
         fault = f" holds one slice ({first.file.name}); expected all slices of a series; get the folder again"
-    else:
-        for other in slices[1:]:
-            if (difference := _difference(first, other)) is not None:
-                fault = (
-                    f": {first.file.name} and {other.file.name} differ in {difference}; expected the slices of one "
-                    "volume; remove those that do not belong to it"
-                )
-                break
+    elif differing := [other for other in slices[1:] if _difference(first, other)]:
+        names = f"{first.file.name} and {differing[0].file.name}"
+        fault = f": {names} differ in {_difference(first, differing[0])}; expected one volume; sort the files"
     if fault is not None:
         raise UserError(f"{folder}{fault}")
 
 
 def _difference(first: _Slice, other: _Slice) -> str | None:
     if other.size != first.size:
-        return f"size, {_by(first.size)} against {_by(other.size)} voxels"
+        return f"size, {joined(first.size)} against {joined(other.size)} voxels"
     if not np.allclose(other.pixel_spacing, first.pixel_spacing, rtol=1e-4, atol=0):
-        return f"pixel spacing, {_by(first.pixel_spacing)} against {_by(other.pixel_spacing)} mm"
+        return f"pixel spacing, {joined(first.pixel_spacing)} against {joined(other.pixel_spacing)} mm"
     if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
-        return f"direction, ImageOrientationPatient {_backslashed(first.cosines)} against {_backslashed(other.cosines)}"
+        return f"direction, {joined(first.cosines)} against {joined(other.cosines)}"
     if other.pixel_type != first.pixel_type:
         names = (sitk.GetPixelIDValueAsString(s.pixel_type) for s in (first, other))
         return f"voxel type, {' against '.join(names)}"
@@ -279,12 +257,12 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     """Sort slices along their normal and check that they lie on it at even steps."""
     first = slices[0]
     row, column = np.array(first.cosines).reshape(2, 3)
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    lengths = np.linalg.norm([row, column], axis=1)
     fault = None
     if min(first.pixel_spacing) <= 0:
-        fault = f"PixelSpacing is {_by(first.pixel_spacing)} mm; expected two positive numbers"
+        fault = f"PixelSpacing is {joined(first.pixel_spacing)} mm; expected two positive numbers"
     elif not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
-        given = _backslashed(first.cosines)
+        given = joined(first.cosines)
         fault = f"ImageOrientationPatient is {given}; expected two directions of length 1 at right angles"
     if fault is not None:
         raise UserError(f"{first.file}: {fault}; the header is damaged, get the file again")
@@ -301,10 +279,8 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     aside = positions - positions[0] - np.outer(along - along[0], normal)
     farthest = int(np.argmax(np.linalg.norm(aside, axis=1)))
     if (distance := float(np.linalg.norm(aside[farthest]))) > TOLERANCE_MM:
-        raise UserError(
-            f"{folder}: {slices[farthest].file.name} is shifted by {distance:.3f} mm within its plane against "
-            f"{slices[0].file.name}; expected slices straight above each other, this series is no plain volume"
-        )
+        fault = f"is shifted by {distance:.3f} mm within its plane against {slices[0].file.name}; expected no shift"
+        raise UserError(f"{folder}: {slices[farthest].file.name} {fault}")
     grid = Grid(
         size=(*first.size, len(slices)),
         spacing_mm=(first.pixel_spacing[1], first.pixel_spacing[0], step_mm),
@@ -327,37 +303,27 @@ def _even_step(folder: Path, slices: list[_Slice], along: NDArray[np.float64]) -
     fault = None
     if steps.min() <= _STEP_TOLERANCE_MM:
         index = int(steps.argmin())
-        fault = (
-            f"{names[index]} and {names[index + 1]} lie at the same place; expected every position once; remove the "
-            "copies, or sort the images of different kinds into folders of their own"
-        )
+        fault = f"{names[index]} and {names[index + 1]} lie at the same place; expected every position once"
     elif uneven.any():
         index = int(uneven.argmax())
         step = float(steps[index])
         between = f"between {names[index]} and {names[index + 1]}"
         lost = round(step / usual) - 1
         if lost >= 1 and abs(step - (lost + 1) * usual) <= (lost + 1) * tolerance:
-            fault = (
-                f"{between} {lost} slice{'s are' if lost > 1 else ' is'} missing: they are {step:.4g} mm apart; "
-                f"expected the series' spacing of {usual:.4g} mm; get the folder again"
-            )
+            missing = f"{lost} slice{'s are' if lost > 1 else ' is'} missing, they are {step:.4g} mm apart"
+            fault = f"{between} {missing}; expected the series' spacing of {usual:.4g} mm"
         else:
-            fault = (
-                f"{between} the spacing is {step:.4g} mm, elsewhere {usual:.4g} mm; expected one spacing; remove "
-                "slices that do not belong to the series, or get the folder again"
-            )
+            fault = f"{between} the spacing is {step:.4g} mm, elsewhere {usual:.4g} mm; expected one spacing"
     elif strayed.max() > TOLERANCE_MM:
-        fault = (
-            f"{names[int(strayed.argmax())]} lies {strayed.max():.3f} mm off an even spacing of {mean:.4g} mm; "
-            "expected one spacing in the whole series; get the folder again"
-        )
+        stray = names[int(strayed.argmax())]
+        fault = f"{stray} lies {strayed.max():.3f} mm off an even spacing of {mean:.4g} mm; expected one spacing"
     if fault is not None:
-        raise UserError(f"{folder}: {fault}")
+        raise UserError(f"{folder}: {fault}; remove what is not of the series, or get the folder again")
     return mean
 
 
 def _narrowed(image: sitk.Image) -> sitk.Image:
-    """The image with the smallest type that rescaling made needless to leave, see ``read_series_image``."""
+    """The image with the smallest type, as ``read_series_image`` says."""
     if image.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkUInt16):
         return image
     voxels = sitk.GetArrayViewFromImage(image)
@@ -379,16 +345,3 @@ def _grouped(slices: list[_Slice], key: Callable[[_Slice], object]) -> dict:
 
 def _some_files(slices: list[_Slice]) -> str:
     return slices[0].file.name if len(slices) == 1 else f"{len(slices)} files such as {slices[0].file.name}"
-
-
-def _by(values: tuple[float, ...]) -> str:
-    return " x ".join(f"{value:.6g}" for value in values)
-
-
-def _backslashed(values: tuple[float, ...]) -> str:
-    return "\\".join(f"{value:.6g}" for value in values)
-
-
-def _reason(error: RuntimeError) -> str:
-    """The last line of an ITK error, without the address of the object that raised it."""
-    return re.sub(r"^.*\(0x[0-9a-f]+\): ", "", str(error).strip().splitlines()[-1])

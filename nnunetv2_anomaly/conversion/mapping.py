@@ -99,7 +99,7 @@ class MappingEvidence:
 
     best: AxisMapping
     score: float
-    runner_up: AxisMapping | None
+    runner_up: AxisMapping
     runner_up_score: float
     displaced: AxisMapping  # under which a moved mask fits best of all, nearly always the best mapping itself
     displacement: tuple[int, ...]  # how it is to be moved then, voxels (z, y, x) of the image; no move is one, too
@@ -123,32 +123,25 @@ class MappingEvidence:
         return self.clear and mapping != self.best
 
     def reason(self) -> str:
-        """One sentence on why the mapping is not clear; empty where it is."""
+        """Why the mapping is not clear, in words; empty where it is."""
         if self.clear:
             return ""
         if self.moved and self.displaced_score >= _TELLING_SCORE:
-            return (
-                f"the mask fits better when moved by {self.displacement} voxels (z, y, x) under the mapping "
-                f"{self.displaced}, {self.displaced_score:.3f} bits, than in its place under any, {self.score:.3f} bits"
-            )
-        if self.score < CLEAR_SCORE:
-            return (
-                f"the labels hardly say anything about the intensities at their borders: {self.score:.3f} bits under "
-                f"the best mapping ({self.best}), at least {CLEAR_SCORE:g} expected"
-            )
+            moved = f"moved by {self.displacement} voxels (z, y, x) under the mapping {self.displaced}"
+            return f"the mask fits better {moved}: {self.displaced_score:.3f} bits instead of {self.score:.3f}"
         found = f"the best mapping ({self.best}) scores {self.score:.3f} bits"
-        if self.runner_up is not None and self.runner_up_score >= self.regional_score:
+        if self.score < CLEAR_SCORE:
+            return f"the labels hardly say anything about the intensities at their borders: {found} of {CLEAR_SCORE:g}"
+        if self.runner_up_score >= self.regional_score:
             return f"{found}, another one ({self.runner_up}) nearly as much, {self.runner_up_score:.3f} bits"
-        return (
-            f"{found}, and moved by a few voxels, as a whole or in parts, the mask fits nearly as well or better, "
-            f"{max(self.regional_score, self.displaced_score):.3f} bits: it may be another knee's mask"
-        )
+        rival = max(self.regional_score, self.displaced_score)
+        return f"{found}, moved by a few voxels, whole or in parts, {rival:.3f}: it may be another knee's mask"
 
 
 def candidate_mappings(mask_shape: Sequence[int], image_shape: Sequence[int]) -> list[AxisMapping]:
     """All mappings under which a mask of one shape gets the other: 0, 8, 16 or 48, the identity first if among them."""
     mask_shape, image_shape = tuple(mask_shape), tuple(image_shape)
-    if len(mask_shape) != 3 or len(image_shape) != 3:
+    if len(mask_shape) != 3:
         return []
     return [
         AxisMapping(order, flips)
@@ -173,15 +166,13 @@ def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
     """
     candidates = candidate_mappings(labels.shape, image.shape)
     if not candidates:
-        raise UserError(
-            f"the mask's shape {labels.shape} does not become the image's {image.shape} by any order of its axes: they "
-            "are of different series, or one of them was resampled"
-        )
+        fault = f"the mask's shape {labels.shape} does not become the image's {image.shape} by any order of its axes"
+        raise UserError(f"{fault}: they are of different series, or one of them was resampled")
     borders = Borders.drawn_from(labels)
     fit = Fit(image, borders)
     scores = {mapping: fit.score(mapping) for mapping in candidates}
     ranking = sorted(candidates, key=lambda mapping: -scores[mapping])  # stable: ties keep the candidates' order
-    best, runner_up = ranking[0], ranking[1] if len(ranking) > 1 else None
+    best, runner_up = ranking[:2]
     steps, reach = voxels(image.shape, _STEP), voxels(image.shape, REACH)
     moves = [tuple(int(s * k) for s, k in zip(steps, signs, strict=True)) for signs in _SIGNS]
     moved = [fit.regional_scores(best, move) for move in moves]
@@ -195,8 +186,7 @@ def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
             move, score = _best_displacement(fit, mapping, {(0, 0, 0): scores[mapping]}, reach)
             if score > displaced_score:
                 displaced, displacement, displaced_score = mapping, move, score
-    runner_up_score = scores[runner_up] if runner_up is not None else 0.0
-    rival = max(runner_up_score, regional_score, 0.0)
+    rival = max(scores[runner_up], regional_score, 0.0)
     if displaced_score >= _GAIN * scores[best]:
         rival = max(rival, displaced_score)
     top = max(scores[best], rival)
@@ -204,7 +194,7 @@ def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
         best=best,
         score=scores[best],
         runner_up=runner_up,
-        runner_up_score=runner_up_score,
+        runner_up_score=scores[runner_up],
         displaced=displaced,
         displacement=displacement,
         displaced_score=displaced_score,
@@ -215,10 +205,7 @@ def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
 
 
 def _best_displacement(
-    fit: Fit,
-    mapping: AxisMapping,
-    known: Mapping[tuple[int, ...], float],
-    steps: Sequence[int],
+    fit: Fit, mapping: AxisMapping, known: Mapping[tuple[int, ...], float], steps: Sequence[int]
 ) -> tuple[tuple[int, ...], float]:
     """The move in voxels (z, y, x) under which the mask fits best, found by climbing from the best of those known."""
     scores = dict(known)
@@ -229,9 +216,7 @@ def _best_displacement(
             for axis in range(3)
             for sign in (-1, 1)
         ]
-        for move in around:
-            if move not in scores:
-                scores[move] = fit.score(mapping, move)
+        scores |= {move: fit.score(mapping, move) for move in around if move not in scores}
         better = max(around, key=scores.__getitem__)
         if scores[better] > scores[best]:
             best = better

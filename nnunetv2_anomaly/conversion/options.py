@@ -13,9 +13,8 @@ from nnunetv2_anomaly.errors import exit_status
 def add_source_options(parser: argparse.ArgumentParser, *, zib: bool, has_pose: bool) -> None:
     """Add the options that give masks, images and what is known of the subjects.
 
-    Args:
-        zib: whether the masks are of subjects that are in OAI ZIB's list of series: --zib and --paths.
-        has_pose: whether the masks' headers give their place in space: --series.
+    Args: zib: whether the subjects are in OAI ZIB's list of series: --zib and --paths. has_pose: whether the masks'
+        headers give their place in space: --series.
     """
     sources = parser.add_argument_group("sources")
     sources.add_argument("--labels", type=Path, metavar="DIR", required=not zib, help="folder of the masks")
@@ -38,20 +37,14 @@ def add_source_options(parser: argparse.ArgumentParser, *, zib: bool, has_pose: 
 
 def add_output_options(parser: argparse.ArgumentParser, dataset_id: int, name: str) -> None:
     """Add what every conversion has: number and name of the data set, splits, form of the files, and the run."""
-    output = parser.add_argument_group("raw data set")
-    output.add_argument(
-        "-d", "--dataset_id", type=int, default=dataset_id, metavar="ID", help="its number (default: %(default)s)"
-    )
-    output.add_argument("--name", default=name, help="its name after the number (default: %(default)s)")
-    output.add_argument(
-        "--splits", type=Path, metavar="FILE", help="published test sets by subject (default: drawn by --seed)"
-    )
-    output.add_argument("--seed", type=int, default=0, metavar="S", help="of the draw of splits (default: 0)")
-    output.add_argument("--mirror_left", action="store_true", help="mirror left knees and record it in the manifest")
-    output.add_argument(
-        "--reference", action="store_true", help="refer to the images in place (.nii.gz) instead of copying them"
-    )
-    output.add_argument("--previews", action="store_true", help="write a picture per case, with the labels' outlines")
+    add = parser.add_argument_group("raw data set").add_argument
+    add("-d", "--dataset_id", type=int, default=dataset_id, metavar="ID", help="its number (default: %(default)s)")
+    add("--name", default=name, help="its name after the number (default: %(default)s)")
+    add("--splits", type=Path, metavar="FILE", help="published test sets by subject (default: drawn by --seed)")
+    add("--seed", type=int, default=0, metavar="S", help="of the draw of splits (default: 0)")
+    add("--mirror_left", action="store_true", help="mirror left knees and record it in the manifest")
+    add("--reference", action="store_true", help="refer to the images in place (.nii.gz) instead of copying them")
+    add("--previews", action="store_true", help="write a picture per case, with the labels' outlines")
     run = parser.add_argument_group("run")
     run.add_argument("--dry_run", action="store_true", help="read and check everything, write nothing")
     run.add_argument("--overwrite", action="store_true", help="convert existing cases and splits that differ again")

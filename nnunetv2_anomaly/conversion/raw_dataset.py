@@ -43,10 +43,7 @@ def dataset_folder(dataset_id: int, name: str) -> Path:
 
 
 def checked_dataset_dir(dataset_id: int, name: str) -> Path:
-    """The folder of a new data set in $nnUNet_raw.
-
-    Raises: UserError as ``dataset_folder``, or if the folder is not empty.
-    """
+    """The folder of a new data set in $nnUNet_raw. Raises: UserError as ``dataset_folder``, or if it is not empty."""
     target = dataset_folder(dataset_id, name)
     refuse_filled(target)
     return target
@@ -63,9 +60,7 @@ def write_dataset_json(
 ) -> None:
     """Write dataset.json, beside and renamed, and the labels' colours for 3D Slicer and ITK-SNAP.
 
-    Args:
-        labels: name -> value.
-        more: what else nnU-Net's ``generate_dataset_json`` takes, or any further key.
+    Args: labels: name -> value. more: what else nnU-Net's ``generate_dataset_json`` takes, or any further key.
     """
     temporary = folder / f"part_{os.getpid()}"
     temporary.mkdir()

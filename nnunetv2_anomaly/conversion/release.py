@@ -26,7 +26,6 @@ class Release:
     source_labels: Mapping[str, int]  # name -> value in the published files
     labels: Mapping[str, int]  # name -> value in the data set
     has_pose: bool  # whether the masks' headers give their place in space
-    licence: str = LICENCE
 
     def merged_values(self) -> dict[int, int]:
         """Published value -> value in the data set. A compartment goes to the structure that its name ends in."""

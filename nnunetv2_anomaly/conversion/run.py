@@ -11,6 +11,7 @@ $nnUNet_preprocessed/DatasetXXX_Name/splits_final.json
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.conversion.case import COLUMNS, CaseJob, convert_case, is_there
 from nnunetv2_anomaly.conversion.raw_dataset import READER, refuse_filled, write_dataset_json
-from nnunetv2_anomaly.conversion.release import Case, Options, Release
+from nnunetv2_anomaly.conversion.release import LICENCE, Case, Options, Release
 from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_test_sets, training_subjects, write_splits
 from nnunetv2_anomaly.conversion.summary import Summary, note_unconfirmed, refuse_differing_mappings
 from nnunetv2_anomaly.errors import UserError
@@ -118,8 +119,7 @@ def _convert_each(
         # Rows of cases that this run was not given, whose files are gone or were made with other options, are no cases.
         for name in sorted(set(summary.rows) - {case.name for case in cases}):
             if not is_there(summary.rows[name], options):
-                problem = "converted before, and its files are gone or of other options; convert it again"
-                summary.problems[name] = problem
+                summary.problems[name] = "its files of before are gone or of other options; convert it again"
                 del summary.rows[name]
     return summary
 
@@ -127,10 +127,7 @@ def _convert_each(
 def _earlier_rows(
     columns: Sequence[str], record: Mapping, release: Release, options: Options, given: set[str]
 ) -> dict[str, dict[str, str]]:
-    """The manifest of earlier runs.
-
-    Raises: UserError if they made other cases than this one would, and this one does not replace them all.
-    """
+    """The manifest of earlier runs. Raises: UserError if they made other cases, not all of which this one replaces."""
     folder = options.dataset_dir
     now = {"release": release.key, "labels": dict(release.labels), "options": options.of_content()}
     changed = [key for key, value in now.items() if record.get(key) != value]
@@ -146,10 +143,7 @@ def _earlier_rows(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One conversion at a time into a folder, which is made if need be.
-
-    Raises: UserError if another one is at work there.
-    """
+    """One conversion at a time into a folder, made if need be. Raises: UserError if another one is at work there."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, f"another conversion is writing to {folder}; wait for its end, then run again"):
         try:
@@ -191,15 +185,12 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[st
     file = folder / MANIFEST
     if not file.is_file():
         return {}
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    names = [str(name) for name in table.columns]
-    if columns is not None and names != list(columns):
-        raise UserError(
-            f"{file} has other columns than this conversion writes, so it is of another release, other options or "
-            "another version; delete the data set's folder, or choose another number with -d"
-        )
-    rows = [dict(zip(names, cells, strict=True)) for cells in table.to_numpy().tolist()]
-    return {row["case"]: row for row in rows}
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if columns is not None and list(reader.fieldnames or ()) != list(columns):
+            fault = "has other columns than this conversion writes, so it is of another release or version"
+            raise UserError(f"{file} {fault}; delete its folder, or choose another number with -d")
+        return {row["case"]: row for row in reader}
 
 
 def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
@@ -207,15 +198,14 @@ def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[
     _write_table(folder / MANIFEST, columns, sorted(rows, key=lambda row: row["case"]))
 
 
-def _write_table(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+def _write_table(file: Path, columns: Sequence[str], rows: Sequence) -> None:
     write_text(file, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False, lineterminator="\n"))
 
 
 def _write_problems(folder: Path, problems: Mapping[str, str]) -> None:
     (folder / PROBLEMS).unlink(missing_ok=True)
     if problems:
-        rows = [{"case": name, "problem": problem} for name, problem in sorted(problems.items())]
-        _write_table(folder / PROBLEMS, ("case", "problem"), rows)
+        _write_table(folder / PROBLEMS, ("case", "problem"), sorted(problems.items()))
 
 
 def _write_dataset_json(folder: Path, release: Release, options: Options, rows: Mapping[str, dict[str, str]]) -> None:
@@ -227,6 +217,7 @@ def _write_dataset_json(folder: Path, release: Release, options: Options, rows: 
             name: {"images": [row["image_file"]], "label": row["label_file"]} for name, row in training.items()
         }
     mirrored = sum(row["mirrored"] == "yes" for row in rows.values())
+    note = f" {mirrored} left knees were mirrored into right ones ({MANIFEST})." if mirrored else ""
     write_dataset_json(
         folder,
         name=folder.name,
@@ -234,10 +225,9 @@ def _write_dataset_json(folder: Path, release: Release, options: Options, rows: 
         num_training=len(training),
         file_ending=".nii.gz",
         overwrite_image_reader_writer=READER,
-        description=release.description
-        + (f" {mirrored} left knees were mirrored into right ones ({MANIFEST})." if mirrored else ""),
+        description=release.description + note,
         reference=release.reference,
-        license=release.licence,
+        license=LICENCE,
         converted_by=release.converted_by,
         **more,
     )

@@ -14,12 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.conversion.asymmetries import (
-    LEAST_POINTS,
-    TYPICAL_OF_RIGHT,
-    femoral_asymmetries,
-    tibial_asymmetries,
-)
+from nnunetv2_anomaly.conversion import asymmetries
 from nnunetv2_anomaly.errors import UserError
 
 #: The thresholds below were fitted to the 20 knees of OAI ZIB-UQ, all right ones (and their mirror images). On 48 other
@@ -54,22 +49,17 @@ _SIDES = ("right", "left")
 
 @dataclasses.dataclass(frozen=True)
 class SideEvidence:
-    """What the anatomy says.
+    """What the anatomy says."""
 
-    side: "right", "left", or None where it is unclear.
-    score: unitless; above 0 speaks for right, below 0 for left; 1 is a typical right knee, -1 a typical left one, and
-        from ``LEAST_SCORE`` on it may give the side. 0 where too little could be measured.
-    """
-
-    side: str | None
-    score: float
+    side: str | None  # "right", "left", or None where it is unclear
+    score: float  # unitless: 1 is a typical right knee, -1 a typical left one, 0 where too little could be measured
 
 
 def side_from_text(text: str) -> str | None:
     """The side that a series description or a file name gives, for example SAG_3D_DESS_RIGHT.
 
     Only the words RIGHT and LEFT count, in capitals or not, with no letter before or after them. RT and LT do not:
-    they are also short for other things (rotation, radiotherapy, "less than").
+    they are also short for other things.
 
     Returns: "right", "left", or None where neither word occurs, or both do.
     """
@@ -112,42 +102,30 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
     seen, mirrored = (_bones(s, axes, names, distance_mm) for s in (sampled, sampled[:, :, ::-1]))
     if seen is None or mirrored is None:
         return SideEvidence(None, 0.0)
-    return _weigh(
-        *(
-            {name: (bone[name] - other[name]) / 2 for name in bone if name in other}
-            for bone, other in zip(seen, mirrored, strict=True)
-        )
-    )
+    pairs = zip(seen, mirrored, strict=True)
+    return _weigh(*({name: (bone[name] - other[name]) / 2 for name in bone if name in other} for bone, other in pairs))
 
 
-def agreed_side(description: str | None, table: str | None, anatomy: SideEvidence | None) -> str | None:
+def agreed_side(description: str | None, table: str | None, anatomy: SideEvidence) -> str | None:
     """The one side on which all sources agree that give one.
 
-    Args:
-        description: "right", "left" or None, from ``side_from_text``.
-        table: the same, from the subject table.
-        anatomy: from ``side_from_labels``; None where it was not looked at.
-
+    Args: description: "right", "left" or None, from ``side_from_text``. table: the same, from the subject table.
+        anatomy: from ``side_from_labels``.
     Returns: "right", "left", or None if no source gives one.
-
     Raises: UserError if two of them conflict; the sentence shows all three.
     """
-    given = {"description": description, "table": table, "anatomy": anatomy.side if anatomy else None}
-    sides = {side for side in given.values() if side is not None}
+    sides = {description, table, anatomy.side} - {None}
     if len(sides) > 1:
-        score = "" if anatomy is None else f" (score {anatomy.score:+.2f}; a typical right knee has +1, a left one -1)"
         raise UserError(
-            f"the side of this knee is {description or 'not given'} by the series description, "
-            f"{table or 'not given'} by the subject table and {given['anatomy'] or 'not given'} by the anatomy in the "
-            f"labels{score}; expected one side from all that give one; look at the image, then correct the source that "
-            "is wrong, or leave this knee out"
+            f"the side of this knee is {description or 'not given'} by the series description, {table or 'not given'} "
+            f"by the subject table and {anatomy.side or 'not given'} by the anatomy in the labels (score "
+            f"{anatomy.score:+.2f}; a typical right knee has +1, a left one -1); expected one side from all that give "
+            "one; look at the image, then correct the source that is wrong, or leave this knee out"
         )
     return sides.pop() if sides else None
 
 
-def _sample(
-    labels: NDArray, spacing: NDArray[np.float64]
-) -> tuple[NDArray, list[NDArray[np.float64]], NDArray[np.float64]]:
+def _sample(labels: NDArray, spacing: NDArray) -> tuple[NDArray, list[NDArray[np.float64]], NDArray[np.float64]]:
     """Every n-th voxel, about ``_SAMPLING_MM`` apart; where these lie in mm from the middle; their distances in mm.
 
     Along x the voxels are taken from both ends to the middle: a mirrored volume then yields the mirrored voxels.
@@ -173,10 +151,7 @@ def _points(
 
 
 def _bones(
-    sampled: NDArray,
-    axes: Sequence[NDArray[np.float64]],
-    names: Mapping[str, int],
-    distance_mm: NDArray[np.float64],
+    sampled: NDArray, axes: Sequence[NDArray], names: Mapping[str, int], distance_mm: NDArray
 ) -> tuple[dict[str, float], dict[str, float]] | None:
     """Asymmetries of femur and tibia, or None where they are not a whole knee of an adult."""
     femur = _points(sampled, axes, names, ("femoral_bone", "femoral_lesion"))
@@ -184,16 +159,15 @@ def _bones(
     if not _looks_like_a_knee(femur, tibia, distance_mm):
         return None
     femoral_cartilage = _points(sampled, axes, names, ("femoral_cartilage",))
-    tibial_cartilage = _points(
-        sampled, axes, names, ("tibial_cartilage", "medial_tibial_cartilage", "lateral_tibial_cartilage")
-    )
+    of_tibia = ("tibial_cartilage", "medial_tibial_cartilage", "lateral_tibial_cartilage")
+    tibial_cartilage = _points(sampled, axes, names, of_tibia)
     width_mm = float(max(distance_mm))
-    femoral = femoral_asymmetries(femur, femoral_cartilage, width_mm)
-    tibial = tibial_asymmetries(tibia, tibial_cartilage, width_mm)
+    femoral = asymmetries.femoral_asymmetries(femur, femoral_cartilage, width_mm)
+    tibial = asymmetries.tibial_asymmetries(tibia, tibial_cartilage, width_mm)
     # A bone that is there with its cartilage and cannot be measured is cut off, or no adult's: then the other one is
     # no proof either.
     for found, bone, cartilage in ((femoral, femur, femoral_cartilage), (tibial, tibia, tibial_cartilage)):
-        if not found and min(len(bone), len(cartilage)) >= LEAST_POINTS:
+        if not found and min(len(bone), len(cartilage)) >= asymmetries.LEAST_POINTS:
             return None
     return femoral, tibial
 
@@ -205,9 +179,7 @@ def _side_from_compartments(medial: NDArray[np.float64], lateral: NDArray[np.flo
     return SideEvidence(_SIDES[distance < 0] if clear else None, distance / _COMPARTMENT_DISTANCE_MM)
 
 
-def _looks_like_a_knee(
-    femur: NDArray[np.float64], tibia: NDArray[np.float64], distance_mm: NDArray[np.float64]
-) -> bool:
+def _looks_like_a_knee(femur: NDArray, tibia: NDArray, distance_mm: NDArray) -> bool:
     """Whether both ends of the joint's width are seen and the femur stands on the tibia."""
     most = _MOST_CUT_MM2_PER_MM * distance_mm[2] / (distance_mm[0] * distance_mm[1])
     for bone in (femur, tibia):
@@ -222,7 +194,8 @@ def _looks_like_a_knee(
 
 def _weigh(*bones: Mapping[str, float]) -> SideEvidence:
     """Score and side from the asymmetries of each bone, named and in the units of ``TYPICAL_OF_RIGHT``."""
-    relative = [np.array([value / TYPICAL_OF_RIGHT[name] for name, value in bone.items()]) for bone in bones if bone]
+    typical = asymmetries.TYPICAL_OF_RIGHT
+    relative = [np.array([value / typical[name] for name, value in bone.items()]) for bone in bones if bone]
     if sum(map(len, relative)) < LEAST_FEATURES:
         return SideEvidence(None, 0.0)
     every = np.concatenate(relative)

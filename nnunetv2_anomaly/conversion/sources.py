@@ -45,10 +45,7 @@ class OaiPackages:
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        """Find the packages below the roots.
-
-        Raises: UserError if a root is missing or holds no package.
-        """
+        """Find the packages below the roots. Raises: UserError if a root is missing or holds no package."""
         self._packages: dict[str, list[tuple[Path, Path]]] = {visit: [] for visit in VISIT_NUMBERS}
         self._root_names = ", ".join(map(str, roots))
         seen: set[Path] = set()
@@ -68,19 +65,17 @@ class OaiPackages:
 
         Raises: UserError if the visit was not downloaded, or not for this subject.
         """
-        packages = self._packages.get(visit, [])
+        packages = self._packages[visit]
         if not packages:
-            raise UserError(
-                f"no package of visit {visit} below {self._root_names}; expected {visit}/"
-                f"{VISIT_NUMBERS.get(visit, '?')}.*/{subject}/"
-            )
+            expected = f"{visit}/{VISIT_NUMBERS[visit]}.*/{subject}/"
+            raise UserError(f"no package of visit {visit} below {self._root_names}; expected {expected}")
         # The same folder below two roots is one download twice; an empty one is a download that failed.
         found: dict[str, ImageSource] = {}
         for package, root in packages:
             for folder in sorted((package / subject).glob("*/*/")):
                 key = folder.relative_to(package.parent).as_posix()
                 if key not in found or not any(found[key].path.iterdir()):
-                    found[key] = ImageSource(folder, _relative(folder, root), is_series=True)
+                    found[key] = ImageSource(folder, folder.relative_to(root).as_posix(), is_series=True)
         if not found:
             places = ", ".join(str(package) for package, _ in packages)
             raise UserError(f"no series of subject {subject} in visit {visit}; looked in {places}")
@@ -95,11 +90,9 @@ class OaiPackages:
         places = [(package / rest, root) for package, root in self._packages[BASELINE] if package.name == name]
         there = [(folder, root) for folder, root in places if folder.is_dir()]
         for folder, root in sorted(there, key=lambda place: not any(place[0].iterdir())):
-            return ImageSource(folder, _relative(folder, root), is_series=True)
+            return ImageSource(folder, folder.relative_to(root).as_posix(), is_series=True)
         expected = ", ".join(str(folder) for folder, _ in places) or f"{BASELINE}/{name} below {self._root_names}"
-        raise UserError(
-            f"the series {path} is missing; expected its slices in {expected}; download that package, or give its root"
-        )
+        raise UserError(f"the series {path} is missing; expected its slices in {expected}; download that package")
 
 
 def _packages_below(folder: Path, depth: int = 4) -> Iterator[tuple[str, Path]]:
@@ -119,10 +112,7 @@ class ImageFolder:
     """Images that were converted before: files named by subject, and by visit where there are several."""
 
     def __init__(self, folder: Path) -> None:
-        """List the images.
-
-        Raises: UserError if the folder is missing or holds no image that is named by a subject.
-        """
+        """List the images. Raises: UserError if the folder is missing or holds no image that is named by a subject."""
         self._folder = folder
         self._files: dict[str, list[tuple[str | None, Path]]] = {}
         for file in image_files(folder):
@@ -130,33 +120,22 @@ class ImageFolder:
             if subject is not None:
                 self._files.setdefault(subject, []).append((visit, file))
         if not self._files:
-            raise UserError(
-                f"{folder} holds no image named by its subject; expected files such as 9001104.nii.gz or "
-                f"9001104_36m_0000.nii.gz ({', '.join(FILE_ENDINGS)})"
-            )
+            expected = f"9001104.nii.gz or 9001104_36m_0000.nii.gz ({', '.join(FILE_ENDINGS)})"
+            raise UserError(f"{folder} holds no image named by its subject; expected files such as {expected}")
 
     def images_of(self, subject: str, visit: str) -> list[ImageSource]:
-        """The images that may be of a subject's visit: those named by it, else those named by no visit.
-
-        Raises: UserError if there is none.
-        """
+        """The images named by a subject's visit, else those named by no visit. Raises: UserError if there is none."""
         files = self._files.get(subject, [])
         fitting = [file for month, file in files if month == visit] or [file for month, file in files if month is None]
         if not fitting:
-            names = ", ".join(file.name for _, file in files)
-            raise UserError(
-                f"no image of subject {subject}, visit {visit}, in {self._folder}"
-                + (f", which holds {names} of this subject" if names else "")
-                + f"; expected {subject}.nii.gz or {subject}_{visit}.nii.gz"
-            )
-        return [ImageSource(file, _relative(file, self._folder), is_series=False) for file in fitting]
+            names = ", ".join(file.name for _, file in files) or "nothing"
+            fault = f"no image of subject {subject}, visit {visit}, in {self._folder}, which holds {names} of it"
+            raise UserError(f"{fault}; expected {subject}.nii.gz or {subject}_{visit}.nii.gz")
+        return [ImageSource(file, file.relative_to(self._folder).as_posix(), is_series=False) for file in fitting]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files in a folder and the folders in it, sorted; hidden ones and unfinished ones are passed over.
-
-    Raises: UserError if the folder is missing.
-    """
+    """Image files in a folder and those in it, sorted, but hidden and unfinished ones. Raises: UserError if missing."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it")
     files: list[Path] = []
@@ -174,10 +153,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def label_files(folder: Path) -> list[Path]:
-    """Label maps in a folder.
-
-    Raises: UserError if it is missing or holds none.
-    """
+    """Label maps in a folder. Raises: UserError if it is missing or holds none."""
     files = image_files(folder)
     if not files:
         raise UserError(f"{folder} holds no label map; expected files ending in {', '.join(FILE_ENDINGS)}")
@@ -209,6 +185,7 @@ def read_series_paths(file: Path) -> dict[str, str]:
     Raises: UserError if the file is missing, a line is of another form, or a subject is listed twice.
     """
     paths: dict[str, str] = {}
+    expected = "expected a subject and the path of its series, such as 9001104: 0.E.1/9001104/20050825/10498212"
     for number, line in enumerate(read_lines(file, "OAI ZIB's list of series, oai_mri_paths.txt"), start=1):
         text = line.strip().rstrip(",;").strip().strip('"').replace("\\", "/")
         if not text:
@@ -216,32 +193,25 @@ def read_series_paths(file: Path) -> dict[str, str]:
         parts = re.fullmatch(r"(\d{7})\s*:\s*\"?(?:\.?/)?(?:00m/)?([^\s:\"]+?)/?\"?", text)
         steps = parts[2].split("/") if parts else []
         if not parts or ".." in steps or parts[1] not in steps:
-            raise UserError(
-                f"{file}, line {number}: {line.strip()!r}; expected a subject and the path of its series, such as "
-                "9001104: 0.E.1/9001104/20050825/10498212"
-            )
+            raise UserError(f"{file}, line {number}: {line.strip()!r}; {expected}")
         if paths.setdefault(parts[1], parts[2]) != parts[2]:
             raise UserError(f"{file}, line {number}: subject {parts[1]} is listed a second time with another path")
     if not paths:
-        raise UserError(f"{file} is empty; expected a line such as 9001104: 0.E.1/9001104/20050825/10498212")
+        raise UserError(f"{file} is empty; {expected}")
     return paths
 
 
 def find_series_paths_file(folders: Iterable[Path]) -> Path | None:
     """OAI ZIB's list of series in the release's folder, its folder of segmentations, or beside the masks."""
-    for folder in folders:
-        for place in ("segmentation/doc", "doc", "../doc", "."):
-            file = folder / place / "oai_mri_paths.txt"
-            if file.is_file():
-                return file
-    return None
+    places = ("segmentation/doc", "doc", "../doc", ".")
+    files = (folder / place / "oai_mri_paths.txt" for folder in folders for place in places)
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_lines(file: Path, expected: str) -> list[str]:
     """Lines of a text file in UTF-8, with or without a byte order mark.
 
     Args: expected: what the file should be, for the sentence.
-
     Raises: UserError if it is missing, or in another encoding.
     """
     try:
@@ -249,7 +219,3 @@ def read_lines(file: Path, expected: str) -> list[str]:
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         fault = "is no text file in UTF-8" if file.is_file() else "is no file"
         raise UserError(f"{file} {fault}; expected {expected}") from error
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()

@@ -26,7 +26,6 @@ def read_test_sets(file: Path) -> list[list[str]]:
     Commas at line ends, blank lines, Windows line ends and a byte order mark do not matter.
 
     Returns: the subjects of each test set, in the file's order.
-
     Raises: UserError if the file is missing, holds no test set or an empty one, or names a subject twice.
     """
     sets: list[list[str]] = []
@@ -58,19 +57,14 @@ def splits_from_test_sets(
 ) -> list[dict[str, list[str]]]:
     """nnU-Net's splits, one a test set: its cases validate, all others train.
 
-    Args:
-        test_sets: subjects of each set.
-        subjects: case -> subject, of the cases that are there.
-
+    Args: test_sets: subjects of each set. subjects: case -> subject, of the cases that are there.
     Raises: UserError if a case's subject is in no test set: it would never be validated.
     """
     fold_of = {subject: fold for fold, members in enumerate(test_sets) for subject in members}
     strangers = sorted({subject for subject in subjects.values() if subject not in fold_of})
     if strangers:
-        raise UserError(
-            f"{len(strangers)} of the converted subjects are in none of the {len(test_sets)} test sets "
-            f"({listed(strangers)}); expected every subject in one; give the split file of this release, or none"
-        )
+        fault = f"{len(strangers)} of the converted subjects are in none of the {len(test_sets)} test sets"
+        raise UserError(f"{fault} ({listed(strangers)}); give the split file of this release, or none")
     return [
         {
             "train": sorted(case for case, subject in subjects.items() if fold_of[subject] != fold),
@@ -83,10 +77,7 @@ def splits_from_test_sets(
 def seeded_test_sets(subjects: Mapping[str, str], seed: int) -> list[list[str]]:
     """Deal the subjects into five test sets of nearly equal numbers, or as many as there are subjects.
 
-    Args:
-        subjects: case -> subject.
-        seed: the same subjects and seed give the same sets.
-
+    Args: subjects: case -> subject. seed: the same subjects and seed give the same sets.
     Returns: no set at all for a single subject: nothing would be left to train on.
     """
     names = sorted(set(subjects.values()))
@@ -131,10 +122,9 @@ def write_splits(summary: Summary, drawn_sets: Sequence[Sequence[str]], record: 
     splits_dir.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     record["splits_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    summary.notes.append(
-        f"{file}: {', '.join(str(len(split['val'])) for split in splits)} cases validate in folds 0 to "
-        f"{len(splits) - 1}, {drawn or 'as published'}, by subject."
-    )
+    counts = ", ".join(str(len(split["val"])) for split in splits)
+    folds = f"folds 0 to {len(splits) - 1}, {drawn or 'as published'}, by subject"
+    summary.notes.append(f"{file}: {counts} cases validate in {folds}.")
 
 
 def training_subjects(summary: Summary) -> dict[str, str]:

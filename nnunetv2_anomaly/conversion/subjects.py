@@ -97,16 +97,15 @@ def read_subjects(file: Path) -> SubjectTable:
         subject = _parse(cells, f"{file}, line {number}")
         key = (subject.subject, subject.visit)
         if key in lines and lines[key] != subject:
-            raise UserError(
-                f"{file}, line {number}: subject {subject.subject} is listed a second time with other values; expected "
-                "one line per subject, or per visit with a column Visit"
-            )
+            fault = f"line {number}: subject {subject.subject} is listed a second time with other values"
+            raise UserError(f"{file}, {fault}; expected one line per subject, or per visit with a column Visit")
         lines[key] = subject
     return SubjectTable(lines)
 
 
 def _parse(cells: Mapping[str, str], place: str) -> Subject:
     grade = _number(cells["kl_grade"], "KLGrade", place)
+    visits = f"one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on"
     fault = None
     if not cells["subject"]:
         fault = "SubjectID is empty; expected the subject's number"
@@ -116,9 +115,7 @@ def _parse(cells: Mapping[str, str], place: str) -> Subject:
         raise UserError(f"{place}: {fault}")
     return Subject(
         subject=cells["subject"].removesuffix(".0"),
-        visit=_coded(
-            cells["visit"], _VISITS, "Visit", f"one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on", place
-        ),
+        visit=_coded(cells["visit"], _VISITS, "Visit", visits, place),
         side=_coded(cells["side"], _SIDES, "KneeSide", "1 (right) or 2 (left)", place),
         kl_grade=None if grade is None else int(grade),
         sex=_coded(cells["sex"], _SEXES, "Gender", "1 (male) or 2 (female)", place),

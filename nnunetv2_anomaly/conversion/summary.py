@@ -31,11 +31,9 @@ def described(summary: Summary, options: Options) -> str:
     if options.dry_run:
         for name in summary.converted:
             row = summary.rows[name]
-            lines.append(
-                f"  {name}: {row['image_source']} + {row['label_source']}, side {row['side'] or 'unknown'}"
-                f"{', mirrored' if row['mirrored'] == 'yes' else ''}, mapping {row['mapping']} "
-                f"(evidence {row['mapping_evidence']})"
-            )
+            side = f"side {row['side'] or 'unknown'}{', mirrored' if row['mirrored'] == 'yes' else ''}"
+            mapping = f"mapping {row['mapping']} (evidence {row['mapping_evidence']})"
+            lines.append(f"  {name}: {row['image_source']} + {row['label_source']}, {side}, {mapping}")
     elif summary.rows:
         training = sum(row["subset"] == "training" for row in summary.rows.values())
         lines.append(f"{options.dataset_dir} holds {training} training and {len(summary.rows) - training} test cases.")
@@ -72,16 +70,15 @@ def refuse_differing_mappings(summary: Summary, record: dict, options: Options) 
         mapping, tied = ranking[0][0], len(ranking) > 1 and ranking[0][1] == ranking[1][1]
         if not tied:
             record["agreed_mapping"] = {"by_name": by_name, "mapping": mapping}
-    counts = Counter(way.values()).most_common()
-    others = "; ".join(f"{text} in {count} cases" for text, count in counts)
+    others = "; ".join(f"{text} in {count} cases" for text, count in Counter(way.values()).most_common())
     for name, found in way.items():
         if found == mapping and not tied:
             continue
         row = summary.rows.pop(name)
+        own = f"{row['mapping']} by the voxels (evidence {row['mapping_evidence']})"
         summary.problems[name] = (
-            f"its mask's axes are {row['mapping']} by the voxels (evidence {row['mapping_evidence']}), and the release "
-            f"has {others}; expected all masks of a release to be stored alike; check that mask and image belong "
-            "together, or give --differing_mappings if they really differ"
+            f"its mask's axes are {own}, and the release has {others}; expected all masks of a release to be stored "
+            "alike; check that mask and image belong together, or give --differing_mappings if they really differ"
         )
         for done in (summary.converted, summary.kept):
             if name in done:
@@ -99,10 +96,8 @@ def note_unconfirmed(summary: Summary) -> None:
         if float(row["mapping_evidence"]) < CLEAR_MARGIN or float(row["mapping_score_bits"]) < CLEAR_SCORE
     ]
     if doubtful:
-        summary.notes.append(
-            f"The voxels of {len(doubtful)} cases do not clearly bear out that the mask is the image's own, as their "
-            f"headers say; look at them (--previews): {', '.join(doubtful)}"
-        )
+        note = f"The voxels of {len(doubtful)} cases do not clearly bear out that the mask is the image's own"
+        summary.notes.append(f"{note}, as their headers say; look at them (--previews): {', '.join(doubtful)}")
 
 
 def _stored_mapping(row: Mapping[str, str], by_name: bool) -> str:

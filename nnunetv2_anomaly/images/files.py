@@ -38,8 +38,6 @@ def read_failures_as_user_errors(
 ) -> Iterator[None]:
     """Turn a missing file, and whatever a library raises while it reads one, into a UserError.
 
-    SimpleITK, nibabel, tifffile, zipfile and numpy report a damaged file in a dozen ways.
-
     Args: what: it should be, for the sentence. advice: what the user can do.
     """
     if not path.is_file():
@@ -49,7 +47,7 @@ def read_failures_as_user_errors(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} cannot be read as {what} ({_last_line(error)}); {advice}") from error
+        raise UserError(f"{path} cannot be read as {what} ({last_line(error)}); {advice}") from error
 
 
 def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
@@ -109,7 +107,7 @@ def image_written_beside(path: Path) -> Iterator[Path]:
             check_whole(temporary)
         except (RuntimeError, UserError) as error:
             short = "the file came out too short, so the disk is likely full"
-            reason = short if isinstance(error, UserError) else _last_line(error)
+            reason = short if isinstance(error, UserError) else last_line(error)
             raise OSError(f"{path} could not be written: {reason}") from error
 
 
@@ -161,5 +159,6 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _last_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+def last_line(error: Exception) -> str:
+    """The last line of an error, without the address of the object in ITK that raised it."""
+    return re.sub(r"^.*\(0x[0-9a-f]+\): ", "", (str(error).strip() or type(error).__name__).splitlines()[-1].strip())

@@ -84,8 +84,13 @@ def oriented(image: sitk.Image) -> sitk.Image:
     grid = Grid.of(image)
     if grid.orientation == ORIENTATION:
         return image
+    return posed(turned(sitk.GetArrayViewFromImage(image), grid), grid.oriented())
+
+
+def turned(voxels: NDArray, grid: Grid) -> NDArray:
+    """A view of voxels in the axis order (Z, Y, X) of a grid's file, with their axes as ``oriented`` gives them."""
     order, flips = _array_axes(grid)
-    return posed(np.flip(sitk.GetArrayViewFromImage(image), flips).transpose(order), grid.oriented())
+    return np.flip(voxels, flips).transpose(order)
 
 
 def turned_back(voxels: NDArray, grid: Grid) -> NDArray:
@@ -134,13 +139,13 @@ def differences(grid: Grid, other: Grid) -> str:
     grid, other = grid.oriented(), other.oriented()
     told = []
     if grid.size != other.size:
-        told.append(f"size {_numbers(grid.size)} against {_numbers(other.size)}")
+        told.append(f"size {joined(grid.size)} against {joined(other.size)}")
     spacing = np.abs(np.subtract(grid.spacing_mm, other.spacing_mm))
     if (spacing * np.array(grid.size)).max() > TOLERANCE_MM:
-        told.append(f"spacing {_numbers(grid.spacing_mm)} against {_numbers(other.spacing_mm)} mm")
+        told.append(f"spacing {joined(grid.spacing_mm)} against {joined(other.spacing_mm)} mm")
     origin = float(np.linalg.norm(np.subtract(grid.origin_mm, other.origin_mm)))
     if origin > TOLERANCE_MM:
-        told.append(f"origin {_numbers(grid.origin_mm)} against {_numbers(other.origin_mm)}, {origin:.2f} mm apart")
+        told.append(f"origin {joined(grid.origin_mm)} against {joined(other.origin_mm)}, {origin:.2f} mm apart")
     axes = [np.array(g.direction).reshape(3, 3) for g in (grid, other)]
     angle = np.degrees(np.arccos(np.clip((axes[0] * axes[1]).sum(axis=0), -1, 1))).max()
     if angle > 0.01:
@@ -148,5 +153,6 @@ def differences(grid: Grid, other: Grid) -> str:
     return "; ".join(told) or f"corners {corner_distance_mm(grid, other):.3f} mm apart"
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def joined(values: tuple[float, ...]) -> str:
+    """Numbers of the axes in words, for example "160 x 384 x 384"."""
     return " x ".join(f"{value:.6g}" for value in values)

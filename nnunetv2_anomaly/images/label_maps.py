@@ -34,6 +34,13 @@ def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
     return sitk.Cast(image, sitk.sitkUInt8)
 
 
+def relabelled(labels: NDArray[np.uint8], new_values: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Labels of any shape with some values turned into others. Args: new_values: old value -> new value."""
+    table = np.arange(256, dtype=np.uint8)
+    table[list(new_values)] = list(new_values.values())
+    return table[labels]
+
+
 def count_values(voxels: NDArray) -> dict[int, int]:
     """Number of voxels, of an integer type, of each value, in the values' order."""
     if voxels.dtype.itemsize <= 2 and np.issubdtype(voxels.dtype, np.unsignedinteger):

@@ -31,26 +31,22 @@ from nnunetv2_anomaly.images.files import (
     read_image,
     write_image,
 )
-from nnunetv2_anomaly.images.grids import Grid, axes_to, differences, oriented, turned_back
+from nnunetv2_anomaly.images.grids import Grid, differences, oriented, turned, turned_back
 
 
 @dataclass(frozen=True)
 class Segmentation:
     """Label map of one case.
 
-    Attributes:
-        voxels: (Z, Y, X), or (Y, X) where the file is two-dimensional; integers. With a ``grid`` its axes point as
-            ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
-        spacing_mm: one per axis, in the array's axis order; 1 where the file has none.
-        grid: pose of the file's voxels, where SimpleITK read it and it is three-dimensional.
-        affine: (4, 4), of ``voxels`` with their axes in reverse, where nibabel read it.
+    Its voxels are (Z, Y, X), or (Y, X) where the file is two-dimensional. With a ``grid`` their axes point as
+    ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
     """
 
     path: Path
     voxels: NDArray[np.integer]
-    spacing_mm: tuple[float, ...]
-    grid: Grid | None = None
-    affine: NDArray[np.float64] | None = None
+    spacing_mm: tuple[float, ...]  # in the voxels' axis order; 1 where the file has none
+    grid: Grid | None = None  # pose of the file's voxels, where SimpleITK read it and it is three-dimensional
+    affine: NDArray[np.float64] | None = None  # (4, 4), of the voxels' axes in reverse, where nibabel read it
 
     def difference(self, other: Segmentation) -> str:
         """How the geometry of another one differs, in words; empty if it is the same."""
@@ -95,9 +91,9 @@ class SegmentationFiles:
         if self.by_simpleitk:
             image = read_image(path, dimensions=(2, 3))
             grid = Grid.of(image) if image.GetDimension() == 3 else None
-            turned = image if grid is None else oriented(image)
-            voxels = sitk.GetArrayFromImage(turned)
-            return Segmentation(path, _whole_numbers(voxels, path), turned.GetSpacing()[::-1], grid)
+            image = image if grid is None else oriented(image)
+            voxels = _whole_numbers(sitk.GetArrayFromImage(image), path)
+            return Segmentation(path, voxels, image.GetSpacing()[::-1], grid)
         voxels, properties = self._read_through_nnunet(path)
         spacing = tuple(float(s) for s in properties["spacing"])
         voxels = _whole_numbers(voxels[0], path)
@@ -106,7 +102,7 @@ class SegmentationFiles:
             affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=float)
             return Segmentation(path, voxels, spacing, affine=affine)
         if voxels.shape[0] == 1:
-            return Segmentation(path, voxels[0], spacing[1:])  # nnU-Net gives two-dimensional images a third axis
+            voxels, spacing = voxels[0], spacing[1:]  # nnU-Net gives two-dimensional images a third axis
         return Segmentation(path, voxels, spacing)
 
     def _read_through_nnunet(self, path: Path) -> tuple[NDArray, dict[str, Any]]:
@@ -157,11 +153,7 @@ class SegmentationFiles:
         expected = of.voxels.shape if in_file is None else in_file.size[::-1]
         if channel.shape != expected:
             raise ValueError(f"its shape is {channel.shape}, the segmentation's {expected}")
-        if in_file is None:
-            return channel
-        # As grids.oriented does, and without a copy; the axes of an array are those of an image in reverse.
-        order, flips = axes_to(in_file.orientation)
-        return np.flip(channel, tuple(2 - axis for axis in flips)).transpose([2 - axis for axis in reversed(order)])
+        return channel if in_file is None else turned(channel, in_file)
 
 
 def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.floating]]:
@@ -184,10 +176,8 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
         if len(shape) != 4 or not np.issubdtype(dtype, np.floating):
             raise ValueError(f"it holds {dtype} of shape {shape}, not floats of shape (K, Z, Y, X)")
         if shape[0] != num_classes:
-            raise UserError(
-                f"{path} holds the softmax output of {shape[0]} classes and dataset.json has {num_classes}, background "
-                "among them; give that of the model's data set (-djfile), or predict the case again"
-            )
+            found = f"the softmax output of {shape[0]} classes and dataset.json has {num_classes}, background included"
+            raise UserError(f"{path} holds {found}; give that of the model's data set (-djfile), or predict again")
         if by_column:  # in the other order the last axis varies slowest, so that classes are not apart
             channels: Iterable[NDArray] = np.frombuffer(stream.read(), dtype).reshape(shape[::-1]).T
         else:

@@ -16,49 +16,23 @@ _NUMBERS = ("max_distance_voxels", "max_distance_mm", "min_lesion_volume_mm3", "
 
 def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    group = parser.add_argument_group("clean-up")
-    group.add_argument(
-        "--anatomy",
-        nargs="+",
-        metavar="NAME",
-        help="labels of which the largest component and what is near it stay; none for no label (default: all but "
-        "lesions)",
-    )
-    group.add_argument(
-        "--lesions",
-        nargs="+",
-        metavar="LESION[=BONE]",
-        help="lesion labels, and the bone label each lies in; none for no label (default: femoral_lesion=femoral_bone "
-        "and so on, where the data set has them)",
-    )
-    group.add_argument(
-        "--max_distance_voxels",
-        type=float,
-        default=50,
-        metavar="N",
-        help="remove smaller components farther than this from the largest one (default: 50, the paper's)",
-    )
-    group.add_argument("--max_distance_mm", type=float, metavar="MM", help="the same in mm, instead")
-    group.add_argument(
-        "--min_lesion_volume_mm3",
-        type=float,
-        default=6.0,
-        metavar="MM3",
-        help="remove smaller lesions (default: 6.0, the paper's largest threshold)",
-    )
-    group.add_argument(
-        "--lesion_probability",
-        type=float,
-        metavar="P",
-        help="remove lesion voxels with a lower softmax output; needs predictions with --save_probabilities",
-    )
+    add = parser.add_argument_group("clean-up").add_argument
+    anatomy = "labels of which the largest component and what is near it stay; none for no label"
+    add("--anatomy", nargs="+", metavar="NAME", help=f"{anatomy} (default: all but lesions)")
+    lesions = "lesion labels, and the bone label each lies in; none for no label (default: femoral_lesion=femoral_bone "
+    lesions += "and so on, where the data set has them)"
+    add("--lesions", nargs="+", metavar="LESION[=BONE]", help=lesions)
+    distance = "remove smaller components farther than this from the largest one (default: 50, the paper's)"
+    add("--max_distance_voxels", type=float, default=50, metavar="N", help=distance)
+    add("--max_distance_mm", type=float, metavar="MM", help="the same in mm, instead")
+    volume = "remove smaller lesions (default: 6.0, the paper's largest threshold)"
+    add("--min_lesion_volume_mm3", type=float, default=6.0, metavar="MM3", help=volume)
+    probability = "remove lesion voxels with a lower softmax output; needs predictions with --save_probabilities"
+    add("--lesion_probability", type=float, metavar="P", help=probability)
 
 
 def clean_up_of(args: argparse.Namespace, dataset: DatasetDescription) -> CleanUp:
-    """The clean-up that the options ask for.
-
-    Raises: UserError for a name that is no label of the data set, or a number out of range.
-    """
+    """The clean-up that the options ask for. Raises: UserError for an unknown label, or a number out of range."""
     for name in _NUMBERS:
         value, highest = getattr(args, name), 1.0 if name == "lesion_probability" else math.inf
         if value is not None and not 0 <= value <= highest:

@@ -26,23 +26,14 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Removal:
-    """A component that a clean-up removed.
+    """A component that a clean-up removed."""
 
-    Attributes:
-        label: its former label.
-        num_voxels: its size.
-        volume_mm3: the same in mm3 (mm2 in 2D); None if no spacing was given.
-        distance: from the label's largest component, in the limit's unit, voxels or mm; None if its size decided.
-        became: the new value of its voxels, 0 or a bone's label.
-        centre: its centre of mass, rounded to an index in the array's axis order.
-    """
-
-    label: int
+    label: int  # its former one
     num_voxels: int
-    volume_mm3: float | None
-    distance: float | None
-    became: int
-    centre: tuple[int, ...]
+    volume_mm3: float | None  # mm2 in 2D; None if no spacing was given
+    distance: float | None  # from the label's largest component, in the limit's unit; None if its size decided
+    became: int  # the new value of its voxels, 0 or a bone's label
+    centre: tuple[int, ...]  # of mass, rounded to an index in the array's axis order
 
 
 def remove_distant_components(*arguments: Any, **options: Any) -> NDArray:
@@ -153,9 +144,7 @@ def in_one_box(
 ) -> tuple[list[NDArray[np.unsignedinteger]], NDArray[np.intp]]:
     """Groups of values numbered from 1, all else 0, in the box that holds them, with a margin of 0 around it.
 
-    Args:
-        volumes: integers, of one shape, two or three axes.
-        groups: values from 1; none is in two groups.
+    Args: volumes: integers, of one shape, two or three axes. groups: values from 1; none is in two groups.
         margin: voxels on both sides of each axis, from 1.
     Returns: the volumes, of one shape, of the smallest unsigned type; and which index of a volume is their index 0, per
         axis.
@@ -166,10 +155,7 @@ def in_one_box(
         occupied = np.flatnonzero(np.logical_or.reduce(layers))
         box.append(slice(occupied[0], occupied[-1] + 1) if occupied.size else slice(0, 0))
     for index, volume in enumerate(numbered):
-        cropped = volume[tuple(box)]
-        inner = tuple(slice(m, m + n) for m, n in zip(margin, cropped.shape, strict=True))
-        numbered[index] = np.zeros(cropped.shape + 2 * np.asarray(margin), volume.dtype)
-        numbered[index][inner] = cropped
+        numbered[index] = np.pad(volume[tuple(box)], [(m, m) for m in margin])
     return numbered, np.array([s.start for s in box], np.intp) - np.asarray(margin)
 
 
@@ -204,12 +190,9 @@ def _occupied_layers(volume: NDArray) -> list[NDArray[np.bool_]]:
 class Boundary:
     """The boundary voxels of all labels of a map: those with a face neighbour of another value.
 
-    Attributes:
-        shape: of the map with its margin.
-        steps: how far apart neighbours along each axis are in its flat form.
-        flat: the map, flat; 0 where no boundary is.
-        places: where the boundary voxels are in ``flat``, in order.
-        codes: the boundary voxels' values.
+    Attributes: shape: of the map with its margin. steps: how far apart neighbours along each axis are in its flat form.
+        flat: the map, flat; 0 where no boundary is. places: where the boundary voxels are in ``flat``, in order.
+        codes: their values.
     """
 
     def __init__(self, padded: NDArray[np.unsignedinteger]):
@@ -265,16 +248,14 @@ def _checked(
 class _Components:
     """All components of some labels of an array, numbered from 1.
 
-    Attributes:
-        num_voxels: of each component; number 0 has no meaning.
-        codes: the place of each component's label in ``labels``, counted from 1.
+    Attributes: num_voxels: of each component; number 0 has no meaning. codes: the place of each one's label in
+        ``labels``, counted from 1.
     """
 
     def __init__(self, segmentation: NDArray, labels: Sequence[int]):
         self.segmentation, self.labels = segmentation, labels
-        (self._padded,), self._origin = in_one_box(
-            [segmentation], [[label] for label in labels], [1] * segmentation.ndim
-        )
+        groups = [[label] for label in labels]
+        (self._padded,), self._origin = in_one_box([segmentation], groups, [1] * segmentation.ndim)
         # Neighbours of different values are never connected.
         numbers = cc3d.connected_components(self._padded, connectivity=26 if segmentation.ndim == 3 else 8)
         self._numbers = numbers.ravel()
@@ -338,16 +319,9 @@ class _Components:
         sums = [np.bincount(of_voxel, indices, len(self.num_voxels)) for indices in voxels]
         for component, became, distance in removed:
             values[component], size = became, self.num_voxels[component]
-            removals.append(
-                Removal(
-                    label=int(self.label_of(component)),
-                    num_voxels=size,
-                    volume_mm3=None if spacing is None else size * math.prod(spacing),
-                    distance=distance,
-                    became=int(became),
-                    centre=tuple(round(float(total[component]) / size) for total in sums),
-                )
-            )
+            volume_mm3 = None if spacing is None else size * math.prod(spacing)
+            centre = tuple(round(float(total[component]) / size) for total in sums)
+            removals.append(Removal(int(self.label_of(component)), size, volume_mm3, distance, int(became), centre))
         cleaned[tuple(voxels)] = values[of_voxel]
         return cleaned, removals
 

@@ -41,8 +41,7 @@ class _Task:
     case: str
     source: Path
     probabilities: Path | None
-    target: Path
-    record: Path
+    output: Path
     dataset: DatasetDescription
     clean_up: CleanUp
 
@@ -79,23 +78,10 @@ def postprocess_folder(
     softmax = {case: predictions / f"{case}.npz" for case in files} if clean_up.needs_probabilities else {}
     without = [case for case, file in softmax.items() if not file.is_file()]
     if without:
-        raise UserError(
-            f"{predictions} has no softmax output (.npz) of {listed(without)}, which --lesion_probability needs; "
-            "predict with --save_probabilities"
-        )
+        fault = f"{predictions} has no softmax output (.npz) of {listed(without)}"
+        raise UserError(f"{fault}, which --lesion_probability needs; predict with --save_probabilities")
     dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, next(iter(files.values()))))
-    tasks = [
-        _Task(
-            case=case,
-            source=file,
-            probabilities=softmax.get(case),
-            target=output / file.name,
-            record=output / "cases" / f"{case}.json",
-            dataset=dataset,
-            clean_up=clean_up,
-        )
-        for case, file in files.items()
-    ]
+    tasks = [_Task(case, file, softmax.get(case), output, dataset, clean_up) for case, file in files.items()]
     names = {value: name for name, value in dataset.single_values.items()}
     settings = {
         "predictions": str(predictions.resolve()),
@@ -143,8 +129,9 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
     sources = [task.source, *([task.probabilities] if task.probabilities else [])]
     options = {"clean_up": dataclasses.asdict(task.clean_up), "reader": task.dataset.reader, "values": task.values}
     state = fingerprint(sources, options)
-    kept = load_record(task.record, state)
-    if kept is not None and task.target.is_file():
+    record, target = task.output / "cases" / f"{task.case}.json", task.output / task.source.name
+    kept = load_record(record, state)
+    if kept is not None and target.is_file():
         return kept["rows"]
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
     segmentation = files.read(task.source)
@@ -158,12 +145,12 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
             channels = files.probabilities(task.probabilities, segmentation, task.dataset.num_classes)
             cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     rows = _rows(task, segmentation.voxels, cleaned)
-    with write_failures_as_user_errors(task.target):
+    with write_failures_as_user_errors(target):
         if np.array_equal(cleaned.segmentation, segmentation.voxels):
-            files.copy(task.source, task.target)
+            files.copy(task.source, target)
         else:
-            files.write(cleaned.segmentation, segmentation, task.target)
-        save_record(task.record, state, {"rows": rows})
+            files.write(cleaned.segmentation, segmentation, target)
+        save_record(record, state, {"rows": rows})
     return rows
 
 
