@@ -53,9 +53,8 @@ def femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64
         halves = [low * _beyond(sign * points[:, 2], width_mm) for sign in (1, -1)]
         if min(half.sum() for half in halves) < LEAST_POINTS:
             return {}
-        right, left = (
-            np.average(points, axis=0, weights=_lowest(points[:, 0], half, 0.03, width_mm)) for half in halves
-        )
+        lowest = [_lowest(points[:, 0], half, 0.03, width_mm) for half in halves]
+        right, left = (np.average(points, axis=0, weights=weights) for weights in lowest)
         points = _turn(points, 0, math.atan2(right[0] - left[0], right[2] - left[2]))
     points[:, 0] -= np.percentile(points[:, 0], 0.5)
     low = _beyond(25 - points[:, 0], width_mm)
@@ -129,11 +128,9 @@ def tibial_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64]
     if len(cartilage):
         y, x = cartilage[:, 1], cartilage[:, 2] - np.mean(np.percentile(cartilage[:, 2], (1, 99)))
         halves = [_beyond(sign * x, width_mm) for sign in (1, -1)]
+        enough = min(half.sum() for half in halves) >= LEAST_POINTS // 2
         # A sheet one voxel thin is no cartilage, and has no ratio.
-        if (
-            min(half.sum() for half in halves) >= LEAST_POINTS // 2
-            and min(_deviation(axis, half) for axis in (y, x) for half in halves) > 0
-        ):
+        if enough and min(_deviation(axis, half) for axis in (y, x) for half in halves) > 0:
             right, left = (math.log(_deviation(y, half) / _deviation(x, half)) for half in halves)
             found["tibial_cartilage_rounder"] = left - right
     return found
@@ -173,9 +170,7 @@ def _histogram(values: NDArray[np.float64], weights: NDArray[np.float64], width_
     return start + width_mm * np.arange(size), mass
 
 
-def _quantiles(
-    values: NDArray[np.float64], weights: NDArray[np.float64], shares: Sequence[float], width_mm: float
-) -> NDArray[np.float64]:
+def _quantiles(values: NDArray, weights: NDArray, shares: Sequence[float], width_mm: float) -> NDArray[np.float64]:
     """The values below which these shares of the weight lie; between the voxels of a grid they do not jump."""
     middles, mass = _histogram(values, weights, width_mm)
     borders = np.append(middles, middles[-1] + width_mm) - width_mm / 2
@@ -188,9 +183,7 @@ def _ends(values: NDArray[np.float64], weights: NDArray[np.float64], width_mm: f
     return _quantiles(values, weights, (0.01, 0.99), width_mm)
 
 
-def _lowest(
-    values: NDArray[np.float64], weights: NDArray[np.float64], share: float, width_mm: float
-) -> NDArray[np.float64]:
+def _lowest(values: NDArray, weights: NDArray, share: float, width_mm: float) -> NDArray[np.float64]:
     """What is left of the weights if only this share of them counts, that of the lowest values."""
     middles, _ = _histogram(values, weights, width_mm)
     limit = _quantiles(values, weights, [share], width_mm)[0]

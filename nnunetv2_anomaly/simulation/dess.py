@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LESIONS
-from nnunetv2_anomaly.simulation.phantom import draw_blob_shape
+from nnunetv2_anomaly.labels import BONES, CARTILAGES, LESIONS
+from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE, draw_blob_shape
 from nnunetv2_anomaly.simulation.resampling import resample_linear
 from nnunetv2_anomaly.simulation.soft_tissue import Layout, gaussian_noise, sigmoid, soft_tissue
 
@@ -43,11 +43,7 @@ class SimulatedImage:
 
 
 def dess_like_image(
-    labels: NDArray,
-    spacing_mm: Sequence[float],
-    rng: np.random.Generator,
-    *,
-    extra_lesions: float = 0.0,
+    labels: NDArray, spacing_mm: Sequence[float], rng: np.random.Generator, *, extra_lesions: float = 0.0
 ) -> SimulatedImage:
     """Simulate a water-excited DESS image of a label map.
 
@@ -75,9 +71,7 @@ def dess_like_image(
         if present.any():
             level = CARTILAGE_SIGNAL[label] * rng.uniform(0.93, 1.07)
             image[present] = level * (1.0 + 0.12 * layout.sample_noise(rng, 2.5, grid)[present])
-    bone = np.isin(labels, BONES + LESIONS)
-    if bone.any():
-        _draw_bones(image, bone, labels, anomalies, spacing, rng)
+    _draw_bones(image, labels, anomalies, spacing, rng)
     # The scanner's point spread: a good half of a voxel, so that a voxel holds a bit of its neighbours.
     ndimage.gaussian_filter(image, 0.45, output=image, truncate=3.0)
     bias = layout.sample_noise(rng, 45.0, grid)
@@ -93,14 +87,12 @@ def _rician(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 
 def _draw_bones(
-    image: NDArray[np.float32],
-    bone: NDArray[np.bool_],
-    labels: NDArray[np.uint8],
-    anomalies: NDArray[np.uint8],
-    spacing: Sequence[float],
-    rng: np.random.Generator,
+    image: NDArray, labels: NDArray, anomalies: NDArray, spacing: Sequence[float], rng: np.random.Generator
 ) -> None:
     """Fill the bones, in place: marrow with its normal bright structures, lesions, the dark cortical rim."""
+    bone = np.isin(labels, BONES + LESIONS)
+    if not bone.any():
+        return
     box = _padded_box(ndimage.find_objects(bone.astype(np.uint8))[0], bone.shape, spacing, 4.0)
     bone, labels, anomalies, view = bone[box], labels[box], anomalies[box], image[box]
     marrow = np.full(bone.shape, MARROW, np.float32)
@@ -148,9 +140,7 @@ def _padded_box(
     return tuple(slice(max(0, b.start - m), min(n, b.stop + m)) for b, n, m in zip(box, shape, margins, strict=True))
 
 
-def _draw_scars(
-    marrow: NDArray[np.float32], labels: NDArray[np.uint8], spacing: Sequence[float], rng: np.random.Generator
-) -> None:
+def _draw_scars(marrow: NDArray, labels: NDArray, spacing: Sequence[float], rng: np.random.Generator) -> None:
     """Scars of the growth plates of femur and tibia: thin, wavy, broken bright lines across the bone, in place."""
     height = (np.arange(labels.shape[0], dtype=np.float32) * np.float32(spacing[0]))[:, None, None]
     for bone, lesion, side, offset in ((1, 7, 0, 30.0), (3, 8, -1, -25.0)):
@@ -166,9 +156,7 @@ def _draw_scars(
         marrow += np.where(whole, scar, 0.0).astype(np.float32)
 
 
-def _draw_vessels(
-    marrow: NDArray[np.float32], bone: NDArray[np.bool_], spacing: Sequence[float], rng: np.random.Generator
-) -> None:
+def _draw_vessels(marrow: NDArray, bone: NDArray, spacing: Sequence[float], rng: np.random.Generator) -> None:
     """Nutrient vessels: bright winding tubes of about 1 mm and 10 to 30 mm length, in place."""
     voxels = np.flatnonzero(bone)
     step = np.array(spacing)
@@ -188,11 +176,9 @@ def _draw_vessels(
             if ((centre < 0) | (centre >= bone.shape)).any():
                 break
             box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
-            distances = [
-                ((np.arange(b.start, min(b.stop, n)) * s - p) / w) ** 2
-                for b, n, s, p, w in zip(box, bone.shape, step, position, width, strict=True)
-            ]
-            squared = distances[0][:, None, None] + distances[1][None, :, None] + distances[2][None, None, :]
+            along = zip(box, bone.shape, step, position, width, strict=True)
+            z, y, x = (((np.arange(b.start, min(b.stop, n)) * s - p) / w) ** 2 for b, n, s, p, w in along)
+            squared = z[:, None, None] + y[None, :, None] + x[None, None, :]
             tube = np.float32(MARROW + contrast) * np.exp(-0.5 * squared)
             np.maximum(marrow[box], tube, out=marrow[box])
 
@@ -222,11 +208,7 @@ def _draw_lesions(
 
 
 def _add_lesion(
-    anomalies: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    layout: Layout,
-    grid: Sequence[NDArray],
-    rng: np.random.Generator,
+    anomalies: NDArray, labels: NDArray, layout: Layout, grid: Sequence[NDArray], rng: np.random.Generator
 ) -> None:
     """Put one more lesion into a bone of the truth map, in place; nothing happens where no bone has room."""
     shape = draw_blob_shape(rng)
@@ -245,10 +227,5 @@ def _add_lesion(
     candidates = np.flatnonzero(wanted if wanted.any() else marrow)
     place = np.unravel_index(candidates[rng.integers(candidates.size)], marrow.shape)
     centre = [g[index] for g, index in zip(layout.grid, place, strict=True)]
-    reach = 1.6 * max(shape.radii_mm)
-    box = tuple(slice(*np.searchsorted(g, (c - reach, c + reach))) for g, c in zip(grid, centre, strict=True))
-    z, y, x = (g[s] - c for g, s, c in zip(grid, box, centre, strict=True))
-    inside_blob = shape.value(x[None, None, :], y[None, :, None], z[:, None, None]) < 0
-    lesion = next(label for label, holder in BONE_OF_LESION.items() if holder == bone)
-    region = anomalies[box]
-    region[inside_blob & (labels[box] == bone)] = lesion
+    box, inside_blob = shape.inside(centre, grid, np.eye(3)[::-1])
+    anomalies[box][inside_blob & (labels[box] == bone)] = LESION_OF_BONE[bone]

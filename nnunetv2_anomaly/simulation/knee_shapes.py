@@ -132,9 +132,8 @@ class KneeShapes:
         depth = shaft + (26.0 - shaft) * np.exp(-((below / 28.0) ** 1.6))
         centre = -5.0 + 3.0 * (1.0 - np.exp(-below / 25.0))
         # Exponent 2.6: the plateau is broader than an ellipse.
-        side = ((np.abs(u / width) ** 2.6 + np.abs((v - centre) / depth) ** 2.6) ** (1 / 2.6) - 1.0) * np.minimum(
-            width, depth
-        )
+        radius = (np.abs(u / width) ** 2.6 + np.abs((v - centre) / depth) ** 2.6) ** (1 / 2.6)
+        side = (radius - 1.0) * np.minimum(width, depth)
         eminence = sum(10.0 * np.exp(-(((u - s * 5.5) / 5.0) ** 2) - ((v + 5.0) / 9.0) ** 2) for s in (-1.0, 1.0))
         # The plateau slopes down to posterior by about 5 degrees.
         top = w - (-3.5 + 0.09 * v + eminence)
@@ -182,13 +181,8 @@ class KneeShapes:
             squared = sum((axis - c) ** 2 for axis, c in zip((u, v, w), centre, strict=True))
             thickness[loss.bone] *= np.clip(1.0 - loss.share * np.exp(-squared / (2 * loss.radius_mm**2)), 0.0, 1.0)
         # Below a quarter of a millimetre there is no cartilage to speak of; the rim would fray on fine grids.
-        return {
-            bone: (
-                distances[bone],
-                np.where(thickness[bone] > 0.25, distances[bone] - thickness[bone], 1.0).astype(np.float32),
-            )
-            for bone in BONES
-        }
+        outer = {b: np.where(thickness[b] > 0.25, distances[b] - thickness[b], 1.0).astype(np.float32) for b in BONES}
+        return {bone: (distances[bone], outer[bone]) for bone in BONES}
 
     def _femoral_cartilage(self, normal: Sequence[NDArray], local: dict[str, NDArray]) -> NDArray:
         fu, fv, fw = local["fu"], local["fv"], local["fw"]

@@ -21,8 +21,7 @@ def save_overview(
 ) -> None:
     """Draw a sagittal slice of each case, through the largest lesion area where there is one.
 
-    Args:
-        cases: name -> files of image, labels and anomalies, and the AUC of intensity (None where there is none).
+    Args: cases: name -> files of image, labels and anomalies, and the AUC of intensity (None where there is none).
         brightest: intensity drawn white.
     """
     palette = label_palette(LABELS, LABELS.values())

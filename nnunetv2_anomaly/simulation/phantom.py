@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.labels import BONES, LABELS
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES
 from nnunetv2_anomaly.simulation.knee_shapes import KneeShapes
 from nnunetv2_anomaly.simulation.resampling import resample_linear
 
@@ -30,7 +30,7 @@ OAI_SPACING_MM: tuple[float, float, float] = (0.7, 0.3646, 0.3646)
 _WORKING_SPACING_MM = (1.0, 1.4)
 _MOST_WORKING_VOXELS = 8_000_000
 
-_LESION_OF_BONE = {1: LABELS["femoral_lesion"], 3: LABELS["tibial_lesion"], 5: LABELS["patellar_lesion"]}
+LESION_OF_BONE = {bone: lesion for lesion, bone in BONE_OF_LESION.items()}
 
 #: inside of each bone, knee frame (u, v, w) in mm: rays to lesions and osteophytes start here
 _ANCHORS: dict[int, tuple[tuple[float, float, float], ...]] = {
@@ -67,6 +67,22 @@ class BlobShape:
         radius = np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2)
         wobble = sum(np.sin(3.0 * s + phase) for s, phase in zip(scaled, self.phases, strict=True))
         return radius - 1.0 - self.ripple / 3.0 * wobble
+
+    def inside(
+        self, centre_mm: Sequence[float] | NDArray, grid: Sequence[NDArray], to_own_axes: NDArray
+    ) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:
+        """The voxels within the blob.
+
+        Args: centre_mm: on the grid's axes. grid: positions of the voxels along each axis, mm. to_own_axes: (3, 3),
+            turns an offset on the grid's axes into one on those of ``value``.
+        Returns: a box of the grid, empty where the blob lies beyond it, and which of its voxels lie within the blob.
+        """
+        reach = 1.6 * max(self.radii_mm)
+        box = tuple(slice(*np.searchsorted(g, (c - reach, c + reach))) for g, c in zip(grid, centre_mm, strict=True))
+        z, y, x = (g[s] - c for g, s, c in zip(grid, box, centre_mm, strict=True))
+        offsets = (z[:, None, None], y[None, :, None], x[None, None, :])
+        turned = (sum(r * o for r, o in zip(row, offsets, strict=True)) for row in to_own_axes)
+        return box, self.value(*turned) < 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,21 +161,14 @@ def draw_blob_shape(rng: np.random.Generator) -> BlobShape:
 def draw_phantom(rng: np.random.Generator, *, side: str | None = None, lesion_share: float = 0.45) -> PhantomParameters:
     """Draw one knee.
 
-    Args:
-        rng: source of all randomness; the same state gives the same knee.
-        side: "left" or "right"; drawn if None.
+    Args: rng: source of all randomness; the same state gives the same knee. side: "left" or "right"; drawn if None.
         lesion_share: probability in [0, 1] that a bone holds lesions (then one to three), per bone.
-
     Returns: parameters that ``render_label_map`` and ``phantom_image`` take.
     """
     drawn_side = "right" if rng.random() < 0.5 else "left"
     # One number says how osteoarthritic the knee is: thin cartilage, losses and spurs come together.
     severity = float(rng.beta(1.2, 2.0))
-    cartilage = (
-        rng.uniform(1.7, 2.3) - 0.5 * severity,
-        rng.uniform(2.1, 2.7) - 0.5 * severity,
-        rng.uniform(2.6, 3.6) - 0.7 * severity,
-    )
+    cartilage_mm = rng.uniform((1.7, 2.1, 2.6), (2.3, 2.7, 3.6)) - np.array((0.5, 0.5, 0.7)) * severity
     return PhantomParameters(
         side=side or drawn_side,
         scale=float(rng.uniform(0.9, 1.1)),
@@ -172,7 +181,7 @@ def draw_phantom(rng: np.random.Generator, *, side: str | None = None, lesion_sh
         groove_mm=float(rng.uniform(2.0, 6.0)),
         shaft_mm=tuple(rng.uniform((12.5, 14.0), (15.5, 17.5)).tolist()),
         patella_shift_mm=tuple(rng.normal((2.0, 0.0), (1.5, 3.0)).tolist()),
-        cartilage_mm=tuple(np.asarray(cartilage, float).tolist()),
+        cartilage_mm=tuple(cartilage_mm.tolist()),
         focal_losses=tuple(_draw_focal_loss(rng) for _ in range(rng.poisson(0.5 + 4.0 * severity))),
         osteophytes=tuple(_draw_osteophyte(rng, severity) for _ in range(rng.poisson(14.0 * severity))),
         lesions=tuple(
@@ -211,15 +220,13 @@ def render_label_map(
         np.minimum(deepest, outer, out=deepest)
         labels[resample_linear(bone_distance, working, target) < 0] = bone
     for lesion, centre in zip(parameters.lesions, knee.lesion_centres(), strict=True):
-        _stamp_lesion(labels, lesion, centre, target, knee.array_to_knee)
+        box, inside = lesion.shape.inside(centre, target, knee.array_to_knee)
+        labels[box][inside & (labels[box] == lesion.bone)] = LESION_OF_BONE[lesion.bone]
     return labels
 
 
 def phantom_image(
-    parameters: PhantomParameters,
-    *,
-    size: Sequence[int] = OAI_SIZE,
-    spacing_mm: Sequence[float] = OAI_SPACING_MM,
+    parameters: PhantomParameters, *, size: Sequence[int] = OAI_SIZE, spacing_mm: Sequence[float] = OAI_SPACING_MM
 ) -> sitk.Image:
     """The phantom's label map as an image in the pose of the OAI's sagittal DESS series.
 
@@ -229,9 +236,8 @@ def phantom_image(
     Returns: 3D image, uint8; the direction matrix turns x to the right and y to anterior, obliquely about the long
         axis as in many of the OAI's series; the centre of the field of view lies at the scanner's origin.
     """
-    image = sitk.GetImageFromArray(
-        render_label_map(parameters, shape=tuple(size)[::-1], spacing_mm=tuple(spacing_mm)[::-1])
-    )
+    labels = render_label_map(parameters, shape=size[::-1], spacing_mm=spacing_mm[::-1])
+    image = sitk.GetImageFromArray(labels)
     image.SetSpacing([float(s) for s in spacing_mm])
     angle = np.deg2rad(parameters.oblique_degrees)
     # Columns are the directions of x, y, z in LPS: (-1, 0, 0) is right, (0, -1, 0) anterior, (0, 0, 1) superior.
@@ -277,27 +283,5 @@ def _draw_focal_loss(rng: np.random.Generator) -> FocalLoss:
         3: (rng.choice((-20.0, 20.0)), rng.uniform(-16.0, 12.0), -4.0),
         5: (rng.uniform(-12.0, 12.0), 41.0, rng.uniform(24.0, 44.0)),
     }[bone]
-    return FocalLoss(
-        bone, tuple(np.asarray(centre, float).tolist()), float(rng.uniform(3.0, 8.0)), float(rng.uniform(0.5, 1.3))
-    )
-
-
-def _stamp_lesion(
-    labels: NDArray[np.uint8],
-    lesion: PhantomLesion,
-    centre: NDArray,
-    target: Sequence[NDArray],
-    array_to_knee: NDArray,
-) -> None:
-    """Relabel the voxels of the lesion's own bone that lie within it, in place."""
-    reach = 1.6 * max(lesion.shape.radii_mm)
-    box = tuple(
-        slice(*np.searchsorted(positions, (middle - reach, middle + reach)))
-        for positions, middle in zip(target, centre, strict=True)
-    )
-    z, y, x = (positions[s] - middle for positions, s, middle in zip(target, box, centre, strict=True))
-    # A box beyond the field of view has no voxel, and nothing happens.
-    offsets = (z[:, None, None], y[None, :, None], x[None, None, :])
-    inside = lesion.shape.value(*(sum(r * o for r, o in zip(row, offsets, strict=True)) for row in array_to_knee)) < 0
-    region = labels[box]
-    region[inside & (region == lesion.bone)] = _LESION_OF_BONE[lesion.bone]
+    radius_mm, share = rng.uniform((3.0, 0.5), (8.0, 1.3)).tolist()
+    return FocalLoss(bone, tuple(np.asarray(centre, float).tolist()), radius_mm, share)

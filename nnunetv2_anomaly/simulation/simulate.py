@@ -44,6 +44,8 @@ INTENSITY_SCALE = 1000
 
 MANIFEST = "manifest.json"
 
+_KINDS = ("images", "labels", "anomalies")
+
 _OVERVIEW_CASES = 4
 
 #: arguments that change what a case looks like; a folder holds cases of one setting only
@@ -103,10 +105,8 @@ def simulate_folder(
         raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm")
     size, spacing_mm = size and tuple(map(int, size)), spacing_mm and tuple(map(float, spacing_mm))
     if num_phantoms < 0 or num_processes < 1 or seed < 0 or not 0 <= extra_lesions < math.inf:
-        raise UserError(
-            f"num_phantoms {num_phantoms}, num_processes {num_processes}, seed {seed}, extra_lesions {extra_lesions} "
-            "were given; expected 0 or more, and at least one process"
-        )
+        given = f"{num_phantoms} phantoms, {num_processes} processes, seed {seed}, extra_lesions {extra_lesions}"
+        raise UserError(f"{given} were given; expected 0 or more, and at least one process")
     sources = _sources(labels_folder, num_phantoms)
     arguments = {
         "labels_folder": None if labels_folder is None else str(Path(labels_folder).resolve()),
@@ -123,8 +123,8 @@ def simulate_folder(
         # First the manifest, by which a next run knows the folder, however early this one is stopped.
         output_folder.mkdir(parents=True, exist_ok=True)
         _write_manifest(output_folder, manifest)
-        for name in ("images", "labels", "anomalies"):
-            (output_folder / name).mkdir(exist_ok=True)
+        for kind in _KINDS:
+            (output_folder / kind).mkdir(exist_ok=True)
     jobs = [
         _Job(case, file, output_folder, seed, size, spacing_mm, extra_lesions)
         for case, file in sources.items()
@@ -163,10 +163,9 @@ def _summary(cases: dict[str, dict]) -> str:
     areas = [entry["intensity_auc"] for entry in cases.values() if entry["intensity_auc"] is not None]
     if not areas:
         return f"None of the {len(cases)} knees holds a lesion."
-    return (
-        f"Raw intensity within the bones finds the lesions with an AUC of {np.median(areas):.3f} in the median "
-        f"({min(areas):.3f} to {max(areas):.3f}, {len(areas)} of {len(cases)} knees hold lesions)."
-    )
+    area = f"{np.median(areas):.3f} in the median ({min(areas):.3f} to {max(areas):.3f})"
+    found = f"{len(areas)} of {len(cases)} knees hold lesions"
+    return f"{found}; raw intensity within the bones finds them with an AUC of {area}."
 
 
 def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
@@ -176,15 +175,15 @@ def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
     unique among the files; any other character is replaced by an underscore.
 
     Returns: case name -> file, sorted by name.
-
     Raises: UserError if two files end up with one name.
     """
     stems = {Path(file): image_stem(Path(file)) for file in files}
     short = {file: (re.match(r"[A-Za-z0-9_-]*?_WB\d+(?=_|$)", stem) or [""])[0] for file, stem in stems.items()}
     uses = Counter(short.values())
     named: dict[str, Path] = {}
-    for file in stems:
-        name = short[file] if short[file] and uses[short[file]] == 1 else _sanitized(stems[file])
+    for file, stem in stems.items():
+        sanitized = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9_-]", "_", stem)).strip("_") or "case"
+        name = short[file] if short[file] and uses[short[file]] == 1 else sanitized
         if name in named:
             raise UserError(f"{named[name].name} and {file.name} would both be the case {name}; rename one of them")
         named[name] = file
@@ -194,11 +193,7 @@ def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
 def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
     """How well brightness alone separates lesions from healthy bone: AUC over the voxels of the bones.
 
-    Args:
-        image: (Z, Y, X), any unit.
-        labels: (Z, Y, X), 0 to 9; bones are their bone and lesion labels.
-        anomalies: (Z, Y, X), nonzero = lesion.
-
+    Args: image: (Z, Y, X), any unit. labels: (Z, Y, X), 0 to 9. anomalies: (Z, Y, X), nonzero = lesion.
     Returns: area in [0, 1], unitless; NaN where the bones hold no lesion, or nothing else.
     """
     bones = np.isin(labels, BONES + LESIONS)
@@ -208,15 +203,8 @@ def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
     return float(roc_auc_score(lesion, image[bones]))
 
 
-def _sanitized(stem: str) -> str:
-    return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9_-]", "_", stem)).strip("_") or "case"
-
-
 def label_files(folder: Path) -> dict[str, Path]:
-    """The label maps of a folder by the names of their cases, as ``case_names``.
-
-    Raises: UserError if there is none, or no folder, or as ``case_names``.
-    """
+    """The label maps of a folder by the names of their cases. Raises: UserError if there is none, as ``case_names``."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [file for file in files if file.is_file() and file.name.lower().endswith(FILE_ENDINGS)]
     if not files:
@@ -226,18 +214,12 @@ def label_files(folder: Path) -> dict[str, Path]:
 
 
 def _case_files(output_folder: Path, case: str) -> tuple[Path, Path, Path]:
-    return (
-        output_folder / "images" / f"{case}_0000.nii.gz",
-        output_folder / "labels" / f"{case}.nii.gz",
-        output_folder / "anomalies" / f"{case}.nii.gz",
-    )
+    images, labels, anomalies = (output_folder / kind for kind in _KINDS)
+    return images / f"{case}_0000.nii.gz", labels / f"{case}.nii.gz", anomalies / f"{case}.nii.gz"
 
 
 def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path | None]) -> dict[str, dict]:
-    """Entries of cases that need not be made again.
-
-    Raises: UserError if the folder was made with other arguments, or holds what is not ours.
-    """
+    """Entries of cases that need not be made again. Raises: UserError if the folder is another's, or of others."""
     file = output_folder / MANIFEST
     if not file.exists():
         if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
@@ -249,11 +231,9 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
     differing = [f"{name} {before[name]} there, {now[name]} now" for name in _SETTINGS if before[name] != now[name]]
     foreign = sorted(set(cases) - set(sources))
     if differing or foreign:
-        fault = (
-            f"was made with other arguments ({'; '.join(differing)})"
-            if differing
-            else f"holds {len(foreign)} cases that these arguments do not make ({listed(foreign)})"
-        )
+        fault = f"holds {len(foreign)} cases that these arguments do not make ({listed(foreign)})"
+        if differing:
+            fault = f"was made with other arguments ({'; '.join(differing)})"
         raise UserError(f"{output_folder} {fault}; give another output folder, or delete this one to start again")
     return {
         case: entry
@@ -311,12 +291,10 @@ def _phantom_grid(
 ) -> tuple[Sequence[int], Sequence[float]]:
     """The grid asked for; what is not given follows from the OAI's field of view."""
     extent = np.multiply(OAI_SIZE, OAI_SPACING_MM)
-    if size is None and spacing_mm is None:
-        return OAI_SIZE, OAI_SPACING_MM
-    if size is None and spacing_mm is not None:
-        return tuple(np.maximum(8, np.rint(extent / spacing_mm)).astype(int).tolist()), spacing_mm
-    assert size is not None
-    return size, spacing_mm or tuple((extent / size).tolist())
+    if size is not None:
+        return size, spacing_mm or tuple((extent / size).tolist())
+    spacing_mm = spacing_mm or OAI_SPACING_MM
+    return tuple(np.maximum(8, np.rint(extent / spacing_mm)).astype(int).tolist()), spacing_mm
 
 
 def _write_manifest(output_folder: Path, manifest: dict) -> None:

@@ -14,6 +14,9 @@ from nnunetv2_anomaly.simulation.resampling import resample_linear
 #: signal of pure tissues, unitless
 MUSCLE, FAT, TENDON, FLUID, AIR = 0.30, 0.13, 0.07, 0.92, 0.0
 
+#: from and to in mm along z, y, x
+Extent = list[tuple[float, float]]
+
 #: soft tissue is laid out on a grid of at least this spacing: its borders are soft anyway
 _LAYOUT_SPACING_MM = 1.3
 
@@ -71,7 +74,7 @@ class Layout:
         """Random field on this grid, seen on the image's grid."""
         return resample_linear(self.noise(rng, scale_mm), self.grid, grid)
 
-    def box(self, *wanted: int) -> list[tuple[float, float]] | None:
+    def box(self, *wanted: int) -> Extent | None:
         """Extent in mm of the labels wanted along z, y, x; None where there are none."""
         found = ndimage.find_objects(np.isin(self.labels, wanted).astype(np.uint8))
         if not found:
@@ -162,14 +165,7 @@ def _skin(layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
     return np.minimum(contour, layout.distance(*range(1, 10)) - 4.0).astype(np.float32)
 
 
-def _tendons(
-    image: NDArray,
-    patella: list[tuple[float, float]],
-    tibia: list[tuple[float, float]] | None,
-    z: NDArray,
-    y: NDArray,
-    x: NDArray,
-) -> NDArray:
+def _tendons(image: NDArray, patella: Extent, tibia: Extent | None, z: NDArray, y: NDArray, x: NDArray) -> NDArray:
     """Dark bands: the quadriceps tendon above the patella, the patellar tendon from its apex to the tibia."""
     middle_x = np.mean(patella[2])
     top_y, apex_y = patella[1][0] * 0.4 + patella[1][1] * 0.6, np.mean(patella[1])
