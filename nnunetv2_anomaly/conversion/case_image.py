@@ -63,10 +63,7 @@ def only_image(case: Case) -> CaseImage:
 
 
 def image_on_grid(case: Case, grid: Grid, options: Options) -> CaseImage:
-    """Of the images that may be a case's own, the one that has the mask's voxels.
-
-    Raises: UserError that lists every candidate and how it differs, unless just one fits.
-    """
+    """Of a case's images the one on the mask's grid. Raises: UserError that compares all, unless just one fits."""
     fitting: list[CaseImage] = []
     found: list[str] = []
     others: list[str] = []

@@ -12,17 +12,14 @@ from nnunetv2_anomaly.files import is_half_written, read_json
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """Labels and files of a data set. source: its dataset.json."""
+    """Labels and files of a data set."""
 
-    source: Path
-    #: name -> the values it stands for; without background and the ignore label
-    labels: Mapping[str, tuple[int, ...]]
+    source: Path  # its dataset.json
+    labels: Mapping[str, tuple[int, ...]]  # name -> the values it stands for; without background and the ignore label
     ignore: int | None
     file_ending: str
-    #: nnU-Net's reader class, or None for that of the file ending
-    reader: str | None
-    #: whether a name stands for several values: nnU-Net's region-based training
-    has_regions: bool
+    reader: str | None  # nnU-Net's reader class, or None for that of the file ending
+    has_regions: bool  # whether a name stands for several values: nnU-Net's region-based training
 
     @property
     def values(self) -> set[int]:

@@ -14,23 +14,14 @@ from nnunetv2_anomaly.postprocessing.components import Removal, clean_distant_co
 
 @dataclass(frozen=True)
 class CleanUp:
-    """What is removed from a segmentation.
+    """What is removed from a segmentation."""
 
-    Attributes:
-        anatomy: labels of which the largest component stays, and what is near it.
-        bone_of_lesion: lesion label -> label of the bone that holds it, or None where it is unknown.
-        max_distance_voxels: how far a smaller component may be from the largest, between nearest voxels.
-        max_distance_mm: the same in mm; where given, it holds instead.
-        min_lesion_volume_mm3: smaller lesions go.
-        lesion_probability: voxels of a lesion whose softmax output is lower go; None leaves them.
-    """
-
-    anatomy: tuple[int, ...]
-    bone_of_lesion: Mapping[int, int | None] = field(default_factory=dict)
-    max_distance_voxels: float = 50
-    max_distance_mm: float | None = None
-    min_lesion_volume_mm3: float = 6.0
-    lesion_probability: float | None = None
+    anatomy: tuple[int, ...]  # labels of which the largest component stays, and what is near it
+    bone_of_lesion: Mapping[int, int | None] = field(default_factory=dict)  # lesion label -> bone label, None: unknown
+    max_distance_voxels: float = 50  # of a smaller component from the largest, between nearest voxels
+    max_distance_mm: float | None = None  # the same in mm; where given, it holds instead
+    min_lesion_volume_mm3: float = 6.0  # smaller lesions go
+    lesion_probability: float | None = None  # voxels of a lesion whose softmax output is lower go; None leaves them
 
     @property
     def needs_probabilities(self) -> bool:
@@ -99,5 +90,4 @@ class Cleaned:
 
     segmentation: NDArray
     removals: list[Removal]
-    #: lesion label -> voxels that went for their low softmax output
-    uncertain_voxels: Mapping[int, int]
+    uncertain_voxels: Mapping[int, int]  # lesion label -> how many went for their low softmax output

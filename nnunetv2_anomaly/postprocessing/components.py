@@ -100,15 +100,12 @@ def clean_small_lesions(
     A component of exactly that volume stays.
 
     Args:
-        segmentation: integers, two or three axes, 0 is background; it is not changed.
-        labels: which labels to clean, from 1; others stay as they are.
+        segmentation, labels, spacing_mm: as ``clean_distant_components`` takes them.
         min_volume_mm3: the smallest volume that stays, mm3 (mm2 in 2D); from 0.
-        spacing_mm: distance of voxels along each axis, in the array's axis order.
         bone_of_lesion: lesion label -> label of the bone that holds it. A component that has a face neighbour of its
             bone becomes bone; the others, and all of them where this is None, become 0.
 
-    Returns: a new array of the same shape and type; and what was removed, in the order of ``labels``, within a label in
-        the order of the first voxels.
+    Returns: a new array and what was removed, both as of ``clean_distant_components``.
 
     Raises: ValueError for another number of axes or spacings, values or labels that are no such numbers, or a negative
         volume.
