@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from quick import draw_progress_figures, skip_progress_figures, start_workers_with_torch
+from quick import draw_progress_figures, pools_of_threads, skip_progress_figures
 
 from nnunetv2_anomaly.environment import shim_folder
 
@@ -195,7 +195,7 @@ def tiny_dataset(nnunet_environment, add_small_configurations) -> TinyDataset:
     base = nnunet_environment
     write_raw_dataset(base / "nnUNet_raw" / DATASET_NAME)
     with pytest.MonkeyPatch.context() as patch:
-        start_workers_with_torch(patch)
+        pools_of_threads(patch)
         extract_fingerprint_dataset(DATASET_NUMBER, num_processes=1, verbose=False, show_progress_bar=False)
         with pytest.MonkeyPatch.context() as planning:
             planning.setenv("nnUNet_n_proc_DA", "1")  # the planner takes it for a thread count
@@ -253,7 +253,7 @@ def results_folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def trainer_factory(build_trainer, results_folder, monkeypatch):
     """build_trainer with an empty results folder of the test's own."""
-    start_workers_with_torch(monkeypatch)
+    pools_of_threads(monkeypatch)
     return build_trainer
 
 
@@ -280,6 +280,7 @@ def trained_results(build_trainer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(folder))
+        pools_of_threads(patch)
         trainer = build_trainer("AnomalyPreStageTrainer")
         trainer.run_training()
         trainer.perform_actual_validation()

@@ -1,7 +1,12 @@
-"""What makes trainings in tests quick: no figure after every epoch, worker processes that have torch already."""
+"""What makes trainings in tests quick: no figure after every epoch, other processes that have torch already."""
 
 import multiprocessing
+import multiprocessing.context
+import os
+from collections.abc import Callable, Mapping
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +42,22 @@ def draw_progress_figures(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(owner, name, getattr(owner, name).drawn)
 
 
+def server_with_torch() -> multiprocessing.context.BaseContext:
+    """Starts processes that are forked from one that has imported torch and nnU-Net, and nothing of ours."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        ["torch", "nnunetv2.inference.predict_from_raw_data", "nnunetv2.run.run_training", "scipy.ndimage", "pandas"]
+    )
+    return server
+
+
+def _instead_of_spawn(patch: pytest.MonkeyPatch, context: multiprocessing.context.BaseContext) -> None:
+    of_method = multiprocessing.get_context
+    patch.setattr(
+        multiprocessing, "get_context", lambda method=None: context if method == "spawn" else of_method(method)
+    )
+
+
 def start_workers_with_torch(patch: pytest.MonkeyPatch) -> None:
     """Let nnU-Net's worker processes be forked from one that has imported torch already.
 
@@ -44,9 +65,42 @@ def start_workers_with_torch(patch: pytest.MonkeyPatch) -> None:
     takes longer than its work. ``forkserver`` hands over the same things, by pickle. Other tests run commands as they
     are.
     """
-    of_method = multiprocessing.get_context
-    server = of_method("forkserver")
-    server.set_forkserver_preload(["torch", "nnunetv2.inference.predict_from_raw_data", "scipy.ndimage", "pandas"])
-    patch.setattr(
-        multiprocessing, "get_context", lambda method=None: server if method == "spawn" else of_method(method)
-    )
+    _instead_of_spawn(patch, server_with_torch())
+
+
+def pools_of_threads(patch: pytest.MonkeyPatch) -> None:
+    """The same, and what nnU-Net gives a pool of processes is done by threads of this one.
+
+    For trainings and validations in the test's own process. Those of commands have processes.
+    """
+
+    class WithThreads(type(server_with_torch())):
+        def Pool(self, processes=None, *arguments, **keywords):  # noqa: N802
+            return ThreadPool(processes)
+
+    _instead_of_spawn(patch, WithThreads())
+
+
+def _in_this_environment(environment: Mapping[str, str], function: Callable[..., None], arguments: tuple) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
+
+
+def run_with_torch(
+    function: Callable[..., None], *arguments: Any, environment: Mapping[str, str], seconds: float
+) -> None:
+    """Call a function in a process of its own, which need not import torch first and may start others.
+
+    Args:
+        function, arguments: are pickled.
+        environment: all of its variables. What torch and nnU-Net read while they are imported is this process's.
+        seconds: after which it is killed and the test fails.
+    """
+    process = server_with_torch().Process(target=_in_this_environment, args=(dict(environment), function, arguments))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        pytest.fail(f"{function.__name__} was not done after {seconds} s")
+    assert process.exitcode == 0, f"{function.__name__} ended with {process.exitcode}; its output stands above"

@@ -1,19 +1,10 @@
-"""Runs nnU-Net's commands one after another in one process, which imports torch once, for its worker processes, too.
-
-Tests call ``run_commands``, which runs this file in a process of its own:
-
-    python stock_commands.py COMMANDS.json RESULTS.json
-
-COMMANDS.json: a list of {"name", "command": [word, ...], "variables": {name: value}}. RESULTS.json: name -> {"status",
-"output"}; the output's last 4000 characters.
-"""
+"""Runs nnU-Net's commands one after another in one process, which need not import torch for each, nor at all."""
 
 import contextlib
 import importlib
 import io
 import json
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quick import start_workers_with_torch
+import torch
+from quick import run_with_torch, skip_progress_figures, start_workers_with_torch
 
 from nnunetv2_anomaly.environment import nnunet_environment
 
@@ -46,36 +38,41 @@ def run_commands(base: Path, label: str, entries: Sequence[dict[str, Any]], **va
     """Run commands, one after another in one process, on nnU-Net's folders below ``base``.
 
     Args:
-        base: gets LABEL.json with the commands, and LABEL_results.json.
-        entries: as COMMANDS.json holds them; "variables" may be missing.
+        base: gets LABEL_results.json.
+        entries: a dict for each: "name"; "command", a list of words; and, where they are wanted, "variables" of its
+            environment, and "figures", true for a training that draws its progress as it does outside of tests.
         variables: of the environment of all of them.
 
-    Returns: name -> {"status", "output"}.
+    Returns: name -> {"status", "output"}; the output's last 4000 characters.
     """
-    commands, results = base / f"{label}.json", base / f"{label}_results.json"
-    commands.write_text(json.dumps(entries))
+    results = base / f"{label}_results.json"
     alone = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1", "nnUNet_compile": "0"}
     environment = nnunet_environment(base, **{**alone, **variables})
-    subprocess.run([sys.executable, __file__, str(commands), str(results)], check=True, env=environment, timeout=1500)
+    run_with_torch(_run_all, list(entries), results, environment=environment, seconds=1500)
     return json.loads(results.read_text())
 
 
-def main() -> None:
-    commands, results_file = (Path(word) for word in sys.argv[1:])
-    import torch
-
+def _run_all(entries: Sequence[dict[str, Any]], results_file: Path) -> None:
     torch.set_num_threads(1)
+    # nnU-Net's commands take every core. On tensors as small as these the threads mostly wait for each other.
+    torch.set_num_threads = lambda number: None
     start_workers_with_torch(pytest.MonkeyPatch())
     places = {point.name: point.value for point in entry_points(group="console_scripts") if "nUNetv2" in point.name}
     results = {}
-    for entry in json.loads(commands.read_text()):
+    for entry in entries:
         module, _, function = places[entry["command"][0]].partition(":")
         before = dict(os.environ)
         os.environ.update(entry.get("variables", {}))
         sys.argv = list(entry["command"])
         text = io.StringIO()
-        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(text),
+            contextlib.redirect_stderr(text),
+        ):
             try:
+                if not entry.get("figures"):
+                    skip_progress_figures(patch)
                 returned = getattr(importlib.import_module(module), function)()
                 status = returned if isinstance(returned, int) else 0
             except SystemExit as end:  # a sentence of ours is one, and ends with status 1
@@ -89,7 +86,3 @@ def main() -> None:
         results[entry["name"]] = {"status": status, "output": text.getvalue()[-4000:]}
         results_file.write_text(json.dumps(results))
         print(f"{entry['name']}: {status}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,19 @@
-"""The whole chain through nnU-Net's own commands: in one process, and as a user types them.
+"""The whole chain through nnU-Net's own commands as a user types them, each a process of its own.
 
-The chain of every run is the toy family's, in tests/families/test_toy_chain.py.
+The chain of every run is the toy family's, in tests/families/test_toy_chain.py; test_stock_commands.py runs many more
+commands. Both run theirs in one process.
 """
 
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from stock_commands import WHILE_PLANNING, run_commands
+from stock_commands import WHILE_PLANNING
 
 from nnunetv2_anomaly.environment import nnunet_command, nnunet_environment
 
@@ -26,7 +27,7 @@ SEGMENTATION = ("-tr", "AnomalyAwareTrainer")
 MODEL = ("-d", DATASET_NUMBER, "-c", "3d_small", "-f", "0")
 
 
-def run_as_processes(base: Path, label: str, entries: Sequence[dict], **variables: str) -> dict[str, dict]:
+def run_as_processes(base: Path, entries: Sequence[dict], **variables: str) -> dict[str, dict]:
     """As stock_commands.run_commands, with each command as its own process."""
     results = {}
     for entry in entries:
@@ -81,25 +82,18 @@ def commands(base: Path, other_base: Path) -> list[dict]:
     return listed
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(run_commands, id="one process"),
-        pytest.param(run_as_processes, id="processes"),
-    ],
-)
-def chain(request, tmp_path_factory, write_tiny_raw_dataset, add_small_configurations):
-    run: Callable = request.param
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, write_tiny_raw_dataset, add_small_configurations):
     base, other_base = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("elsewhere")
     write_tiny_raw_dataset(base / "nnUNet_raw" / DATASET_NAME)
     for folder in (base / name for base in (base, other_base) for name in FOLDERS):
         folder.mkdir(exist_ok=True)
     words = ["nnUNetv2_plan_and_preprocess", "-d", DATASET_NUMBER, "-npfp", "1", "-np", "1", "-c", "3d_fullres",
              "--verify_dataset_integrity"]  # fmt: skip
-    results = run(base, "plan", [{"name": "plan", "command": words, "variables": {}}], **WHILE_PLANNING)
+    results = run_as_processes(base, [{"name": "plan", "command": words, "variables": {}}], **WHILE_PLANNING)
     assert results["plan"]["status"] == 0, results["plan"]["output"]
     add_small_configurations(base / "nnUNet_preprocessed" / DATASET_NAME / "nnUNetPlans.json")
-    results = run(base, "commands", commands(base, other_base))
+    results = run_as_processes(base, commands(base, other_base))
     for name, result in results.items():
         assert result["status"] == 0 or name == "train without pre-stage", f"{name}: {result['output']}"
     return Chain(base, other_base, results)

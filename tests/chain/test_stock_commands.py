@@ -71,7 +71,12 @@ def commands(base: Path) -> list[dict]:
     out = base / "out"
 
     def add(name, *command, **variables):
-        listed.append({"name": name, "command": [str(word) for word in command], "variables": variables})
+        listed.append({
+            "name": name,
+            "command": [str(word) for word in command],
+            "variables": variables,
+            "figures": name.startswith("train_fold-"),
+        })  # fmt: skip
 
     def model(trainer, configuration="3d_fullres", plans="nnUNetPlans"):
         return base / "nnUNet_results" / NAME / f"{trainer}__{plans}__{configuration}"

@@ -30,7 +30,7 @@ MOST_VOXELS = {2: LARGEST * LARGEST, 3: 24_576}
 FEWEST_AT_THE_BOTTLENECK = 2
 
 #: how many random plans each test tries: a few in every run, many in the exhaustive one
-amounts = pytest.mark.parametrize("amount", [5, pytest.param(150, marks=pytest.mark.exhaustive)])
+amounts = pytest.mark.parametrize("amount", [5, pytest.param(40, marks=pytest.mark.exhaustive)])
 
 
 def try_plans(amount: int, check, **strategies) -> None:
