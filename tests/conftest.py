@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from quick import draw_progress_figures, pools_of_threads, skip_progress_figures
+from quick import draw_progress_figures, pools_of_threads, sample_few_voxels, skip_progress_figures
 
 from nnunetv2_anomaly.environment import shim_folder
 
@@ -196,6 +196,7 @@ def tiny_dataset(nnunet_environment, add_small_configurations) -> TinyDataset:
     write_raw_dataset(base / "nnUNet_raw" / DATASET_NAME)
     with pytest.MonkeyPatch.context() as patch:
         pools_of_threads(patch)
+        sample_few_voxels(patch)
         extract_fingerprint_dataset(DATASET_NUMBER, num_processes=1, verbose=False, show_progress_bar=False)
         with pytest.MonkeyPatch.context() as planning:
             planning.setenv("nnUNet_n_proc_DA", "1")  # the planner takes it for a thread count

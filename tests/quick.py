@@ -51,34 +51,42 @@ def server_with_torch() -> multiprocessing.context.BaseContext:
     return server
 
 
-def _instead_of_spawn(patch: pytest.MonkeyPatch, context: multiprocessing.context.BaseContext) -> None:
-    of_method = multiprocessing.get_context
+def pools_of_threads(patch: pytest.MonkeyPatch) -> None:
+    """Let nnU-Net's pools of processes be threads, and its other processes be forked from one that has torch.
+
+    nnU-Net starts a pool with ``spawn`` in every planning, validation and prediction, whose processes import torch
+    again, which takes longer than their work. Other tests run commands as they are, and with every method to start
+    processes.
+    """
+    from nnunetv2.utilities import utils
+
+    server, of_method = server_with_torch(), multiprocessing.get_context
+
+    class WithThreads(type(server)):
+        def Pool(self, processes=None, *arguments, **keywords):
+            return ThreadPool(processes)
+
+    context = WithThreads()
     patch.setattr(
         multiprocessing, "get_context", lambda method=None: context if method == "spawn" else of_method(method)
     )
+    patch.setattr(utils, "Pool", ThreadPool)  # of twelve, to look whether a file is there
 
 
-def start_workers_with_torch(patch: pytest.MonkeyPatch) -> None:
-    """Let nnU-Net's worker processes be forked from one that has imported torch already.
+def sample_few_voxels(patch: pytest.MonkeyPatch) -> None:
+    """Let nnU-Net's fingerprint draw its statistics from ten thousand voxels of a data set, not from a hundred million.
 
-    nnU-Net starts them with ``spawn`` in every validation and prediction, and each would import torch again, which
-    takes longer than its work. ``forkserver`` hands over the same things, by pickle. Other tests run commands as they
-    are.
+    It draws with replacement, so that a few tiny images take seconds and gigabytes.
     """
-    _instead_of_spawn(patch, server_with_torch())
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
+    init = DatasetFingerprintExtractor.__init__
 
-def pools_of_threads(patch: pytest.MonkeyPatch) -> None:
-    """The same, and what nnU-Net gives a pool of processes is done by threads of this one.
+    def init_with_few(self, *arguments, **keywords):
+        init(self, *arguments, **keywords)
+        self.num_foreground_voxels_for_intensitystats = 10_000
 
-    For trainings and validations in the test's own process. Those of commands have processes.
-    """
-
-    class WithThreads(type(server_with_torch())):
-        def Pool(self, processes=None, *arguments, **keywords):  # noqa: N802
-            return ThreadPool(processes)
-
-    _instead_of_spawn(patch, WithThreads())
+    patch.setattr(DatasetFingerprintExtractor, "__init__", init_with_few)
 
 
 def _in_this_environment(environment: Mapping[str, str], function: Callable[..., None], arguments: tuple) -> None:
@@ -99,8 +107,9 @@ def run_with_torch(
     """
     process = server_with_torch().Process(target=_in_this_environment, args=(dict(environment), function, arguments))
     process.start()
-    process.join(seconds)
-    if process.is_alive():
+    try:
+        process.join(seconds)
+        assert not process.is_alive(), f"{function.__name__} was not done after {seconds} s"
+    finally:
         process.kill()
-        pytest.fail(f"{function.__name__} was not done after {seconds} s")
     assert process.exitcode == 0, f"{function.__name__} ended with {process.exitcode}; its output stands above"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from quick import run_with_torch, skip_progress_figures, start_workers_with_torch
+from quick import pools_of_threads, run_with_torch, sample_few_voxels, skip_progress_figures
 
 from nnunetv2_anomaly.environment import nnunet_environment
 
@@ -56,7 +56,8 @@ def _run_all(entries: Sequence[dict[str, Any]], results_file: Path) -> None:
     torch.set_num_threads(1)
     # nnU-Net's commands take every core. On tensors as small as these the threads mostly wait for each other.
     torch.set_num_threads = lambda number: None
-    start_workers_with_torch(pytest.MonkeyPatch())
+    pools_of_threads(pytest.MonkeyPatch())
+    sample_few_voxels(pytest.MonkeyPatch())
     places = {point.name: point.value for point in entry_points(group="console_scripts") if "nUNetv2" in point.name}
     results = {}
     for entry in entries:

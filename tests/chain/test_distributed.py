@@ -28,7 +28,7 @@ import torch
 from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
-from quick import server_with_torch, skip_progress_figures, start_workers_with_torch
+from quick import pools_of_threads, server_with_torch, skip_progress_figures
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
@@ -522,7 +522,7 @@ def _whole_runs(rank, folder, base):
         return cases
 
     skip_progress_figures(pytest.MonkeyPatch())
-    start_workers_with_torch(pytest.MonkeyPatch())
+    pools_of_threads(pytest.MonkeyPatch())
     nnunet_trainer_module.DDP = prestage_module.DistributedDataParallel = OnCPU
     torch.cuda.set_device = lambda device: None
     base_module.check_device = lambda device: None

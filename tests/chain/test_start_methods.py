@@ -107,7 +107,8 @@ def test_training_and_prediction_end_well(started, method):
 
 @pytest.mark.parametrize(
     ("name", "configuration"),
-    [(name, "3d_small") for name in (*trainers.__all__, "without augmentation")] + [(name, "2d_small") for name in CHAIN],
+    [(name, "3d_small") for name in (*trainers.__all__, "without augmentation")]
+    + [(name, "2d_small") for name in CHAIN],
 )
 def test_what_a_worker_is_sent_makes_the_same_batches(trainer_factory, name, configuration):
     settings = {"prestage_augmentation": False} if name == "without augmentation" else {}

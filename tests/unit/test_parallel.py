@@ -131,7 +131,7 @@ def assert_one_interrupt_ends(process: subprocess.Popen, within_s: float = 20) -
     assert not of_group(process.pid)
 
 
-@pytest.mark.parametrize("after_s", [0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
+@pytest.mark.parametrize("after_s", [0, 0.02, 0.1, 0.5])
 def test_one_interrupt_is_enough_in_the_first_moments(begin, after_s, tmp_path):
     process = begin("long")
     time.sleep(after_s)

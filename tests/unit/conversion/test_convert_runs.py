@@ -537,7 +537,7 @@ def akoa_tree(folder: Path) -> dict[str, Knee]:
             cases[f"{subject}_{visit}"] = knee
             write_akoa_mask(folder / "masks", subject, month, knee.labels)
             write_visit(folder / "oai", visit, subject, knee, barcode="10500000")
-            other = make_knee(10 * index + month + 5, side="left" if index == 0 else "right")
+            other = make_knee(index, side="left" if index == 0 else "right")
             write_visit(folder / "oai", visit, subject, other, barcode="10500050", with_other_series=False)
     return cases
 

@@ -80,7 +80,7 @@ grids = st.builds(
 
 
 @given(grids)
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=40, deadline=None, database=None)
 def test_oriented_grid_is_that_of_the_oriented_image(grid):
     image = oriented(image_on(grid))
     turned, expected = grid.oriented(), Grid.of(image)
@@ -93,7 +93,7 @@ def test_oriented_grid_is_that_of_the_oriented_image(grid):
 
 
 @given(grids)
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=30, deadline=None, database=None)
 def test_orienting_moves_no_voxel(grid):
     before = image_on(grid)
     after = oriented(before)
@@ -104,7 +104,7 @@ def test_orienting_moves_no_voxel(grid):
 
 
 @given(grids, st.sampled_from(ORIENTATIONS))
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=40, deadline=None, database=None)
 def test_the_order_of_axes_makes_no_other_grid(grid, orientation):
     other = Grid.of(sitk.DICOMOrient(image_on(grid), orientation))
     assert same_grid(grid, other)
@@ -114,7 +114,7 @@ def test_the_order_of_axes_makes_no_other_grid(grid, orientation):
 
 
 @given(grids, st.tuples(*[st.floats(-1, 1)] * 3), st.floats(0.2, 50))
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=30, deadline=None, database=None)
 def test_a_shifted_grid_is_another_one(grid, way, distance):
     length = np.linalg.norm(way)
     if length < 0.1:

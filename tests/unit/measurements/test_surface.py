@@ -307,7 +307,7 @@ def test_patellar_cartilage_of_two_knees_at_full_resolution():
     images = [sitk.ReadImage(str(file)) for file in MASKS[:2]]
     reference, prediction = (sitk.GetArrayFromImage(image) for image in images)
     spacing = images[0].GetSpacing()[::-1]
-    found = evaluate_case(reference, prediction, spacing, range(1, 10))
+    found = evaluate_case(reference, prediction, spacing, (6,))
     assert_equals(found[6], plainly(reference == 6, prediction == 6, spacing), 1e-6)
 
 

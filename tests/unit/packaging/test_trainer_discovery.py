@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
+from quick import run_with_torch
 
 from nnunetv2_anomaly import registry
 from nnunetv2_anomaly.environment import TRAINER_VARIABLE, shim_folder
@@ -18,30 +20,6 @@ from nnunetv2_anomaly.environment import TRAINER_VARIABLE, shim_folder
 TRAINERS = tuple(registry.TRAINERS)
 PACKAGES = Path(sys.modules["nnunetv2_anomaly"].__file__).resolve().parents[1]
 SHIM_IN_WHEEL = "nnunetv2/training/nnUNetTrainer/variants/anomaly"
-
-FIND_ALL = f"""
-import pickle, sys
-from multiprocessing import get_context
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-def main():
-    import nnunetv2_anomaly.trainers
-    for name in {TRAINERS}:
-        trainer = recursive_find_trainer_class_by_name(name)
-        assert trainer is getattr(nnunetv2_anomaly.trainers, name), trainer
-        assert recursive_find_trainer_class_by_name(name) is trainer, "a second search gives another class"
-        assert trainer.__module__.startswith("nnunetv2_anomaly.trainers"), trainer.__module__
-        assert pickle.loads(pickle.dumps(trainer)) is trainer
-    with get_context("spawn").Pool(1) as pool:
-        for name in {TRAINERS}:
-            trainer = recursive_find_trainer_class_by_name(name)
-            assert pool.apply(getattr, (trainer, "__name__")) == name
-            assert pool.apply(pickle.loads, (pickle.dumps(trainer),)) is trainer
-    print("all found")
-
-if __name__ == "__main__":
-    main()
-"""
 
 FIND_ANOTHERS = """
 import warnings
@@ -74,6 +52,40 @@ def python(code, folder, **environment):
     )
 
 
+def find_all(file: Path) -> None:
+    """By name, twice; pickled into a file as for another process."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+
+    import nnunetv2_anomaly.trainers
+
+    found = {name: find(name) for name in TRAINERS}
+    for name, trainer in found.items():
+        assert trainer is getattr(nnunetv2_anomaly.trainers, name), trainer
+        assert find(name) is trainer, "a second search gives another class"
+        assert trainer.__module__.startswith("nnunetv2_anomaly.trainers"), trainer.__module__
+        assert pickle.loads(pickle.dumps(trainer)) is trainer
+    file.write_bytes(pickle.dumps(found))
+
+
+def find_after_loading(file: Path) -> None:
+    """As a worker process of nnU-Net's, which is sent what another process has found."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+
+    assert not [name for name in sys.modules if name.startswith("nnunetv2_anomaly.trainers")]
+    found = pickle.loads(file.read_bytes())
+    assert list(found) == list(TRAINERS)
+    for name, trainer in found.items():
+        assert trainer.__name__ == name
+        assert find(name) is trainer
+
+
+def assert_all_are_found(folder: Path, variable: str) -> None:
+    environment = {**os.environ, TRAINER_VARIABLE: variable}
+    for function in (find_all, find_after_loading):
+        run_with_torch(function, folder / "found.pkl", environment=environment, seconds=300)
+    assert (folder / "found.pkl").stat().st_size > 0
+
+
 def installed_as_wheel():
     """Why the installed package is not one that a wheel brought, or "" if it is."""
     try:
@@ -88,16 +100,12 @@ def installed_as_wheel():
 
 
 def test_trainers_are_found_through_the_variable(tmp_path):
-    done = python(FIND_ALL, tmp_path, **{TRAINER_VARIABLE: str(shim_folder())})
-    assert done.returncode == 0, done.stderr
-    assert "all found" in done.stdout
+    assert_all_are_found(tmp_path, str(shim_folder()))
 
 
 @pytest.mark.skipif(bool(installed_as_wheel()), reason=installed_as_wheel() or "installed as a wheel")
 def test_a_wheel_needs_no_variable(tmp_path):
-    done = python(FIND_ALL, tmp_path, **{TRAINER_VARIABLE: ""})
-    assert done.returncode == 0, done.stderr
-    assert "all found" in done.stdout
+    assert_all_are_found(tmp_path, "")
 
 
 def test_a_broken_installation_of_ours_warns_and_hurts_nobody_else(tmp_path):

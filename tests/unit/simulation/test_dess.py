@@ -13,7 +13,7 @@ from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
 from nnunetv2_anomaly.simulation.resampling import resample_labels
 from nnunetv2_anomaly.simulation.simulate import intensity_auc
 
-SHAPE, SPACING_MM = (64, 64, 48), (1.75, 1.75, 2.0)  # (z, y, x)
+SHAPE, SPACING_MM = (48, 48, 36), (7 / 3, 7 / 3, 8 / 3)  # (z, y, x)
 
 
 def phantom(seed, **keywords):
@@ -23,7 +23,7 @@ def phantom(seed, **keywords):
 @pytest.fixture(scope="module")
 def knees():
     made = []
-    for seed in range(12):
+    for seed in range(10):
         labels = phantom(seed, lesion_share=0.7)
         made.append((labels, dess_like_image(labels, SPACING_MM, np.random.default_rng(seed))))
     return made
@@ -31,7 +31,7 @@ def knees():
 
 def test_brightness_finds_lesions_in_part_only(knees):
     areas = [intensity_auc(made.image, labels, made.anomalies) for labels, made in knees if made.anomalies.any()]
-    assert len(areas) >= 9
+    assert len(areas) >= 8
     assert 0.75 < np.median(areas) < 0.92
     assert np.mean([0.7 < area < 0.95 for area in areas]) >= 0.8
 
