@@ -13,6 +13,7 @@ initialised. Here the same code runs on two CPU processes over gloo. Replaced is
 
 import copy
 import json
+import os
 import random
 import shutil
 import sys
@@ -112,7 +113,9 @@ def start_gloo(store, rank, world_size, seconds=COLLECTIVE_SECONDS):
     )
 
 
-def _rank_main(rank, function, folder, arguments):
+def _rank_main(rank, environment, function, folder, arguments):
+    os.environ.clear()  # of the process that this one is forked from
+    os.environ.update(environment)
     torch.set_num_threads(1)
     torch.save(function(rank, folder, *arguments), folder / f"rank_{rank}.pt")
 
@@ -121,7 +124,7 @@ def in_two_processes(function, folder, *arguments, seconds):
     """What function(rank, folder, *arguments) returns in each of two processes; fails after so many seconds."""
     server_with_torch()  # as nnU-Net's mp.spawn, but forked from a process that has torch already
     context = mp.start_processes(
-        _rank_main, (function, folder, arguments), nprocs=RANKS, join=False, start_method="forkserver"
+        _rank_main, (dict(os.environ), function, folder, arguments), nprocs=RANKS, join=False, start_method="forkserver"
     )
     deadline = time.monotonic() + seconds
     while not context.join(timeout=max(0.0, deadline - time.monotonic())):
