@@ -65,7 +65,7 @@ RUNS = {
     "AnomalyAwareTrainer, batch Dice": ("AnomalyAwareTrainer", {"batch_dice": True}),
     **{name: (name, {}) for name in ("UNETSTrainer", "CANTrainer", *TRANSFER)},
 }
-EVERY_TIME = ("AnomalyPreStageTrainer", "AnomalyAwareTrainer, batch Dice", "UNETSTrainer")
+EVERY_TIME = ("AnomalyPreStageTrainer", "AnomalyAwareTrainer, batch Dice", "UNETSTrainer", "UNETSTransferTrainer")
 runs = pytest.mark.parametrize(
     "run", [run if run in EVERY_TIME else pytest.param(run, marks=pytest.mark.exhaustive) for run in RUNS]
 )
