@@ -62,7 +62,11 @@ def environment_with(wheel: Path | None, folder: Path) -> Path:
     venv.create(folder, with_pip=wheel is not None, symlinks=True)
     python = folder / "bin" / "python"
     packages = next(folder.glob("lib/python*/site-packages"))
-    (packages / "of_the_running_interpreter.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    theirs = Path(sysconfig.get_path("purelib"))
+    kept = {entry.name for entry in packages.iterdir()} | {"nnunetv2"}
+    for name in {entry.name for entry in theirs.iterdir()} - kept:
+        if not name.startswith(("nnunetv2_anomaly", "__editable__")):  # ours, however it is installed
+            (packages / name).symlink_to(theirs / name)
     shutil.copytree(
         Path(nnunetv2.__file__).parent, packages / "nnunetv2", ignore=shutil.ignore_patterns("anomaly", "__pycache__")
     )
