@@ -60,7 +60,8 @@ class Findings:
 
 
 def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -> dict[str, Table]:
-    marked = statistics.daggers(tukey, evaluation.models[0])
+    enough = _enough_cases(tested)
+    marked = statistics.daggers(paired, evaluation.models[0]) if enough else None
     tables = {
         "segmentation": segmentation_table(evaluation, marked),
         "groups": group_table(evaluation),
@@ -68,11 +69,15 @@ def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, pai
         "all_metrics": metrics_table(evaluation),
         **lesion_tables(evaluation, tested),
     }
-    if len(tukey):
+    if len(tukey) and enough:
         tables["tukey"] = tukey_table(tukey)
-    if len(paired):
+    if len(paired) and enough:
         tables["paired"] = paired_table(paired)
     return {name: table for name, table in tables.items() if table is not None}
+
+
+def _enough_cases(tested: Evaluation) -> bool:
+    return tested.cases["case"].nunique() >= statistics.FEWEST_PAIRS
 
 
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
@@ -200,8 +205,13 @@ def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) ->
 
 
 def _significant(findings: Findings) -> list[Content]:
-    shown = ((findings.tukey, tukey_table), (findings.paired, paired_table))
-    return [make(frame, significant_only=True) for frame, make in shown if len(frame)]
+    content: list[Content] = []
+    for name, frame, make in (("tukey", findings.tukey, tukey_table), ("paired", findings.paired, paired_table)):
+        if frame["significant"].any():
+            content.append(make(frame, significant_only=True))
+        elif name in findings.tables:
+            content.append(f"{findings.tables[name].title}: none of {len(frame)} comparisons is significant.")
+    return content
 
 
 def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]]) -> Section:

@@ -25,6 +25,9 @@ METRICS = ("dsc", "asd_mm", "hd_mm", "hd95_mm")
 #: a difference is significant below it (method paper, Section 5)
 SIGNIFICANCE = 0.05
 
+#: of fewer pairs Wilcoxon's two-sided p cannot fall below ``SIGNIFICANCE``: of n it is at least 2 / 2^n
+FEWEST_PAIRS = 6
+
 #: columns of ``tukey``
 TUKEY_COLUMNS = (
     "processing", "label", "metric", "model_a", "model_b", "n_a", "n_b", "mean_a", "mean_b", "difference", "lower",

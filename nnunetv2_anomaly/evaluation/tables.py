@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, RAW, Evaluation
+from nnunetv2_anomaly.evaluation.statistics import FEWEST_PAIRS
 from nnunetv2_anomaly.measurements.surface import DISTANCES, METRICS
 from nnunetv2_anomaly.reporting.table import DAGGER, Cell, Column, Table, number, table_of, word_cell
 
@@ -122,15 +123,22 @@ def _best(found: Mapping[str, Summary], *, larger_is_better: bool) -> set[str]:
     return {model for model, mean in means.items() if mean == best}
 
 
-def segmentation_table(evaluation: Evaluation, daggers: Collection[tuple[str, str, str, str]] = frozenset()) -> Table:
+def segmentation_table(
+    evaluation: Evaluation, daggers: Collection[tuple[str, str, str, str]] | None = frozenset()
+) -> Table:
     """The paper's table of segmentation (method paper, Table 2): mean and standard deviation of ``MEASURES``.
 
     A row per label and model. The best mean of a label's models is bold where they all are over the same cases. What
-    differs significantly from the first model (``statistics.daggers``) has a dagger.
+    differs significantly from the first model (``statistics.daggers``) has a dagger; None stands for too few cases to
+    tell, which a note says.
     """
     num_cases = evaluation.cases["case"].nunique()
     title = f"Segmentation: mean ± standard deviation over {num_cases} case{'s' * (num_cases != 1)}"
-    return _means_table(evaluation, title, MEASURES, None, daggers)
+    table = _means_table(evaluation, title, MEASURES, None, daggers or frozenset())
+    if daggers is not None or len(evaluation.models) < 2:
+        return table
+    few = f"Fewer than {FEWEST_PAIRS} cases: whatever the models differ by, no paired test can call it significant."
+    return dataclasses.replace(table, notes=[*table.notes, few])
 
 
 def group_table(evaluation: Evaluation) -> Table | None:
@@ -282,7 +290,7 @@ def _explanations(
         notes.append("Where the models' means are over different cases, none is named best.")
     if any(DAGGER in cell.mark for cell in cells):
         baseline = evaluation.models[0]
-        notes.append(f"{DAGGER} differs from {baseline} (Tukey's honestly significant difference, p < 0.05).")
+        notes.append(f"{DAGGER} differs from {baseline} (Wilcoxon's signed-rank test, Holm's correction, p < 0.05).")
     if any(summary.missed or summary.invented for summary in summaries):
         distances = "replaced" if any(summary.replaced for summary in summaries) else "left out"
         notes.append(

@@ -1,10 +1,10 @@
 """Overlap and surface distances of two label maps, exactly, all labels in one pass (method paper, Appendix B).
 
-The boundary of a label is its voxels that a face-connected erosion removes, the image's edge included. d(a, B) is the
-distance in mm between the centres of boundary voxel a and the nearest boundary voxel of B. Most boundary voxels have
-their partner near by: the offsets around them are walked in the order of their length, and the first that meets the
-same label's boundary in the other map is the exact minimum. The few that are left, on stray blobs and missing parts,
-are looked up in a tree.
+The boundary of a label is its voxels that a face-connected erosion removes, the image's edge included. An axis of
+length 1 has no such edge: a single slice is measured as the picture it is. d(a, B) is the distance in mm between the
+centres of boundary voxel a and the nearest boundary voxel of B. Most boundary voxels have their partner near by: the
+offsets around them are walked in the order of their length, and the first that meets the same label's boundary in the
+other map is the exact minimum. The few that are left, on stray blobs and missing parts, are looked up in a tree.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _one_pass(
     counts = _count(coded[0], coded[1], len(values_of) + 1)
     in_both = (counts[0] > 0) & (counts[1] > 0)
     # What was searched for boundaries is not needed any more.
-    surfaces = [Boundary(coded.pop(0)) for _ in maps]
+    surfaces = [Boundary(coded.pop(0), maps[0].shape) for _ in maps]
     directed = [
         _distances(of, to, in_both, offsets, lengths, spacing)
         for of, to in zip(surfaces, reversed(surfaces), strict=True)

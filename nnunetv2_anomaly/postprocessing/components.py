@@ -187,25 +187,31 @@ def _occupied_layers(volume: NDArray) -> list[NDArray[np.bool_]]:
 class Boundary:
     """The boundary voxels of all labels of a map: those with a face neighbour of another value.
 
+    A slice has no neighbours across it: an axis of length 1 is none along which there could be a surface.
+
     Attributes: shape: of the map with its margin. steps: how far apart neighbours along each axis are in its flat form.
         flat: the map, flat; 0 where no boundary is. places: where the boundary voxels are in ``flat``, in order.
         codes: their values.
     """
 
-    def __init__(self, padded: NDArray[np.unsignedinteger]):
-        """Find them. Args: padded: a map in memory order, with a margin of 0 of one voxel or more."""
+    def __init__(self, padded: NDArray[np.unsignedinteger], map_shape: Sequence[int]):
+        """Find them.
+
+        Args: padded: a map in memory order, with a margin of 0 of one voxel or more. map_shape: of the whole map.
+        """
         self.shape = padded.shape
         self.steps = np.array(padded.strides) // padded.itemsize
         # Compared as one long row, in pieces that fit the processor's cache: several times as fast as along each axis.
         # The margin keeps the lines apart.
         codes, margin = padded.ravel(), self.steps[0]
         self.flat = np.zeros_like(codes)
+        across = self.steps[np.array(map_shape) > 1] if max(map_shape) > 1 else self.steps
         places = [np.zeros(0, np.intp)]  # without any label there is nothing between the margins
         for start in range(margin, codes.size - margin, CHUNK):
             stop = min(start + CHUNK, codes.size - margin)
             own = codes[start:stop]
             differs = np.zeros(own.shape, bool)
-            for step in self.steps:
+            for step in across:
                 differs |= own != codes[start - step : stop - step]
                 differs |= own != codes[start + step : stop + step]
             found = np.multiply(own, differs, out=self.flat[start:stop])
@@ -284,7 +290,7 @@ class _Components:
         of_code = {code: components for code, components in of_code.items() if len(components) > 1}
         if not of_code:
             return distances
-        boundary = Boundary(self._padded)
+        boundary = Boundary(self._padded, self.segmentation.shape)
         of_voxel = self._numbers[boundary.places]
         for code, components in of_code.items():
             largest = max(components, key=lambda component: self.num_voxels[component])

@@ -148,8 +148,9 @@ def test_report_figures_and_colour_tables_are_there_and_need_no_network(folders,
     for name in ("segmentation", "lesion_detection"):
         for ending in ("csv", "md", "tex"):
             assert (folders / "out" / "tables" / f"{name}.{ending}").is_file()
-    for name in ("tukey", "paired"):
-        assert set(table(folders, name)["label"]) >= {"femoral_bone", "tibial_lesion"}
+    # Of three cases no test between models says anything.
+    assert not [path for name in ("tukey", "paired") for path in (folders / "out" / "tables").glob(f"{name}.*")]
+    assert "Fewer than 6 cases" in (folders / "out" / "tables" / "segmentation.md").read_text()
     assert "femoral_bone" in (folders / "out" / "labels_3dslicer.ctbl").read_text()
     assert not list((folders / "out").rglob("part_*"))
 

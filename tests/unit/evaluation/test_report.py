@@ -23,7 +23,7 @@ from nnunetv2_anomaly.reporting.page import Section
 
 
 def test_tables_and_figures_are_written_and_open(tmp_path):
-    paths = write_tables_and_figures(tmp_path / "new", Findings.of(small_evaluation()))
+    paths = write_tables_and_figures(tmp_path / "new", Findings.of(small_evaluation(num_cases=6)))
     assert sorted(paths) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
     names = {path.relative_to(tmp_path / "new").as_posix() for path in paths}
     for stem in ("segmentation", "groups", "folds", "lesion_detection", "lesion_sizes", "lesion_volumes"):
@@ -35,14 +35,37 @@ def test_tables_and_figures_are_written_and_open(tmp_path):
             assert matplotlib.image.imread(path).std() > 0
 
 
-def test_what_differs_from_the_first_model_has_a_dagger():
-    rows = [
+def better_and_worse(num_cases):
+    """A model whose distances are shorter in every case, and another one."""
+    return evaluation_of(
         row(f"c{n}", model, "bone", processing, hd=hd + 0.1 * n)
         for model, hd in (("A", 2.0), ("B", 9.0))
-        for n in range(4)
+        for n in range(num_cases)
         for processing in (RAW, CLEANED)
-    ]
-    a, b = Findings.of(evaluation_of(rows)).tables["segmentation"].rows
+    )
+
+
+@pytest.mark.parametrize("num_cases", [2, 4, 5])
+def test_of_fewer_than_six_cases_nothing_is_called_significant(num_cases, tmp_path):
+    findings = Findings.of(better_and_worse(num_cases))
+    table = findings.tables["segmentation"]
+    assert not any(cell.mark for cells in table.rows for cell in cells)
+    assert table.notes[-1].startswith("Fewer than 6 cases")
+    assert not {"tukey", "paired"} & findings.tables.keys()
+    assert "Differences between models" not in write_report(tmp_path / "report.html", findings).read_text()
+
+
+def test_tests_without_a_significant_difference_are_a_sentence(tmp_path):
+    findings = Findings.of(small_evaluation(("A", "A again"), num_cases=6))
+    for frame in (findings.tukey, findings.paired):
+        frame["significant"] = False
+    shown = write_report(tmp_path / "report.html", findings).read_text()
+    assert shown.count("comparisons is significant.") == 2
+    assert "only these are shown" not in shown
+
+
+def test_what_differs_from_the_first_model_has_a_dagger():
+    a, b = Findings.of(better_and_worse(6)).tables["segmentation"].rows
     assert [cell.mark for cell in a] == [""] * 6
     # HD, and ASD that is a tenth of it here, before and after; DSC is equal.
     assert [cell.mark for cell in b] == ["", "", "", "†", "†", "†"]

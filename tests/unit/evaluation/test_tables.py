@@ -81,7 +81,7 @@ def test_means_over_different_cases_have_no_best():
 def test_a_dagger_stands_where_it_is_told_and_nowhere_else(two_models):
     table = segmentation_table(two_models, {(CLEANED, "bone", "hd_mm", "B")})
     assert [[cell.mark for cell in cells] for cells in table.rows] == [[""] * 6, ["", "", "", "", "†", ""]]
-    assert any(note.startswith("† differs from A") for note in table.notes)
+    assert any(note.startswith("† differs from A (Wilcoxon's") for note in table.notes)
 
 
 def test_a_mean_of_fewer_cases_says_so_in_its_cell_and_in_a_note():

@@ -213,6 +213,25 @@ def test_images_of_two_axes(spacing):
     assert_equals(surface_metrics(reference, prediction, spacing), plainly(reference, prediction, spacing))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_of_one_slice_is_measured_as_the_slice(axis):
+    """nnU-Net stores 2D data so; across a single slice there is no surface."""
+    reference, prediction = blobs(1, (40, 50)), blobs(2, (40, 50))
+    spacing = (0.8, 0.5)
+    expected = plainly(reference, prediction, spacing)
+    thickness = 2.1
+    for name in ("reference", "prediction"):
+        expected[f"{name}_volume_mm3"] *= thickness
+    slices = [np.expand_dims(mask, axis) for mask in (reference, prediction)]
+    found = surface_metrics(*slices, np.insert(spacing, axis, thickness))
+    assert_equals(found, expected)
+
+
+def test_a_volume_of_one_voxel_has_a_boundary():
+    found = surface_metrics(*np.ones((2, 1, 1, 1), bool), (1, 1, 1))
+    assert (found["dsc"], found["hd_mm"]) == (1, 0)
+
+
 def test_any_order_of_memory_gives_the_same():
     reference = blobs(0, (20, 24, 28))
     prediction = np.roll(reference, (1, 2, -1), (0, 1, 2))
