@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import read_json
+from nnunetv2_anomaly.files import read_json, temporary_beside
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.images.grids import Grid, posed
 from nnunetv2_anomaly.images.label_maps import relabelled
@@ -65,7 +65,7 @@ def convert(
     test = choose_test_cases(lesion_mm3, num_test, seed)
     training = sorted(set(lesion_mm3) - set(test))
     # nnU-Net takes every folder named Dataset... for a data set, so the unfinished one is named otherwise.
-    temporary = dataset_dir.with_name(f"part_{os.getpid()}_{dataset_dir.name}")
+    temporary = temporary_beside(dataset_dir)
     temporary.mkdir(parents=True)
     try:
         for cases, suffix in ((training, "Tr"), (test, "Ts")):

@@ -17,8 +17,9 @@ from nnunetv2_anomaly.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
-#: The names that ``written_beside`` gives to what it writes, and no others: a file may be called part_one.
-_HALF_WRITTEN = re.compile(r"part_\d+_")
+#: how the names of half-written files and folders begin; nobody else's do, and so nothing else is ever deleted
+_PREFIX = "part_of_nnunetv2_anomaly_"
+_HALF_WRITTEN = re.compile(rf"{_PREFIX}\d+_")
 
 #: Full disk or quota, read-only disk, no permission, broken disk; and a file where a folder is expected or vice versa.
 _CANNOT_WRITE = {
@@ -56,13 +57,18 @@ def is_write_failure(error: Exception) -> bool:
     return number is None or number in _CANNOT_WRITE
 
 
+def temporary_beside(path: Path) -> Path:
+    """The name under which this process writes what takes ``path``'s place once it is whole; it has the same ending."""
+    return path.with_name(f"{_PREFIX}{os.getpid()}_{path.name[-100:]}")  # longer ones are too long for file systems
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to ``path`` with the same ending; at the end that file takes ``path``'s place.
 
     If anything fails, the temporary file is removed and ``path`` stays as it was.
     """
-    temporary = path.with_name(f"part_{os.getpid()}_{path.name}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -101,7 +107,7 @@ def why_not_writable(folder: Path) -> str | None:
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        probe = folder / f"part_{os.getpid()}_probe"
+        probe = temporary_beside(folder / "probe")
         try:
             probe.write_bytes(b"0")
         finally:
@@ -118,7 +124,7 @@ def take_output_folder(output: Path, marker: str, what: str) -> None:
     Raises: UserError if the folder holds anything else; OSError if it cannot be written to.
     """
     output.mkdir(parents=True, exist_ok=True)
-    half = [entry for entry in output.rglob("part_*") if is_half_written(entry.name) and entry.is_file()]
+    half = [entry for entry in output.rglob(f"{_PREFIX}*") if is_half_written(entry.name) and entry.is_file()]
     if not (output / marker).is_file() and set(output.iterdir()) - set(half):
         raise UserError(f"{output} is not empty and holds no {what}; give another folder with -o")
     for entry in half:

@@ -200,13 +200,14 @@ def _checked_mapping(
 ) -> tuple[AxisMapping, MappingEvidence]:
     """The mapping that the headers give, or the voxels where there is no pose; and what the voxels say of it.
 
-    Raises: UserError if the voxels contradict the headers, or no mapping fits clearly.
+    Raises: UserError if the voxels contradict the headers, as another knee's under a copied header do, or, without
+        pose, no mapping fits clearly.
     """
     evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
     fault, margin = None, f"(evidence {evidence.margin:.3f})"
     if release.has_pose and evidence.contradicts(IDENTITY):
         fault = f"by their voxels the mask's axes are {evidence.best} {margin}, by header {IDENTITY}; get both again"
-    elif not release.has_pose and not evidence.clear:
+    elif not evidence.clear and (evidence.margin < 0 or not release.has_pose):
         reason = f"no axis mapping wins clearly {margin}: {evidence.reason()}"
         fault = f"{reason}; expected the mask of this very image; check that both are of the same knee and visit"
     if fault is not None:

@@ -12,6 +12,7 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import temporary_beside
 from nnunetv2_anomaly.images.colours import write_colour_tables
 
 #: Images are stored along right, anterior, superior, and nnU-Net turns whatever it reads that way. So a
@@ -62,7 +63,7 @@ def write_dataset_json(
 
     Args: labels: name -> value. more: what else nnU-Net's ``generate_dataset_json`` takes, or any further key.
     """
-    temporary = folder / f"part_{os.getpid()}"
+    temporary = temporary_beside(folder / "dataset")
     temporary.mkdir()
     try:
         generate_dataset_json(

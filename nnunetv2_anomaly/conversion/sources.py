@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import is_half_written
-from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, only_files
 
 BASELINE = "00m"
 
@@ -135,7 +135,10 @@ class ImageFolder:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files in a folder and those in it, sorted, but hidden and unfinished ones. Raises: UserError if missing."""
+    """Image files in a folder and those in it, sorted, but hidden and unfinished ones.
+
+    Raises: UserError if it is missing, or something else has such a name.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it")
     files: list[Path] = []
@@ -146,10 +149,10 @@ def image_files(folder: Path) -> list[Path]:
         seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
         files += [
             Path(place, name)
-            for name in names
+            for name in (*names, *folders)
             if name.lower().endswith(FILE_ENDINGS) and not (name.startswith(".") or is_half_written(name))
         ]
-    return sorted(file for file in files if file.is_file())
+    return only_files(files)
 
 
 def label_files(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import is_half_written, read_json
+from nnunetv2_anomaly.images.files import only_files
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,12 @@ def find_dataset_description(
 def segmentation_files(folder: Path, file_ending: str) -> dict[str, Path]:
     """Case -> segmentation of a folder, sorted; without hidden files and those that a killed run left half written.
 
-    Raises: UserError if it holds none.
+    Raises: UserError if it holds none, or something else of such a name.
     """
     files = {
         path.name[: -len(file_ending)]: path
-        for path in sorted(folder.glob(f"[!.]*{file_ending}"))
-        if path.is_file() and not is_half_written(path.name)
+        for path in only_files(folder.glob(f"[!.]*{file_ending}"))
+        if not is_half_written(path.name)
     }
     if not files:
         raise UserError(f"{folder} holds no segmentation ({file_ending}); check the folder and file_ending")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import math
 import os
 import re
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import written_beside
 
 #: endings of the image files that this package reads; MetaImage headers (.mhd) name the file of their voxels
@@ -30,6 +31,21 @@ def image_stem(path: Path) -> str:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     raise ValueError(f"{path.name} ends in none of {FILE_ENDINGS}")
+
+
+def only_files(entries: Iterable[Path]) -> list[Path]:
+    """The entries of a folder, sorted, once it is known that all of them are files.
+
+    Raises: UserError naming those that are none, such as links to files that were not fetched (git-annex, DataLad).
+    """
+    entries = sorted(entries)
+    others = [str(entry) for entry in entries if not entry.is_file()]
+    if others:
+        raise UserError(
+            f"{listed(others)}: no file, but a folder, a pipe, or a link to nothing; expected image files, so get what "
+            "a link stands for (git annex get, datalad get), or move it away"
+        )
+    return entries
 
 
 @contextmanager
@@ -104,45 +120,76 @@ def image_written_beside(path: Path) -> Iterator[Path]:
     with written_beside(path) as temporary:
         try:
             yield temporary
-            check_whole(temporary)
+            check_whole(temporary, checksum=False)
         except (RuntimeError, UserError) as error:
             short = "the file came out too short, so the disk is likely full"
             reason = short if isinstance(error, UserError) else last_line(error)
             raise OSError(f"{path} could not be written: {reason}") from error
 
 
-def check_whole(path: Path) -> None:
-    """Check that a NIfTI file holds all the voxels its header promises, and that they are finite numbers.
+def check_whole(path: Path, *, checksum: bool = True) -> None:
+    """Check that a file holds all that was written: ITK compares no checksum, and takes 0 for what is missing in NIfTI.
 
-    ITK takes 0 for what is missing or not finite; of other kinds of files it reports both itself.
+    What is compressed (.nii.gz, .nrrd, MetaImage) is unpacked and compared with its checksum. A NIfTI file must hold
+    all the voxels that its header promises, and they must be finite numbers, for which ITK takes 0 as well.
 
+    Args: checksum: False compares the length alone, for what was just written: a full disk shows in it.
     Raises: UserError if it is cut short or damaged, or holds infinite voxels or NaN.
     """
-    if not path.name.lower().endswith(_NIFTI_ENDINGS):
-        return
     try:
-        image: Any = nibabel.load(path)
-        voxels = image.dataobj
-        expected = voxels.offset + int(np.prod(voxels.shape, dtype=np.int64)) * voxels.dtype.itemsize
-        if _unpacked_bytes(path, expected) < expected:
-            raise EOFError
-        finite = not np.issubdtype(voxels.dtype, np.floating) or np.isfinite(np.asanyarray(voxels)).all()
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-        raise UserError(f"{path} is cut short or damaged; copy or download it again") from error
+        unpacked = _unpacked(path) if checksum else None
+        finite = not path.name.lower().endswith(_NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
+    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        beside = " or its file of voxels" if path.suffix.lower() == ".mhd" else ""
+        raise UserError(f"{path}{beside} is cut short or damaged; copy or download it again") from error
     if not finite:
         raise UserError(f"{path} holds infinite voxels or NaN; get or convert the image again")
 
 
-def _unpacked_bytes(path: Path, expected: int) -> int:
-    """Length of a file's content; that of a .gz is read from its last four bytes where these tell what is expected."""
-    if not path.name.lower().endswith(".gz"):
-        return path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(-4, os.SEEK_END)
-        if int.from_bytes(file.read(4), "little") == expected % 2**32:
-            return expected
-    with gzip.open(path) as file:  # cut short, or of several members: each ends in its own length
-        return sum(len(block) for block in iter(lambda: file.read(1 << 24), b""))
+def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
+    """Whether the voxels of a NIfTI file are finite numbers. Raises: EOFError if there are fewer than promised."""
+    voxels: Any = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+    expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
+    if unpacked is None and path.name.lower().endswith(".gz"):
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)  # the length, modulo 2^32
+            if int.from_bytes(file.read(4), "little") != expected % 2**32:
+                raise EOFError
+    elif (path.stat().st_size if unpacked is None else len(unpacked)) < expected:
+        raise EOFError
+    return not np.issubdtype(voxels.dtype, np.floating) or bool(np.isfinite(np.asanyarray(voxels)).all())
+
+
+def _unpacked(path: Path) -> bytes | None:
+    """What a file holds in compressed form, unpacked; None if that is nothing.
+
+    Raises: zlib.error if its checksum is another one; EOFError if it is cut short.
+    """
+    packed = _packed(path)
+    parts = []
+    while packed is not None and packed.strip(b"\0"):  # a .gz may be several in a row
+        unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's form or zlib's own
+        parts.append(unpacking.decompress(packed))
+        if not unpacking.eof:
+            raise EOFError
+        packed = unpacking.unused_data
+    return b"".join(parts) if parts else None
+
+
+def _packed(path: Path) -> bytes | None:
+    """The compressed part of a file: all of a .gz; the voxels of NRRD and MetaImage, where these are compressed."""
+    name = path.name.lower()
+    if name.endswith(".nii.gz"):
+        return path.read_bytes()
+    if name.endswith(".nrrd"):
+        header, *voxels = re.split(rb"\r?\n\r?\n", path.read_bytes(), maxsplit=1)
+        return voxels[0] if voxels and re.search(rb"^encoding: *gz", header, re.MULTILINE) else None
+    if name.endswith((".mha", ".mhd")):
+        content = path.read_bytes()
+        place = re.search(rb"^ElementDataFile *= *(.*\S)[ \t\r]*(?:\n|$)", content, re.MULTILINE)
+        if place and re.search(rb"^CompressedData *= *True", content[: place.start()], re.MULTILINE):
+            return content[place.end() :] if place[1] == b"LOCAL" else (path.parent / place[1].decode()).read_bytes()
+    return None
 
 
 def label_source_sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
-from nnunetv2_anomaly.images.files import check_whole
+from nnunetv2_anomaly.images.files import check_whole, only_files
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
@@ -169,7 +169,7 @@ def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseRe
     if not folder.is_dir():
         raise UserError(f"the input folder {folder} does not exist; expected a folder with images")
     named = re.compile(r".+_\d{4}" + re.escape(file_ending))
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name.endswith(file_ending))
+    names = [entry.name for entry in only_files(folder.glob(f"*{file_ending}"))]
     unnumbered = [name for name in names if not named.fullmatch(name)]
     if len(unnumbered) == len(names):
         raise UserError(

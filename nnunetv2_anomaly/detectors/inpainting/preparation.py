@@ -26,7 +26,7 @@ from scipy.ndimage import distance_transform_cdt
 from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_failures_as_user_errors
+from nnunetv2_anomaly.files import temporary_beside, write_failures_as_user_errors
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.training.data_record import read_whole
 
@@ -116,7 +116,7 @@ def _save_region(
     dataset_class: type[nnUNetBaseDataset], region: np.ndarray, target: Path, patch_size: Sequence[int]
 ) -> None:
     """Write a region in the format in which the data set class reads a previous stage's segmentation."""
-    temporary = target.with_name(f"part_{os.getpid()}_{target.name}")
+    temporary = temporary_beside(target)
     labels = region.astype(np.int8)
     ending = _ending(dataset_class)
     try:

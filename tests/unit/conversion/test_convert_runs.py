@@ -1,6 +1,7 @@
 """The conversions as they are typed, on small OAI-like trees."""
 
 import csv
+import dataclasses
 import gzip
 import json
 import shutil
@@ -24,6 +25,7 @@ from oai_tree import (
 )
 
 from nnunetv2_anomaly.command_line.main import main
+from nnunetv2_anomaly.conversion import case
 from nnunetv2_anomaly.conversion.mapping import AxisMapping
 from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.dataset_conversion import Dataset503_OAIAKOA
@@ -169,7 +171,7 @@ def test_second_run_leaves_finished_cases_alone_and_completes_the_rest(tree, tmp
         assert [row["case"] for row in csv.DictReader(stream)] == ["9002430"]
     before = (dataset / "imagesTr/9001104_0000.nii.gz").stat().st_mtime_ns
     # An interrupted run leaves this behind; nnU-Net would take it for a case.
-    (dataset / "imagesTr" / "part_1_9002430_0000.nii.gz").write_bytes(b"half")
+    (dataset / "imagesTr" / "part_of_nnunetv2_anomaly_1_9002430_0000.nii.gz").write_bytes(b"half")
     mask.write_bytes(content)
     assert convert_zib(tmp_path) == 0
     assert "1 cases converted, 2 were there" in capsys.readouterr().out
@@ -608,15 +610,26 @@ def test_cm_merges_or_keeps_compartments(tmp_path, keep):
     assert manifest_of(dataset)["oaizib_405"]["subset"] == "test"
 
 
-def test_cm_whose_voxels_do_not_bear_out_the_header_is_named(tmp_path, capsys):
+def test_cm_with_another_knees_mask_under_a_copied_header_is_refused(tmp_path, capsys):
     cm_tree(tmp_path / "cm")
     other = zib_labels(make_knee(77).labels)
     other.CopyInformation(sitk.ReadImage(str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz")))
     sitk.WriteImage(other, str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz"))
+    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 cases failed: oaizib_002" in told
+    assert "(evidence -" in told
+    assert "it may be another knee's mask" in told
+
+
+def test_cm_whose_voxels_do_not_bear_out_the_header_is_named(tmp_path, capsys, monkeypatch):
+    cm_tree(tmp_path / "cm")
+    weigh = case.mapping_evidence
+    monkeypatch.setattr(case, "mapping_evidence", lambda *arrays: dataclasses.replace(weigh(*arrays), margin=0.1))
     assert convert("oaizib_cm", "-i", tmp_path / "cm") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "voxels of 1 cases do not clearly bear out" in told
-    assert "oaizib_002 (-" in told
+    assert "voxels of 3 cases do not clearly bear out" in told
+    assert "oaizib_002 (0.1" in told
 
 
 def test_cm_whose_header_and_voxels_disagree_is_refused(tmp_path, capsys):

@@ -98,7 +98,7 @@ def test_what_is_no_folder_is_refused(tmp_path, monkeypatch, text):
 
 
 def test_folder_of_predictions(tmp_path):
-    folder = predictions(tmp_path / "predictions", "b", "a", "part_123_c", ".d")
+    folder = predictions(tmp_path / "predictions", "b", "a", "part_of_nnunetv2_anomaly_123_c", ".d")
     for name in ("a.npz", "c.npz", "dataset.json", "predict_from_raw_data_args.json"):
         (folder / name).touch()
     found = model("UNET", folder)

@@ -1,7 +1,9 @@
 import json
+import os
 
 import pytest
 
+from nnunetv2_anomaly.conversion.sources import image_files
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.dataset_description import (
     find_dataset_description,
@@ -150,10 +152,17 @@ def test_reader_is_that_of_the_plans_beside_the_predictions(places):
 
 def test_segmentations_of_a_folder(tmp_path):
     names = ["b.nii.gz", "a.1.nii.gz", "B.nii.gz"]
-    others = ["c.nii", "d.nrrd", "dataset.json", "b.npz", "._b.nii.gz", ".hidden.nii.gz", "part_123_b.nii.gz"]
+    others = [
+        "c.nii",
+        "d.nrrd",
+        "dataset.json",
+        "b.npz",
+        "._b.nii.gz",
+        ".hidden.nii.gz",
+        "part_of_nnunetv2_anomaly_123_b.nii.gz",
+    ]
     for name in names + others:
         (tmp_path / name).touch()
-    (tmp_path / "folder.nii.gz").mkdir()
     assert list(segmentation_files(tmp_path, ".nii.gz").items()) == [
         ("B", tmp_path / "B.nii.gz"),
         ("a.1", tmp_path / "a.1.nii.gz"),
@@ -161,14 +170,31 @@ def test_segmentations_of_a_folder(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kind", ["dead link", "loop", "folder", "pipe"])
+def test_what_is_no_file_is_named(tmp_path, kind):
+    """Data under git-annex or DataLad that were not fetched are links to nothing."""
+    (tmp_path / "a.nii.gz").touch()
+    other = tmp_path / "b.nii.gz"
+    make = {
+        "dead link": lambda: other.symlink_to("../annex/b"),
+        "loop": lambda: other.symlink_to(other),
+        "folder": other.mkdir,
+        "pipe": lambda: os.mkfifo(other),
+    }
+    make[kind]()
+    for read in (lambda: segmentation_files(tmp_path, ".nii.gz"), lambda: image_files(tmp_path)):
+        with pytest.raises(UserError, match=r"b\.nii\.gz: no file, but .* datalad get"):
+            read()
+
+
 def test_case_that_is_called_a_part_is_a_case(tmp_path):
-    for name in ("part_a.nii.gz", "part_one_2.nii.gz", "part_7.nii.gz"):
+    for name in ("part_a.nii.gz", "part_1_knee.nii.gz", "part_7.nii.gz"):
         (tmp_path / name).touch()
-    assert list(segmentation_files(tmp_path, ".nii.gz")) == ["part_7", "part_a", "part_one_2"]
+    assert list(segmentation_files(tmp_path, ".nii.gz")) == ["part_1_knee", "part_7", "part_a"]
 
 
 def test_folder_without_segmentations(tmp_path):
-    (tmp_path / "part_123_b.nii.gz").touch()
+    (tmp_path / "part_of_nnunetv2_anomaly_123_b.nii.gz").touch()
     with pytest.raises(UserError, match=r"holds no segmentation \(\.nii\.gz\)"):
         segmentation_files(tmp_path, ".nii.gz")
     with pytest.raises(UserError, match=r"missing holds no segmentation .*; check the folder"):

@@ -195,7 +195,7 @@ def test_file_that_is_cut_short(tmp_path, ending, reader, missing):
     else:
         write(path, noise())
     os.truncate(path, path.stat().st_size - missing)
-    told = "is cut short or damaged" if ending.startswith(".nii") else "cannot be read"
+    told = "is cut short or damaged" if ending.startswith((".nii", ".nrrd", ".mha")) else "cannot be read"
     with pytest.raises(UserError, match=rf"a\{ending} {told}"):
         SegmentationFiles(ending, reader).read(path)
 
