@@ -233,7 +233,7 @@ class DetectorTrainer(AnomalyTrainerBase):
 
     @classmethod
     def rivals(
-        cls, network: nn.Module, case: CaseForValidation, labels: Sequence[int], configuration: ConfigurationManager
+        cls, network: nn.Module, case: CaseForValidation, labels: Sequence[int], windows: Windows
     ) -> Rivals | None:
         """What the family compares its detector with on a case, whose ``labels`` are not background; here nothing."""
         return None
@@ -258,7 +258,7 @@ class DetectorTrainer(AnomalyTrainerBase):
             self.print_to_log_file(f"predicting {name}")
             data, segmentation, _, properties = dataset.load_case(name)
             case = CaseForValidation(name, np.asarray(data[:]), np.asarray(segmentation[:])[0], properties)
-            rivals = self.rivals(self.module, case, self.foreground_labels(), self.configuration_manager)
+            rivals = self.rivals(self.module, case, self.foreground_labels(), windows)
             with torch.no_grad():
                 results.append(
                     validate_case(

@@ -32,6 +32,8 @@ from nnunetv2_anomaly.detectors.inpainting.preparation import (
 from nnunetv2_anomaly.detectors.inpainting.quality import ErasedRegionQuality, erased_region_quality
 from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, learning_rate_of_phase
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.geometry import preprocessed_spacing
+from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import CaseForValidation, Rivals
 from nnunetv2_anomaly.trainers.detector import DetectorTrainer
@@ -42,6 +44,8 @@ from nnunetv2_anomaly.training.distributed import rank
 from nnunetv2_anomaly.training.pretrained import given_weights_file
 from nnunetv2_anomaly.training.safe_loading import load_file
 
+#: a larger share of erased voxels leaves G little to go by
+MOST_ERASED = 0.7
 #: key of a checkpoint under which the phase stands
 PHASE_KEY = "anomaly_phase"
 
@@ -61,7 +65,8 @@ class AnomalyPreStageTrainer(DetectorTrainer):
     detector_downsamplings: int = default("detector_downsamplings")
     compressor_code_length: int = default("compressor_code_length")
     intensity_clip: float = default("intensity_clip")
-    erase_margin_voxels: int = default("erase_margin_voxels")
+    erase_margin_mm: float = default("erase_margin_mm")
+    erase_margin_voxels: int | None = default("erase_margin_voxels")
     inpainting_epochs: int = default("inpainting_epochs")
     distillation_epochs: int = default("distillation_epochs")
     prestage_learning_rate: float | None = default("prestage_learning_rate")
@@ -81,6 +86,12 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         self.num_epochs = self.inpainting_epochs + self.distillation_epochs
         self._iteration = 0
         self._cases_without_foreground: set[str] = set()
+
+    @property
+    def erase_margin(self) -> str:
+        """In words."""
+        voxels = self.erase_margin_voxels
+        return f"{self.erase_margin_mm:g} mm" if voxels is None else f"{voxels} voxels"
 
     @classmethod
     def build_detector_network(
@@ -136,7 +147,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         cache = cache_folder(
             self.preprocessed_dataset_folder_base,
             self.configuration_manager.data_identifier,
-            self.erase_margin_voxels,
+            self.erase_margin.replace(" ", "_"),
         )
         with self.queue.rank_0_first():  # it fills the cache
             statistics = prepare_cases(
@@ -144,6 +155,8 @@ class AnomalyPreStageTrainer(DetectorTrainer):
                 cache,
                 foreground_labels=self.foreground_labels(),
                 margin_voxels=self.erase_margin_voxels,
+                margin_mm=self.erase_margin_mm,
+                spacing_of=lambda case: preprocessed_spacing(case, self.plans_manager, self.configuration_manager),
                 clip=self.intensity_clip,
                 patch_size=self.configuration_manager.patch_size,
                 show_progress=rank() == 0,
@@ -163,6 +176,8 @@ class AnomalyPreStageTrainer(DetectorTrainer):
             raise UserError(f"fold {self.fold} has no training case with foreground; expected at least one")
         # nnU-Net's own way to bring along a second label map that all spatial augmentation treats alike.
         self.folder_with_segs_from_previous_stage = str(cache)
+        shares = [statistics[case].erased_voxels / statistics[case].num_voxels for case in self.training_cases]
+        self.erased_share = float(np.mean(shares))
         self.intensities = intensity_statistics([statistics[case] for case in self.training_cases])
 
     # -------------------------------------------------------------- training
@@ -182,8 +197,13 @@ class AnomalyPreStageTrainer(DetectorTrainer):
             )
         self.print_to_log_file(
             f"Phase 1 (G with C): {self.inpainting_epochs} epochs, phase 2 (A): {self.distillation_epochs} epochs, "
-            f"erase margin {self.erase_margin_voxels} voxels"
+            f"erase margin {self.erase_margin}, which erases {self.erased_share:.0%} of the training images"
         )
+        if self.erased_share > MOST_ERASED:
+            self.print_to_log_file(
+                "WARNING: the erased region leaves little to inpaint from; lower 'erase_margin_mm' (where it is set, "
+                "'erase_margin_voxels') in the section 'anomaly' of plans.json"
+            )
 
     def start_from_data(self) -> None:
         """The intensity range of the training cases, and the mean as what untrained networks return."""
@@ -206,7 +226,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         checkpoint = load_file(path, f"train fold 'all' again: {command}")
         source = checkpoint["network_weights"]
         theirs = {
-            "erase_margin_voxels": checkpoint[PHASE_KEY]["erase_margin_voxels"],
+            "erase_margin": checkpoint[PHASE_KEY]["erase_margin"],
             "intensity_clip": float(source["detector.intensity_clip"]),
         }
         for name, value in theirs.items():
@@ -294,7 +314,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         """The phase, which a resumed run continues."""
         phase = {
             "distilling": self.module.distilling,
-            "erase_margin_voxels": self.erase_margin_voxels,
+            "erase_margin": self.erase_margin,
             "inpainting_epochs": self.inpainting_epochs,
         }
         return {**super().extra_checkpoint_entries(), PHASE_KEY: phase}
@@ -320,18 +340,22 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
     @classmethod
     def rivals(
-        cls,
-        network: PreStageNetwork,
-        case: CaseForValidation,
-        labels: Sequence[int],
-        configuration: ConfigurationManager,
+        cls, network: PreStageNetwork, case: CaseForValidation, labels: Sequence[int], windows: Windows
     ) -> Rivals:
         """G, which knows the mask; both are measured inside and outside the erased region."""
         image = torch.from_numpy(case.image)
-        margin_voxels = cls.settings(configuration)["erase_margin_voxels"]
-        hole = torch.from_numpy(erased_region(case.labels, labels, margin_voxels)).to(image.dtype)[None]
+        settings = cls.settings(windows.configuration_manager)
+        region = erased_region(
+            case.labels,
+            labels,
+            settings["erase_margin_voxels"],
+            margin_mm=settings["erase_margin_mm"],
+            spacing_mm=preprocessed_spacing(case.properties, windows.plans_manager, windows.configuration_manager),
+        )
+        hole = torch.from_numpy(region).to(image.dtype)[None]
 
         def measure(rescaled: Tensor, expected: Tensor) -> dict[str, float]:
-            return erased_region_quality(rescaled[None], expected[None], hole[None], configuration.patch_size).summary()
+            patch_size = windows.configuration_manager.patch_size
+            return erased_region_quality(rescaled[None], expected[None], hole[None], patch_size).summary()
 
         return Rivals({"inpainter": (InpainterWindow(network), torch.cat((image, hole)))}, measure)

@@ -15,6 +15,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_anomaly.images.files import image_written_beside, write_image
 
 
+def preprocessed_spacing(
+    properties: dict, plans_manager: PlansManager, configuration_manager: ConfigurationManager
+) -> list[float]:
+    """Spacing in mm of a preprocessed volume (X, Y, Z); 2D configurations do not resample between slices."""
+    own = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+    return [*own[: len(own) - len(configuration_manager.spacing)], *configuration_manager.spacing]
+
+
 def to_original_grid(
     volume: np.ndarray, properties: dict, plans_manager: PlansManager, configuration_manager: ConfigurationManager
 ) -> np.ndarray:
@@ -24,9 +32,7 @@ def to_original_grid(
     Returns: (C, ...) with the axes of the image reader, float32; 0 where nnU-Net had cropped the image away.
     """
     spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
-    current = configuration_manager.spacing
-    if len(current) < volume.ndim - 1:  # 2D configurations do not resample between slices
-        current = [spacing[0], *current]
+    current = preprocessed_spacing(properties, plans_manager, configuration_manager)
     resampled = configuration_manager.resampling_fn_probabilities(
         torch.from_numpy(volume), properties["shape_after_cropping_and_before_resampling"], current, spacing
     )

@@ -131,8 +131,8 @@ def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         batch_dice=False,
         patch_size=patch_size,
         architecture=architecture,
-        # The paper's stages 1 and 2: whole images as they are.
-        anomaly={"prestage_augmentation": False, **configuration.get("anomaly", {})},
+        # The paper's stages 1 and 2: whole images as they are, erased with 50 voxels around the foreground.
+        anomaly={"prestage_augmentation": False, "erase_margin_voxels": 50, **configuration.get("anomaly", {})},
     )
     return {
         **plans,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_anomaly.images.geometry import to_original_grid, write_volume
+from nnunetv2_anomaly.images.geometry import preprocessed_spacing, to_original_grid, write_volume
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.prediction.windows import Maps
 from nnunetv2_anomaly.reporting.drawing import save_reconstruction_figure
@@ -40,9 +40,6 @@ def write_case(
             )
             for channel, path in zip(restored, output_files(folder, case, kind, len(volume)), strict=True):
                 write_volume(channel, properties, path)
-    spacing = windows.configuration_manager.spacing
-    if len(spacing) < maps.image.ndim - 1:
-        spacing = [properties["spacing"][windows.plans_manager.transpose_forward[0]], *spacing]
     image = maps.image[0]
     save_reconstruction_figure(
         folder / f"{case}.png",
@@ -50,6 +47,6 @@ def write_case(
         image=image.numpy(),
         reconstruction=(image if expected is None else expected[0]).numpy(),
         error=maps.error.mean(dim=0).numpy(),
-        spacing=spacing,
+        spacing=preprocessed_spacing(properties, windows.plans_manager, windows.configuration_manager),
         outlines=outlines,
     )

@@ -246,7 +246,7 @@ def measure_detector(
                     windows,
                     lesion_labels=anomaly_labels,
                     bone_labels=bone_labels,
-                    rivals=trainer.rivals(network, case, foreground, configuration_manager),
+                    rivals=trainer.rivals(network, case, foreground, windows),
                 )
             )
     return write_summary(output_folder / "summary.json", results)

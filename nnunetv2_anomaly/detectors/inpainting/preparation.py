@@ -8,7 +8,7 @@ preprocessed configuration folder may hold one type of file only.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetBaseDataset,
     nnUNetDatasetBlosc2,
 )
-from scipy.ndimage import distance_transform_cdt
+from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError
@@ -33,21 +33,29 @@ from nnunetv2_anomaly.training.data_record import read_whole
 CACHE_FOLDER = "anomaly_erased_regions"
 
 
-def erased_region(segmentation: np.ndarray, foreground_labels: Sequence[int], margin_voxels: int) -> np.ndarray:
-    """All foreground together, dilated by ``margin_voxels`` with the face-connected element (method paper, stage 1).
-
-    That is the L1 ball of that radius; one taxicab distance transform gives it at once.
+def erased_region(
+    segmentation: np.ndarray,
+    foreground_labels: Sequence[int],
+    margin_voxels: int | None = None,
+    *,
+    margin_mm: float = 0.0,
+    spacing_mm: Sequence[float] = (),
+) -> np.ndarray:
+    """All foreground together with a margin (method paper, stage 1).
 
     Args:
         segmentation: (X, Y, Z), the whole volume.
         foreground_labels: values that count as foreground.
-        margin_voxels: radius of the dilation in voxels.
+        margin_voxels: as published: dilated so often with the face-connected element.
+        margin_mm: where that is None: what is no farther from the foreground; needs ``spacing_mm``, one per axis.
     Returns: (X, Y, Z), bool, True = erased. Nothing is erased where there is no foreground.
     """
     foreground = np.isin(segmentation, np.asarray(foreground_labels))
     if not foreground.any():
         return foreground
-    return distance_transform_cdt(~foreground, metric="taxicab") <= margin_voxels
+    if margin_voxels is None:
+        return distance_transform_edt(~foreground, sampling=spacing_mm) <= margin_mm * (1 + 1e-6)
+    return distance_transform_cdt(~foreground, metric="taxicab") <= margin_voxels  # the element's ball
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class CaseStatistics:
     high: list[float]
     mean: list[float]
     clipped_fraction: float
+    erased_voxels: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,9 @@ def intensity_statistics(cases: Sequence[CaseStatistics]) -> IntensityStatistics
     )
 
 
-def cache_folder(preprocessed_dataset_folder: str | Path, data_identifier: str, margin_voxels: int) -> Path:
+def cache_folder(preprocessed_dataset_folder: str | Path, data_identifier: str, margin: str) -> Path:
     """Where the erased regions of a configuration's cases lie, one folder per margin."""
-    return Path(preprocessed_dataset_folder) / CACHE_FOLDER / data_identifier / f"margin_{margin_voxels}"
+    return Path(preprocessed_dataset_folder) / CACHE_FOLDER / data_identifier / f"margin_{margin}"
 
 
 def _case_files(dataset_class: type[nnUNetBaseDataset], folder: Path, case: str) -> tuple[Path, Path]:
@@ -139,19 +148,21 @@ def _prepare_case(
     case: str,
     cache: Path,
     foreground_labels: Sequence[int],
-    margin_voxels: int,
+    margin_voxels: int | None,
+    margin_mm: float,
+    spacing_of: Callable[[dict], Sequence[float]],
     clip: float,
     patch_size: Sequence[int],
 ) -> CaseStatistics:
     folder = Path(dataset.source_folder)
     entry, region_file = cache / f"{case}.json", cache / f"{case}.{_ending(type(dataset))}"
-    options = {"labels": [int(label) for label in foreground_labels], "margin": margin_voxels, "clip": clip}
-    state = fingerprint(_case_files(type(dataset), folder, case), options)
+    options = [[int(label) for label in foreground_labels], margin_voxels, margin_mm, clip]
+    state = fingerprint(_case_files(type(dataset), folder, case), {"options": options})
     stored = load_record(entry, state)
     if stored is not None and region_file.is_file():
         return CaseStatistics(**stored)
     with read_whole(case, folder):
-        data, segmentation, _, _ = dataset.load_case(case)
+        data, segmentation, _, properties = dataset.load_case(case)
         image = np.asarray(data[:], dtype=np.float32)
         labels = np.asarray(segmentation[:])[0]
     if not np.isfinite(image).all():
@@ -165,17 +176,19 @@ def _prepare_case(
             f"expected one geometry, so check the raw files and run nnUNetv2_plan_and_preprocess again "
             f"with --verify_dataset_integrity"
         )
+    spacing_mm = spacing_of(properties) if margin_voxels is None else ()
+    region = erased_region(labels, foreground_labels, margin_voxels, margin_mm=margin_mm, spacing_mm=spacing_mm)
     clipped = np.clip(image, -clip, clip)
     axes = tuple(range(1, image.ndim))
     statistics = CaseStatistics(
         foreground_voxels=int(np.isin(labels, np.asarray(foreground_labels)).sum()),
+        erased_voxels=int(region.sum()),
         num_voxels=int(labels.size),
         low=clipped.min(axis=axes).tolist(),
         high=clipped.max(axis=axes).tolist(),
         mean=clipped.mean(axis=axes, dtype=np.float64).tolist(),
         clipped_fraction=float((np.abs(image) > clip).mean()),
     )
-    region = erased_region(labels, foreground_labels, margin_voxels)
     with _cached_into(cache):
         entry.unlink(missing_ok=True)  # never an entry that describes another region file
         _save_region(type(dataset), region, cache / case, patch_size)
@@ -194,7 +207,9 @@ def prepare_cases(
     cache: Path,
     *,
     foreground_labels: Sequence[int],
-    margin_voxels: int,
+    margin_voxels: int | None = None,
+    margin_mm: float = 0.0,
+    spacing_of: Callable[[dict], Sequence[float]] = lambda properties: properties["spacing"],
     clip: float,
     patch_size: Sequence[int],
     show_progress: bool = True,
@@ -209,7 +224,8 @@ def prepare_cases(
         cache: the folder of ``cache_folder``; made if need be. Its files have the form in which nnU-Net loads the
             segmentation of a previous stage.
         foreground_labels: values that count as foreground.
-        margin_voxels: radius of the dilation in voxels.
+        margin_voxels, margin_mm: as ``erased_region`` takes them.
+        spacing_of: nnU-Net's properties of a case -> spacing of its preprocessed volume in mm.
         clip: intensities are clipped to [-clip, clip], units of the normalised image.
         patch_size: in voxels, for the chunks of the file.
     Returns: statistics by case.
@@ -220,10 +236,8 @@ def prepare_cases(
         cache.mkdir(parents=True, exist_ok=True)
     cases = list(dataset.identifiers)
     with ThreadPoolExecutor(max(1, min(default_num_processes, os.cpu_count() or 1, len(cases)))) as pool:
-        futures = [
-            pool.submit(_prepare_case, dataset, case, cache, foreground_labels, margin_voxels, clip, patch_size)
-            for case in cases
-        ]
+        options = (foreground_labels, margin_voxels, margin_mm, spacing_of, clip, patch_size)
+        futures = [pool.submit(_prepare_case, dataset, case, cache, *options) for case in cases]
         try:
             results = [
                 future.result()

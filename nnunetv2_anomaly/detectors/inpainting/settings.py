@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunetv2_anomaly.plans.settings import Setting, is_positive, is_truth_value, is_whole, or_none
+from nnunetv2_anomaly.plans.settings import Setting, is_not_negative, is_positive, is_truth_value, is_whole, or_none
 
 SETTINGS: dict[str, Setting] = {
     # The networks: read again at prediction, so that plans must keep them as they were in training.
@@ -22,8 +22,14 @@ SETTINGS: dict[str, Setting] = {
     "intensity_clip": Setting(
         5.0, "a number above 0", is_positive, "A and G see the normalised image clipped to [-clip, clip]"
     ),
+    "erase_margin_mm": Setting(
+        18.0, "a number from 0", is_not_negative, "what is no farther than this from the foreground is erased with it"
+    ),
     "erase_margin_voxels": Setting(
-        50, "a whole number from 0", is_whole(0), "the foreground is dilated by this many voxels before it is erased"
+        None,
+        "a whole number from 0, or null for the margin in mm",
+        or_none(is_whole(0)),
+        "instead: the foreground is dilated by this many voxels, as published with 50",
     ),
     "inpainting_epochs": Setting(100, "a whole number from 1", is_whole(1), "epochs of phase 1: G with C (Eq. 1)"),
     "distillation_epochs": Setting(80, "a whole number from 1", is_whole(1), "epochs of phase 2: A (Eq. 2)"),

@@ -39,6 +39,7 @@ BAD_VALUES = [
     ("compressor_code_length", "100"),
     ("intensity_clip", 0),
     ("intensity_clip", None),
+    ("erase_margin_mm", -0.1),
     ("erase_margin_voxels", -1),
     ("erase_margin_voxels", 1.5),
     ("inpainting_epochs", 0),
@@ -129,7 +130,7 @@ def test_section_overrides_the_class_attribute():
     settings = AnomalyAwareTrainer.settings(configuration("3d_fullres"))
     assert (settings["alpha"], settings["beta"]) == (3.0, 99.0)
     assert AnomalyPreStageTrainer.settings(configuration("3d_fullres"))["erase_margin_voxels"] == 7
-    assert AnomalyPreStageTrainer.settings(configuration("3d_plain"))["erase_margin_voxels"] == 50
+    assert AnomalyPreStageTrainer.settings(configuration("3d_plain"))["erase_margin_voxels"] is None
 
 
 def test_class_attribute_of_a_subclass_overrides_the_default_and_gives_way_to_the_section():

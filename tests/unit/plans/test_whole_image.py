@@ -187,7 +187,7 @@ def test_one_configuration_stays_and_what_is_not_the_patch_stays_as_it_was():
     assert planned["patch_size"] == [20, 112, 64]
     assert (planned["batch_size"], planned["batch_dice"]) == (1, False)
     assert (planned["data_identifier"], plans["plans_name"]) == ("Whole_3d_fullres", "Whole")
-    assert planned["anomaly"] == {"prestage_augmentation": False, "num_epochs": 3}
+    assert planned["anomaly"] == {"prestage_augmentation": False, "erase_margin_voxels": 50, "num_epochs": 3}
     assert not {"inherits_from", "previous_stage", "next_stage"} & set(planned)
     changed = {"patch_size", "batch_size", "batch_dice", "data_identifier", "architecture", "anomaly"}
     for key in set(planned) - changed:

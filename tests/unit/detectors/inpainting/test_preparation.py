@@ -30,6 +30,16 @@ def random_segmentation(shape=SHAPE, seed=0):
 # -------------------------------------------------------------------------------------------------- erased region
 
 
+@pytest.mark.parametrize("spacing", [(0.7, 0.4, 0.4), (3.0, 3.0, 3.0), (999.0, 0.5, 0.5)])
+def test_a_margin_in_mm_reaches_as_far_along_every_axis(spacing):
+    segmentation = np.zeros((41, 41, 41), np.uint8)
+    segmentation[20, 20, 20] = 1
+    region = erased_region(segmentation, [1], margin_mm=4.0, spacing_mm=spacing)
+    reached = [int(line.sum()) for line in (region[:, 20, 20], region[20, :, 20], region[20, 20])]
+    assert reached == [1 + 2 * int(4.0 / step + 1e-9) for step in spacing]
+    assert not region[0, 0, 0]
+
+
 @pytest.mark.parametrize("margin", [0, 1, 2, 5, 30])
 @pytest.mark.parametrize("shape", [SHAPE, (1, 20, 15), (20, 15)], ids=str)
 def test_erased_region_is_the_dilation_with_the_face_connected_element(shape, margin):
@@ -271,7 +281,9 @@ def test_cache_leaves_no_temporary_file_behind(dataset, tmp_path):
 
 
 def test_folder_of_the_cache_tells_data_and_margin_apart(tmp_path):
-    folders = {cache_folder(tmp_path, data, margin) for data in ("plans_3d", "plans_2d") for margin in (0, 50)}
+    folders = {
+        cache_folder(tmp_path, data, margin) for data in ("plans_3d", "plans_2d") for margin in ("18_mm", "50_voxels")
+    }
     assert len(folders) == 4
     assert all(tmp_path in folder.parents and folder.parent.parent.name != "plans_3d" for folder in folders)
 
