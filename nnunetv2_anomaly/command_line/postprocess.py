@@ -28,13 +28,15 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.errors import UserError
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.parallel import chosen_processes
-    from nnunetv2_anomaly.postprocessing.run import postprocess_folder
+    from nnunetv2_anomaly.postprocessing.run import postprocess_folder, without_effect
 
     if not args.i.is_dir():
         raise UserError(f"{args.i} is no folder; expected one with predictions")
     dataset = find_dataset_description(args.djfile, [args.i])
     clean_up, num_processes = clean_up_of(args, dataset), chosen_processes(args.np)
     table = postprocess_folder(args.i, args.o, dataset, clean_up, num_processes=num_processes, overwrite=args.overwrite)
+    for note in without_effect(table, clean_up):
+        print(f"WARNING: {note}")
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
     print(
         f"{table['case'].nunique()} cases cleaned, {touched['case'].nunique()} of them changed; "

@@ -22,9 +22,9 @@ def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
     lesions = "lesion labels, and the bone label each lies in; none for no label (default: femoral_lesion=femoral_bone "
     lesions += "and so on, where the data set has them)"
     add("--lesions", nargs="+", metavar="LESION[=BONE]", help=lesions)
-    distance = "remove smaller components farther than this from the largest one (default: 50, the paper's)"
-    add("--max_distance_voxels", type=float, default=50, metavar="N", help=distance)
-    add("--max_distance_mm", type=float, metavar="MM", help="the same in mm, instead")
+    distance = "remove smaller components farther than this from the largest one (default: 35.0)"
+    add("--max_distance_mm", type=float, default=35.0, metavar="MM", help=distance)
+    add("--max_distance_voxels", type=float, metavar="N", help="the same in voxels, instead (the paper's: 50)")
     volume = "remove smaller lesions (default: 6.0, the paper's largest threshold)"
     add("--min_lesion_volume_mm3", type=float, default=6.0, metavar="MM3", help=volume)
     probability = "remove lesion voxels with a lower softmax output; needs predictions with --save_probabilities"

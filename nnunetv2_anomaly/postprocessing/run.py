@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.files import read_failures_as_user_errors
 from nnunetv2_anomaly.images.label_maps import count_values
-from nnunetv2_anomaly.images.segmentations import SegmentationFiles, chosen_reader
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, chosen_reader
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.postprocessing.clean_up import Cleaned, CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
@@ -32,7 +33,7 @@ MARKER = "postprocessing.json"
 #: columns of removed.csv
 COLUMNS = (
     "case", "label", "value", "components", "removed_components", "removed_voxels", "removed_mm3",
-    "smallest_removed_distance", "distance_unit", "uncertain_voxels", "became",
+    "smallest_removed_distance", "distance_unit", "image_diagonal", "voxel_mm3", "uncertain_voxels", "became",
 )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
         with read_failures_as_user_errors(task.probabilities, f"the softmax output of {task.source}", "predict again"):
             channels = files.probabilities(task.probabilities, segmentation, task.dataset.num_classes)
             cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
-    rows = _rows(task, segmentation.voxels, cleaned)
+    rows = _rows(task, segmentation, cleaned)
     with write_failures_as_user_errors(target):
         if np.array_equal(cleaned.segmentation, segmentation.voxels):
             files.copy(task.source, target)
@@ -154,9 +155,27 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows(task: _Task, voxels: np.ndarray, cleaned: Cleaned) -> list[dict[str, Any]]:
+def without_effect(table: pd.DataFrame, clean_up: CleanUp) -> list[str]:
+    """Sentences on limits that can remove nothing. Args: table: of ``postprocess_folder``."""
+    limit = clean_up.max_distance_mm if clean_up.max_distance_voxels is None else clean_up.max_distance_voxels
+    smallest = clean_up.min_lesion_volume_mm3
+    distance = f"no voxels are farther apart than the largest distance, {limit:g} {table['distance_unit'].iloc[0]}"
+    volume = f"a single voxel has the smallest volume of a lesion, {smallest:g} mm3"
+    found = {
+        f"{distance}: nothing can be removed there for it": (table["image_diagonal"] <= limit) & bool(clean_up.anatomy),
+        f"{volume}: none can be too small there": (table["voxel_mm3"] >= smallest)
+        & bool(clean_up.bone_of_lesion and smallest),
+    }
+    cases = {sentence: sorted(set(table.loc[where, "case"])) for sentence, where in found.items()}
+    return [f"{sentence} ({len(names)} cases: {listed(names)})" for sentence, names in cases.items() if names]
+
+
+def _rows(task: _Task, segmentation: Segmentation, cleaned: Cleaned) -> list[dict[str, Any]]:
     """One row per label, also for labels that the case does not have."""
-    components = count_components(voxels, task.values)
+    components = count_components(segmentation.voxels, task.values)
+    in_mm = task.clean_up.max_distance_voxels is None
+    steps = segmentation.spacing_mm if in_mm else (1,) * segmentation.voxels.ndim
+    diagonal = math.hypot(*((n - 1) * step for n, step in zip(segmentation.voxels.shape, steps, strict=True)))
     rows = []
     for value in task.values:
         own = [removal for removal in cleaned.removals if removal.label == value]
@@ -170,7 +189,9 @@ def _rows(task: _Task, voxels: np.ndarray, cleaned: Cleaned) -> list[dict[str, A
                 "removed_voxels": sum(removal.num_voxels for removal in own),
                 "removed_mm3": sum(removal.volume_mm3 or 0.0 for removal in own),
                 "smallest_removed_distance": min(distances) if distances else None,
-                "distance_unit": "voxels" if task.clean_up.max_distance_mm is None else "mm",
+                "distance_unit": "mm" if in_mm else "voxels",
+                "image_diagonal": diagonal,
+                "voxel_mm3": math.prod(segmentation.spacing_mm),
                 "uncertain_voxels": cleaned.uncertain_voxels.get(value, 0),
                 "became": " ".join(str(v) for v in sorted({removal.became for removal in own})),
             }

@@ -36,9 +36,6 @@ DATASET_ID = "500"
 FOLD = "0"
 #: file that marks the folder of a demo
 STATE = "demo.json"
-#: the paper's 50 voxels of the OAI's images across their slices; in a slice they are 18 mm, which would part the two
-#: plates of tibial cartilage
-MAX_DISTANCE_MM = 35
 
 
 @dataclass(frozen=True)
@@ -236,7 +233,7 @@ class Demo(DemoFolders):
         evaluating = (
             "nnUNetv2_anomaly", "evaluate", "-ref", str(self.raw / "labelsTs"), "-o", str(self.evaluation), "-pred",
             *(f"{name}={self.predictions(self.trainers[model])}" for model, name in MODELS.items()),
-            "--max_distance_mm", str(MAX_DISTANCE_MM), "--subjects", str(self.lesions), "--group_by", "holds",
+            "--subjects", str(self.lesions), "--group_by", "holds",
             "-np", str(self.processes), "--images", images, "--error_images", folder,
         )  # fmt: skip
         error_images = Step(

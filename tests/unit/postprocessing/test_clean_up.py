@@ -34,11 +34,20 @@ def probabilities(segmentation: np.ndarray, num_classes=8, own=0.9) -> np.ndarra
 # What goes
 
 
-@pytest.mark.parametrize(("gap", "stays"), [(49, True), (50, True), (51, False)])
-def test_fragment_stays_up_to_fifty_voxels(gap, stays):
+@pytest.mark.parametrize(
+    ("gap", "stays", "limit"),
+    [
+        (34, True, {}),
+        (35, True, {}),
+        (36, False, {}),
+        (50, True, {"max_distance_voxels": 50}),
+        (51, False, {"max_distance_voxels": 50}),
+    ],
+)
+def test_fragment_stays_up_to_35_mm_or_so_many_voxels(gap, stays, limit):
     segmentation = knee()
     segmentation[0, 0, 5 + gap] = BONE
-    cleaned = CleanUp(anatomy=(BONE,)).apply(segmentation, CUBE_MM)
+    cleaned = CleanUp(anatomy=(BONE,), **limit).apply(segmentation, CUBE_MM)
     assert bool(cleaned.segmentation[0, 0, 5 + gap]) is stays
     assert len(cleaned.removals) == (not stays)
 
@@ -250,12 +259,12 @@ def chosen(*words: str, labels=LABELS, **more) -> CleanUp:
     return clean_up_of(parser.parse_args(words), data_set(labels, **more))
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_millimetres():
     assert chosen() == CleanUp(
         anatomy=(1, 2, 3, 4, 5, 6),
         bone_of_lesion={7: 1, 8: 3, 9: 5},
-        max_distance_voxels=50,
-        max_distance_mm=None,
+        max_distance_mm=35.0,
+        max_distance_voxels=None,
         min_lesion_volume_mm3=6.0,
         lesion_probability=None,
     )

@@ -31,6 +31,10 @@ def knee() -> np.ndarray:
     return voxels
 
 
+#: the paper's limit
+FIFTY = ("--max_distance_voxels", "50")
+
+
 def with_a_fragment(gap: int) -> np.ndarray:
     """A cartilage voxel that is so far from the rest of it."""
     voxels = knee()
@@ -74,9 +78,11 @@ def output(tmp_path) -> Path:
 
 @pytest.fixture
 def postprocess(predictions, output):
-    """Function that runs the verb on both folders, in this process, with more words."""
+    """Function that runs the verb on both folders, in this process, with more words and the paper's limit."""
 
     def run(*words: str, i=predictions, o=output) -> int:
+        if not any(word.startswith("--max_distance") for word in words):
+            words = (*words, *FIFTY)
         return main(["postprocess", "-i", str(i), "-o", str(o), "-np", "1", *words])
 
     return run
@@ -143,7 +149,7 @@ def test_every_label_of_every_case_has_a_row(postprocess, predictions, output):
 def test_empty_segmentation_counts_as_a_case(postprocess, predictions, output, capsys):
     source = write(predictions / "a.nii.gz", np.zeros((3, 4, 5), np.uint8))
     assert postprocess() == 0
-    assert capsys.readouterr().out.startswith("1 cases cleaned, 0 of them changed;")
+    assert "1 cases cleaned, 0 of them changed;" in capsys.readouterr().out
     assert (output / "a.nii.gz").read_bytes() == source.read_bytes()
 
 
@@ -166,6 +172,22 @@ def test_pose_of_a_changed_case_is_kept(postprocess, predictions, output, orient
     expected = with_a_fragment(55)
     expected[0, 6, 60] = 0
     np.testing.assert_array_equal(read(output / "a.nii.gz"), expected)
+
+
+def test_the_default_limit_is_35_mm(predictions, output):
+    write(predictions / "a.nii.gz", with_a_fragment(55))  # 27.5 mm
+    assert main(["postprocess", "-i", str(predictions), "-o", str(output), "-np", "1"]) == 0
+    np.testing.assert_array_equal(read(output / "a.nii.gz"), with_a_fragment(55))
+    assert json.loads((output / "postprocessing.json").read_text())["settings"]["max_distance_mm"] == 35
+
+
+def test_limits_that_can_remove_nothing_are_told(postprocess, predictions, capsys):
+    write(predictions / "a.nii.gz", with_a_fragment(20))
+    assert postprocess("--max_distance_mm", "1000", "--min_lesion_volume_mm3", "0.001") == 0
+    told = capsys.readouterr().out
+    assert "WARNING: no voxels are farther apart than the largest distance, 1000 mm: nothing can be removed" in told
+    assert "WARNING: a single voxel has the smallest volume of a lesion, 0.001 mm3: none can be too small" in told
+    assert told.count("(1 cases: a)") == 2
 
 
 def test_limits_in_mm(postprocess, predictions, output):
@@ -473,7 +495,18 @@ main(sys.argv[2:])
 
 def test_run_that_was_killed_at_once_goes_on(predictions, output, postprocess):
     write(predictions / "a.nii.gz", knee())
-    words = [sys.executable, "-c", KILLED, "postprocessing.json", "postprocess", "-i", predictions, "-o", output]
+    words = [
+        sys.executable,
+        "-c",
+        KILLED,
+        "postprocessing.json",
+        "postprocess",
+        "-i",
+        predictions,
+        "-o",
+        output,
+        *FIFTY,
+    ]
     assert subprocess.run(words, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     assert [entry.name.startswith("part_") for entry in output.iterdir()] == [True]
     assert postprocess() == 0
@@ -485,7 +518,7 @@ def test_run_that_was_killed_goes_on(predictions, output, postprocess, moment):
     """In the moment when this file was written and not yet renamed."""
     for number in range(4):
         write(predictions / f"case_{number}.nii.gz", with_a_fragment(55))
-    words = [sys.executable, "-c", KILLED, moment, "postprocess", "-i", predictions, "-o", output, "-np", "1"]
+    words = [sys.executable, "-c", KILLED, moment, "postprocess", "-i", predictions, "-o", output, "-np", "1", *FIFTY]
     assert subprocess.run(words, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     assert len(list(output.rglob(f"part_*_{moment}"))) == 1
     assert json.loads((output / "postprocessing.json").read_text())["finished"] is False
