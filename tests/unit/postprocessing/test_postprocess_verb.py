@@ -535,7 +535,7 @@ def test_run_that_was_interrupted_goes_on(predictions, output, postprocess):
     for number in range(30):
         write(predictions / f"case_{number}.nii.gz", np.tile(with_a_fragment(55), (20, 20, 1)))
     code = "import sys; from nnunetv2_anomaly.command_line.main import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "postprocess", "-i", predictions, "-o", output, "-np", "2"]
+    words = [sys.executable, "-c", code, "postprocess", "-i", predictions, "-o", output, "-np", "2", *FIFTY]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(output.glob("cases/case_*.json")):
