@@ -15,13 +15,14 @@ from nnunetv2_anomaly.files import write_text
 def fingerprint(files: Iterable[Path], options: Mapping[str, Any]) -> str:
     """A hash that changes with the files, the options and this package's version.
 
-    Args: files: known by path, size and time of the last change; they may be missing.
+    Args: files: known by path and content; they may be missing.
     Returns: SHA-256, hexadecimal digits.
     """
-    states = []
-    for file in files:
-        status = file.stat() if file.is_file() else None
-        states.append([str(file.resolve()), status and status.st_size, status and status.st_mtime_ns])
+    # Not by size and time: a file that is copied in another's place may keep both.
+    states = [
+        [str(file.resolve()), hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None]
+        for file in files
+    ]
     text = json.dumps([__version__, states, options], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

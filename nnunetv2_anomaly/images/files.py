@@ -139,6 +139,8 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
     try:
         unpacked = _unpacked(path) if checksum else None
         finite = not path.name.lower().endswith(_NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         beside = " or its file of voxels" if path.suffix.lower() == ".mhd" else ""
         raise UserError(f"{path}{beside} is cut short or damaged; copy or download it again") from error
@@ -149,6 +151,8 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
 def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
     """Whether the voxels of a NIfTI file are finite numbers. Raises: EOFError if there are fewer than promised."""
     voxels: Any = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+    if np.issubdtype(voxels.dtype, np.complexfloating):
+        raise UserError(f"{path} holds complex numbers; expected real ones, such as their magnitude")
     expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
     if unpacked is None and path.name.lower().endswith(".gz"):
         with path.open("rb") as file:

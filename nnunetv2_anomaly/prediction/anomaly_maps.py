@@ -184,6 +184,9 @@ def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseRe
     lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
     cases = {os.path.basename(files[0])[: -len(f"_0000{file_ending}")]: files for files in lists}
     for case, files in cases.items():
+        wanted = ", ".join(f"{case}_{channel:04d}{file_ending}" for channel in range(len(files)))
+        if _names(files) != wanted:
+            raise UserError(f"case {case} in {folder} has the files {_names(files)}; expected {wanted}")
         found = len(files) if len(files) >= num_channels else len(_read(reader, files)[0])
         _check_channels(case, folder, found, num_channels)
     return cases

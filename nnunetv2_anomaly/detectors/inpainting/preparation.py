@@ -156,8 +156,11 @@ def _prepare_case(
 ) -> CaseStatistics:
     folder = Path(dataset.source_folder)
     entry, region_file = cache / f"{case}.json", cache / f"{case}.{_ending(type(dataset))}"
+    image_file, segmentation_file = _case_files(type(dataset), folder, case)
+    with read_whole(case, folder):
+        of_image = image_file.stat()  # by size and time: reading all images again would take as long as preparing them
     options = [[int(label) for label in foreground_labels], margin_voxels, margin_mm, clip]
-    state = fingerprint(_case_files(type(dataset), folder, case), {"options": options})
+    state = fingerprint([segmentation_file], {"options": [*options, of_image.st_size, of_image.st_mtime_ns]})
     stored = load_record(entry, state)
     if stored is not None and region_file.is_file():
         return CaseStatistics(**stored)

@@ -2,6 +2,7 @@ import gzip
 import os
 import subprocess
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -34,6 +35,15 @@ def test_file_that_is_cut_short_is_refused(tmp_path, ending, missing):
     os.truncate(path, path.stat().st_size - missing)
     with pytest.raises(UserError, match=f"image{ending}"):
         read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_complex_numbers_are_refused(tmp_path, ending):
+    """nnU-Net's readers would drop the imaginary part."""
+    path = tmp_path / f"image{ending}"
+    nibabel.save(nibabel.Nifti1Image(np.ones((3, 4, 5), np.complex64), np.eye(4)), path)
+    with pytest.raises(UserError, match="holds complex numbers"):
+        check_whole(path)
 
 
 def test_gzip_of_several_members_is_whole(tmp_path):

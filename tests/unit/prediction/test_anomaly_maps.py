@@ -71,6 +71,12 @@ def test_picture_that_cannot_be_read_is_told(tmp_path):
         list_cases(tmp_path, ".png", 3, NaturalImage2DIO())
 
 
+def test_a_channel_that_is_not_there_is_told(tmp_path):
+    pictures(tmp_path, a_0001=GREY)
+    with pytest.raises(UserError, match=r"case a in .* has the files a_0001\.png; expected a_0000\.png"):
+        list_cases(tmp_path, ".png", 1, NaturalImage2DIO())
+
+
 def test_files_without_a_channel_number_are_told(tmp_path):
     pictures(tmp_path, a_0000=GREY, overview=GREY)
     with pytest.raises(UserError, match=r"without a channel number: overview\.png; expected names like case_0000\.png"):
