@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -23,6 +25,8 @@ from nnunetv2_anomaly.files import written_beside
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
+#: qform and sform of one pose differ by the rounding of a quaternion
+_POSES_APART_MM = 0.05
 
 
 def image_stem(path: Path) -> str:
@@ -149,10 +153,16 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
 
 
 def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
-    """Whether the voxels of a NIfTI file are finite numbers. Raises: EOFError if there are fewer than promised."""
-    voxels: Any = nibabel.load(path).dataobj  # type: ignore[attr-defined]
-    if np.issubdtype(voxels.dtype, np.complexfloating):
-        raise UserError(f"{path} holds complex numbers; expected real ones, such as their magnitude")
+    """Whether the voxels of a NIfTI file are finite numbers.
+
+    Raises: UserError for what readers settle without a word; EOFError if there are fewer voxels than promised.
+    """
+    image: Any = nibabel.load(path)
+    voxels = image.dataobj
+    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+        head = file.read(92)
+    if fault := _header_fault(image, head):
+        raise UserError(f"{path} {fault}; correct it with the program that wrote it")
     expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
     if unpacked is None and path.name.lower().endswith(".gz"):
         with path.open("rb") as file:
@@ -162,6 +172,27 @@ def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
     elif (path.stat().st_size if unpacked is None else len(unpacked)) < expected:
         raise EOFError
     return not np.issubdtype(voxels.dtype, np.floating) or bool(np.isfinite(np.asanyarray(voxels)).all())
+
+
+def _header_fault(image: Any, head: bytes) -> str | None:
+    """What one reader of a NIfTI file takes otherwise than another, in words; None if its header says one thing."""
+    header, axes = image.header, min(3, len(image.shape))
+    steps = header["pixdim"][1 : 1 + axes]
+    if header.sizeof_hdr == 348:  # NIfTI-1: nibabel has made them positive
+        steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]
+    if np.issubdtype(image.get_data_dtype(), np.complexfloating):
+        return "holds complex numbers; expected real ones, such as their magnitude"
+    if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+        return f"gives its lengths in the unit {unit}; expected mm"
+    if not (steps > 0).all():
+        return f"has a spacing of {' x '.join(f'{step:g}' for step in steps)} mm; expected numbers above 0"
+    poses = [pose for pose, code in (header.get_qform(coded=True), header.get_sform(coded=True)) if code]
+    if len(poses) == 2:
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in (*image.shape[:3], 1, 1)[:3]), [1])))
+        apart = float(np.linalg.norm(corners @ (poses[0] - poses[1]).T, axis=1).max())
+        if apart > _POSES_APART_MM:
+            return f"has two poses, qform and sform, that lie {apart:.2f} mm apart; expected one"
+    return None
 
 
 def _unpacked(path: Path) -> bytes | None:
