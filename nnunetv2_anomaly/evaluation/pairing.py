@@ -73,12 +73,9 @@ def find_pairs(
         raise UserError("--folds was given, but the folds of the cases are unknown; give splits_final.json (--splits)")
     cases = expected_cases(references, models, splits, folds)
     notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
-    notes += [
-        f"{model.name}: {model.folder} was cleaned by postprocess, so its HD* is not that of the raw prediction; give "
-        "the predictions that it was made from."
-        for model in models
-        if (model.folder / CLEANED_MARKER).is_file()
-    ]
+    cleaned = "was cleaned by postprocess, so its HD* is not that of the raw prediction; give the predictions that it"
+    marked = [model for model in models if (model.folder / CLEANED_MARKER).is_file()]
+    notes += [f"{model.name}: {model.folder} {cleaned} was made from." for model in marked]
     of_fold = {
         (model.name, case): fold
         for model in models
@@ -95,9 +92,7 @@ def is_results_folder(folder: Path) -> bool:
 
 
 def named_folders(texts: Sequence[str]) -> dict[str, Path]:
-    """Model name -> folder, from words like ``FOLDER`` or ``NAME=FOLDER``.
-
-    A results folder is named after its trainer; any other folder keeps its own name.
+    """Model name -> folder, from words like ``FOLDER``, named after its trainer or itself, or ``NAME=FOLDER``.
 
     Raises: UserError if a name comes twice, is empty, or a folder is missing.
     """
@@ -112,9 +107,8 @@ def named_folders(texts: Sequence[str]) -> dict[str, Path]:
         if not name.strip() or not place or not folder.is_dir():
             raise UserError(f"{text} names no folder that exists; give -pred FOLDER or -pred NAME=FOLDER")
         if name in found:
-            raise UserError(
-                f"two models are called {name} ({found[name]} and {folder}); give each its name: -pred NAME=FOLDER"
-            )
+            fault = f"two models are called {name} ({found[name]} and {folder})"
+            raise UserError(f"{fault}; give each its name: -pred NAME=FOLDER")
         found[name] = folder
     return found
 
@@ -136,15 +130,12 @@ def find_model(name: str, folder: Path, file_ending: str, folds: Sequence[str] |
     for fold in chosen:
         validation = folder / f"fold_{fold}" / "validation"
         if not validation.is_dir():
-            raise UserError(
-                f"{validation} does not exist; let nnU-Net validate the fold (nnUNetv2_train ... {fold} --val), or "
-                "choose others with --folds"
-            )
+            advice = f"let nnU-Net validate the fold (nnUNetv2_train ... {fold} --val), or choose others with --folds"
+            raise UserError(f"{validation} does not exist; {advice}")
         for case, file in segmentation_files(validation, file_ending).items():
             if case in files:
-                raise UserError(
-                    f"{case} is in the validation of folds {of_fold[case]} and {fold} of {folder}; expected one"
-                )
+                both = f"{of_fold[case]} and {fold} of {folder}"
+                raise UserError(f"{case} is in the validation of folds {both}; expected one")
             files[case], of_fold[case] = file, fold
     return Model(name, folder, True, files, _probabilities(files, file_ending), of_fold)
 
@@ -244,20 +235,18 @@ def check_complete(
     """
     ignored = []
     for model in models:
+        named = f"{model.name} ({model.folder}) has"
         missing = sorted(set(expected) - set(model.files))
         if missing:
-            raise UserError(
-                f"{model.name} ({model.folder}) has no prediction of {len(missing)} of {len(expected)} cases of "
-                f"{reference_folder}: {listed(missing)}; {_advice_on_missing(model, len(missing) == len(expected))}"
-            )
+            none = f"no prediction of {len(missing)} of {len(expected)} cases of {reference_folder}: {listed(missing)}"
+            raise UserError(f"{named} {none}; {_advice_on_missing(model, len(missing) == len(expected))}")
         extra = sorted(set(model.files) - set(expected) - set(elsewhere))
+        without = f"{len(extra)} predictions without a reference"
         if extra and not ignore_extra:
-            raise UserError(
-                f"{model.name} ({model.folder}) has {len(extra)} predictions without a reference in "
-                f"{reference_folder}: {listed(extra)}; check the folders, or leave these out with --ignore_extra"
-            )
+            advice = "check the folders, or leave these out with --ignore_extra"
+            raise UserError(f"{named} {without} in {reference_folder}: {listed(extra)}; {advice}")
         if extra:
-            ignored.append(f"{model.name}: {len(extra)} predictions without a reference were left out: {listed(extra)}")
+            ignored.append(f"{model.name}: {without} were left out: {listed(extra)}")
     return ignored
 
 
