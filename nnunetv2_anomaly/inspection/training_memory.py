@@ -39,8 +39,8 @@ def build_step(
         section ``anomaly`` count. num_channels: of the image. num_classes: background included.
     Raises: UserError if the planned patch and strides do not suit the networks.
     """
-    section = section_of(configuration_manager.configuration)
-    settings = {name: section.get(name, setting.default) for name, setting in known_settings().items()}
+    settings = {name: setting.default for name, setting in known_settings().items()}
+    settings |= section_of(configuration_manager.configuration)
     if name in PRESTAGE_NETWORKS:
         prestage = build_prestage_network(configuration_manager, num_channels, settings)
         prestage.set_distilling(PRESTAGE_NETWORKS[name])
