@@ -89,9 +89,8 @@ class PublishedProtocol(SegmentationTrainer):
         training, validation = self.get_tr_and_val_datasets()
         num_training, num_validation = len(training.identifiers), len(validation.identifiers)
         if not num_training or not num_validation:
-            found = f"fold {self.fold} has {num_training} training and {num_validation} validation case(s)"
-            advice = "correct splits_final.json or train fold 'all'"
-            raise UserError(f"{found}; expected at least one of each, so {advice}")
+            fault = f"{num_training} training and {num_validation} validation case(s); expected at least one of each"
+            raise UserError(f"fold {self.fold} has {fault}, so correct splits_final.json or train fold 'all'")
         together = self.batch_size * world_size()
         if self.num_iterations_per_epoch is None:
             self.num_iterations_per_epoch = -(-num_training // together)

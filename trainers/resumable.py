@@ -72,9 +72,9 @@ class ResumableTrainer(nnUNetTrainer):
                 half.unlink(missing_ok=True)
         older = [name for name in NAMES if (Path(self.output_folder) / name).is_file()]
         if older and not self.own_checkpoints:
-            earlier = f"{self.output_folder} holds {', '.join(older)} of an earlier training; this one starts from the "
-            earlier += "beginning, and until it has replaced them --c may continue the earlier one, so move them away"
-            self.print_to_log_file(f"WARNING: {earlier} to be safe")
+            earlier = f"{', '.join(older)} of an earlier training; this one starts from the beginning"
+            advice = "until it has replaced them --c may continue the earlier one, so move them away to be safe"
+            self.print_to_log_file(f"WARNING: {self.output_folder} holds {earlier}, and {advice}")
         super().on_train_start()
 
     def record_data(self, cases: list[str]) -> None:

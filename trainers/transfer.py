@@ -75,9 +75,9 @@ class TransferProtocol(SegmentationTrainer):
         if not self.resumed:
             file = self.pretrained_weights or given_weights_file()
             if file is None:
-                advice = "give its checkpoint_final.pth to nnUNetv2_train with -pretrained_weights"
-                fault = f"{type(self).__name__} starts from a trained model"
-                raise UserError(f"{fault}; {advice}, and no --c while there is nothing to resume")
+                advice = "starts from a trained model; give its checkpoint_final.pth to nnUNetv2_train with"
+                given = "-pretrained_weights, and no --c while there is nothing to resume"
+                raise UserError(f"{type(self).__name__} {advice} {given}")
             self._source = read_pretrained(file)
             labels = without_ignore(self.dataset_json["labels"])
             new = [name for name in labels if name not in self._source.labels]
