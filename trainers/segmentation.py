@@ -134,10 +134,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
         return extra
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As in nnU-Net.
-
-        Raises: UserError if a segmentation came out cut short: ITK does not notice a full disk.
-        """
+        """As in nnU-Net. Raises: UserError if a segmentation came out cut short: ITK does not notice a full disk."""
         try:
             with self.write_failures_as_user_errors():
                 super().perform_actual_validation(save_probabilities)

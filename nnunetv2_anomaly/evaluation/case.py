@@ -29,15 +29,11 @@ DIAGONAL, EXCLUDE = "diagonal", "exclude"
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Everything but its files that the numbers of a case depend on.
+    """Everything but its files that the numbers of a case depend on."""
 
-    The data set's reader is that of the references; the clean-up is that between HD* and HD. Missing "diagonal" puts
-    the image's diagonal for a distance where just one of the maps has the label, "exclude" leaves it undefined.
-    """
-
-    dataset: DatasetDescription
-    clean_up: CleanUp
-    missing: str = DIAGONAL
+    dataset: DatasetDescription  # its reader is that of the references
+    clean_up: CleanUp  # between HD* and HD
+    missing: str = DIAGONAL  # or EXCLUDE
     with_probabilities: bool = True
 
 

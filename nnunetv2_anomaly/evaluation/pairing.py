@@ -16,32 +16,26 @@ from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
 
 @dataclass(frozen=True)
 class Model:
-    """Predictions of one model.
-
-    The folder is one of predictions, or nnU-Net's results folder of a trained model, of which the predictions are those
-    of its folds' validation. files, probabilities: case -> prediction, and its softmax output (.npz) where there is
-    one; folds: case -> fold, only of a results folder.
-    """
+    """Predictions of one model."""
 
     name: str
     folder: Path
-    is_results_folder: bool
-    files: Mapping[str, Path]
-    probabilities: Mapping[str, Path]
-    folds: Mapping[str, str]
+    is_results_folder: (
+        bool  # nnU-Net's, of a trained model, of which the predictions are those of its folds' validation
+    )
+    files: Mapping[str, Path]  # case -> prediction
+    probabilities: Mapping[str, Path]  # case -> softmax output (.npz), where there is one
+    folds: Mapping[str, str]  # case -> fold, only of a results folder
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which cases are evaluated, and where their files are.
+    """Which cases are evaluated, and where their files are."""
 
-    references: case -> reference; folds: (model, case) -> fold, where known; notes: sentences on what was left out.
-    """
-
-    references: dict[str, Path]
+    references: dict[str, Path]  # case -> reference
     models: tuple[Model, ...]
-    folds: dict[tuple[str, str], str]
-    notes: tuple[str, ...]
+    folds: dict[tuple[str, str], str]  # (model, case) -> fold, where known
+    notes: tuple[str, ...]  # sentences on what was left out
 
 
 def find_pairs(
@@ -56,8 +50,7 @@ def find_pairs(
     """Pair predictions with references.
 
     Args:
-        model_folders: name -> folder of predictions, or nnU-Net's results folder, of which the validation of the folds
-            is gathered.
+        model_folders: name -> folder of predictions, or nnU-Net's results folder, whose folds' validation is gathered.
         reference_folder: None takes that of a results folder's data set.
         folds: the cases of these folds alone.
         splits_file: nnU-Net's splits_final.json; None takes that of a results folder's data set, if there is one.
@@ -189,30 +182,25 @@ def read_splits(file: Path) -> dict[str, str]:
 
 def default_splits(models: Sequence[Model]) -> Path | None:
     """splits_final.json of a results folder's data set, where it is found."""
-    for model in models:
-        if model.is_results_folder and os.environ.get("nnUNet_preprocessed"):  # noqa: SIM112
-            file = Path(os.environ["nnUNet_preprocessed"]) / _dataset_name(model.folder) / "splits_final.json"  # noqa: SIM112
-            if file.is_file():
-                return file
-    return None
+    folder = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
+    results = [model.folder for model in models if model.is_results_folder and folder]
+    files = (Path(str(folder), _dataset_name(result), "splits_final.json") for result in results)
+    return next(filter(Path.is_file, files), None)
 
 
 def expected_cases(
     references: Collection[str], models: Sequence[Model], splits: Mapping[str, str], folds: Sequence[str] | None
 ) -> list[str]:
-    """The cases that every model has to predict.
+    """The cases that every model has to predict: all references, or those that the given folds validate.
 
-    All references; of the given folds only those that the folds validate, by ``splits`` (case -> fold, empty where
-    unknown) or else by the results folders.
+    Folds are known by ``splits`` (case -> fold, empty where unknown) or else by the results folders.
 
     Raises: UserError if none is left.
     """
     expected = set(references)
     if folds:
         of_folds = {case for case, fold in splits.items() if fold in folds}
-        if not of_folds:
-            of_folds = {case for model in models for case in model.folds}
-        expected &= of_folds
+        expected &= of_folds or {case for model in models for case in model.folds}
         if not expected:
             raise UserError(f"none of the references is of the folds {', '.join(folds)}")
     return sorted(expected)

@@ -125,8 +125,7 @@ def check_data(
     if then["dataset"] != now["dataset"]:
         only_settings = differences({**then, "cases": {}}, {**now, "cases": {}})
         return f"{what} comes from {then['dataset']}" + (f", where {'; '.join(only_settings)}" * bool(only_settings))
-    found = differences(then, now)
-    if not found:
+    if not (found := differences(then, now)):
         return None
     fact = f"the data set has changed since {what} was trained: {'; '.join(found)}"
     if allowed:
@@ -136,6 +135,5 @@ def check_data(
 
 
 def _alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    return first["shape"] == second["shape"] and np.allclose(
-        first["voxels"], second["voxels"], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
-    )
+    tolerance: dict[str, Any] = {"rtol": _TOLERANCE, "atol": _TOLERANCE, "equal_nan": True}
+    return first["shape"] == second["shape"] and np.allclose(first["voxels"], second["voxels"], **tolerance)
