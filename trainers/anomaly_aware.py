@@ -102,10 +102,9 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
 
         Raises: UserError if there is none, or if it does not fit.
         """
-        prestage = f"{detector_families()[self.detector].trainer}__{self.plans_manager.plans_name}"
-        folder = self.prestage_folder or os.path.join(
-            str(nnUNet_results), self.plans_manager.dataset_name, f"{prestage}__{self.configuration_name}"
-        )
+        plans, trainer = self.plans_manager, detector_families()[self.detector].trainer
+        model = f"{trainer}__{plans.plans_name}__{self.configuration_name}"
+        folder = self.prestage_folder or os.path.join(str(nnUNet_results), plans.dataset_name, model)
         artefact = read_artefact(find_checkpoint(folder, self.fold, self.prestage_command()))
         install_detector(self.module.detector, artefact)
         self.detector_description = artefact.description()
@@ -122,10 +121,9 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
             warnings.insert(0, check_fold_rule(artefact, validation_cases, accept))
         sentence, beats = describe_quality(artefact.quality)
         if not beats:
-            warnings.append(
-                "this detector reconstructs the erased region no better than a constant or a blurred image does, and "
-                "its error image may point away from anomalies; train the pre-stage for longer"
-            )
+            fact = "this detector reconstructs the erased region no better than a constant or a blurred image does"
+            advice = "its error image may point away from anomalies; train the pre-stage for longer"
+            warnings.append(f"{fact}, and {advice}")
         if not artefact.comparable:
             warnings.append("a part of this detector is random or a stand-in: its results say nothing of its method")
         self.print_to_log_file(f"Detector from {artefact.path}: {sentence}")
@@ -137,10 +135,8 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         channel = self.module.error_channel_name
         self.print_to_log_file(f"Error channel: {channel}")
         if channel != self.error_channel:
-            self.print_to_log_file(
-                f"WARNING: the weights were trained with the error channel '{channel}', which stays, although the "
-                f"setting 'error_channel' is '{self.error_channel}'"
-            )
+            fact = f"the weights were trained with the error channel '{channel}', which stays"
+            self.print_to_log_file(f"WARNING: {fact}, although the setting 'error_channel' is '{self.error_channel}'")
 
     def check_data(self, artefact: Artefact) -> str | None:
         """Check that the data set is still the one that the detector was trained on; a sentence for the log.
@@ -152,12 +148,9 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         if artefact.data["dataset"] != self.plans_manager.dataset_name:
             known = set()  # a detector from elsewhere: its cases are others by intention
-        now = data_record(
-            self.plans_manager,
-            self.configuration_manager,
-            self.dataset_class(self.preprocessed_dataset_folder, sorted(known)),
-            [case for case in artefact.data["cases"] if case in known],
-        )
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, sorted(known))
+        cases = [case for case in artefact.data["cases"] if case in known]
+        now = data_record(self.plans_manager, self.configuration_manager, dataset, cases)
         what = f"the detector in {artefact.path}"
         return check_data(artefact.data, now, what, self.allow_changed_data, self.prestage_command())
 

@@ -43,20 +43,16 @@ class AnomalyTrainerBase(ResumableTrainer):
     ) -> None:
         check_device(device.type)
         if plans.get("continue_training") and given_weights_file() is not None:
-            raise UserError(
-                "--c and -pretrained_weights were both given; give --c alone to resume an interrupted training, or "
-                "-pretrained_weights alone to begin one"
-            )
+            advice = "give --c alone to resume an interrupted training, or -pretrained_weights alone to begin one"
+            raise UserError(f"--c and -pretrained_weights were both given; {advice}")
         if nnUNet_results.is_set():
             # Before nnU-Net tries: it would wait for its log file, and then train without being able to save.
             model = f"{type(self).__name__}__{plans['plans_name']}__{configuration}"
             folder = Path(str(nnUNet_results), plans["dataset_name"], model, f"fold_{fold}")
-            reason = why_not_writable(folder)
-            if reason:
-                raise UserError(
-                    f"nothing can be written into {folder} ({reason}); expected a results folder with write permission "
-                    f"and free space, so provide that, or set nnUNet_results to another folder"
-                )
+            if reason := why_not_writable(folder):
+                expected = "expected a results folder with write permission and free space, so provide that"
+                other = "set nnUNet_results to another folder"
+                raise UserError(f"nothing can be written into {folder} ({reason}); {expected}, or {other}")
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.queue = Queue()
         self._batches_seen = {"training": 0, "validation": 0}
@@ -67,11 +63,10 @@ class AnomalyTrainerBase(ResumableTrainer):
         # Several ranks must not draw the same augmentation; their first weights become those of rank 0 all the same.
         self._seed_everything(0, rank())
         if self.is_cascaded:
-            raise UnsupportedError(
-                f"{type(self).__name__} does not support the cascade: the configuration '{configuration}' wants the "
-                f"segmentation of '{self.configuration_manager.previous_stage_name}' as input; use 2d, 3d_fullres or "
-                f"3d_lowres"
-            )
+            previous = self.configuration_manager.previous_stage_name
+            wanted = f"the configuration '{configuration}' wants the segmentation of '{previous}' as input"
+            advice = "use 2d, 3d_fullres or 3d_lowres"
+            raise UnsupportedError(f"{type(self).__name__} does not support the cascade: {wanted}; {advice}")
         self.set_up()
 
     def set_up(self) -> None:
@@ -86,29 +81,23 @@ class AnomalyTrainerBase(ResumableTrainer):
 
         Raises: UserError for unknown settings or unacceptable values.
         """
-        section = section_of(configuration_manager.configuration)
-        return {
-            name: section.get(name, getattr(cls, name, setting.default)) for name, setting in known_settings().items()
-        }
+        known = {name: getattr(cls, name, setting.default) for name, setting in known_settings().items()}
+        return {**known, **section_of(configuration_manager.configuration)}
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """nnU-Net's choice, with the mirroring of the settings in training and at prediction.
 
         Raises: UserError if the settings name an axis that the patch does not have.
         """
-        rotation, dummy_2d, initial_patch_size, mirror_axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
+        *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if self.mirror_axes is not None:
-            dimensions = len(self.configuration_manager.patch_size)
-            if any(axis >= dimensions for axis in self.mirror_axes):
-                raise UserError(
-                    f"the setting 'mirror_axes' is {list(self.mirror_axes)}; expected axes below {dimensions}, the "
-                    f"number of axes of the patch {self.configuration_manager.patch_size}"
-                )
+            patch_size = self.configuration_manager.patch_size
+            if any(axis >= len(patch_size) for axis in self.mirror_axes):
+                expected = f"axes below {len(patch_size)}, the number of axes of the patch {patch_size}"
+                raise UserError(f"the setting 'mirror_axes' is {list(self.mirror_axes)}; expected {expected}")
             mirror_axes = tuple(self.mirror_axes) or None  # None is nnU-Net's word for no mirroring
             self.inference_allowed_mirroring_axes = mirror_axes
-        return rotation, dummy_2d, initial_patch_size, mirror_axes
+        return *others, mirror_axes
 
     def _seed_everything(self, *place: int) -> None:
         """Random numbers that the seed and a place in the training decide, so that a resumed run draws them as well."""
@@ -128,16 +117,12 @@ class AnomalyTrainerBase(ResumableTrainer):
             training, validation = super().do_split()
             return [str(case) for case in training], [str(case) for case in validation]
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{self.preprocessed_dataset_folder_base}/splits_final.json cannot be read ({error}); delete it, and "
-                f"nnU-Net makes its split again, the same one, or put your own back"
-            ) from error
+            fault = f"{self.preprocessed_dataset_folder_base}/splits_final.json cannot be read ({error})"
+            advice = "delete it, and nnU-Net makes its split again, the same one, or put your own back"
+            raise UserError(f"{fault}; {advice}") from error
 
     def initialize(self) -> None:
-        """As in nnU-Net; on several GPUs every rank keeps its buffers.
-
-        Raises: UserError if the pretrained weights on the command line do not fit.
-        """
+        """As in nnU-Net; every rank keeps its buffers. Raises: UserError if -pretrained_weights do not fit."""
         super().initialize()
         self.keep_buffers()
         if not self.resumed:
@@ -161,16 +146,12 @@ class AnomalyTrainerBase(ResumableTrainer):
             self.network.broadcast_buffers = False
 
     def _set_batch_size_and_oversample(self) -> None:
-        """As in nnU-Net.
-
-        Raises: UserError if there are more GPUs than cases in a batch.
-        """
-        if self.configuration_manager.batch_size < world_size():
-            raise UserError(
-                f"{type(self).__name__} shares out the batch of the plans, {self.configuration_manager.batch_size} "
-                f"case(s), and was given {world_size()} GPUs; expected at least one case for each, so give fewer GPUs "
-                f"with -num_gpus, or a larger 'batch_size' in plans.json"
-            )
+        """As in nnU-Net. Raises: UserError if there are more GPUs than cases in a batch."""
+        batch_size = self.configuration_manager.batch_size
+        if batch_size < world_size():
+            fault = f"{type(self).__name__} shares out the batch of the plans, {batch_size} case(s), and was given"
+            advice = "give fewer GPUs with -num_gpus, or a larger 'batch_size' in plans.json"
+            raise UserError(f"{fault} {world_size()} GPUs; expected at least one case for each, so {advice}")
         super()._set_batch_size_and_oversample()
 
     def get_tr_and_val_datasets(self) -> tuple:
@@ -202,9 +183,8 @@ class AnomalyTrainerBase(ResumableTrainer):
         if not np.isfinite(result["loss"]).all():
             rate = getattr(self.lr_scheduler, "initial_lr", self.initial_lr)
             error_image = getattr(self.module, "latest_error_image", None)
-            raise UserError(
-                f"the {kind} loss became {float(np.mean(result['loss']))} in epoch {self.current_epoch}, iteration "
-                f"{self._batches_seen[kind]}, on "
-                f"{where_it_began(batch, error_image, self.learning_rate_setting, rate)}{self.way_on()}"
-            )
+            began = where_it_began(batch, error_image, self.learning_rate_setting, rate)
+            place = f"epoch {self.current_epoch}, iteration {self._batches_seen[kind]}"
+            loss = float(np.mean(result["loss"]))
+            raise UserError(f"the {kind} loss became {loss} in {place}, on {began}{self.way_on()}")
         return result

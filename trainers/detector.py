@@ -9,7 +9,6 @@ from time import time
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -80,9 +79,8 @@ class DetectorTrainer(AnomalyTrainerBase):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """As ``build_detector_network``; a class method, so that a subclass's settings count at prediction."""
-        return cls.build_detector_network(
-            configuration_manager, num_input_channels, cls.settings(configuration_manager)
-        )
+        settings = cls.settings(configuration_manager)
+        return cls.build_detector_network(configuration_manager, num_input_channels, settings)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing to switch: one output."""
@@ -216,10 +214,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         return {**super().extra_checkpoint_entries(), DETECTOR_KEY: self.artefact().description()}
 
     def load_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
-        """As in the base; the log learns our keys again.
-
-        Raises: UserError if the file is no readable checkpoint of this training.
-        """
+        """As in the base; the log learns our keys again. Raises: UserError if it is no checkpoint of this training."""
         super().load_checkpoint(*arguments, **keywords)
         self._log_our_keys()
 
@@ -250,6 +245,10 @@ class DetectorTrainer(AnomalyTrainerBase):
         folder = Path(self.output_folder) / "validation"
         folder.mkdir(parents=True, exist_ok=True)
         labels = self.dataset_json["labels"]
+        named = {
+            "lesion_labels": labels_named(labels, self.lesion_labels, "lesion"),
+            "bone_labels": labels_named(labels, self.bone_labels, "bone"),
+        }
         _, cases = self.do_split()
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases[rank() :: world_size()]))
         windows = Windows(self.plans_manager, self.configuration_manager, self.dataset_json, self.device)
@@ -259,18 +258,7 @@ class DetectorTrainer(AnomalyTrainerBase):
             data, segmentation, _, properties = dataset.load_case(name)
             case = CaseForValidation(name, np.asarray(data[:]), np.asarray(segmentation[:])[0], properties)
             rivals = self.rivals(self.module, case, self.foreground_labels(), windows)
-            with torch.no_grad():
-                results.append(
-                    validate_case(
-                        self.own_detector,
-                        case,
-                        folder,
-                        windows,
-                        lesion_labels=labels_named(labels, self.lesion_labels, "lesion"),
-                        bone_labels=labels_named(labels, self.bone_labels, "bone"),
-                        rivals=rivals,
-                    )
-                )
+            results.append(validate_case(self.own_detector, case, folder, windows, rivals=rivals, **named))
         results = sorted((one for of_rank in gathered(results) for one in of_rank), key=lambda result: result["case"])
         if rank() == 0:
             self._report_validation(write_summary(folder / "summary.json", results)["mean"])

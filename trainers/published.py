@@ -87,16 +87,15 @@ class PublishedProtocol(SegmentationTrainer):
         are ordered, so that an interrupted run resumes with the cases that it would have had.
         """
         training, validation = self.get_tr_and_val_datasets()
-        if not training.identifiers or not validation.identifiers:
-            raise UserError(
-                f"fold {self.fold} has {len(training.identifiers)} training and {len(validation.identifiers)} "
-                f"validation case(s); expected at least one of each, so correct splits_final.json or train fold 'all'"
-            )
+        num_training, num_validation = len(training.identifiers), len(validation.identifiers)
+        if not num_training or not num_validation:
+            fault = f"{num_training} training and {num_validation} validation case(s); expected at least one of each"
+            raise UserError(f"fold {self.fold} has {fault}, so correct splits_final.json or train fold 'all'")
         together = self.batch_size * world_size()
         if self.num_iterations_per_epoch is None:
-            self.num_iterations_per_epoch = -(-len(training.identifiers) // together)
+            self.num_iterations_per_epoch = -(-num_training // together)
         if self.num_val_iterations_per_epoch is None:
-            self.num_val_iterations_per_epoch = -(-len(validation.identifiers) // together)
+            self.num_val_iterations_per_epoch = -(-num_validation // together)
         patch_size = self.configuration_manager.patch_size
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -108,24 +107,14 @@ class PublishedProtocol(SegmentationTrainer):
             "regions": None,
             "ignore_label": self.label_manager.ignore_label,
         }
+        masks = self.configuration_manager.use_mask_for_norm
         transforms = self.get_training_transforms(
-            patch_size,
-            rotation,
-            scales,
-            mirror_axes,
-            dummy_2d,
-            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
-            **common,
+            patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=masks, **common
         )
+        plain = self.get_validation_transforms(scales, **common)
         return (
             self._loader(training, initial_patch_size, transforms, self.num_iterations_per_epoch, 1.0),
-            self._loader(
-                validation,
-                patch_size,
-                self.get_validation_transforms(scales, **common),
-                self.num_val_iterations_per_epoch,
-                0.5,
-            ),
+            self._loader(validation, patch_size, plain, self.num_val_iterations_per_epoch, 0.5),
         )
 
     def _loader(self, dataset, loaded_patch_size, transforms: BasicTransform, iterations: int, share: float):
@@ -148,18 +137,12 @@ class PublishedProtocol(SegmentationTrainer):
         )
         if processes == 0:
             return SingleThreadedAugmenter(loader, None)
-        return MultiThreadedAugmenter(
-            loader,
-            None,
-            processes,
-            num_cached_per_queue=2,
+        seeds = None
+        if self.seed is not None:
             # Other numbers on every rank, too: what is drawn is the augmentation, and places where patches are cut out.
-            seeds=None
-            if self.seed is None
-            else [(self.seed + rank() * processes + number) % 2**32 for number in range(processes)],
-            pin_memory=self.device.type == "cuda",
-            wait_time=0.002,
-        )
+            seeds = [(self.seed + rank() * processes + number) % 2**32 for number in range(processes)]
+        options = {"seeds": seeds, "pin_memory": self.device.type == "cuda", "wait_time": 0.002}
+        return MultiThreadedAugmenter(loader, None, processes, num_cached_per_queue=2, **options)
 
 
 class PublishedNetworkTrainer(PublishedProtocol):
@@ -190,12 +173,10 @@ class PublishedNetworkTrainer(PublishedProtocol):
         """As in nnU-Net; says where the plan leaves the network fewer levels than the paper's has."""
         if not self.was_initialized:
             self.initialize()
-        left_out = self.segmenter.levels_left_out
-        if left_out:
-            self.print_to_log_file(
-                f"WARNING: {self.network_shape.name} has {left_out} level(s) fewer than published, because nnU-Net "
-                f"plans fewer downsamplings for patches of {list(self.configuration_manager.patch_size)} voxels"
-            )
+        if left_out := self.segmenter.levels_left_out:
+            fact = f"{self.network_shape.name} has {left_out} level(s) fewer than published"
+            patch = f"patches of {list(self.configuration_manager.patch_size)} voxels"
+            self.print_to_log_file(f"WARNING: {fact}, because nnU-Net plans fewer downsamplings for {patch}")
         super().on_train_start()
 
 

@@ -17,8 +17,8 @@ from nnunetv2_anomaly.training.checkpoints import (
     NAMES,
     differing_plans,
     first_difference,
-    others_beside,
     read_own_checkpoint,
+    way_on_without,
 )
 from nnunetv2_anomaly.training.data_record import CHECKPOINT_KEY, continued, data_record
 from nnunetv2_anomaly.training.distributed import rank
@@ -72,11 +72,9 @@ class ResumableTrainer(nnUNetTrainer):
                 half.unlink(missing_ok=True)
         older = [name for name in NAMES if (Path(self.output_folder) / name).is_file()]
         if older and not self.own_checkpoints:
-            self.print_to_log_file(
-                f"WARNING: {self.output_folder} holds {', '.join(older)} of an earlier training; this one starts from "
-                f"the beginning, and until it has replaced them --c may continue the earlier one, so move them away to "
-                f"be safe"
-            )
+            earlier = f"{', '.join(older)} of an earlier training; this one starts from the beginning"
+            advice = "until it has replaced them --c may continue the earlier one, so move them away to be safe"
+            self.print_to_log_file(f"WARNING: {self.output_folder} holds {earlier}, and {advice}")
         super().on_train_start()
 
     def record_data(self, cases: list[str]) -> None:
@@ -90,11 +88,10 @@ class ResumableTrainer(nnUNetTrainer):
         looked_at = sorted({*cases, *seen})
         dataset = self.dataset_class(folder, looked_at)
         now = data_record(self.plans_manager, self.configuration_manager, dataset, looked_at)
-        warning = None
         if self.data:
             now, warning = continued(self.data, now)
-        if warning:
-            self.print_to_log_file(f"WARNING: {warning}")
+            if warning:
+                self.print_to_log_file(f"WARNING: {warning}")
         self.data = now
 
     # --------------------------------------------------------------- checkpoints
@@ -128,39 +125,30 @@ class ResumableTrainer(nnUNetTrainer):
         self.resumed = True
         path = Path(str(checkpoint or filename_or_checkpoint))  # nnU-Net announces dictionaries, and cannot take them
         content = read_own_checkpoint(path, type(self).__name__)
-        others = others_beside(path)
         decisive, harmless = differing_plans(
             content["init_args"], self.plans_manager.plans, self.configuration_name, self.fold, self.dataset_json
         )
         restart = "start the training again without --c"
         if decisive:
-            raise UserError(
-                f"the checkpoint {path} is of another training: {listed(decisive)}; put back the plans and the data "
-                f"set that it began with, or {restart}"
-            )
+            advice = f"put back the plans and the data set that it began with, or {restart}"
+            raise UserError(f"the checkpoint {path} is of another training: {listed(decisive)}; {advice}")
         if harmless:
-            self.print_to_log_file(
-                f"WARNING: continued with other settings than {path} was written with: {'; '.join(harmless)}"
-            )
+            changed = f"continued with other settings than {path} was written with: {'; '.join(harmless)}"
+            self.print_to_log_file(f"WARNING: {changed}")
         if not self.was_initialized:
             self.initialize()
-        difference = first_difference(content["network_weights"], self.module.state_dict())
-        if difference:
-            raise UserError(
-                f"the checkpoint {path} does not fit the network: {difference}; put back the settings that it began "
-                f"with (or the version of this package that wrote it), or {restart}"
-            )
+        if difference := first_difference(content["network_weights"], self.module.state_dict()):
+            advice = "put back the settings that it began with (or the version of this package that wrote it), or"
+            raise UserError(f"the checkpoint {path} does not fit the network: {difference}; {advice} {restart}")
         try:
             self.take_from_checkpoint(content, path)
             del content
             super().load_checkpoint(str(path))
+        except UserError:
+            raise
         except (KeyError, ValueError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"the checkpoint {path} does not fit the optimiser or the log of this version ({first_line(error)}); "
-                + (f"move it away, and --c resumes with {others[0]}" if others else restart)
-            ) from error
+            fault = f"does not fit the optimiser or the log of this version ({first_line(error)})"
+            raise UserError(f"the checkpoint {path} {fault}; {way_on_without(path)}") from error
         self.own_checkpoints.add(path)
 
     def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:

@@ -29,16 +29,11 @@ class SegmentationTrainer(AnomalyTrainerBase):
     segmentation_learning_rate: float | None = default("segmentation_learning_rate")
 
     def set_up(self) -> None:
-        """Refuse region-based labels.
-
-        Raises: UnsupportedError for region-based labels.
-        """
+        """As in the base. Raises: UnsupportedError for region-based labels."""
         super().set_up()
         if self.label_manager.has_regions:
-            raise UnsupportedError(
-                f"{type(self).__name__} does not support region-based labels: its losses need one class per voxel; "
-                f"give dataset.json plain labels"
-            )
+            fault = f"{type(self).__name__} does not support region-based labels: its losses need one class per voxel"
+            raise UnsupportedError(f"{fault}; give dataset.json plain labels")
 
     def initialize(self) -> None:
         """As in nnU-Net, with the learning rate of the settings where one is set."""
@@ -79,9 +74,8 @@ class SegmentationTrainer(AnomalyTrainerBase):
         num_seen = num_input_channels
         if detector is not None:
             num_seen += detector.contract.num_error_channels(num_input_channels)
-        segmenter = cls.build_segmenter(
-            plans_manager, configuration_manager, num_seen, num_output_channels, enable_deep_supervision
-        )
+        plans = (plans_manager, configuration_manager)
+        segmenter = cls.build_segmenter(*plans, num_seen, num_output_channels, enable_deep_supervision)
         if detector is None:
             return segmenter
         return AnomalyAwareNetwork(detector, segmenter, cls.settings(configuration_manager)["error_channel"])
@@ -99,10 +93,9 @@ class SegmentationTrainer(AnomalyTrainerBase):
         """
         batch_size = self.configuration_manager.batch_size
         if self.configuration_manager.batch_dice and batch_size % world_size():
-            raise UserError(
-                f"a batch of {batch_size} cannot be shared out equally among {world_size()} GPUs, which "
-                f"'batch_dice' in plans.json needs; give another number of GPUs with -num_gpus, or change 'batch_size'"
-            )
+            fault = f"a batch of {batch_size} cannot be shared out equally among {world_size()} GPUs"
+            advice = "give another number of GPUs with -num_gpus, or change 'batch_size'"
+            raise UserError(f"{fault}, which 'batch_dice' in plans.json needs; {advice}")
         planned = nnUNetTrainer._build_loss(self)
         return (planned.loss if isinstance(planned, DeepSupervisionWrapper) else planned).dc
 
@@ -112,11 +105,10 @@ class SegmentationTrainer(AnomalyTrainerBase):
             planned = nnUNetTrainer._build_loss(self)
         if not isinstance(planned, DeepSupervisionWrapper):
             return loss
-        if len(planned.weight_factors) == 1:
-            # nnU-Net gives the lowest scale no weight. Where images are so small that it is the only one, it divides 0
-            # by 0 there, and its own training gets nowhere.
-            return DeepSupervisionWrapper(loss, (1.0,))
-        return DeepSupervisionWrapper(loss, planned.weight_factors)
+        # nnU-Net gives the lowest scale no weight. Where images are so small that it is the only one, it divides 0 by 0
+        # there, and its own training gets nowhere.
+        weights = planned.weight_factors if len(planned.weight_factors) > 1 else (1.0,)
+        return DeepSupervisionWrapper(loss, weights)
 
     def get_tr_and_val_datasets(self) -> tuple:
         """As in nnU-Net, with a record of what the training cases look like.
@@ -142,10 +134,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
         return extra
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As in nnU-Net.
-
-        Raises: UserError if a segmentation came out cut short: ITK does not notice a full disk.
-        """
+        """As in nnU-Net. Raises: UserError if a segmentation came out cut short: ITK does not notice a full disk."""
         try:
             with self.write_failures_as_user_errors():
                 super().perform_actual_validation(save_probabilities)
@@ -162,7 +151,5 @@ class SegmentationTrainer(AnomalyTrainerBase):
                 check_whole(path)
             except UserError as error:
                 (folder / "summary.json").unlink(missing_ok=True)  # measured on what was not written
-                raise UserError(
-                    f"{path} came out cut short, so the disk is likely full; make room, and repeat the validation with "
-                    f"--val"
-                ) from error
+                fault = f"{path} came out cut short, so the disk is likely full"
+                raise UserError(f"{fault}; make room, and repeat the validation with --val") from error

@@ -75,10 +75,9 @@ class TransferProtocol(SegmentationTrainer):
         if not self.resumed:
             file = self.pretrained_weights or given_weights_file()
             if file is None:
-                raise UserError(
-                    f"{type(self).__name__} starts from a trained model; give its checkpoint_final.pth to "
-                    f"nnUNetv2_train with -pretrained_weights, and no --c while there is nothing to resume"
-                )
+                advice = "starts from a trained model; give its checkpoint_final.pth to nnUNetv2_train with"
+                given = "-pretrained_weights, and no --c while there is nothing to resume"
+                raise UserError(f"{type(self).__name__} {advice} {given}")
             self._source = read_pretrained(file)
             labels = without_ignore(self.dataset_json["labels"])
             new = [name for name in labels if name not in self._source.labels]
@@ -86,10 +85,7 @@ class TransferProtocol(SegmentationTrainer):
         super().initialize()
 
     def check_pretrained_weights(self) -> None:
-        """Check that the output layers, too, fit but for their number of classes.
-
-        Raises: UserError if they, or anything else, do not.
-        """
+        """Check that the output layers, too, fit but for their number of classes. Raises: UserError if one does not."""
         if self._source is not None:
             check_fits(self._source, self.module, self._move_command(self._source))
 
@@ -110,19 +106,15 @@ class TransferProtocol(SegmentationTrainer):
             )
             differences = differing_plans(self._source, self.configuration_manager.configuration)
             if differences:
-                self.print_to_log_file(
-                    f"WARNING: the plans differ from those of the pretrained model: {'; '.join(differences)}. To "
-                    f"train with its plans: {self._move_command(self._source)}, then preprocess with -plans_name, "
-                    f"train with -p"
-                )
+                fact = f"the plans differ from those of the pretrained model: {'; '.join(differences)}"
+                advice = f"{self._move_command(self._source)}, then preprocess with -plans_name, train with -p"
+                self.print_to_log_file(f"WARNING: {fact}. To train with its plans: {advice}")
         super().on_train_start()
 
     def _move_command(self, source: PretrainedModel) -> str:
-        plans = source.plans_name
-        return (
-            f"nnUNetv2_move_plans_between_datasets -s {source.dataset_name} -t {self.plans_manager.dataset_name} "
-            f"-sp {plans} -tp {plans}_of_{source.dataset_name.split('_')[0]}"
-        )
+        datasets = f"-s {source.dataset_name} -t {self.plans_manager.dataset_name}"
+        plans = f"-sp {source.plans_name} -tp {source.plans_name}_of_{source.dataset_name.split('_')[0]}"
+        return f"nnUNetv2_move_plans_between_datasets {datasets} {plans}"
 
     # --------------------------------------------------------------- how it trains
 

@@ -13,19 +13,11 @@ HELP = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Folder, device and size."""
-    parser.add_argument(
-        "-o",
-        type=Path,
-        default=None,
-        metavar="DIR",
-        help="output folder (default: nnunetv2_anomaly_demo, with --quick nnunetv2_anomaly_demo_quick)",
-    )
-    parser.add_argument(
-        "-device", "--device", choices=("cuda", "cpu", "mps"), default=None, help="default: the best available"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="minutes instead of a quarter of an hour; shows only that the chain works"
-    )
+    folder = "output folder (default: nnunetv2_anomaly_demo, with --quick nnunetv2_anomaly_demo_quick)"
+    parser.add_argument("-o", type=Path, metavar="DIR", help=folder)
+    parser.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: the best available")
+    quick = "minutes instead of a quarter of an hour; shows only that the chain works"
+    parser.add_argument("--quick", action="store_true", help=quick)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,13 +17,9 @@ HELP = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="PATH",
-        help="look into a model instead, without running or writing anything: a zip file of "
-        "nnUNetv2_export_model_to_zip, a model folder, or a checkpoint (.pth)",
-    )
+    model = "look into a model instead, without running or writing anything: a zip file of "
+    model += "nnUNetv2_export_model_to_zip, a model folder, or a checkpoint (.pth)"
+    parser.add_argument("--model", type=Path, metavar="PATH", help=model)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,9 +32,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             from nnunetv2_anomaly.inspection.model import VERDICTS, inspect_model
         except ImportError as error:
-            raise UserError(
-                f"a model cannot be inspected without nnU-Net and torch ({error}); run nnUNetv2_anomaly doctor"
-            ) from error
+            fault = f"a model cannot be inspected without nnU-Net and torch ({error})"
+            raise UserError(f"{fault}; run nnUNetv2_anomaly doctor") from error
         findings = inspect_model(args.model)
         print(report(findings, VERDICTS))
     return int(any(finding.state == "fault" for finding in findings))

@@ -12,12 +12,8 @@ HELP = 'Print export lines for nnU-Net\'s variables; use as: eval "$(nnUNetv2_an
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "--base",
-        type=Path,
-        metavar="DIR",
-        help="also set nnUNet_raw, nnUNet_preprocessed and nnUNet_results to folders of that name in DIR; create them",
-    )
+    base = "also set nnUNet_raw, nnUNet_preprocessed and nnUNet_results to folders of that name in DIR; create them"
+    parser.add_argument("--base", type=Path, metavar="DIR", help=base)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,25 +15,17 @@ def fold(text: str) -> int | str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options mean what they mean in nnUNetv2_predict."""
-    parser.add_argument(
-        "-i", type=Path, required=True, metavar="FOLDER", help="images, named case_0000.nii.gz and so on"
-    )
-    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="where the results go")
-    parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set of the model")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the model (default: nnUNetPlans)")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="configuration (default: 3d_fullres)")
-    parser.add_argument("-f", default=0, type=fold, metavar="FOLD", help="fold, a number or 'all' (default: 0)")
-    parser.add_argument(
-        "-tr",
-        default=None,
-        metavar="TRAINER",
-        help="trainer (default: AnomalyAwareTrainer, else AnomalyPreStageTrainer)",
-    )
-    parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
-    parser.add_argument(
-        "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)"
-    )
-    parser.add_argument("--continue_prediction", action="store_true", help="leave cases alone that are already there")
+    add = parser.add_argument
+    add("-i", type=Path, required=True, metavar="FOLDER", help="images, named case_0000.nii.gz and so on")
+    add("-o", type=Path, required=True, metavar="FOLDER", help="where the results go")
+    add("-d", required=True, metavar="ID", help="number or name of the data set of the model")
+    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the model (default: nnUNetPlans)")
+    add("-c", default="3d_fullres", metavar="CONFIGURATION", help="configuration (default: 3d_fullres)")
+    add("-f", default=0, type=fold, metavar="FOLD", help="fold, a number or 'all' (default: 0)")
+    add("-tr", metavar="TRAINER", help="trainer (default: AnomalyAwareTrainer, else AnomalyPreStageTrainer)")
+    add("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
+    add("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)")
+    add("--continue_prediction", action="store_true", help="leave cases alone that are already there")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,22 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2_anomaly.prediction.anomaly_maps import find_model_folder, predict_error_images
 
     device = chosen_device(arguments.device)
+    model = {"fold": arguments.f, "checkpoint": arguments.chk}
     model_folder = find_model_folder(
-        arguments.d,
-        configuration=arguments.c,
-        plans=arguments.p,
-        trainer=arguments.tr,
-        fold=arguments.f,
-        checkpoint=arguments.chk,
+        arguments.d, configuration=arguments.c, plans=arguments.p, trainer=arguments.tr, **model
     )
     written = predict_error_images(
         arguments.i,
         arguments.o,
         model_folder,
-        fold=arguments.f,
-        checkpoint=arguments.chk,
         device=device,
         continue_prediction=arguments.continue_prediction,
+        **model,
     )
     print(f"{len(written)} case(s) written to {arguments.o}, with the detector in {model_folder}, fold {arguments.f}")
     return 0

@@ -14,57 +14,33 @@ HELP = "Compare predictions of one or several models with the references: tables
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "-pred",
-        "-pred2",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="[NAME=]FOLDER",
-        help="predictions of a model, or nnU-Net's results folder TRAINER__PLANS__CONFIGURATION, whose folds' "
-        "validation is gathered; several models one after another, the first is the baseline of the tests",
-    )
-    parser.add_argument(
-        "-ref", type=Path, metavar="FOLDER", help="references (default: those of a results folder's data set)"
-    )
-    parser.add_argument(
-        "-o", type=Path, required=True, metavar="FOLDER", help="where everything goes; run again to continue"
-    )
-    parser.add_argument(
-        "-djfile",
-        type=Path,
-        metavar="FILE",
-        help="dataset.json (default: the one beside the predictions, or the references)",
-    )
-    parser.add_argument("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
-    parser.add_argument("--folds", nargs="+", metavar="FOLD", help="cases of these folds alone (default: all)")
-    parser.add_argument(
-        "--splits",
-        type=Path,
-        metavar="FILE",
-        help="splits_final.json, which has each case's fold (default: of the data set)",
-    )
-    _add_group_arguments(parser)
-    parser.add_argument(
-        "--missing",
-        choices=("diagonal", "exclude"),
-        default="diagonal",
-        help="what a distance is where a label is missing from just one of the two maps: the image's diagonal, or "
-        "nothing; tables count them either way (default: diagonal)",
-    )
-    parser.add_argument("--ignore_extra", action="store_true", help="leave predictions without a reference alone")
-    parser.add_argument(
-        "--without_probabilities", action="store_true", help="do not read softmax outputs for the lesions' ROC"
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report"
-    )
-    parser.add_argument(
-        "--error_images",
-        type=Path,
-        metavar="FOLDER",
-        help="error images, CASE_error.nii.gz, as error_images writes them, for the pictures",
-    )
+    add = parser.add_argument
+    predictions = "predictions of a model, or nnU-Net's results folder TRAINER__PLANS__CONFIGURATION, whose folds' "
+    predictions += "validation is gathered; several models one after another, the first is the baseline of the tests"
+    names = ("-pred", "-pred2")
+    add(*names, nargs="+", action="extend", required=True, metavar="[NAME=]FOLDER", help=predictions)
+    add("-ref", type=Path, metavar="FOLDER", help="references (default: those of a results folder's data set)")
+    add("-o", type=Path, required=True, metavar="FOLDER", help="where everything goes; run again to continue")
+    described = "dataset.json (default: the one beside the predictions, or the references)"
+    add("-djfile", type=Path, metavar="FILE", help=described)
+    add("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
+    add("--folds", nargs="+", metavar="FOLD", help="cases of these folds alone (default: all)")
+    splits = "splits_final.json, which has each case's fold (default: of the data set)"
+    add("--splits", type=Path, metavar="FILE", help=splits)
+    subjects = "table with a column case or SubjectID, by which cases are grouped"
+    add("--subjects", type=Path, metavar="CSV", help=subjects)
+    column = "its column (default: KLGrade, Kellgren-Lawrence)"
+    add("--group_by", default="KLGrade", metavar="COLUMN", help=column)
+    limit = "up to it is one group, above another (default: 2 for KLGrade, else every value is a group)"
+    add("--group_limit", type=number, metavar="X", help=limit)
+    missing = "what a distance is where a label is missing from just one of the two maps: the image's diagonal, or "
+    missing += "nothing; tables count them either way (default: diagonal)"
+    add("--missing", choices=("diagonal", "exclude"), default="diagonal", help=missing)
+    add("--ignore_extra", action="store_true", help="leave predictions without a reference alone")
+    add("--without_probabilities", action="store_true", help="do not read softmax outputs for the lesions' ROC")
+    add("--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report")
+    error_images = "error images, CASE_error.nii.gz, as error_images writes them, for the pictures"
+    add("--error_images", type=Path, metavar="FOLDER", help=error_images)
     add_clean_up_arguments(parser)
 
 
@@ -73,21 +49,6 @@ def number(text: str) -> float:
     if not math.isfinite(found := float(text)):
         raise argparse.ArgumentTypeError(f"{text} is no finite number; give one, such as 2")
     return found
-
-
-def _add_group_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--subjects", type=Path, metavar="CSV", help="table with a column case or SubjectID, by which cases are grouped"
-    )
-    parser.add_argument(
-        "--group_by", default="KLGrade", metavar="COLUMN", help="its column (default: KLGrade, Kellgren-Lawrence)"
-    )
-    parser.add_argument(
-        "--group_limit",
-        type=number,
-        metavar="X",
-        help="up to it is one group, above another (default: 2 for KLGrade, else every value is a group)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

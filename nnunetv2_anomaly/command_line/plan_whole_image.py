@@ -11,12 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, which mean what they mean in nnU-Net."""
     parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set, planned by nnU-Net")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
-    parser.add_argument(
-        "--plans_name",
-        default="nnUNetWholeImagePlans",
-        metavar="NAME",
-        help="the new plans (default: %(default)s)",
-    )
+    name = "nnUNetWholeImagePlans"
+    parser.add_argument("--plans_name", default=name, metavar="NAME", help="the new plans (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace other whole-image plans of that name")
 
 

@@ -12,13 +12,12 @@ HELP = "Remove stray parts of bones and cartilages, and lesions that are too sma
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="predictions")
-    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="output; run again to resume")
-    parser.add_argument(
-        "-djfile", type=Path, metavar="FILE", help="dataset.json (default: the one beside the predictions)"
-    )
-    parser.add_argument("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was cleaned with other settings")
+    add = parser.add_argument
+    add("-i", type=Path, required=True, metavar="FOLDER", help="predictions")
+    add("-o", type=Path, required=True, metavar="FOLDER", help="output; run again to resume")
+    add("-djfile", type=Path, metavar="FILE", help="dataset.json (default: the one beside the predictions)")
+    add("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
+    add("--overwrite", action="store_true", help="replace what was cleaned with other settings")
     add_clean_up_arguments(parser)
 
 
@@ -38,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
     for note in without_effect(table, clean_up):
         print(f"WARNING: {note}")
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
-    print(
-        f"{table['case'].nunique()} cases cleaned, {touched['case'].nunique()} of them changed; "
-        f"{args.o / 'removed.csv'} lists what was removed"
-    )
+    counts = f"{table['case'].nunique()} cases cleaned, {touched['case'].nunique()} of them changed"
+    print(f"{counts}; {args.o / 'removed.csv'} lists what was removed")
     return 0

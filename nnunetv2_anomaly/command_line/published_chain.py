@@ -15,43 +15,23 @@ HELP = "The paper's chain of trainings: OAI ZIB, then OAI ZIB-UQ, then OAI AKOA,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options; the data sets have the numbers of nnUNetv2_anomaly convert."""
-    parser.add_argument("--zib", type=int, default=501, metavar="ID", help="data set of OAI ZIB (default: 501)")
-    parser.add_argument("--uq", type=int, default=502, metavar="ID", help="data set of OAI ZIB-UQ (default: 502)")
-    parser.add_argument("--akoa", type=int, default=503, metavar="ID", help="data set of OAI AKOA (default: 503)")
-    parser.add_argument(
-        "--networks",
-        nargs="+",
-        default=NETWORKS,
-        choices=NETWORKS,
-        help="some of the six networks (default: all)",
-    )
-    parser.add_argument(
-        "-p",
-        "--plans",
-        default="nnUNetWholeImagePlans",
-        metavar="PLANS",
-        help="plans of OAI ZIB, moved to the other two (default: %(default)s)",
-    )
-    parser.add_argument("-c", "--configuration", default="3d_fullres", help="configuration (default: %(default)s)")
-    parser.add_argument(
-        "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to train (default: cuda)"
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the commands, one per line, finished ones as comments"
-    )
-    parser.add_argument(
-        "--jobs",
-        action="store_true",
-        help="print the commands that can run now and do not depend on each other, one per line: for several GPUs or a "
-        "job array; call it again when they have finished",
-    )
+    add = parser.add_argument
+    add("--zib", type=int, default=501, metavar="ID", help="data set of OAI ZIB (default: 501)")
+    add("--uq", type=int, default=502, metavar="ID", help="data set of OAI ZIB-UQ (default: 502)")
+    add("--akoa", type=int, default=503, metavar="ID", help="data set of OAI AKOA (default: 503)")
+    add("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="some of the six networks (default: all)")
+    plans = "plans of OAI ZIB, moved to the other two (default: %(default)s)"
+    add("-p", "--plans", default="nnUNetWholeImagePlans", metavar="PLANS", help=plans)
+    add("-c", "--configuration", default="3d_fullres", help="configuration (default: %(default)s)")
+    add("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to train (default: cuda)")
+    add("--dry_run", action="store_true", help="print the commands, one per line, finished ones as comments")
+    jobs = "print the commands that can run now and do not depend on each other, one per line: for several GPUs or a "
+    jobs += "job array; call it again when they have finished"
+    add("--jobs", action="store_true", help=jobs)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print or run the chain.
-
-    Returns: 0, or the exit status of the command that failed.
-    """
+    """Print or run the chain. Returns: 0, or the exit status of the command that failed."""
     # Imported here: nnU-Net takes seconds, which --help need not wait for.
     from nnunetv2_anomaly.workflows.published_chain import PublishedChain
     from nnunetv2_anomaly.workflows.runner import Runner, StepError

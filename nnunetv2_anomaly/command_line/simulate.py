@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
@@ -13,43 +12,25 @@ HELP = "Simulate DESS-like knee images with known lesions, from label maps, from
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write; an earlier run is resumed")
-    parser.add_argument(
-        "-i", "--labels", type=Path, help="folder of label maps (NIfTI, MetaImage, NRRD), values 0 to 9"
-    )
-    parser.add_argument("--phantoms", type=int, default=0, metavar="N", help="number of procedural knees (default: 0)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=3,
-        metavar=("X", "Y", "Z"),
-        help="voxels, SimpleITK order x y z: x across the sagittal slices, y to anterior, z to superior (default: as "
-        "the label map; phantoms 160 384 384)",
-    )
-    parser.add_argument(
-        "--spacing",
-        type=float,
-        nargs=3,
-        metavar=("X", "Y", "Z"),
-        help="mm, same order x y z; size or spacing alone keeps the field of view, both together cut or pad label maps "
-        "about their centre (default: as the label map; phantoms 0.7 0.3646 0.3646)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
-    parser.add_argument(
-        "--extra_lesions",
-        type=float,
-        default=0.0,
-        metavar="K",
-        help="mean number per knee of lesions that are in the image and the truth, not in the labels (default: 0)",
-    )
-    parser.add_argument("-np", "--num_processes", type=int, default=2, metavar="N", help="cases at a time (default: 2)")
-    dataset = parser.add_argument_group("nnU-Net raw data set, written on top of it with -d")
-    dataset.add_argument("-d", "--dataset_id", type=int, metavar="ID", help="write it into $nnUNet_raw as number ID")
-    dataset.add_argument("--name", default="SimulatedKnees", help="its name after the number (default: %(default)s)")
-    dataset.add_argument("--num_test", type=int, metavar="N", help="test cases (default: a fifth of the cases)")
-    dataset.add_argument(
-        "--keep_lesion_labels", action="store_true", help="training labels 0 to 9; without it lesions count as bone"
-    )
+    add, axes = parser.add_argument, ("X", "Y", "Z")
+    add("-o", "--output", type=Path, required=True, help="folder to write; an earlier run is resumed")
+    add("-i", "--labels", type=Path, help="folder of label maps (NIfTI, MetaImage, NRRD), values 0 to 9")
+    add("--phantoms", type=int, default=0, metavar="N", help="number of procedural knees (default: 0)")
+    size = "voxels, SimpleITK order x y z: x across the sagittal slices, y to anterior, z to superior (default: as "
+    add("--size", type=int, nargs=3, metavar=axes, help=f"{size}the label map; phantoms 160 384 384)")
+    spacing = "mm, same order x y z; size or spacing alone keeps the field of view, both together cut or pad label "
+    spacing += "maps about their centre (default: as the label map; phantoms 0.7 0.3646 0.3646)"
+    add("--spacing", type=float, nargs=3, metavar=axes, help=spacing)
+    add("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
+    lesions = "mean number per knee of lesions that are in the image and the truth, not in the labels (default: 0)"
+    add("--extra_lesions", type=float, default=0.0, metavar="K", help=lesions)
+    add("-np", "--num_processes", type=int, default=2, metavar="N", help="cases at a time (default: 2)")
+    add = parser.add_argument_group("nnU-Net raw data set, written on top of it with -d").add_argument
+    add("-d", "--dataset_id", type=int, metavar="ID", help="write it into $nnUNet_raw as number ID")
+    add("--name", default="SimulatedKnees", help="its name after the number (default: %(default)s)")
+    add("--num_test", type=int, metavar="N", help="test cases (default: a fifth of the cases)")
+    keep = "training labels 0 to 9; without it lesions count as bone"
+    add("--keep_lesion_labels", action="store_true", help=keep)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,16 +57,11 @@ def run(args: argparse.Namespace) -> int:
         extra_lesions=args.extra_lesions,
         num_processes=args.num_processes,
     )
-    print(f"Wrote {len(manifest['cases'])} knees to {os.fspath(args.output)}; overview.png shows some of them.")
+    print(f"Wrote {len(manifest['cases'])} knees to {args.output}; overview.png shows some of them.")
     if target is not None:
         from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import convert
 
-        summary = convert(
-            args.output,
-            target,
-            num_test=args.num_test,
-            seed=args.seed,
-            keep_lesion_labels=args.keep_lesion_labels,
-        )
+        shape = {name: getattr(args, name) for name in ("num_test", "seed", "keep_lesion_labels")}
+        summary = convert(args.output, target, **shape)
         print(f"Wrote {target}: {len(summary['training'])} training and {len(summary['test'])} test cases.")
     return 0

@@ -29,15 +29,11 @@ DIAGONAL, EXCLUDE = "diagonal", "exclude"
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Everything but its files that the numbers of a case depend on.
+    """Everything but its files that the numbers of a case depend on."""
 
-    The data set's reader is that of the references; the clean-up is that between HD* and HD. Missing "diagonal" puts
-    the image's diagonal for a distance where just one of the maps has the label, "exclude" leaves it undefined.
-    """
-
-    dataset: DatasetDescription
-    clean_up: CleanUp
-    missing: str = DIAGONAL
+    dataset: DatasetDescription  # its reader is that of the references
+    clean_up: CleanUp  # between HD* and HD
+    missing: str = DIAGONAL  # or EXCLUDE
     with_probabilities: bool = True
 
 
@@ -54,12 +50,9 @@ class CaseTask:
 
 
 def evaluate_one(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
-    """Rows of ``Evaluation``'s three tables for one case, without fold and group.
-
-    They come from the task's record if neither files nor settings have changed since; else they are measured, and kept.
+    """Rows of ``Evaluation``'s three tables for one case, without fold and group: measured, or from the task's record.
 
     Returns: "cases", "bones", "lesions" -> rows.
-
     Raises: UserError for a file that cannot be read, labels that are not in the data set, or another geometry.
     """
     files = [task.reference, *task.predictions.values(), *task.probabilities.values()]
@@ -81,12 +74,9 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {"cases": [], "bones": [], "lesions": []}
     for model, file in task.predictions.items():
         prediction = read_known(files, file, dataset)
-        difference = reference.difference(prediction)
-        if difference:
-            raise UserError(
-                f"{file} lies on another grid than its reference {task.reference} ({difference}); expected the same "
-                "geometry: predict the image that the reference belongs to"
-            )
+        if difference := reference.difference(prediction):
+            fault = f"{file} lies on another grid than its reference {task.reference} ({difference})"
+            raise UserError(f"{fault}; expected the same: predict the image that the reference belongs to")
         softmax = task.probabilities.get(model)
         row = {"case": task.case, "model": model}
         pair = _Pair(settings, files, reference_voxels, _without(prediction.voxels, ignored), prediction, softmax)
@@ -102,10 +92,7 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_known(files: SegmentationFiles, path: Path, dataset: DatasetDescription) -> Segmentation:
-    """Read a segmentation that may hold the data set's labels alone.
-
-    Raises: UserError if it cannot be read, or holds other labels.
-    """
+    """Read a segmentation. Raises: UserError if it cannot be read, or holds other labels than the data set's."""
     segmentation = files.read(path)
     counted = count_values(segmentation.voxels)
     unknown = {value: count for value, count in counted.items() if value not in dataset.values}
@@ -146,9 +133,8 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
     found = None
     for processing, map_voxels in ((RAW, voxels), (CLEANED, cleaned.segmentation)):
         if found is None or changed:
-            metrics = evaluate_case(
-                pair.reference, map_voxels, spacing, list(keys.values()), missing_distance_mm=missing_mm
-            )
+            labels = list(keys.values())
+            metrics = evaluate_case(pair.reference, map_voxels, spacing, labels, missing_distance_mm=missing_mm)
             components = _components(map_voxels, keys)
             found = [
                 {"label": name, "status": _status(metrics[key])} | metrics[key] | {"components": components[name]}
@@ -166,8 +152,8 @@ def _components(voxels: NDArray, keys: Mapping[str, int | tuple[int, ...]]) -> d
 
 
 def _status(metrics: Mapping[str, float]) -> str:
-    in_reference, in_prediction = metrics["reference_volume_mm3"] > 0, metrics["prediction_volume_mm3"] > 0
-    if in_reference:
+    in_prediction = metrics["prediction_volume_mm3"] > 0
+    if metrics["reference_volume_mm3"] > 0:
         return BOTH if in_prediction else MISSED
     return INVENTED if in_prediction else NEITHER
 
@@ -184,12 +170,8 @@ def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
         channels = {value: channel for value, channel in enumerate(of_classes) if value in bone_of_lesion}
     names = {value: name for name, value in settings.dataset.single_values.items()}
     for lesion, bone in bone_of_lesion.items():
-        detected = detect(
-            pair.reference == lesion,
-            pair.voxels == lesion,
-            pair.prediction.spacing_mm,
-            probability=channels.get(lesion),
-        )
+        masks = pair.reference == lesion, pair.voxels == lesion
+        detected = detect(*masks, pair.prediction.spacing_mm, probability=channels.get(lesion))
         of = {"bone": names[lesion if bone is None else bone], "lesion": names[lesion]}
         yield from (("bones", {**of, **point}) for point in detected.points)
         yield from (("lesions", {**of, **found}) for found in detected.lesions)

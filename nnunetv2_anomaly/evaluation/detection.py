@@ -120,9 +120,8 @@ def summary(counts_table: pd.DataFrame) -> pd.DataFrame:
         row["auc"] = auc(*roc(own))
         for name, metric in (("dacc", "accuracy"), ("ddsc", "mean_dsc")):
             values = own[metric].to_numpy(dtype=float)
-            if np.isnan(values).all():
-                best, rule, threshold = math.nan, None, math.nan
-            else:
+            best, rule, threshold = math.nan, None, math.nan
+            if not np.isnan(values).all():
                 place = int(np.nanargmax(values))
                 best, rule, threshold = values[place], own["rule"].iloc[place], own["threshold"].iloc[place]
             row |= {name: best, f"{name}_rule": rule, f"{name}_threshold": threshold}
@@ -166,7 +165,6 @@ def lesion_wise(lesions: pd.DataFrame, edges_mm3: Sequence[float] = (0, 10, 100,
     by its own volume, from_mm3 <= volume < to_mm3.
 
     Args: edges_mm3: of the bins, at least two, rising, in mm3.
-
     Returns: ``LESION_WISE_COLUMNS``; from_mm3 and to_mm3 in mm3, the rest unitless; a row per model, bone that has any
         lesion, and bin; models and bones in the order in which they are first met, after a model's bones all together
         as bone ``ALL``. A rate without lesions is NaN.

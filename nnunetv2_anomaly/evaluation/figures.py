@@ -57,38 +57,23 @@ def plain(text: str) -> str:
 
 def evaluation_figures(evaluation: Evaluation) -> list[Picture]:
     """Every figure that the evaluation has data for."""
-    drawings = [
-        Picture(
-            box_figure(evaluation, measure),
-            f"Box plots of {measure.title} for each label, models side by side; the numbers are in the tables.",
-            f"{measure.title} of each label",
-            f"box_{measure.name}",
-        )
-        for measure in MEASURES
-    ]
+    drawings = []
+    for measure in MEASURES:
+        figure, name = box_figure(evaluation, measure), f"box_{measure.name}"
+        shown = f"Box plots of {measure.title} for each label, models side by side; the numbers are in the tables."
+        drawings.append(Picture(figure, shown, f"{measure.title} of each label", name))
     if len(evaluation.bones):
-        roc = Picture(
-            roc_figure(detection.counts(evaluation.bones), evaluation.models),
-            "Sensitivity over 1 - specificity for each bone and for all, a curve per model; areas in the legend.",
-            "ROC of lesion detection",
-            "roc",
-        )
-        volumes = Picture(
-            volume_figure(evaluation),
-            "Difference of lesion volumes, prediction - reference, over their mean, a panel per model.",
-            "Lesion volumes, Bland and Altman",
-            "lesion_volumes",
-        )
-        drawings += [roc, volumes]
+        figure = roc_figure(detection.counts(evaluation.bones), evaluation.models)
+        shown = "Sensitivity over 1 - specificity for each bone and for all, a curve per model; areas in the legend."
+        drawings.append(Picture(figure, shown, "ROC of lesion detection", "roc"))
+        shown = "Difference of lesion volumes, prediction - reference, over their mean, a panel per model."
+        figure = volume_figure(evaluation)
+        drawings.append(Picture(figure, shown, "Lesion volumes, Bland and Altman", "lesion_volumes"))
     if len(evaluation.lesions):
-        sizes = Picture(
-            lesion_size_figure(detection.lesion_wise(evaluation.lesions), evaluation.models),
-            "Bars of the number of lesions by volume: found and missed of the reference, true and false of the "
-            "prediction, for each model.",
-            "Lesions found and missed, by size",
-            "lesion_sizes",
-        )
-        drawings.append(sizes)
+        figure = lesion_size_figure(detection.lesion_wise(evaluation.lesions), evaluation.models)
+        shown = "Bars of the number of lesions by volume: found and missed of the reference, true and false of the "
+        shown += "prediction, for each model."
+        drawings.append(Picture(figure, shown, "Lesions found and missed, by size", "lesion_sizes"))
     return drawings
 
 
@@ -136,7 +121,7 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
         _distance_axis(axes[0], cases["value"].to_numpy())
     figure.supylabel(measure.title, fontsize=10)
     handles: list[Line2D | Patch] = [
-        Patch(facecolor=f"{colours[model]}55", edgecolor=colours[model], label=plain(model)) for model in models
+        Patch(facecolor=f"{colour}55", edgecolor=colour, label=plain(model)) for model, colour in colours.items()
     ]
     if crosses:
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="label in one map alone"))
@@ -144,16 +129,17 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
     return figure
 
 
-def figure_legend(figure: Figure, handles: Sequence[Line2D | Patch], *, beneath: bool = False) -> None:
+def figure_legend(
+    figure: Figure,
+    handles: Sequence[Line2D | Patch],
+    loc: Literal["outside lower center", "outside upper center"] = "outside upper center",
+) -> None:
     """One for the whole figure, in as many columns as its width has room for."""
     # Inches: about what a letter takes, and what the sample before it does.
     widths = [0.078 * len(str(handle.get_label())) + 0.6 for handle in handles]
-    columns = len(handles)
-    if sum(widths) > figure.get_figwidth():
-        columns = max(1, int(figure.get_figwidth() / max(widths)))
-    where: Literal["outside lower center", "outside upper center"]
-    where = "outside lower center" if beneath else "outside upper center"
-    figure.legend(handles=list(handles), loc=where, ncols=columns, frameon=False, fontsize=9)
+    fitting = sum(widths) <= figure.get_figwidth()
+    columns = len(handles) if fitting else max(1, int(figure.get_figwidth() / max(widths)))
+    figure.legend(handles=list(handles), loc=loc, ncols=columns, frameon=False, fontsize=9)
 
 
 def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str) -> bool:
@@ -171,10 +157,10 @@ def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str) -> bool:
     spread = ((0.5 + np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.56
     crossed = part["status"].isin((MISSED, INVENTED)).to_numpy()
     size = float(np.clip(200 / len(values), 2.5, 14))
-    axis.scatter(at + spread[~crossed], values[~crossed], s=size, color=colour, alpha=0.6, linewidths=0, zorder=3)
-    axis.scatter(
-        at + spread[crossed], values[crossed], s=1.6 * size + 4, marker="x", color=colour, linewidths=0.8, zorder=3
-    )
+    points: dict[str, Any] = {"s": size, "alpha": 0.6, "linewidths": 0}
+    crosses: dict[str, Any] = {"s": 1.6 * size + 4, "linewidths": 0.8, "marker": "x"}
+    for chosen, style in ((~crossed, points), (crossed, crosses)):
+        axis.scatter(at + spread[chosen], values[chosen], color=colour, zorder=3, **style)
     return bool(crossed.any())
 
 
@@ -225,7 +211,7 @@ def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
         axis.grid(color="0.9", linewidth=0.6)
         axis.legend(handles=curves, loc="lower right", fontsize=7.5, framealpha=0.8, edgecolor="none")
     grey: dict[str, Any] = {"color": "0.3", "linestyle": "none"}
-    handles = [Line2D([], [], color=colours[model], linewidth=2, label=plain(model)) for model in models]
+    handles = [Line2D([], [], color=colour, linewidth=2, label=plain(model)) for model, colour in colours.items()]
     handles.append(Line2D([], [], marker="o", markersize=7, markerfacecolor="white", label="as predicted", **grey))
     handles.append(Line2D([], [], marker="o", markersize=4, label="threshold of size", **grey))
     if (counts["rule"] == PROBABILITY).any():
@@ -261,6 +247,7 @@ def volume_figure(evaluation: Evaluation) -> Figure:
     agreement = agreement[agreement["bone"] == detection.ALL].set_index("model")
     markers = dict(zip(evaluation.bones["bone"].unique(), _MARKERS, strict=False))
     models, colours = evaluation.models, model_colours(evaluation.models)
+    box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6}
     figure, axes = _panels(len(models), min(3, len(models)), 3.9, 3.4, sharex=True, sharey=True)
     for axis, model in zip(axes, models, strict=True):
         own = bones[bones["model"] == model]
@@ -283,8 +270,7 @@ def volume_figure(evaluation: Evaluation) -> Figure:
                     axis.annotate(
                         f"{title} {row[name]:.0f}", (1, row[name]), (-3, 2 if side == "bottom" else -2),
                         xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va=side,
-                        fontsize=7.5,
-                        bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
+                        fontsize=7.5, bbox=box,
                     )  # fmt: skip
         axis.set_title(wrapped(f"{model} (n = {len(own)})", 40), fontsize=10)
         axis.grid(color="0.92", linewidth=0.6)

@@ -49,23 +49,23 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
     for name, plain in (("case or SubjectID", identifier), (column, wanted), ("Visit", "visit")):
         count = list(table.columns).count(plain)
         if count > 1 or (count == 0 and plain != "visit"):
-            raise UserError(
-                f"{file} has {count or 'no'} columns {name}; expected one of {', '.join(heading) or 'none'}"
-            )
+            there = ", ".join(heading) or "none"
+            raise UserError(f"{file} has {count or 'no'} columns {name}; expected one of {there}")
     if limit is None and wanted == _plain(KL_COLUMN):
         limit = KL_LIMIT
     values = {case: _value(case, table, identifier, column, file) for case in cases}
     known = {case: value for case, value in values.items() if value.lower() not in ("", "nan", "na")}
     if limit is not None:
-        of_case = {case: _side(value, limit, column, case, file) for case, value in known.items()}
-        order = [_side_name(column, limit, high) for high in (False, True)]
+        for case, value in known.items():
+            if _number(value) is None:
+                raise UserError(f"{file}: {column} of {case} is {value}; expected a number, as there is a limit")
+        of_case = {case: _side(column, limit, float(value) > limit) for case, value in known.items()}
+        order = [_side(column, limit, high) for high in (False, True)]
     else:
         distinct = sorted(set(known.values()), key=lambda value: (_number(value) is None, _number(value) or 0.0, value))
         if len(distinct) > _MOST:
-            raise UserError(
-                f"{file}: {column} has {len(distinct)} different values ({listed(distinct)}); expected at most "
-                f"{_MOST}, or a limit between two groups of numbers with --group_limit"
-            )
+            fault = f"{file}: {column} has {len(distinct)} different values ({listed(distinct)})"
+            raise UserError(f"{fault}; expected at most {_MOST}, or a limit between two groups with --group_limit")
         of_case = {case: f"{column} {value}" for case, value in known.items()}
         order = [f"{column} {value}" for value in distinct]
     names = tuple(name for name in order if name in of_case.values())
@@ -84,9 +84,8 @@ def _read_table(file: Path) -> tuple[list[str], pd.DataFrame]:
     heading, *lines = [line for line in lines if any(line)] or [[]]
     for line in lines:
         if any(line[len(heading) :]):
-            raise UserError(
-                f"{file}: {','.join(line)} has more cells than the heading has names; put cells with commas in quotes"
-            )
+            fault = f"{file}: {','.join(line)} has more cells than the heading"
+            raise UserError(f"{fault}; put cells with commas in quotes")
     cells = [[*line, *[""] * len(heading)][: len(heading)] for line in lines]
     return heading, pd.DataFrame(cells, columns=[_plain(name) for name in heading], dtype=str)
 
@@ -106,10 +105,8 @@ def _value(case: str, table: pd.DataFrame, identifier: str, column: str, file: P
             rows = of_visit if len(of_visit) else rows[rows["visit"] == ""]
     found = set(rows[_plain(column)])
     if len(found) > 1:
-        raise UserError(
-            f"{file} has several {column} of {case} ({', '.join(sorted(found))}); expected one, or a table "
-            "with a column case"
-        )
+        several = f"{file} has several {column} of {case} ({', '.join(sorted(found))})"
+        raise UserError(f"{several}; expected one, or a table with a column case")
     return found.pop() if found else ""
 
 
@@ -120,13 +117,7 @@ def _number(value: str) -> float | None:
         return None
 
 
-def _side(value: str, limit: float, column: str, case: str, file: Path) -> str:
-    if (number := _number(value)) is None:
-        raise UserError(f"{file}: {column} of {case} is {value}; expected a number, as there is a limit")
-    return _side_name(column, limit, number > limit)
-
-
-def _side_name(column: str, limit: float, high: bool) -> str:
+def _side(column: str, limit: float, high: bool) -> str:
     if _plain(column) == _plain(KL_COLUMN) and limit == int(limit):
         return f"{column} >= {limit + 1:g}" if high else f"{column} <= {limit:g}"  # grades are whole numbers
     return f"{column} {'>' if high else '<='} {limit:g}"

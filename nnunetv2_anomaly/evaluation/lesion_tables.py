@@ -36,10 +36,7 @@ def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table
 
 def detection_table(summary: pd.DataFrame) -> Table:
     """The paper's table of lesion detection (method paper, Table 4), from ``detection.summary``."""
-    scores = {
-        "sensitivity": "sensitivity", "specificity": "specificity", "accuracy": "accuracy", "auc": "AUC",
-        "mean_dsc": "DSC",
-    }  # fmt: skip
+    scores = {name: name for name in ("sensitivity", "specificity", "accuracy")} | {"auc": "AUC", "mean_dsc": "DSC"}
     frame = in_groups(summary, ["bone"])
     # Models are evaluated on the same bones; where one lacks some, none is named best.
     same = frame.groupby("bone")[["positives", "negatives"]].transform("nunique").eq(1).all(axis=1)
@@ -70,13 +67,9 @@ def _best_column(name: str, title: str) -> Column:
 
 def threshold_in_words(rule: str | None, threshold: float) -> str:
     """A threshold of ``Evaluation.bones``, as readers see it; empty where there is none."""
-    if rule == SIZE and threshold == 0:
-        return "as predicted"
     if rule == SIZE:
-        return f"lesions ≥ {threshold:g} mm³"
-    if rule == PROBABILITY:
-        return f"softmax ≥ {threshold:g}"
-    return ""
+        return f"lesions ≥ {threshold:g} mm³" if threshold else "as predicted"
+    return f"softmax ≥ {threshold:g}" if rule == PROBABILITY else ""
 
 
 def lesion_wise_table(lesion_wise: pd.DataFrame) -> Table:

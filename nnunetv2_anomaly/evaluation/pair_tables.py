@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -15,44 +15,31 @@ _METRIC_TITLES = {"dsc": "DSC", "asd_mm": "ASD [mm]", "hd_mm": "HD [mm]", "hd95_
 
 _PROCESSINGS = {RAW: "before", CLEANED: "after"}
 
+_MEANS = (Column("mean_a", "mean of A", 4), Column("mean_b", "mean of B", 4), Column("difference", "A - B", 4))
+
 
 def tukey_table(tukey: pd.DataFrame, *, significant_only: bool = False) -> Table:
     """Tukey's honestly significant difference, of ``statistics.tukey``; all pairs, or the significant ones alone."""
-    return _pairs_table(
-        tukey,
-        "Differences between models: Tukey's honestly significant difference",
-        "The models' values are taken for independent samples. Interval: 95 %, simultaneous over all pairs. "
-        "Significant: p < 0.05.",
-        {"n_a": "n of A", "n_b": "n of B"},
-        {"mean_a": "mean of A", "mean_b": "mean of B", "difference": "A - B", "lower": "from", "upper": "to"},
-        {"p": "p"},
-        significant_only=significant_only,
-    )
+    title = "Differences between models: Tukey's honestly significant difference"
+    note = "The models' values are taken for independent samples. Interval: 95 %, simultaneous over all pairs. "
+    columns = [
+        *(Column("n_a", "n of A"), Column("n_b", "n of B"), *_MEANS),
+        *(Column("lower", "from", 4), Column("upper", "to", 4), p_column("p", "p")),
+    ]
+    return _pairs_table(tukey, title, f"{note}Significant: p < 0.05.", columns, significant_only)
 
 
 def paired_table(paired: pd.DataFrame, *, significant_only: bool = False) -> Table:
     """Wilcoxon's signed-rank test, of ``statistics.paired``; all pairs, or the significant ones alone."""
-    return _pairs_table(
-        paired,
-        "Differences between models, case by case: Wilcoxon's signed-rank test",
-        "n: cases in which both models have a value; means and difference are over them. Corrected p: Holm's, over "
-        "the pairs of a label and metric. Significant: corrected p < 0.05.",
-        {"n": "n"},
-        {"mean_a": "mean of A", "mean_b": "mean of B", "difference": "A - B"},
-        {"p": "p", "p_holm": "corrected p"},
-        significant_only=significant_only,
-    )
+    title = "Differences between models, case by case: Wilcoxon's signed-rank test"
+    note = "n: cases in which both models have a value; means and difference are over them. Corrected p: Holm's, over "
+    note += "the pairs of a label and metric. Significant: corrected p < 0.05."
+    columns = [Column("n"), *_MEANS, p_column("p", "p"), p_column("p_holm", "corrected p")]
+    return _pairs_table(paired, title, note, columns, significant_only)
 
 
 def _pairs_table(
-    frame: pd.DataFrame,
-    title: str,
-    note: str,
-    counts: Mapping[str, str],
-    numbers: Mapping[str, str],
-    p_values: Mapping[str, str],
-    *,
-    significant_only: bool,
+    frame: pd.DataFrame, title: str, note: str, columns: Sequence[Column], significant_only: bool
 ) -> Table:
     frame = in_groups(frame, ["label", "metric"])
     columns = [
@@ -61,9 +48,7 @@ def _pairs_table(
         Column("processing", "", None, text=lambda row: _PROCESSINGS[row["processing"]]),
         Column("model_a", "A", None),
         Column("model_b", "B", None),
-        *(Column(name, shown) for name, shown in counts.items()),
-        *(Column(name, shown, 4) for name, shown in numbers.items()),
-        *(p_column(name, shown) for name, shown in p_values.items()),
+        *columns,
     ]
     notes = [f"{note} Before and after: post-processing."]
     if significant_only:

@@ -16,32 +16,26 @@ from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
 
 @dataclass(frozen=True)
 class Model:
-    """Predictions of one model.
-
-    The folder is one of predictions, or nnU-Net's results folder of a trained model, of which the predictions are those
-    of its folds' validation. files, probabilities: case -> prediction, and its softmax output (.npz) where there is
-    one; folds: case -> fold, only of a results folder.
-    """
+    """Predictions of one model."""
 
     name: str
     folder: Path
-    is_results_folder: bool
-    files: Mapping[str, Path]
-    probabilities: Mapping[str, Path]
-    folds: Mapping[str, str]
+    is_results_folder: (
+        bool  # nnU-Net's, of a trained model, of which the predictions are those of its folds' validation
+    )
+    files: Mapping[str, Path]  # case -> prediction
+    probabilities: Mapping[str, Path]  # case -> softmax output (.npz), where there is one
+    folds: Mapping[str, str]  # case -> fold, only of a results folder
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which cases are evaluated, and where their files are.
+    """Which cases are evaluated, and where their files are."""
 
-    references: case -> reference; folds: (model, case) -> fold, where known; notes: sentences on what was left out.
-    """
-
-    references: dict[str, Path]
+    references: dict[str, Path]  # case -> reference
     models: tuple[Model, ...]
-    folds: dict[tuple[str, str], str]
-    notes: tuple[str, ...]
+    folds: dict[tuple[str, str], str]  # (model, case) -> fold, where known
+    notes: tuple[str, ...]  # sentences on what was left out
 
 
 def find_pairs(
@@ -56,8 +50,7 @@ def find_pairs(
     """Pair predictions with references.
 
     Args:
-        model_folders: name -> folder of predictions, or nnU-Net's results folder, of which the validation of the folds
-            is gathered.
+        model_folders: name -> folder of predictions, or nnU-Net's results folder, whose folds' validation is gathered.
         reference_folder: None takes that of a results folder's data set.
         folds: the cases of these folds alone.
         splits_file: nnU-Net's splits_final.json; None takes that of a results folder's data set, if there is one.
@@ -73,12 +66,9 @@ def find_pairs(
         raise UserError("--folds was given, but the folds of the cases are unknown; give splits_final.json (--splits)")
     cases = expected_cases(references, models, splits, folds)
     notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
-    notes += [
-        f"{model.name}: {model.folder} was cleaned by postprocess, so its HD* is not that of the raw prediction; give "
-        "the predictions that it was made from."
-        for model in models
-        if (model.folder / CLEANED_MARKER).is_file()
-    ]
+    cleaned = "was cleaned by postprocess, so its HD* is not that of the raw prediction; give the predictions that it"
+    marked = [model for model in models if (model.folder / CLEANED_MARKER).is_file()]
+    notes += [f"{model.name}: {model.folder} {cleaned} was made from." for model in marked]
     of_fold = {
         (model.name, case): fold
         for model in models
@@ -95,9 +85,7 @@ def is_results_folder(folder: Path) -> bool:
 
 
 def named_folders(texts: Sequence[str]) -> dict[str, Path]:
-    """Model name -> folder, from words like ``FOLDER`` or ``NAME=FOLDER``.
-
-    A results folder is named after its trainer; any other folder keeps its own name.
+    """Model name -> folder, from words like ``FOLDER``, named after its trainer or itself, or ``NAME=FOLDER``.
 
     Raises: UserError if a name comes twice, is empty, or a folder is missing.
     """
@@ -112,9 +100,8 @@ def named_folders(texts: Sequence[str]) -> dict[str, Path]:
         if not name.strip() or not place or not folder.is_dir():
             raise UserError(f"{text} names no folder that exists; give -pred FOLDER or -pred NAME=FOLDER")
         if name in found:
-            raise UserError(
-                f"two models are called {name} ({found[name]} and {folder}); give each its name: -pred NAME=FOLDER"
-            )
+            fault = f"two models are called {name} ({found[name]} and {folder})"
+            raise UserError(f"{fault}; give each its name: -pred NAME=FOLDER")
         found[name] = folder
     return found
 
@@ -136,15 +123,12 @@ def find_model(name: str, folder: Path, file_ending: str, folds: Sequence[str] |
     for fold in chosen:
         validation = folder / f"fold_{fold}" / "validation"
         if not validation.is_dir():
-            raise UserError(
-                f"{validation} does not exist; let nnU-Net validate the fold (nnUNetv2_train ... {fold} --val), or "
-                "choose others with --folds"
-            )
+            advice = f"let nnU-Net validate the fold (nnUNetv2_train ... {fold} --val), or choose others with --folds"
+            raise UserError(f"{validation} does not exist; {advice}")
         for case, file in segmentation_files(validation, file_ending).items():
             if case in files:
-                raise UserError(
-                    f"{case} is in the validation of folds {of_fold[case]} and {fold} of {folder}; expected one"
-                )
+                both = f"{of_fold[case]} and {fold} of {folder}"
+                raise UserError(f"{case} is in the validation of folds {both}; expected one")
             files[case], of_fold[case] = file, fold
     return Model(name, folder, True, files, _probabilities(files, file_ending), of_fold)
 
@@ -198,30 +182,25 @@ def read_splits(file: Path) -> dict[str, str]:
 
 def default_splits(models: Sequence[Model]) -> Path | None:
     """splits_final.json of a results folder's data set, where it is found."""
-    for model in models:
-        if model.is_results_folder and os.environ.get("nnUNet_preprocessed"):  # noqa: SIM112
-            file = Path(os.environ["nnUNet_preprocessed"]) / _dataset_name(model.folder) / "splits_final.json"  # noqa: SIM112
-            if file.is_file():
-                return file
-    return None
+    folder = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
+    results = [model.folder for model in models if model.is_results_folder and folder]
+    files = (Path(str(folder), _dataset_name(result), "splits_final.json") for result in results)
+    return next(filter(Path.is_file, files), None)
 
 
 def expected_cases(
     references: Collection[str], models: Sequence[Model], splits: Mapping[str, str], folds: Sequence[str] | None
 ) -> list[str]:
-    """The cases that every model has to predict.
+    """The cases that every model has to predict: all references, or those that the given folds validate.
 
-    All references; of the given folds only those that the folds validate, by ``splits`` (case -> fold, empty where
-    unknown) or else by the results folders.
+    Folds are known by ``splits`` (case -> fold, empty where unknown) or else by the results folders.
 
     Raises: UserError if none is left.
     """
     expected = set(references)
     if folds:
         of_folds = {case for case, fold in splits.items() if fold in folds}
-        if not of_folds:
-            of_folds = {case for model in models for case in model.folds}
-        expected &= of_folds
+        expected &= of_folds or {case for model in models for case in model.folds}
         if not expected:
             raise UserError(f"none of the references is of the folds {', '.join(folds)}")
     return sorted(expected)
@@ -244,20 +223,18 @@ def check_complete(
     """
     ignored = []
     for model in models:
+        named = f"{model.name} ({model.folder}) has"
         missing = sorted(set(expected) - set(model.files))
         if missing:
-            raise UserError(
-                f"{model.name} ({model.folder}) has no prediction of {len(missing)} of {len(expected)} cases of "
-                f"{reference_folder}: {listed(missing)}; {_advice_on_missing(model, len(missing) == len(expected))}"
-            )
+            none = f"no prediction of {len(missing)} of {len(expected)} cases of {reference_folder}: {listed(missing)}"
+            raise UserError(f"{named} {none}; {_advice_on_missing(model, len(missing) == len(expected))}")
         extra = sorted(set(model.files) - set(expected) - set(elsewhere))
+        without = f"{len(extra)} predictions without a reference"
         if extra and not ignore_extra:
-            raise UserError(
-                f"{model.name} ({model.folder}) has {len(extra)} predictions without a reference in "
-                f"{reference_folder}: {listed(extra)}; check the folders, or leave these out with --ignore_extra"
-            )
+            advice = "check the folders, or leave these out with --ignore_extra"
+            raise UserError(f"{named} {without} in {reference_folder}: {listed(extra)}; {advice}")
         if extra:
-            ignored.append(f"{model.name}: {len(extra)} predictions without a reference were left out: {listed(extra)}")
+            ignored.append(f"{model.name}: {without} were left out: {listed(extra)}")
     return ignored
 
 

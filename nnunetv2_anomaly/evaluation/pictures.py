@@ -70,21 +70,16 @@ def select_cases(evaluation: Evaluation) -> list[Choice]:
     cleaned = evaluation.cases[evaluation.cases["processing"] == CLEANED]
     for model in evaluation.models:
         means = cleaned[cleaned["model"] == model].groupby("case", observed=True)["dsc"].mean().dropna()
-        ranked = sorted(means.items(), key=lambda entry: (-entry[1], str(entry[0])), reverse=True)
+        named = [(str(case), float(mean)) for case, mean in means.items()]
+        ranked = sorted(named, key=lambda entry: (-entry[1], entry[0]), reverse=True)
         places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
         if ranked:
-            choices += [
-                Choice(model, rank, str(ranked[place][0]), float(ranked[place][1])) for rank, place in places.items()
-            ]
+            choices += [Choice(model, rank, *ranked[place]) for rank, place in places.items()]
     return choices
 
 
 def case_pictures(
-    evaluation: Evaluation,
-    pairs: Pairs,
-    dataset: DatasetDescription,
-    images: Path | None,
-    error_images: Path | None,
+    evaluation: Evaluation, pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None
 ) -> list[tuple[str, str, Figure]]:
     """(case, title, figure) of each model's worst, median and best case; one that is several of them comes once."""
     files = SegmentationFiles(dataset.file_ending, dataset.reader)
@@ -111,10 +106,8 @@ def case_pictures(
 def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None) -> None:
     """Check that every case has the images that pictures may show; which cases are shown is known after measuring.
 
-    Args:
-        images: folder with CASE_0000 of the data set's file ending or .nii.gz, or None.
-        error_images: folder with CASE_error of these endings, or with several channels CASE_error_0000 and so on; or
-            None.
+    Args: images: folder with CASE_0000 of the data set's file ending or .nii.gz, or None. error_images: folder with
+        CASE_error of these endings, or with several channels CASE_error_0000 and so on; or None.
     Raises: UserError that lists the cases without, or for a folder that does not exist.
     """
     for option, folder, kind in (("--images", images, _IMAGE), ("--error_images", error_images, _ERROR_IMAGE)):
@@ -125,10 +118,8 @@ def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None,
         without = [case for case in pairs.references if not _files_beside(folder, case, kind, dataset.file_ending)]
         if without:
             endings = " or ".join(f"CASE{kind}{ending}" for ending in _endings(dataset.file_ending))
-            raise UserError(
-                f"{option} {folder} has no {endings} of {len(without)} of {len(pairs.references)} cases: "
-                f"{listed(without)}; complete it, or leave it out"
-            )
+            lacking = f"{len(without)} of {len(pairs.references)} cases: {listed(without)}"
+            raise UserError(f"{option} {folder} has no {endings} of {lacking}; complete it, or leave it out")
 
 
 def _endings(file_ending: str) -> tuple[str, ...]:
@@ -250,32 +241,26 @@ def case_figure(
                 _outlines(axis, planes.marked, {1: _MARKED}, 1.2)
     names = {value: name for name, value in labels.items()}
     handles = [Patch(color=palette[v], label=plain(in_words(names.get(v, f"label {v}")))) for v in present]
-    handles += [
-        Patch(color=_MISSED, label="disagreement: reference alone"),
-        Patch(color=_EXTRA, label="disagreement: prediction alone"),
-        Patch(color=_OTHER, label="disagreement: another label"),
-    ]
+    disagreements = {_MISSED: "reference alone", _EXTRA: "prediction alone", _OTHER: "another label"}
+    handles += [Patch(color=colour, label=f"disagreement: {name}") for colour, name in disagreements.items()]
     if marked is not None:
         handles.append(Patch(facecolor="none", edgecolor=_MARKED, label=plain(marked[0])))
-    figure_legend(figure, handles, beneath=True)
+    figure_legend(figure, handles, "outside lower center")
     return figure
 
 
 @dataclass(frozen=True)
 class _Planes:
-    """One slice of a case, cut to its labels: (rows, columns) each.
+    """One slice of a case, cut to its labels: (rows, columns) each."""
 
-    index: of the sagittal slice; None in 2D. grey: in [0, 1]. height_over_width: in mm. view: for ``imshow``.
-    """
-
-    index: int | None
+    index: int | None  # of the sagittal slice; None in 2D
     reference: NDArray
     predictions: dict[str, NDArray]
-    grey: NDArray | None
+    grey: NDArray | None  # in [0, 1]
     error: NDArray | None
     marked: NDArray | None
-    height_over_width: float
-    view: dict[str, Any]
+    height_over_width: float  # in mm
+    view: dict[str, Any]  # for imshow
 
 
 def _planes(
@@ -300,7 +285,7 @@ def _planes(
 
     target, predicted = sliced(reference), {model: sliced(volume) for model, volume in predictions.items()}
     box = _box_around([target, *predicted.values()], (vertical, horizontal))
-    target = target[box]
+    target, origin = target[box], "upper" if reference.ndim == 2 else "lower"
     grey = None
     if image is not None:
         # Every fourth voxel of the volume is enough for its range.
@@ -316,11 +301,7 @@ def _planes(
         None if error_image is None else sliced(error_image)[box],
         None if marked is None else (sliced(marked)[box] != 0).astype(np.uint8),
         target.shape[0] * vertical / (target.shape[1] * horizontal),
-        {
-            "origin": "upper" if reference.ndim == 2 else "lower",
-            "aspect": vertical / horizontal,
-            "interpolation": "nearest",
-        },
+        {"origin": origin, "aspect": vertical / horizontal, "interpolation": "nearest"},
     )
 
 
@@ -337,10 +318,9 @@ def _box_around(planes: Sequence[NDArray], spacing_mm: tuple[float, float]) -> t
     occupied = np.any([plane != 0 for plane in planes], axis=0)
     if not occupied.any():
         return slice(None), slice(None)
-    rows, columns = (
-        slice(max(0, found.start - math.ceil(_MARGIN_MM / spacing)), found.stop + math.ceil(_MARGIN_MM / spacing))
-        for found, spacing in zip(ndimage.find_objects(occupied.view(np.uint8))[0], spacing_mm, strict=True)
-    )
+    (found,) = ndimage.find_objects(occupied.view(np.uint8))
+    margins = [math.ceil(_MARGIN_MM / spacing) for spacing in spacing_mm]
+    rows, columns = (slice(max(0, s.start - m), s.stop + m) for s, m in zip(found, margins, strict=True))
     return rows, columns
 
 
@@ -372,7 +352,7 @@ def _disagreement(reference: NDArray, prediction: NDArray) -> NDArray[np.float64
     """(rows, columns, 4), transparent where both agree."""
     coloured = np.zeros((*reference.shape, 4))
     differ = reference != prediction
+    coloured[differ] = (*to_rgb(_OTHER), 1)
     coloured[differ & (prediction == 0)] = (*to_rgb(_MISSED), 1)
     coloured[differ & (reference == 0)] = (*to_rgb(_EXTRA), 1)
-    coloured[differ & (reference != 0) & (prediction != 0)] = (*to_rgb(_OTHER), 1)
     return coloured

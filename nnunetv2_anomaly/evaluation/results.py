@@ -28,25 +28,18 @@ LESION_COLUMNS = ("case", "model", "fold", "group", "bone", "lesion", "map", "vo
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was measured of some models on the same cases.
+    """Everything that was measured of some models on the same cases."""
 
-    Attributes:
-        models: their names, in the order in which they were given; the first one is the baseline.
-        labels: name -> the values of the label map that it stands for, in the order of the values; no background.
-        groups: names of the groups of cases, in order; empty where the cases were not grouped.
-        cases: a row per case, model, label and processing: ``CASE_COLUMNS``, ``surface.METRICS`` and ``components``,
-            the number of connected components of the label in the prediction. Undefined distances are replaced already
-            where the settings say so; ``status`` shows which.
-        bones: a row per case, model, bone, rule and threshold (``BONE_COLUMNS``); empty without lesion labels.
-            ``dsc`` is NaN where neither map has a lesion; ``outcome`` is TP, FN, TN or FP.
-        lesions: a row per case, model and lesion (``LESION_COLUMNS``): a connected component of the ``map``, which is
-            "reference" or "prediction"; ``overlap`` is the share of its voxels that hold the same label in the other
-            map, and ``found`` whether that is any.
-    """
-
-    models: tuple[str, ...]
-    labels: Mapping[str, tuple[int, ...]]
-    groups: tuple[str, ...]
+    models: tuple[str, ...]  # names, in the order in which they were given; the first one is the baseline
+    labels: Mapping[str, tuple[int, ...]]  # name -> its values in the label map, in their order; no background
+    groups: tuple[str, ...]  # names of the groups of cases, in order; empty where the cases were not grouped
+    #: a row per case, model, label and processing: ``CASE_COLUMNS``, ``surface.METRICS`` and ``components``, the number
+    #: of connected components of the label in the prediction. Undefined distances are replaced already where the
+    #: settings say so; ``status`` shows which.
     cases: pd.DataFrame
+    #: a row per case, model, bone, rule and threshold (``BONE_COLUMNS``); empty without lesion labels. ``dsc`` is NaN
+    #: where neither map has a lesion; ``outcome`` is TP, FN, TN or FP.
     bones: pd.DataFrame
+    #: a row per case, model and lesion (``LESION_COLUMNS``): a connected component of the ``map``, "reference" or
+    #: "prediction"; ``overlap`` is the share of its voxels with the same label in the other map, ``found`` whether any.
     lesions: pd.DataFrame

@@ -29,20 +29,11 @@ from nnunetv2_anomaly.reporting.page import Section
 MARKER = "evaluation.json"
 
 #: table of ``Evaluation`` -> its columns
-_COLUMNS = {
-    "cases": (*CASE_COLUMNS, *METRICS, "components"),
-    "bones": BONE_COLUMNS,
-    "lesions": LESION_COLUMNS,
-}
+_COLUMNS = {"cases": (*CASE_COLUMNS, *METRICS, "components"), "bones": BONE_COLUMNS, "lesions": LESION_COLUMNS}
 
 
 def evaluate_models(
-    pairs: Pairs,
-    output: Path,
-    settings: EvaluationSettings,
-    *,
-    groups: Groups | None = None,
-    num_processes: int = 2,
+    pairs: Pairs, output: Path, settings: EvaluationSettings, *, groups: Groups | None = None, num_processes: int = 2
 ) -> Evaluation:
     """Measure every case, several at a time, and keep a record of each.
 
@@ -85,16 +76,12 @@ def _check_probabilities(pairs: Pairs, settings: EvaluationSettings) -> list[Mod
         return []
     for model in pairs.models:
         without = [case for case in pairs.references if case not in model.probabilities]
+        missing = f"{model.name} ({model.folder}) has no softmax output (.npz) of {listed(without)}"
         if without and clean_up.lesion_probability is not None:
-            raise UserError(
-                f"{model.name} ({model.folder}) has no softmax output (.npz) of {listed(without)}, which "
-                "--lesion_probability needs; predict with --save_probabilities"
-            )
+            raise UserError(f"{missing}, which --lesion_probability needs; predict with --save_probabilities")
         if without and len(without) < len(pairs.references):
-            raise UserError(
-                f"{model.name} ({model.folder}) has softmax outputs (.npz), but not of {listed(without)}; predict all "
-                "with --save_probabilities, or leave them out with --without_probabilities"
-            )
+            advice = "predict all with --save_probabilities, or leave them out with --without_probabilities"
+            raise UserError(f"{missing}, but of other cases; {advice}")
         if not without:
             used.append(model)
     return used
@@ -110,10 +97,7 @@ def _table(rows: list[dict[str, Any]], columns: Sequence[str], pairs: Pairs, gro
 
 
 def prepare_output(output: Path, arguments: dict[str, Any]) -> None:
-    """Make the output folder, or use that of an earlier evaluation.
-
-    Raises: UserError if it holds something else, or cannot be written to.
-    """
+    """Make or take over the output folder. Raises: UserError if it holds something else, or cannot be written to."""
     with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "evaluation")
         content = {"version": __version__, "finished": False, "arguments": arguments}
@@ -175,10 +159,7 @@ def write_evaluation(
 
 
 def load_evaluation(output: Path) -> Evaluation:
-    """Read back what ``write_evaluation`` wrote.
-
-    Raises: UserError if the folder holds no finished evaluation.
-    """
+    """Read back what ``write_evaluation`` wrote. Raises: UserError if the folder holds no finished evaluation."""
     content = read_json(output / MARKER)
     if not content.get("finished"):
         raise UserError(f"{output} holds an evaluation that is not finished; run nnUNetv2_anomaly evaluate again")

@@ -11,16 +11,12 @@ State = Literal["ok", "warning", "fault"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact.
+    """One fact; a warning works, slower or with a risk, a fault does not work, or must not be used."""
 
-    topic: what was looked at. state: "ok", "warning" (it works, slower or with a risk) or "fault" (it does not work, or
-    must not be used). text: one sentence. remedy: what to do, one line; empty for "ok".
-    """
-
-    topic: str
+    topic: str  # what was looked at
     state: State
-    text: str
-    remedy: str = ""
+    text: str  # one sentence
+    remedy: str = ""  # what to do, one line; empty for "ok"
 
 
 def warning_if(problem: bool, topic: str, text: str, remedy: str) -> Finding:

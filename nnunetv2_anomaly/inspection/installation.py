@@ -45,7 +45,6 @@ LITTLE_DISK, LITTLE_MEMORY, LITTLE_SHARED_MEMORY = 10 * GB, 8 * GB, 1 * GB
 
 
 def _one_line(error: BaseException) -> str:
-    """An error as one line: its class and its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
@@ -115,11 +114,10 @@ def _version(distribution: str, module_name: str, required: list) -> Finding:
 
 
 def _hidden_package(distribution: str, folders: list[str]) -> Finding:
-    """A folder without __init__.py stands where the package is expected.
+    """A folder without __init__.py stands where the package is expected, as after an editable install of nnU-Net.
 
-    It happens to an editable install of nnU-Net: Python's own path search comes before setuptools' hook for editable
-    packages, and meets our wheel's folder, which lies inside a folder named nnunetv2, or what an uninstall has left of
-    it. With editable_mode=compat nnU-Net's checkout is on the search path, and a real package wins over a bare folder.
+    Python's own path search comes before setuptools' hook for editable packages, and meets our wheel's folder inside
+    one named nnunetv2, or what an uninstall has left of it. With editable_mode=compat nnU-Net's checkout is on it.
     """
     source = _editable_source(distribution)
     text = f"the folder {', '.join(folders)} without the package in it hides {distribution}"
@@ -130,8 +128,7 @@ def _hidden_package(distribution: str, folders: list[str]) -> Finding:
 
 
 def _paths() -> Iterator[Finding]:
-    for variable in FOLDER_VARIABLES:
-        yield _folder(variable, os.environ.get(variable))
+    return (_folder(variable, os.environ.get(variable)) for variable in FOLDER_VARIABLES)
 
 
 def _folder(variable: str, value: str | None) -> Finding:
@@ -266,8 +263,8 @@ def _shared_memory() -> Iterator[Finding]:
     folder = "/dev/shm"
     if os.path.isdir(folder):  # elsewhere it has no limit of its own
         usage = shutil.disk_usage(folder)
-        text = f"{folder} has {usage.total / GB:.1f} GB, of which {usage.free / GB:.1f} GB are free; workers that load "
-        text += "data die without a message when it is full"
+        text = f"{folder} has {usage.total / GB:.1f} GB, of which {usage.free / GB:.1f} GB are free"
+        text += "; workers that load data die without a message when it is full"
         remedy = "export nnUNet_n_proc_DA=2, or start docker with --shm-size=8g"
         yield warning_if(usage.free < LITTLE_SHARED_MEMORY, "shared memory", text, remedy)
 
@@ -316,8 +313,7 @@ def diagnose() -> list[Finding]:
             try:
                 findings.extend(check())
             except (Exception, SystemExit) as error:
-                text = f"the check itself failed ({_one_line(error)})"
                 # torch's faults are reported under versions; what else fails here is for us to repair.
                 remedy = "fix the faults above first; if none is left, report this line as an issue"
-                findings.append(Finding(topic, "warning", text, remedy))
+                findings.append(Finding(topic, "warning", f"the check itself failed ({_one_line(error)})", remedy))
     return findings

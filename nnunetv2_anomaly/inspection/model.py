@@ -159,12 +159,10 @@ def _checkpoint_findings(label: str, content: Any) -> Iterator[Finding]:
         text = f"{label}: {len(broken)} tensors hold NaN or infinity ({listed(broken)})"
         yield Finding("weights", "fault", text, "the training has failed; ask for another checkpoint")
     axes = content.get("inference_allowed_mirroring_axes")
-    text = (
-        f"{label}: {len(weights)} tensors, trained by {shown(facts['trainer'])} on {shown(facts['configuration'])}, "
-        f"fold {shown(facts['fold'])}, epoch {shown(content.get('current_epoch'))}, mirrors "
-        f"{f'axes {shown(list(axes))}' if axes else 'no axis'}"
-    )
-    yield Finding("weights", "ok", text)
+    text = f"{label}: {len(weights)} tensors, trained by {shown(facts['trainer'])} on {shown(facts['configuration'])}"
+    mirrors = f"axes {shown(list(axes))}" if axes else "no axis"
+    place = f"fold {shown(facts['fold'])}, epoch {shown(content.get('current_epoch'))}"
+    yield Finding("weights", "ok", f"{text}, {place}, mirrors {mirrors}")
     yield from _detector_findings(label, content)
 
 
@@ -192,10 +190,11 @@ def _trainer_finding(name: Any, folder: Path | None) -> Finding:
 def _detector_findings(label: str, content: Mapping[str, Any]) -> Iterator[Finding]:
     """Whether the detector travels along, and how good it is; nothing for a model without one."""
     record, trainer = content.get(DETECTOR_KEY), TRAINERS.get(content["trainer_name"])
+    remedy = "ask for a checkpoint as the trainer has written it"
     if record is None:
         if trainer and (trainer.anomaly_aware or trainer.family in DETECTORS):
             text = f"{label} holds no detector, although {shown(content['trainer_name'])} needs one"
-            yield Finding("detector", "fault", text, "ask for a checkpoint as the trainer has written it")
+            yield Finding("detector", "fault", text, remedy)
         return
     try:
         text = f"{label}: {shown(record['contract']['family'])} detector, fitted on {len(record['fitted_on'])} cases"
@@ -203,16 +202,16 @@ def _detector_findings(label: str, content: Mapping[str, Any]) -> Iterator[Findi
         sentence, beats = describe_quality(record["quality"])
     except (LookupError, TypeError, ValueError) as error:
         text = f"{label} describes its detector in a way that is not ours ({type(error).__name__})"
-        yield Finding("detector", "fault", text, "ask for a checkpoint as the trainer has written it")
+        yield Finding("detector", "fault", text, remedy)
         return
     if not finished:
         text = f"{text}; its pre-stage was not finished"
         yield Finding("detector", "warning", text, "use the checkpoint_final.pth of a finished pre-stage")
         return
     if not comparable:
-        sentence = f"{sentence}; a part of it is random or a stand-in, so its figures say nothing about the method"
+        sentence += "; a part of it is random or a stand-in, so its figures say nothing about the method"
     if not beats:
-        sentence = f"{sentence}: no better than those, so its error image may point away from anomalies"
+        sentence += ": no better than those, so its error image may point away from anomalies"
     remedy = "train the pre-stage for longer before you rely on it"
     yield warning_if(not beats, "detector", f"{text}; {sentence}", remedy)
 
@@ -227,11 +226,9 @@ def _plans_findings(label: str, plans: Any, configuration: Any) -> Iterator[Find
             warnings.simplefilter("ignore")  # plans of older versions are read all the same
             resolved = PlansManager(plans).get_configuration(configuration).configuration
         network = str(resolved["architecture"]["network_class_name"]).rpartition(".")[2]
-        text = (
-            f"{label}: {shown(plans['plans_name'])}, {shown(configuration)}: {shown(network)}, patch "
-            f"{shown(resolved['patch_size'])}, spacing {shown(resolved['spacing'])} mm, "
-            f"{shown(', '.join(resolved['normalization_schemes']))}"
-        )
+        text = f"{label}: {shown(plans['plans_name'])}, {shown(configuration)}: {shown(network)}"
+        text += f", patch {shown(resolved['patch_size'])}, spacing {shown(resolved['spacing'])} mm"
+        text += f", {shown(', '.join(resolved['normalization_schemes']))}"
         if SECTION in resolved:
             text = f"{text}; section '{SECTION}': {shown(json.dumps(section_of(resolved)), 400)}"
         yield Finding("plans", "ok", text)
@@ -268,26 +265,25 @@ def _as_json(value: Any) -> str:
 
 def _agreement(names: Mapping[str, Any], facts: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
     """Do the checkpoints agree with plans.json and with the folder's name, and so with each other?"""
-    differ = []
+    agree = bool(facts)
     for place, fact in facts.items():
         told = {**fact, "plans": _as_json(fact["plans"]), "fold": f"fold_{fact['fold']}"}
         for what, expected in {**names, "fold": place.split("/")[-2]}.items():
             if expected is not None and told[what] != expected:
-                differ.append(f"{shown(place)} was trained with another {what} than its folder or plans.json says")
-    for text in differ:
-        yield Finding("agreement", "warning", text, "ask its author which holds, and what was changed")
-    if facts and not differ:
+                agree = False
+                text = f"{shown(place)} was trained with another {what} than its folder or plans.json says"
+                yield Finding("agreement", "warning", text, "ask its author which holds, and what was changed")
+    if agree:
         yield Finding("agreement", "ok", "checkpoints, plans.json and the folder's name say the same")
 
 
 def _installation_findings(prefix: str, dataset: str) -> Iterator[Finding]:
     """What nnUNetv2_install_pretrained_model_from_zip would overwrite or confuse in nnU-Net's folders."""
-    remedy = "set nnU-Net's folders to other ones before you install it, or move that one away"
+    remedy, texts = "set nnU-Net's folders to other ones before you install it, or move that one away", []
     for folder in (Path(os.environ[variable]) for variable in FOLDER_VARIABLES if os.environ.get(variable)):
         if folder.name and (folder / prefix).is_dir():
-            text = f"{folder / prefix} exists; installing would write over its files without asking"
-            yield Finding("installation", "warning", text, remedy)
+            texts.append(f"{folder / prefix} exists; installing would write over its files without asking")
         others = [path.name for path in folder.glob(f"{dataset[:11]}*") if path.name != dataset]
         if others:
-            text = f"{folder} holds {shown(others[0])}, of the same number as {shown(dataset)}"
-            yield Finding("installation", "warning", text, remedy)
+            texts.append(f"{folder} holds {shown(others[0])}, of the same number as {shown(dataset)}")
+    yield from (Finding("installation", "warning", text, remedy) for text in texts)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
@@ -37,14 +35,12 @@ def build_step(
 ) -> TrainingStep:
     """Network and loss as their trainer has them.
 
-    Args:
-        name: a key of PUBLISHED_NETWORKS or PRESTAGE_NETWORKS.
-        configuration_manager: whose patch size, strides and section ``anomaly`` count.
-        num_channels: of the image.
-        num_classes: background included.
+    Args: name: a key of PUBLISHED_NETWORKS or PRESTAGE_NETWORKS. configuration_manager: whose patch size, strides and
+        section ``anomaly`` count. num_channels: of the image. num_classes: background included.
     Raises: UserError if the planned patch and strides do not suit the networks.
     """
-    settings = _settings(configuration_manager.configuration)
+    settings = {name: setting.default for name, setting in known_settings().items()}
+    settings |= section_of(configuration_manager.configuration)
     if name in PRESTAGE_NETWORKS:
         prestage = build_prestage_network(configuration_manager, num_channels, settings)
         prestage.set_distilling(PRESTAGE_NETWORKS[name])
@@ -68,8 +64,7 @@ def build_step(
         return network.latest_error_image
 
     scale = DiceAndFocalCrossEntropy(dice, settings["alpha"], None)
-    loss = AnomalyAwareLoss(scale, settings["beta"], latest_error_image)
-    return TrainingStep(network, loss, num_channels)
+    return TrainingStep(network, AnomalyAwareLoss(scale, settings["beta"], latest_error_image), num_channels)
 
 
 def estimate_network(
@@ -86,8 +81,3 @@ def estimate_all(
     """Estimates of G, A and the six published networks. Args and Raises: as ``build_step``."""
     names = (*PRESTAGE_NETWORKS, *PUBLISHED_NETWORKS)
     return [estimate_network(name, configuration_manager, num_channels, num_classes) for name in names]
-
-
-def _settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    section = section_of(configuration)
-    return {name: section.get(name, setting.default) for name, setting in known_settings().items()}

@@ -44,16 +44,13 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Detection:
-    """Result of ``detect`` for one bone.
+    """Result of ``detect`` for one bone."""
 
-    Attributes:
-        points: one per rule and threshold, in the order of the thresholds: rule, threshold, reference_mm3,
-            prediction_mm3, dsc and outcome.
-        lesions: one per connected component of either map, the reference's first: map, volume_mm3, overlap (the share
-            of its voxels that are lesion in the other map, too) and found (whether any is).
-    """
-
+    #: one per rule and threshold, in the order of the thresholds: rule, threshold, reference_mm3, prediction_mm3, dsc
+    #: and outcome
     points: list[dict[str, Any]]
+    #: one per connected component of either map, the reference's first: map, volume_mm3, overlap (the share of its
+    #: voxels that are lesion in the other map, too) and found (whether any is)
     lesions: list[dict[str, Any]]
 
 
@@ -122,10 +119,8 @@ def detect(
     if probability is not None:
         for threshold in PROBABILITIES:
             left = _components(prediction & (probability[box] >= threshold))
-            points.append(
-                {"rule": PROBABILITY, "threshold": threshold}
-                | _point(of_reference, left, _shared(of_reference, left), max(sizes_mm3), voxel_mm3)
-            )
+            point = _point(of_reference, left, _shared(of_reference, left), max(sizes_mm3), voxel_mm3)
+            points.append({"rule": PROBABILITY, "threshold": threshold} | point)
     lesions = _lesions(REFERENCE, of_reference, shared.reference, shared.voxels, voxel_mm3)
     lesions += _lesions(PREDICTION, of_prediction, shared.prediction, shared.voxels, voxel_mm3)
     return Detection(points, lesions)
@@ -135,10 +130,9 @@ def _check_probability(probability: NDArray, shape: tuple[int, ...]) -> None:
     low, high = (probability.min(), probability.max()) if probability.size else (0, 0)
     # NaN makes both comparisons false.
     if probability.shape != shape or not np.issubdtype(probability.dtype, np.floating) or not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"the probability is {probability.dtype} of shape {probability.shape}, from {low} to {high}; expected "
-            f"floating point of the masks' {shape}, from 0 to 1: the label's softmax output, not logits"
-        )
+        found = f"the probability is {probability.dtype} of shape {probability.shape}, from {low} to {high}"
+        expected = f"floating point of the masks' {shape}, from 0 to 1: the label's softmax output, not logits"
+        raise ValueError(f"{found}; expected {expected}")
 
 
 def _joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -26,23 +26,14 @@ Label: TypeAlias = int | tuple[int, ...]
 #: they do: a ball of 2.6 mm at 0.36 x 0.36 x 0.7 mm
 _NUM_NEAR = 800
 
+#: undefined where a map lacks the label
+DISTANCES = ("asd_mm", "hd_mm", "hd95_mm", "hd95_max_directed_mm")
+
 #: of every label, in this order
 METRICS = (
-    "dsc",
-    "iou",
-    "sensitivity",
-    "precision",
-    "asd_mm",
-    "hd_mm",
-    "hd95_mm",
-    "hd95_max_directed_mm",
-    "reference_volume_mm3",
-    "prediction_volume_mm3",
-    "volume_difference_mm3",
+    *("dsc", "iou", "sensitivity", "precision", *DISTANCES),
+    *("reference_volume_mm3", "prediction_volume_mm3", "volume_difference_mm3"),
 )
-
-#: the distances among them, which are undefined where a map lacks the label
-DISTANCES = ("asd_mm", "hd_mm", "hd95_mm", "hd95_max_directed_mm")
 
 
 def surface_metrics(
@@ -85,9 +76,7 @@ def evaluate_case(
         labels: which labels, whole numbers from 1; a tuple of them is a region, all their voxels together, as in
             nnU-Net. Regions may overlap: all that do not are measured in one pass.
         missing_distance_mm: what the distances are where exactly one map has the label.
-
     Returns: label, as it was given -> metric -> value; mm, mm3 (mm2 in 2D) or unitless.
-
     Raises: ValueError for different shapes, another number of axes or spacings, or values that are no label.
     """
     reference, prediction = np.asarray(reference), np.asarray(prediction)
@@ -230,10 +219,7 @@ def _distances(
 
 
 def _metrics(
-    counts: NDArray[np.int64],
-    directed: Sequence[NDArray[np.float64]],
-    voxel_mm3: float,
-    missing_distance_mm: float,
+    counts: NDArray[np.int64], directed: Sequence[NDArray[np.float64]], voxel_mm3: float, missing_distance_mm: float
 ) -> dict[str, float]:
     """``METRICS`` of one label, from its voxels in reference, prediction and both, and its distances each way."""
     of_reference, of_prediction, both = (int(count) for count in counts)

@@ -16,7 +16,5 @@ def dataset_name(dataset: str) -> str:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError) as error:
         found = "there more than once" if "More than one" in str(error) else "not known"
-        raise UserError(
-            f"the data set {dataset!r} is {found} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results; expected a "
-            f"number or a name like Dataset501_OAIZIB"
-        ) from error
+        fault = f"the data set {dataset!r} is {found} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results"
+        raise UserError(f"{fault}; expected a number or a name like Dataset501_OAIZIB") from error

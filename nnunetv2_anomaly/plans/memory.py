@@ -109,10 +109,7 @@ def walk_through(step: TrainingStep, patch_size: Sequence[int], *, mixed_precisi
 def estimate(name: str, build: Callable[[], TrainingStep], patch_size: Sequence[int]) -> MemoryEstimate:
     """Peak memory of one training step of one network, with mixed precision and without (see the module's model).
 
-    Args:
-        name: for the table.
-        build: makes the network and its loss.
-        patch_size: voxels per spatial axis.
+    Args: name: for the table. build: makes the network and its loss. patch_size: voxels per spatial axis.
     """
     peaks = []
     for mixed_precision in (True, False):
@@ -130,14 +127,9 @@ def describe(estimates: Sequence[MemoryEstimate], capacity_gib: float = 80.0) ->
     lines = [f"{'network':10s} {'GiB mixed precision':>20s} {'GiB float32':>12s}"]
     for row in estimates:
         lines.append(f"{row.network:10s} {row.mixed_precision_bytes / GIB:20.1f} {row.float32_bytes / GIB:12.1f}")
-    capacity = capacity_gib * GIB
-    fits = {
-        "with mixed precision": [row.network for row in estimates if row.mixed_precision_bytes <= capacity],
-        "in float32": [row.network for row in estimates if row.float32_bytes <= capacity],
-    }
-    named = (
-        f"{', '.join(names) if 0 < len(names) < len(estimates) else 'all' if names else 'none'} {how}"
-        for how, names in fits.items()
-    )
-    lines.append(f"Estimated to fit into {capacity_gib:g} GiB: {'; '.join(named)}.")
+    fits = []
+    for how, kind in (("with mixed precision", "mixed_precision_bytes"), ("in float32", "float32_bytes")):
+        names = [row.network for row in estimates if getattr(row, kind) <= capacity_gib * GIB]
+        fits.append(f"{', '.join(names) if 0 < len(names) < len(estimates) else 'all' if names else 'none'} {how}")
+    lines.append(f"Estimated to fit into {capacity_gib:g} GiB: {'; '.join(fits)}.")
     return "\n".join(lines)

@@ -125,7 +125,6 @@ def default(name: str) -> Any:
 def section_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """The checked section ``anomaly`` of a configuration (its inheritance resolved); empty where there is none.
 
-    Args: configuration: a configuration of plans.json as a dict.
     Raises: UserError if the section is no dict, holds an unknown key, or a value that the setting does not accept.
     """
     section = configuration.get(SECTION, {})
@@ -134,14 +133,10 @@ def section_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"the section '{SECTION}' of plans.json is {section!r}; expected a dictionary of settings")
     unknown = sorted(set(section) - set(known))
     if unknown:
-        raise UserError(
-            f"the section '{SECTION}' of plans.json holds unknown setting(s) {', '.join(unknown)}; "
-            f"known are {', '.join(sorted(known))}"
-        )
+        fault = f"holds unknown setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        raise UserError(f"the section '{SECTION}' of plans.json {fault}")
     for name, value in section.items():
         if not known[name].check(value):
-            raise UserError(
-                f"the setting '{name}' in the section '{SECTION}' of plans.json is {value!r}; "
-                f"expected {known[name].accepts}"
-            )
+            fault = f"is {value!r}; expected {known[name].accepts}"
+            raise UserError(f"the setting '{name}' in the section '{SECTION}' of plans.json {fault}")
     return dict(section)

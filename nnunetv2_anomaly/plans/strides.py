@@ -26,15 +26,12 @@ def planned_strides(configuration_manager: ConfigurationManager, max_downsamplin
     per_axis = [(stride,) * len(patch_size) if isinstance(stride, int) else tuple(stride) for stride in strides]
     downsampling = [stride for stride in per_axis if max(stride) > 1][:max_downsamplings]
     if not downsampling:
-        raise UserError(
-            f"the strides {strides} that are planned for the patch size {patch_size} downsample nothing; expected at "
-            f"least one downsampling, so use a larger patch or plans of nnU-Net's own planners"
-        )
+        fault = f"the strides {strides} that are planned for the patch size {patch_size} downsample nothing"
+        advice = "expected at least one downsampling, so use a larger patch or plans of nnU-Net's own planners"
+        raise UserError(f"{fault}; {advice}")
     if prod(downsampled_size(patch_size, downsampling)) < 2:
-        raise UserError(
-            f"a patch of {tuple(patch_size)} voxels leaves a single voxel after the strides {downsampling}; use fewer "
-            f"downsamplings or a larger patch"
-        )
+        fault = f"a patch of {tuple(patch_size)} voxels leaves a single voxel after the strides {downsampling}"
+        raise UserError(f"{fault}; use fewer downsamplings or a larger patch")
     return downsampling
 
 

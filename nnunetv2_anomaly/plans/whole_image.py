@@ -37,18 +37,14 @@ _NO_PLANS = ("dataset", "dataset_fingerprint", "splits_final")
 
 @dataclass(frozen=True)
 class WholeImagePlan:
-    """What was planned for one data set.
-
-    ``configuration`` is 3d_fullres, or 2d; ``largest_image`` the per-axis maximum over the training images in voxels,
-    nnU-Net's axis order; ``written`` is False if the same file was there already.
-    """
+    """What was planned for one data set."""
 
     file: Path
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
-    configuration: str
-    largest_image: tuple[int, ...]
-    written: bool
+    configuration: str  # 3d_fullres, or 2d
+    largest_image: tuple[int, ...]  # per-axis maximum over the training images in voxels, nnU-Net's axis order
+    written: bool  # False if the same file was there already
 
 
 def plan_whole_image(
@@ -56,19 +52,14 @@ def plan_whole_image(
 ) -> WholeImagePlan:
     """Write plans with the whole image as patch beside the plans they are made from, which stay as they are.
 
-    Args:
-        dataset: number or name, as everywhere in nnU-Net.
-        source_plans: plans of nnU-Net's to start from.
-        plans_name: of the new plans.
-        overwrite: replace other whole-image plans of that name; plans that this function did not write are never.
+    Args: dataset: number or name, as everywhere in nnU-Net. source_plans: plans of nnU-Net's to start from. plans_name:
+        of the new plans. overwrite: replace other whole-image plans of that name; plans of other makes never are.
     Raises: UserError if the data set or its plans, fingerprint or dataset.json are missing or unreadable, the plans
         cannot be made whole-image plans, the new name is no name for plans, or other plans have it.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name) or "__" in plans_name or plans_name in _NO_PLANS:
-        raise UserError(
-            f"the name of the new plans is {plans_name!r}; expected letters, digits, hyphens and single underscores, "
-            f"and none of {', '.join(_NO_PLANS)}"
-        )
+        expected = f"letters, digits, hyphens and single underscores, and none of {', '.join(_NO_PLANS)}"
+        raise UserError(f"the name of the new plans is {plans_name!r}; expected {expected}")
     if plans_name == source_plans:
         raise UserError(f"the new plans cannot have the name {plans_name} of those they are made from; choose another")
     folder = environment_folder("nnUNet_preprocessed") / dataset_name(dataset)
@@ -76,10 +67,8 @@ def plan_whole_image(
     try:
         plans = whole_image_plans(source, fingerprint, plans_name)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder / source_plans}.json is not as nnU-Net writes plans ({type(error).__name__}: {error}); run "
-            f"nnUNetv2_plan_and_preprocess -d {dataset} again"
-        ) from error
+        fault = f"{folder / source_plans}.json is not as nnU-Net writes plans ({type(error).__name__}: {error})"
+        raise UserError(f"{fault}; run nnUNetv2_plan_and_preprocess -d {dataset} again") from error
     (configuration,) = plans["configurations"]
     planned = plans["configurations"][configuration]
     file = folder / f"{plans_name}.json"
@@ -106,19 +95,14 @@ def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], 
 
     The configuration stands for itself: what it inherited is written out. Cascade and 3d_lowres are left out.
 
-    Args:
-        plans: of nnU-Net, the content of nnUNetPlans.json.
-        fingerprint: of the data set, the content of dataset_fingerprint.json.
-        plans_name: of the result.
+    Args: plans: content of nnUNetPlans.json. fingerprint: of dataset_fingerprint.json. plans_name: of the result.
     Raises: UserError if the plans have neither configuration, or one whose topology cannot be planned again.
     """
     configurations = plans.get("configurations", {})
     name = next((name for name in ("3d_fullres", "2d") if name in configurations), None)
     if name is None:
-        raise UserError(
-            f"the plans have the configurations {', '.join(configurations) or 'none'}; expected 3d_fullres or 2d, as "
-            f"nnUNetv2_plan_and_preprocess plans them"
-        )
+        fault = f"the plans have the configurations {', '.join(configurations) or 'none'}"
+        raise UserError(f"{fault}; expected 3d_fullres or 2d, as nnUNetv2_plan_and_preprocess plans them")
     # nnU-Net's own resolution of inheritance, which also brings plans of older versions to today's form.
     configuration = PlansManager(dict(plans)).get_configuration(name).configuration
     for key in ("inherits_from", "previous_stage", "next_stage"):
@@ -134,12 +118,8 @@ def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         # The paper's stages 1 and 2: whole images as they are, erased with 50 voxels around the foreground.
         anomaly={"prestage_augmentation": False, "erase_margin_voxels": 50, **configuration.get("anomaly", {})},
     )
-    return {
-        **plans,
-        "plans_name": plans_name,
-        PLANNED_FROM: plans.get("plans_name"),
-        "configurations": {name: configuration},
-    }
+    named = {"plans_name": plans_name, PLANNED_FROM: plans.get("plans_name")}
+    return {**plans, **named, "configurations": {name: configuration}}
 
 
 def largest_image(
@@ -147,11 +127,9 @@ def largest_image(
 ) -> tuple[int, ...]:
     """Per-axis maximum over all training images, after nnU-Net's cropping, transposition and resampling.
 
-    Args:
-        fingerprint: of the data set; its shapes (voxels) and spacings (mm) are in the reader's axis order.
-        transpose_forward: of the plans.
-        spacing_mm: target spacing of the configuration, transposed; with two axes the slices' own axis, the first, is
-            left out.
+    Args: fingerprint: of the data set; its shapes (voxels) and spacings (mm) are in the reader's axis order.
+        transpose_forward: of the plans. spacing_mm: target spacing of the configuration, transposed; with two axes the
+        slices' own axis, the first, is left out.
     Returns: voxels, in the configuration's axis order.
     Raises: UserError if the fingerprint holds no cases.
     """
@@ -185,13 +163,11 @@ def planned_for(
     keywords = dict(architecture["arch_kwargs"])
     features = keywords.get("features_per_stage")
     if not keywords.get("strides") or "kernel_sizes" not in keywords or not isinstance(features, (list, tuple)):
-        raise UserError(
-            f"the network {architecture['network_class_name']} of these plans has no strides, kernel_sizes and "
-            f"features_per_stage to plan again; start from plans of nnU-Net's own planners with -p"
-        )
-    _, strides, kernel_sizes, patch_size, _ = get_pool_and_conv_props(
-        list(spacing_mm), list(size), MIN_BOTTLENECK_EDGE, 999999
-    )
+        fault = f"the network {architecture['network_class_name']} of these plans has no strides, kernel_sizes and"
+        advice = "start from plans of nnU-Net's own planners with -p"
+        raise UserError(f"{fault} features_per_stage to plan again; {advice}")
+    limits = MIN_BOTTLENECK_EDGE, 999999
+    _, strides, kernel_sizes, patch_size, _ = get_pool_and_conv_props(list(spacing_mm), list(size), *limits)
     stages_before, stages = len(features), len(strides)
     reached_limit = max(features) < features[0] * 2 ** (stages_before - 1)
     limit = max(features) if reached_limit else max(MAX_FEATURES[len(spacing_mm)], *features)
@@ -213,11 +189,8 @@ def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any
     known = sorted(file.stem for file in folder.glob("*.json") if file.stem not in _NO_PLANS)
     if plans not in known:
         there = f"has the plans {', '.join(known)}" if known else "has no plans"
-        raise UserError(
-            f"{folder} {there}; expected {plans}, so run nnUNetv2_plan_and_preprocess -d {dataset} first, or name "
-            f"other plans with -p"
-        )
-    plans_json, fingerprint, dataset_json = (
-        read_json(folder / f"{name}.json") for name in (plans, "dataset_fingerprint", "dataset")
-    )
+        advice = f"run nnUNetv2_plan_and_preprocess -d {dataset} first, or name other plans with -p"
+        raise UserError(f"{folder} {there}; expected {plans}, so {advice}")
+    names = (plans, "dataset_fingerprint", "dataset")
+    plans_json, fingerprint, dataset_json = (read_json(folder / f"{name}.json") for name in names)
     return plans_json, fingerprint, dataset_json

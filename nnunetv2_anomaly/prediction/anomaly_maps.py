@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.base import Detector
+from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.files import check_whole, only_files
@@ -49,20 +49,15 @@ def find_model_folder(
     Args: dataset: number or name, as everywhere in nnU-Net.
     Raises: UserError if nnUNet_results is not set, the data set is unknown, or no such model was trained.
     """
-    if not nnUNet_results.is_set():
-        raise UserError(
-            'nnUNet_results is not set; set it, for example with: eval "$(nnUNetv2_anomaly env --base DIR)"'
-        )
+    results = environment_folder("nnUNet_results")
     trainers = DEFAULT_TRAINERS if trainer is None else (trainer,)
-    name_of_dataset = dataset_name(dataset)
-    folders = [Path(str(nnUNet_results)) / name_of_dataset / f"{name}__{plans}__{configuration}" for name in trainers]
+    folders = [results / dataset_name(dataset) / f"{name}__{plans}__{configuration}" for name in trainers]
     for folder in folders:
         if (folder / f"fold_{fold}" / checkpoint).is_file():
             return folder
-    raise UserError(
-        f"no model with fold_{fold}/{checkpoint} in {' or '.join(str(folder) for folder in folders)}; train one with "
-        f"nnUNetv2_train {dataset} {configuration} {fold} -tr {trainers[-1]}, or name another with -p, -c, -f, -tr"
-    )
+    fault = f"no model with fold_{fold}/{checkpoint} in {' or '.join(str(folder) for folder in folders)}"
+    advice = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {trainers[-1]}, or name another with -p, -c, -f, -tr"
+    raise UserError(f"{fault}; train one with {advice}")
 
 
 def predict_error_images(
@@ -96,10 +91,8 @@ def predict_error_images(
     predictor = load_model(model_folder, fold=fold, device=device, checkpoint=checkpoint)
     detector = detector_of(predictor.network)
     if detector is None:
-        raise UserError(
-            f"the model in {model_folder} ({predictor.trainer_name}) has no detector; expected one of "
-            f"{' or '.join(DEFAULT_TRAINERS)}"
-        )
+        model = f"the model in {model_folder} ({predictor.trainer_name})"
+        raise UserError(f"{model} has no detector; expected one of {' or '.join(DEFAULT_TRAINERS)}")
     with write_failures_as_user_errors(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
         cases, written = _predict_cases(
@@ -146,9 +139,8 @@ def _predict_cases(
             voxels, None, properties, plans_manager, configuration_manager, dataset_json
         )
         if not np.isfinite(voxels).all():
-            raise UserError(
-                f"{_names(files)} holds NaN or infinite voxels; expected finite intensities, so fix the image"
-            )
+            fault = f"{_names(files)} holds NaN or infinite voxels"
+            raise UserError(f"{fault}; expected finite intensities, so fix the image")
         image = torch.from_numpy(np.asarray(voxels, dtype=np.float32))
         write_case(output_folder, case, predict_maps(detector, image, windows), properties, windows)
         written.append(case)
@@ -158,11 +150,8 @@ def _predict_cases(
 def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseReaderWriter) -> dict[str, list[str]]:
     """Cases of a folder of images: name -> its files, in the order of their channels.
 
-    Args:
-        folder: of images.
-        file_ending: of the data set.
-        num_channels: that each case has to have, in as many files or in fewer.
-        reader: nnU-Net's for the data set; what has fewer files than channels is read, to count what is in them.
+    Args: file_ending: of the data set. num_channels: that each case has to have, in as many files or in fewer. reader:
+        nnU-Net's for the data set; what has fewer files than channels is read, to count what is in them.
     Raises: UserError if the folder is missing or empty, a file has no channel number or cannot be read, or a case lacks
         a channel or has one too many.
     """
@@ -171,16 +160,13 @@ def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseRe
     named = re.compile(r".+_\d{4}" + re.escape(file_ending))
     names = [entry.name for entry in only_files(folder.glob(f"*{file_ending}"))]
     unnumbered = [name for name in names if not named.fullmatch(name)]
+    example = f"case_0000{file_ending}"
     if len(unnumbered) == len(names):
-        raise UserError(
-            f"no image in {folder} ends with _0000{file_ending}; expected the data set's own file ending and a channel "
-            f"number, for example case_0000{file_ending}"
-        )
+        expected = f"the data set's own file ending and a channel number, for example {example}"
+        raise UserError(f"no image in {folder} ends with _0000{file_ending}; expected {expected}")
     if unnumbered:  # of which nnU-Net's own list makes nothing
-        raise UserError(
-            f"{folder} holds files without a channel number: {listed(unnumbered)}; expected names like "
-            f"case_0000{file_ending}, so rename them or move them away"
-        )
+        fault = f"{folder} holds files without a channel number: {listed(unnumbered)}"
+        raise UserError(f"{fault}; expected names like {example}, so rename them or move them away")
     lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
     cases = {os.path.basename(files[0])[: -len(f"_0000{file_ending}")]: files for files in lists}
     for case, files in cases.items():
@@ -194,9 +180,8 @@ def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseRe
 
 def _check_channels(case: str, folder: Path, found: int, expected: int) -> None:
     if found != expected:
-        raise UserError(
-            f"case {case} in {folder} has {found} channel(s); expected {expected}, in files numbered from _0000 on"
-        )
+        fault = f"case {case} in {folder} has {found} channel(s)"
+        raise UserError(f"{fault}; expected {expected}, in files numbered from _0000 on")
 
 
 def _is_complete(output_folder: Path, case: str, num_channels: int, num_maps: int) -> bool:
@@ -214,10 +199,8 @@ def _read(reader: BaseReaderWriter, files: Sequence[str]) -> tuple[np.ndarray, d
         return reader.read_images(files)
     # Each of nnU-Net's readers fails in ways of its own (ITK, skimage, tifffile); the files are at fault.
     except Exception as error:
-        raise UserError(
-            f"{_names(files)} cannot be read as one image ({str(error) or 'see above'}); expected readable files, all "
-            f"channels with one size and spacing"
-        ) from error
+        fault = f"{_names(files)} cannot be read as one image ({str(error) or 'see above'})"
+        raise UserError(f"{fault}; expected readable files, all channels with one size and spacing") from error
 
 
 def _names(files: Sequence[str]) -> str:

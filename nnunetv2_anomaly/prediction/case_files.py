@@ -26,18 +26,13 @@ def write_case(
 
     The first of the two is left out where the detector has one map for several image channels.
 
-    Args:
-        folder: exists.
-        maps: on the preprocessed grid.
-        properties: nnU-Net's properties of the case.
-        outlines: (X, Y, Z) mask or label map whose outline the picture shows.
+    Args: folder: exists. maps: on the preprocessed grid. properties: nnU-Net's properties of the case. outlines:
+        (X, Y, Z) mask or label map whose outline the picture shows.
     """
-    expected = maps.expected
+    expected, plans = maps.expected, (windows.plans_manager, windows.configuration_manager)
     for kind, volume in (("reconstruction", expected), ("error", maps.error)):
         if volume is not None:
-            restored = to_original_grid(
-                volume.numpy(), properties, windows.plans_manager, windows.configuration_manager
-            )
+            restored = to_original_grid(volume.numpy(), properties, *plans)
             for channel, path in zip(restored, output_files(folder, case, kind, len(volume)), strict=True):
                 write_volume(channel, properties, path)
     image = maps.image[0]

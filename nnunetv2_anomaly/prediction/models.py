@@ -24,27 +24,24 @@ def load_model(
     let_nnunet_find_trainers()
     path = model_folder / f"fold_{fold}" / checkpoint
     # Read here first: nnU-Net would run what a hostile file names, and fail in many ways at one that is no checkpoint.
-    content = load_file(path, "give another model or checkpoint, or train it again") if path.is_file() else None
-    needed = ("network_weights", "init_args", "trainer_name")
-    if content is not None and not (isinstance(content, dict) and all(name in content for name in needed)):
-        raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
-    if content is not None:
+    if path.is_file():
+        content = load_file(path, "give another model or checkpoint, or train it again")
+        needed = ("network_weights", "init_args", "trainer_name")
+        if not (isinstance(content, dict) and all(name in content for name in needed)):
+            raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
         try:
             recursive_find_trainer_class_by_name(content["trainer_name"])
         except RuntimeError as error:
-            raise UserError(
-                f"{path} was written by the trainer {content['trainer_name']}, which is not installed here; install "
-                f"the package that brings it, or give another model"
-            ) from error
+            fault = f"{path} was written by the trainer {content['trainer_name']}, which is not installed here"
+            raise UserError(f"{fault}; install the package that brings it, or give another model") from error
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
     try:
         predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint)
     except UserError:
         raise
     except (*UNREADABLE, AssertionError) as error:
-        raise UserError(
-            f"the model in {model_folder}, fold {fold}, {checkpoint} cannot be loaded ({type(error).__name__}: "
-            f"{first_line(error)}); expected a model folder of nnU-Net with the plans.json and dataset.json that the "
-            f"checkpoint was trained with"
-        ) from error
+        model = f"the model in {model_folder}, fold {fold}, {checkpoint}"
+        expected = "a model folder of nnU-Net with the plans.json and dataset.json that the checkpoint was trained with"
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{model} cannot be loaded ({reason}); expected {expected}") from error
     return predictor

@@ -61,19 +61,12 @@ def labels_named(dataset_labels: Mapping[str, Any], names: Sequence[str] | None,
     Args: dataset_labels: "labels" of dataset.json; a region contributes all its values.
     Raises: UserError if a given name is not among the labels.
     """
-    if names is not None:
-        unknown = [name for name in names if name not in dataset_labels]
-        if unknown:
-            raise UserError(
-                f"the setting '{word}_labels' names {', '.join(unknown)}; dataset.json has the labels "
-                f"{', '.join(dataset_labels)}"
-            )
-    chosen = names if names is not None else [name for name in dataset_labels if word in name.lower()]
-    values: set[int] = set()
-    for name in chosen:
-        value = dataset_labels[name]
-        values.update(int(v) for v in value) if isinstance(value, (list, tuple)) else values.add(int(value))
-    return sorted(values)
+    chosen = [name for name in dataset_labels if word in name.lower()] if names is None else names
+    unknown = [name for name in chosen if name not in dataset_labels]
+    if unknown:
+        known = f"dataset.json has the labels {', '.join(dataset_labels)}"
+        raise UserError(f"the setting '{word}_labels' names {', '.join(unknown)}; {known}")
+    return sorted({int(value) for name in chosen for value in np.atleast_1d(dataset_labels[name])})
 
 
 @dataclass(frozen=True)
@@ -86,6 +79,7 @@ class CaseForValidation:
     properties: dict
 
 
+@torch.no_grad()
 def validate_case(
     detector: Detector,
     case: CaseForValidation,
@@ -144,27 +138,20 @@ def means_over(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         source: {key: mean_of_cases([case[source].get(key) for case in cases]) for key in numbers}
         for source, numbers in sources.items()
     }
-    mean["num_cases"] = len(cases)
-    mean["num_cases_with_lesion"] = sum(case["detector"]["lesion_auc"] is not None for case in cases)
-    return mean
+    with_lesion = sum(case["detector"]["lesion_auc"] is not None for case in cases)
+    return {**mean, "num_cases": len(cases), "num_cases_with_lesion": with_lesion}
 
 
 def quality_of(mean: Mapping[str, Any]) -> dict[str, float]:
     """What an artefact keeps of ``means_over``: AUC and average precision for lesions; empty where there were none."""
     if mean["detector"]["lesion_auc"] is None:
         return {}
-    return {
-        "lesion_auc": mean["detector"]["lesion_auc"],
-        "lesion_ap": mean["detector"]["lesion_ap"],
-        "intensity_lesion_auc": mean["intensity"]["lesion_auc"],
-    }
+    of_detector = {name: mean["detector"][name] for name in ("lesion_auc", "lesion_ap")}
+    return {**of_detector, "intensity_lesion_auc": mean["intensity"]["lesion_auc"]}
 
 
 def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Write summary.json: means over cases, then each case; numbers that do not exist are null.
-
-    Returns: what was written.
-    """
+    """Write summary.json: means over cases, then each case; numbers that do not exist are null. Returns: it."""
     summary = _without_nan({"mean": means_over(cases), CASES_KEY: list(cases)})
     write_text(path, json.dumps(summary, indent=2, allow_nan=False))
     return summary
@@ -199,7 +186,6 @@ def measure_detector(
         labels_folder: <case><ending>, the anatomy; it is what is erased for G.
         anomalies_folder: <case><ending>, anomalies by ``anomaly_labels``, on the grid of the labels.
         output_folder: made if need be; gets A's images, a picture per case and summary.json.
-        model_folder: of the pre-stage.
         chosen: the cases to measure; None: all images of the folder.
         bone_labels: labels among whose voxels the anomalies are to be found.
     Returns: the summary: means over cases of the voxel-wise AUC of the error image, squared and with its sign, of the
@@ -211,9 +197,8 @@ def measure_detector(
     detector = detector_of(network)
     trainer = recursive_find_trainer_class_by_name(predictor.trainer_name)
     if detector is None or not hasattr(trainer, "rivals"):
-        raise UserError(
-            f"the model in {model_folder} ({predictor.trainer_name}) is no pre-stage; expected the model of a detector"
-        )
+        model = f"the model in {model_folder} ({predictor.trainer_name})"
+        raise UserError(f"{model} is no pre-stage; expected the model of a detector")
     plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
     dataset_json = predictor.dataset_json
     windows = Windows(plans_manager, configuration_manager, dataset_json, device)
@@ -227,28 +212,17 @@ def measure_detector(
     cases = {case: files for case, files in cases.items() if chosen is None or case in chosen}
     for name, files in tqdm(cases.items(), desc="Detector", disable=not show_progress):
         image, properties = reader.read_images(files)
-        labels, anomalies = (
-            _read_labels(reader, folder / f"{name}{ending}", image.shape[1:])
-            for folder in (labels_folder, anomalies_folder)
-        )
+        of_case = (folder / f"{name}{ending}" for folder in (labels_folder, anomalies_folder))
+        labels, anomalies = (_read_labels(reader, file, image.shape[1:]) for file in of_case)
         labels = np.where(anomalies > 0, anomalies, labels)
         data, preprocessed_labels, properties = preprocessor.run_case_npy(
             image, labels, properties, plans_manager, configuration_manager, dataset_json
         )
         case = CaseForValidation(name, np.asarray(data), preprocessed_labels[0], properties)
         foreground = sorted(set(np.unique(preprocessed_labels).tolist()) - {0, -1})
-        with torch.no_grad():
-            results.append(
-                validate_case(
-                    detector,
-                    case,
-                    output_folder,
-                    windows,
-                    lesion_labels=anomaly_labels,
-                    bone_labels=bone_labels,
-                    rivals=trainer.rivals(network, case, foreground, windows),
-                )
-            )
+        rivals = trainer.rivals(network, case, foreground, windows)
+        named = {"lesion_labels": anomaly_labels, "bone_labels": bone_labels}
+        results.append(validate_case(detector, case, output_folder, windows, rivals=rivals, **named))
     return write_summary(output_folder / "summary.json", results)
 
 
@@ -257,7 +231,6 @@ def _read_labels(reader, path: Path, expected_shape: tuple[int, ...]) -> np.ndar
         raise UserError(f"{path} does not exist; expected a label map for every image")
     labels, _ = reader.read_seg(str(path))
     if labels.shape[1:] != expected_shape:
-        raise UserError(
-            f"{path} has {labels.shape[1:]} voxels and its image {expected_shape}; expected one grid, so resample one"
-        )
+        fault = f"{path} has {labels.shape[1:]} voxels and its image {expected_shape}"
+        raise UserError(f"{fault}; expected one grid, so resample one")
     return labels

@@ -67,9 +67,7 @@ def save_reconstruction_figure(
 ) -> None:
     """Image, reconstruction and error image of a case, on the slices of the first axis with the most error.
 
-    Args:
-        image, reconstruction, error: (X, Y, Z), in [0, 1], unitless.
-        spacing: mm, one per axis, for the aspect ratio.
+    Args: image, reconstruction, error: (X, Y, Z), in [0, 1], unitless. spacing: mm, one per axis, for the aspect ratio.
         outlines: (X, Y, Z) mask or label map, drawn as contours.
     """
     num_slices = min(3, len(image))
@@ -100,20 +98,12 @@ def save_reconstruction_figure(
 
 @own_style
 def save_label_figure(
-    path: Path,
-    *,
-    title: str,
-    image: np.ndarray,
-    labels: np.ndarray,
-    spacing: Sequence[float],
-    names: Mapping[str, int],
+    path: Path, *, title: str, image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int]
 ) -> None:
     """An image in three planes through its labels, and beside each the same with the labels' outlines.
 
-    Args:
-        image, labels: (Z superior, Y anterior, X right), any unit; 0 is background.
-        spacing: mm, same order, for the aspect ratio.
-        names: name -> value of the labels, for the legend.
+    Args: image, labels: (Z superior, Y anterior, X right), any unit; 0 is background. spacing: mm, same order, for the
+        aspect ratio. names: name -> value of the labels, for the legend.
     """
     path.parent.mkdir(exist_ok=True)
     low, high = np.percentile(image[::4, ::4, ::4], (1, 99.5))
@@ -147,10 +137,8 @@ def save_label_figure(
 def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], phases: Mapping[int, str]) -> None:
     """progress.png of a pre-stage: losses, the family's validation numbers, times, learning rates; phases shaded.
 
-    Args:
-        logged: one value per epoch for train_losses, val_losses, lrs, epoch_start_timestamps and epoch_end_timestamps
-            (s); all others are drawn together as the family's numbers.
-        phases: first epoch of each phase -> its name.
+    Args: logged: one value per epoch for train_losses, val_losses, lrs, epoch_start_timestamps and epoch_end_timestamps
+        (s); all others are drawn together as the family's numbers. phases: first epoch of each phase -> its name.
     """
     epochs = np.arange(min(len(values) for values in logged.values()))
     values = {name: np.asarray(series, dtype=float)[: len(epochs)] for name, series in logged.items()}
@@ -169,8 +157,7 @@ def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], ph
     axes[-2].set_ylim(bottom=0)
     axes[-2].set_ylabel("epoch time [s]")
     axes[-1].plot(epochs, rates, "b-")
-    axes[-1].set_ylabel("learning rate at epoch start")
-    axes[-1].set_xlabel("epoch")
+    axes[-1].set(xlabel="epoch", ylabel="learning rate at epoch start")
     ends_of_phases = [*list(phases)[1:], len(epochs)]
     for axis in axes:
         if axis is not axes[-2]:

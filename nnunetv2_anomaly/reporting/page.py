@@ -20,25 +20,18 @@ _TEMPLATES = Environment(
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its texts; a page holds it as PNG.
-
-    Attributes:
-        figure: on the screen an inch of it is 96 pixels wide where the page has room.
-        alt: what it shows, for readers who do not see it.
-        caption: plain text beneath it.
-        name: of its file, without ending, where it is written to one as well.
-    """
+    """A figure with its texts; a page holds it as PNG."""
 
     kind: ClassVar[str] = "picture"
 
     figure: Figure
-    alt: str
-    caption: str = ""
-    name: str = ""
+    alt: str  # what it shows, for readers who do not see it
+    caption: str = ""  # plain text beneath it
+    name: str = ""  # of its file, without ending, where it is written to one as well
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """Pixels on the screen, 96 an inch, where the page has room."""
         return round(96 * self.figure.get_figwidth())
 
     def png(self) -> str:
@@ -60,8 +53,5 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """A whole page as HTML, with a table of contents.
-
-    Every text is escaped; the same content gives the same page.
-    """
+    """A whole page as HTML, with a table of contents; every text is escaped; the same content gives the same page."""
     return _TEMPLATES.get_template("page.html").render(title=title, sections=sections).lstrip()

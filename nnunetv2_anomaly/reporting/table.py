@@ -22,22 +22,15 @@ Row: TypeAlias = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell of plain text.
-
-    Attributes:
-        left: aligned to the left, as words are, rather than to the right, as numbers are.
-        mark: signs set high after the text, such as those of notes.
-        beneath: smaller lines under the text.
-        values: for programs: column of the CSV -> number or text, not rounded.
-    """
+    """A table's cell of plain text."""
 
     text: str
     bold: bool = False
     code: bool = False
-    left: bool = False
-    mark: str = ""
-    beneath: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    left: bool = False  # aligned to the left, as words are, rather than to the right, as numbers are
+    mark: str = ""  # signs set high after the text, such as those of notes
+    beneath: str = ""  # smaller lines under the text
+    values: Mapping[str, Any] = field(default_factory=dict)  # column of the CSV -> number or text, not rounded
 
 
 def word_cell(column: str, text: str, value: Any = None) -> Cell:
@@ -56,25 +49,16 @@ def number(value: float | None, digits: int) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table in four forms.
-
-    Attributes:
-        title: stands above it.
-        header: a title per column, as readers see it.
-        rows: cells, as many as the header has; a text stands for a plain cell.
-        notes: sentences beneath it.
-        words: that many leading columns hold words, the others numbers.
-        grouped: in that many leading columns, a cell that repeats the one above it is shown once.
-    """
+    """A table in four forms."""
 
     kind: ClassVar[str] = "table"
 
     title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    notes: Sequence[str] = ()
-    words: int = 1
-    grouped: int = 0
+    header: Sequence[str]  # a title per column, as readers see it
+    rows: Sequence[Sequence[Cell]]  # as many cells as the header has
+    notes: Sequence[str] = ()  # sentences beneath it
+    words: int = 1  # that many leading columns hold words, the others numbers
+    grouped: int = 0  # in that many leading columns, a cell that repeats the one above it is shown once
 
     def csv(self) -> str:
         """The cells' values, in full precision, a column per name; undefined numbers are empty."""
@@ -139,23 +123,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of ``table_of``.
+    """A column of ``table_of``."""
 
-    Attributes:
-        name: of a column of the data frame, and of the CSV.
-        title: what stands above it; None takes the name.
-        digits: after the point; None for words.
-        text: what readers see, from the values of a row; None takes the name's, with its digits.
-        beneath: a smaller line under it, from the values of a row.
-        also: further columns of the data frame that stand in the CSV alone.
-    """
-
-    name: str
-    title: str | None = None
-    digits: int | None = 0
-    text: Callable[[Row], str] | None = None
-    beneath: Callable[[Row], str] | None = None
-    also: Sequence[str] = ()
+    name: str  # of a column of the data frame, and of the CSV
+    title: str | None = None  # what stands above it; None takes the name
+    digits: int | None = 0  # after the point; None for words
+    text: Callable[[Row], str] | None = None  # what readers see of a row; None takes the name's value, with its digits
+    beneath: Callable[[Row], str] | None = None  # a smaller line under it
+    also: Sequence[str] = ()  # further columns of the data frame that stand in the CSV alone
 
     def cell(self, row: Row, *, bold: bool = False) -> Cell:
         """The cell of a row: column of the data frame -> value."""
@@ -186,10 +161,8 @@ def table_of(
 
     Args: columns: those of words first; bold: (number of the row, name of the column) of the bold cells.
     """
-    rows = [
-        [column.cell(row, bold=(place, column.name) in bold) for column in columns]
-        for place, row in enumerate(frame.to_dict("records"))
-    ]
+    records = enumerate(frame.to_dict("records"))
+    rows = [[column.cell(row, bold=(place, column.name) in bold) for column in columns] for place, row in records]
     header = [column.name if column.title is None else column.title for column in columns]
     words = sum(column.digits is None for column in columns)
     return Table(title, header, rows, notes, words=words, grouped=grouped)

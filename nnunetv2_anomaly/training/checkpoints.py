@@ -19,19 +19,16 @@ NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 DETECTOR_KEY = "anomaly_detector"
 #: what a configuration decides about weights and voxels; all else may change while a training is interrupted
 _DECISIVE = (
-    "data_identifier",
-    "preprocessor_name",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "patch_size",
-    "architecture",
+    *("data_identifier", "preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm"),
+    *("patch_size", "architecture"),
 )
 
 
-def others_beside(path: str | Path) -> list[str]:
-    """Names of the checkpoints in the same folder, in the order in which --c takes them."""
-    return [name for name in NAMES if name != Path(path).name and (Path(path).parent / name).is_file()]
+def way_on_without(path: str | Path) -> str:
+    """What to do where a checkpoint is of no use, in words: --c takes the next one in its folder, if there is one."""
+    others = [name for name in NAMES if name != Path(path).name and (Path(path).parent / name).is_file()]
+    resuming = f", and --c resumes with {others[0]}" if others else " and start the training again without --c"
+    return f"move it away{resuming}"
 
 
 def read_own_checkpoint(path: str | Path, trainer_name: str) -> dict[str, Any]:
@@ -39,21 +36,14 @@ def read_own_checkpoint(path: str | Path, trainer_name: str) -> dict[str, Any]:
 
     Raises: UserError if it cannot be read, is no checkpoint of a training, or is another trainer's.
     """
-    others = others_beside(path)
-    advice = (
-        f"move it away, and --c resumes with {others[0]}"
-        if others
-        else "move it away and start the training again without --c"
-    )
+    advice = way_on_without(path)
     checkpoint = load_file(path, advice)
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
         raise UserError(f"{path} is not the checkpoint of a training; {advice}")
     writer = checkpoint.get("trainer_name")
     if writer != trainer_name:
-        raise UserError(
-            f"the checkpoint {path} was written by the trainer {writer}, and {trainer_name} cannot continue it; give "
-            f"-tr {writer}, or {advice}"
-        )
+        fault = f"the checkpoint {path} was written by the trainer {writer}, and {trainer_name} cannot continue it"
+        raise UserError(f"{fault}; give -tr {writer}, or {advice}")
     return checkpoint
 
 
@@ -62,14 +52,10 @@ def differing_plans(
 ) -> tuple[list[str], list[str]]:
     """What a checkpoint's training had otherwise, in words.
 
-    Args:
-        arguments: ``init_args`` of the checkpoint.
-        plans, configuration, fold, dataset_json: of the training that is to continue.
+    Args: arguments: ``init_args`` of the checkpoint; all others are of the training that is to continue.
     Returns: what makes it another training, and what may change while one is interrupted.
     """
-    theirs = arguments["plans"]
-    decisive: list[str] = []
-    harmless: list[str] = []
+    theirs, decisive, harmless = arguments["plans"], list[str](), list[str]()
 
     def compare(name: str, there: Any, here: Any, into: list[str]) -> None:
         if as_text(there) != as_text(here):
@@ -99,9 +85,8 @@ def first_difference(
 ) -> str | None:
     """The first tensor, by name, that only one side has or that has another shape there, in words; None if all fit.
 
-    Args:
-        names: of the tensors to compare; all if there are none.
-        but_for_classes: part of the names of output layers whose first axis, the classes, is left aside.
+    Args: names: of the tensors to compare; all if there are none. but_for_classes: part of the names of output layers
+        whose first axis, the classes, is left aside.
     """
     for name in sorted(names or there.keys() | here.keys()):
         start = int(bool(but_for_classes) and but_for_classes in name)
@@ -113,10 +98,11 @@ def first_difference(
 
 def as_text(value: Any) -> str:
     """A value of plans as JSON: equal texts mean equal values, whether these are tuples, lists or numpy's numbers."""
-    # Plans from a file hold plain numbers, plans handed over in Python may hold numpy's.
-    return json.dumps(
-        value, sort_keys=True, default=lambda other: other.item() if hasattr(other, "item") else str(other)
-    )
+
+    def plain(other: Any) -> Any:  # plans from a file hold plain numbers, plans handed over in Python may hold numpy's
+        return other.item() if hasattr(other, "item") else str(other)
+
+    return json.dumps(value, sort_keys=True, default=plain)
 
 
 def _shown(value: Any) -> str:

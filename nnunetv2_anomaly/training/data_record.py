@@ -37,23 +37,18 @@ def read_whole(case: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        raise UserError(
-            f"the preprocessed case '{case}' in {folder} cannot be read ({type(error).__name__}: {first_line(error)}); "
-            f"expected files that nnU-Net wrote whole, so run nnUNetv2_preprocess again"
-        ) from error
+        fault = f"'{case}' in {folder} cannot be read ({type(error).__name__}: {first_line(error)})"
+        expected = "expected files that nnU-Net wrote whole, so run nnUNetv2_preprocess again"
+        raise UserError(f"the preprocessed case {fault}; {expected}") from error
 
 
 def check_cases_exist(cases: Sequence[str], known: set[str], folder: str) -> None:
-    """Check that the cases of a split are preprocessed.
-
-    Raises: UserError naming those that are not.
-    """
+    """Check that the cases of a split are preprocessed. Raises: UserError naming those that are not."""
     missing = [case for case in cases if case not in known]
     if missing:
-        raise UserError(
-            f"splits_final.json names {len(missing)} case(s) that are not in {folder} ({listed(missing)}); expected "
-            f"every case of the fold, so run nnUNetv2_preprocess again or correct the split"
-        )
+        fault = f"splits_final.json names {len(missing)} case(s) that are not in {folder} ({listed(missing)})"
+        advice = "so run nnUNetv2_preprocess again or correct the split"
+        raise UserError(f"{fault}; expected every case of the fold, {advice}")
 
 
 def case_record(dataset: nnUNetBaseDataset, case: str) -> dict[str, list]:
@@ -109,9 +104,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def continued(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The record of a resumed training: of all that it has ever seen.
 
-    Args:
-        then: of its checkpoint.
-        now: of its cases now, and of those of ``then`` that are still there.
+    Args: then: of its checkpoint. now: of its cases now, and of those of ``then`` that are still there.
     Returns: the record to keep, and a sentence for the log if the data set has changed.
     """
     kept = {**now, "cases": {**then["cases"], **now["cases"]}}
@@ -124,31 +117,23 @@ def check_data(
 ) -> str | None:
     """Check that a detector was trained on the data set as it is now.
 
-    Args:
-        then: data record of its pre-stage.
-        now: that of the data set, for the cases of ``then`` that are still there.
-        what: the detector, in words.
-        allowed: whether changed data are accepted.
-        train_command: the command that trains the pre-stage.
+    Args: then: data record of its pre-stage. now: that of the data set, for the cases of ``then`` that are still there.
+        what: the detector, in words. allowed: whether changed data are accepted. train_command: of the pre-stage.
     Returns: a sentence for the log where something is to be said.
     Raises: UserError if the data set has changed and that is not allowed.
     """
     if then["dataset"] != now["dataset"]:
         only_settings = differences({**then, "cases": {}}, {**now, "cases": {}})
         return f"{what} comes from {then['dataset']}" + (f", where {'; '.join(only_settings)}" * bool(only_settings))
-    found = differences(then, now)
-    if not found:
+    if not (found := differences(then, now)):
         return None
     fact = f"the data set has changed since {what} was trained: {'; '.join(found)}"
     if allowed:
         return f"{fact}; accepted because 'allow_changed_data' is set"
-    raise UserError(
-        f"{fact}; expected the data of its pre-stage, so train that again: {train_command}, or set "
-        f"'allow_changed_data' to true in the section 'anomaly' of plans.json where the change does not matter"
-    )
+    allow = "set 'allow_changed_data' to true in the section 'anomaly' of plans.json where the change does not matter"
+    raise UserError(f"{fact}; expected the data of its pre-stage, so train that again: {train_command}, or {allow}")
 
 
 def _alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    return first["shape"] == second["shape"] and np.allclose(
-        first["voxels"], second["voxels"], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
-    )
+    tolerance: dict[str, Any] = {"rtol": _TOLERANCE, "atol": _TOLERANCE, "equal_nan": True}
+    return first["shape"] == second["shape"] and np.allclose(first["voxels"], second["voxels"], **tolerance)

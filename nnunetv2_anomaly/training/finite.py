@@ -12,10 +12,8 @@ from torch import Tensor
 def where_it_began(batch: dict, error_image: Tensor | None, learning_rate_setting: str, learning_rate: Any) -> str:
     """The middle of the sentence on a loss that is not finite: cases, the first part that is not finite, what to do.
 
-    Args:
-        batch: nnU-Net's, with "data" (B, C, ...) and, where known, "keys".
-        error_image: (B, C, ...), what the detector made of it, if there is one.
-        learning_rate_setting, learning_rate: the setting that lowers it, and its present value.
+    Args: batch: nnU-Net's, with "data" (B, C, ...) and, where known, "keys". error_image: (B, C, ...), the detector's,
+        if there is one. learning_rate_setting: the setting that lowers the present ``learning_rate``.
     """
     cases = [str(case) for case in batch.get("keys", ())]
     named = ", ".join(dict.fromkeys(cases)) or "a batch without names"
@@ -28,10 +26,8 @@ def where_it_began(batch: dict, error_image: Tensor | None, learning_rate_settin
     what = "what the network or the loss made of it is not finite"
     if of_error:
         what = f"the detector's error image of {of_error} is not finite"
-    return (
-        f"{named}: {what}; {stopped}set '{learning_rate_setting}' in the section 'anomaly' of plans.json "
-        f"to less than the present {learning_rate:g} if it happens again, and "
-    )
+    advice = f"set '{learning_rate_setting}' in the section 'anomaly' of plans.json to less than the present"
+    return f"{named}: {what}; {stopped}{advice} {learning_rate:g} if it happens again, and "
 
 
 def _cases_not_finite(tensor: Tensor, cases: Sequence[str]) -> str | None:

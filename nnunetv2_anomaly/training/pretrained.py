@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY, as_text, first_difference
-from nnunetv2_anomaly.training.safe_loading import load_file
+from nnunetv2_anomaly.training.safe_loading import load_file, load_safely
 
 #: key of a checkpoint under which the labels are kept that transfer learning added
 CHECKPOINT_KEY = "anomaly_transfer"
@@ -84,12 +84,10 @@ def read_weights(path: Path) -> dict[str, Any]:
     # nnU-Net 2.8.1 puts tensors back where they were saved, but for several GPUs, where it tells them where to go.
     absent = [] if dist.is_initialized() else sorted(device for device in devices if not _is_here(device))
     if absent:
-        raise UserError(
-            f"the pretrained weights {path} were saved from the device {absent[0]}, which is not here, and nnU-Net "
-            f'reads them onto no other; train where it is, or give a copy made with: python -c "import torch; from '
-            f"nnunetv2_anomaly.training.safe_loading import load_safely; "
-            f"torch.save(load_safely('{path}'), 'copy.pth')\""
-        )
+        fault = f"the pretrained weights {path} were saved from the device {absent[0]}, which is not here, and nnU-Net "
+        fault += "reads them onto no other; train where it is, or give a copy made with"
+        copied = f"import torch; from {load_safely.__module__} import load_safely; "
+        raise UserError(f"{fault}: python -c \"{copied}torch.save(load_safely('{path}'), 'copy.pth')\"")
     return checkpoint
 
 
@@ -123,36 +121,27 @@ def read_pretrained(path: Path) -> PretrainedModel:
             detector=checkpoint.get(DETECTOR_KEY),
         )
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the pretrained weights {path} hold no labels and plans to start from ({type(error).__name__}: {error}); "
-            f"expected the checkpoint_final.pth of a training with plain labels"
-        ) from error
+        fault = f"hold no labels and plans to start from ({type(error).__name__}: {error})"
+        expected = "expected the checkpoint_final.pth of a training with plain labels"
+        raise UserError(f"the pretrained weights {path} {fault}; {expected}") from error
 
 
 def check_fits(source: PretrainedModel, network: nn.Module, move_command: str) -> None:
     """Check that all but the output layers fit, and these but for their number of classes.
 
-    Args:
-        source: the pretrained checkpoint.
-        network: the network to be trained, without wrappers.
-        move_command: what to run where the plans differ.
+    Args: network: to be trained, without wrappers. move_command: what to run where the plans differ.
     Raises: UserError naming the first difference; nnU-Net itself would end in a traceback.
     """
-    here = network.state_dict()
     origin = f"{source.path} ({source.trainer_name}, {source.dataset_name})"
     advice = f"so train both with the same trainer family, and move the plans: {move_command}"
-    _compare(origin, source.weights, here, (), advice)
+    _compare(origin, source.weights, network.state_dict(), (), advice)
 
 
 def check_copied_weights(path: Path, network: nn.Module, trainer_name: str) -> None:
     """Check that nnU-Net can copy a file's weights into a network: all that this has but the output layers.
 
-    Args:
-        path: the file after ``-pretrained_weights``.
-        network: the network to be trained, without wrappers.
-        trainer_name: of its trainer.
-    Raises: UserError if the file cannot be read, or naming the first difference; nnU-Net itself would end in a
-        traceback.
+    Args: path: the file after ``-pretrained_weights``. network: to be trained by ``trainer_name``, without wrappers.
+    Raises: UserError if the file cannot be read, or naming the first difference; nnU-Net would end in a traceback.
     """
     checkpoint = read_weights(path)
     here = network.state_dict()
@@ -166,41 +155,32 @@ def _compare(
     origin: str, theirs: Mapping[str, Tensor], here: Mapping[str, Tensor], names: Iterable[str], advice: str
 ) -> None:
     """Raises: UserError naming the first tensor that is not alike, the number of classes left aside."""
-    difference = first_difference(theirs, here, names, but_for_classes=OUTPUT_LAYER)
-    if difference:
-        raise UserError(
-            f"the pretrained weights {origin} do not fit: {difference}; expected the same kind of network on the same "
-            f"plans, {advice}"
-        )
+    if difference := first_difference(theirs, here, names, but_for_classes=OUTPUT_LAYER):
+        fault = f"the pretrained weights {origin} do not fit: {difference}"
+        raise UserError(f"{fault}; expected the same kind of network on the same plans, {advice}")
 
 
 def differing_plans(source: PretrainedModel, configuration: Mapping[str, Any]) -> list[str]:
     """In words, what the two configurations disagree in, of what matters to the weights."""
     names = ("patch_size", "spacing", "normalization_schemes")
-    return [
-        f"{name} {source.configuration.get(name)} there, {configuration.get(name)} here"
-        for name in names
-        if as_text(source.configuration.get(name)) != as_text(configuration.get(name))
-    ]
+    pairs = [(name, source.configuration.get(name), configuration.get(name)) for name in names]
+    return [f"{name} {there} there, {here} here" for name, there, here in pairs if as_text(there) != as_text(here)]
 
 
 def grow_output_layers(network: nn.Module, source: PretrainedModel, labels: Mapping[str, int]) -> tuple[list, list]:
     """Give every class that the source knew, by name, its learned output channel; the others stay as initialised.
 
-    Args:
-        network: without wrappers; its output layers have one channel per value of ``labels``.
-        source: checked by ``check_fits``.
-        labels: name -> value of the data set to be trained on, background included.
+    Args: network: without wrappers; its output layers have one channel per value of ``labels``. source: checked by
+        ``check_fits``. labels: name -> value of the data set to be trained on, background included.
     Returns: names of the classes that were kept, and of those that are new.
     Raises: UserError if no class but the background is known to the source.
     """
     kept = [name for name in labels if name in source.labels]
     new = [name for name in labels if name not in source.labels]
     if not any(labels[name] != 0 for name in kept):
-        raise UserError(
-            f"the pretrained weights {source.path} know the labels {', '.join(source.labels)}, and the data set has "
-            f"{', '.join(labels)}; expected some in common, by name: rename the labels in one of the dataset.json files"
-        )
+        known = f"the pretrained weights {source.path} know the labels {', '.join(source.labels)}"
+        advice = "expected some in common, by name: rename the labels in one of the dataset.json files"
+        raise UserError(f"{known}, and the data set has {', '.join(labels)}; {advice}")
     to = torch.tensor([labels[name] for name in kept])
     of = torch.tensor([source.labels[name] for name in kept])
     with torch.no_grad():

@@ -23,16 +23,8 @@ from nnunetv2_anomaly.errors import UserError, listed
 
 #: what reading a file ends in that is no checkpoint: cut short, another kind of file, of missing classes
 UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    ImportError,
+    *(OSError, EOFError, ImportError, pickle.UnpicklingError, zipfile.BadZipFile),
+    *(RuntimeError, LookupError, AttributeError, TypeError, ValueError),
 )
 _CORE = getattr(np, "_core", None) or np.core
 #: numpy's scalars and arrays of numbers, which nnU-Net's log holds; numpy 1 and 2 call their module differently
@@ -94,9 +86,7 @@ def load_safely(source: str | Path | IO[bytes], map_location: Any = "cpu") -> An
 def load_file(path: str | Path, advice: str, *, kind: str = "the checkpoint", map_location: Any = "cpu") -> Any:
     """What torch reads from a file without running anything of it.
 
-    Args:
-        advice: what to do where it cannot be read; ends the sentence.
-        kind: what to call it in the sentence.
+    Args: advice: what to do where it cannot be read; ends the sentence, in which the file is called ``kind``.
         map_location: as for torch.load.
     Raises: UserError if it cannot be read, or would run code when nnU-Net loads it.
     """
@@ -105,10 +95,8 @@ def load_file(path: str | Path, advice: str, *, kind: str = "the checkpoint", ma
     except UnsafeFileError as error:
         raise UserError(f"{kind} {path} {error}; do not use it before its author has said what this is for") from error
     except Exception as error:  # as above
-        raise UserError(
-            f"{kind} {path} cannot be read ({type(error).__name__}: {first_line(error)}); it is cut short or "
-            f"no checkpoint, so {advice}"
-        ) from error
+        fault = f"{kind} {path} cannot be read ({type(error).__name__}: {first_line(error)})"
+        raise UserError(f"{fault}; it is cut short or no checkpoint, so {advice}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -154,12 +142,12 @@ def names_in_pickle(file: IO[bytes]) -> tuple[list[str], Exception | None]:
     Args: file: open, at the pickle's first byte; afterwards behind its last one.
     Returns: the names as "module.name", and what kept them from being read to the end.
     """
-    reader = _NameReader(file)
+    reader, fault = _NameReader(file), None
     try:
         reader.load()
     except Exception as error:  # a damaged or hostile pickle fails in many ways, and each is an answer
-        return list(reader.names), error
-    return list(reader.names), None
+        fault = error
+    return list(reader.names), fault
 
 
 def foreign_names(source: str | Path | IO[bytes]) -> list[str]:

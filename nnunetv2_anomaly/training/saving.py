@@ -18,11 +18,8 @@ from nnunetv2_anomaly.training.safe_loading import load_file
 def save_whole(save: Callable[[str], None], path: Path, extra: Mapping[str, Any], advice: Callable[[], str]) -> None:
     """Write a checkpoint beside and rename it, so that a kill while writing leaves the last good file.
 
-    Args:
-        save: writes the checkpoint to a file name.
-        path: where it belongs.
-        extra: entries to add to it.
-        advice: what to do where it cannot be written; ends the sentence.
+    Args: save: writes the checkpoint to a file name. path: where it belongs. extra: entries to add to it. advice: what
+        to do where it cannot be written; ends the sentence.
     Raises: UserError if it cannot be written; what was there stays.
     """
     temporary = path.with_name(f"{path.name}.part")

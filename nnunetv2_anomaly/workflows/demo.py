@@ -100,10 +100,8 @@ def write_split(raw_folder: Path, preprocessed_folder: Path, num_validation: int
 def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) -> Path:
     """Run the whole chain, or what is left of it.
 
-    Args:
-        folder: gets the data, nnU-Net's three folders, predictions, logs, records and report.html.
-        device: cuda, cpu or mps; None takes the best available.
-        quick: smaller; its results show that the chain works and nothing else.
+    Args: folder: gets the data, nnU-Net's three folders, predictions, logs, records and report.html. device: cuda, cpu
+        or mps; None takes the best available. quick: smaller; its results show that the chain works and nothing else.
     Returns: the report.
     Raises: UserError if a step fails, or the folder holds something else, a demo with other arguments, or another run.
     """
@@ -111,12 +109,8 @@ def run_demo(folder: Path, *, device: str | None = None, quick: bool = False) ->
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     processes = min(4, os.cpu_count() or 1)
     demo = Demo(folder.absolute(), QUICK if quick else FULL, chosen_device(device), processes)
-    environment = nnunet_environment(
-        demo.folder,
-        **_cpu_tuning(),
-        nnUNet_n_proc_DA=os.environ.get("nnUNet_n_proc_DA", processes),  # noqa: SIM112
-        nnUNet_def_n_proc=os.environ.get("nnUNet_def_n_proc", processes),  # noqa: SIM112
-    )
+    variables = {name: os.environ.get(name, processes) for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")}
+    environment = nnunet_environment(demo.folder, **_cpu_tuning(), **variables)
     # Functions that run in this process look at the same folders as the commands.
     os.environ.update({name: value for name, value in environment.items() if name.startswith("nnUNet_")})
     take_folder(demo.folder, {"quick": quick, "device": device})
@@ -138,10 +132,8 @@ def take_folder(folder: Path, arguments: dict[str, Any]) -> None:
         take_output_folder(folder, STATE, "demo")
         write_text(state, json.dumps({"version": __version__, "arguments": arguments}, indent=2))
     elif (before := read_json(state).get("arguments")) != arguments:
-        raise UserError(
-            f"{folder} holds a demo with other arguments ({before}, now {arguments}); give another folder with -o, or "
-            "remove that one"
-        )
+        fault = f"{folder} holds a demo with other arguments ({before}, now {arguments})"
+        raise UserError(f"{fault}; give another folder with -o, or remove that one")
 
 
 def _cpu_tuning() -> dict[str, str]:
@@ -160,10 +152,9 @@ def _cpu_tuning() -> dict[str, str]:
 
 
 class Demo(DemoFolders):
-    """The demonstration in a folder: the steps that make its files."""
+    """The demonstration in a folder: the steps that make its files; ``processes`` for all but training."""
 
     def __init__(self, folder: Path, size: DemoSize, device: torch.device, processes: int) -> None:
-        """``processes`` are those of simulation, preprocessing and evaluation."""
         super().__init__(folder, size.naive_trainer)
         self.size, self.device, self.processes = size, device, processes
 
@@ -186,9 +177,8 @@ class Demo(DemoFolders):
             "nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres", "--verify_dataset_integrity",
             "-npfp", processes, "-np", processes,
         )  # fmt: skip
-        simulate = Step(
-            "simulate", (self.simulated / "overview.png",), title="Drawing phantoms", function=self._simulate
-        )
+        drawn = (self.simulated / "overview.png",)
+        simulate = Step("simulate", drawn, title="Drawing phantoms", function=self._simulate)
         dataset = Step(
             "convert", (self.raw,), title="Writing the raw data set", after=(simulate,),
             function=lambda: convert(self.simulated, self.raw, num_test=size.num_test),
@@ -244,9 +234,8 @@ class Demo(DemoFolders):
             "measure_detector", (self.detector / "summary.json",), function=self._measure_detector,
             title="Measuring the error images", after=(prestage,),
         )  # fmt: skip
-        lesions = Step(
-            "lesions", (self.lesions,), function=self._write_lesions, title="Writing which cases hold a lesion"
-        )
+        title = "Writing which cases hold a lesion"
+        lesions = Step("lesions", (self.lesions,), function=self._write_lesions, title=title)
         evaluate = Step(
             "evaluate", (self.evaluation / "report.html",), evaluating,
             title="Evaluating both", after=(*predictions, error_images, lesions),
@@ -263,16 +252,9 @@ class Demo(DemoFolders):
         )
 
     def _measure_detector(self) -> None:
-        measure_detector(
-            self.raw / "imagesTs",
-            self.raw / "labelsTs",
-            self.raw / "anomaliesTs",
-            self.detector,
-            self.model(PRESTAGE),
-            fold=FOLD,
-            device=self.device,
-            show_progress=False,
-        )
+        images, labels, anomalies = (self.raw / name for name in ("imagesTs", "labelsTs", "anomaliesTs"))
+        folders = (images, labels, anomalies, self.detector, self.model(PRESTAGE))
+        measure_detector(*folders, fold=FOLD, device=self.device, show_progress=False)
 
     def _write_lesions(self) -> None:
         manifest = read_json(self.simulated / "manifest.json")

@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.figure import Figure
 
+from nnunetv2_anomaly.environment import FOLDER_VARIABLES
 from nnunetv2_anomaly.evaluation.pictures import case_figure
 from nnunetv2_anomaly.evaluation.report import Findings, write_report
 from nnunetv2_anomaly.evaluation.results import Evaluation
@@ -33,17 +34,13 @@ NUM_PICTURES = 4
 
 
 class DemoFolders:
-    """The folders below that of a demonstration, and its three trainers."""
+    """The folders below that of a demonstration, and its three trainers: ``naive_trainer`` is nnU-Net's."""
 
     def __init__(self, folder: Path, naive_trainer: str) -> None:
-        """Name them; folder is absolute, naive_trainer is the one of nnU-Net's that is compared."""
         self.folder = folder
-        self.raw = folder / "nnUNet_raw" / DATASET_NAME
-        self.preprocessed = folder / "nnUNet_preprocessed" / DATASET_NAME
-        self.results = folder / "nnUNet_results" / DATASET_NAME
-        self.simulated, self.detector, self.error_images, self.evaluation = (
-            folder / name for name in ("simulated", "detector", "error_images", "evaluation")
-        )
+        self.raw, self.preprocessed, self.results = (folder / name / DATASET_NAME for name in FOLDER_VARIABLES)
+        of_steps = ("simulated", "detector", "error_images", "evaluation")
+        self.simulated, self.detector, self.error_images, self.evaluation = (folder / name for name in of_steps)
         self.lesions = folder / "lesions.csv"  # which case holds a lesion, for the evaluation's groups
         self.trainers = {"prestage": PRESTAGE, "naive": naive_trainer, "aware": AWARE}
 
@@ -59,12 +56,12 @@ class DemoFolders:
 def write_demo_report(path: Path, demo: DemoFolders, records: Sequence[Mapping[str, Any]], *, quick: bool) -> Path:
     """Write the report of a demonstration whose steps are done; returns its path.
 
-    Args:
-        records: of the steps: title, command and seconds.
-        quick: whether to warn that the networks are hardly trained.
+    Args: records: of the steps: title, command and seconds. quick: whether to warn that networks are hardly trained.
     """
     evaluation = load_evaluation(demo.evaluation)
     manifest = read_json(demo.simulated / "manifest.json")
+    detector = _detector_table(read_json(demo.detector / "summary.json")["mean"])
+    curves = Picture(_training_curves(demo), "Losses and scores of the three trainings, epoch by epoch")
     return write_report(
         path,
         Findings.of(evaluation),
@@ -72,14 +69,8 @@ def write_demo_report(path: Path, demo: DemoFolders, records: Sequence[Mapping[s
         title="Anomaly-aware segmentation: demonstration",
         notes=_introduction(manifest, evaluation, quick),
         more_sections=[
-            Section(
-                "Does the error image find the lesions?",
-                [_detector_table(read_json(demo.detector / "summary.json")["mean"])],
-            ),
-            Section(
-                "Training",
-                [Picture(_training_curves(demo), "Losses and scores of the three trainings, epoch by epoch")],
-            ),
+            Section("Does the error image find the lesions?", [detector]),
+            Section("Training", [curves]),
             Section("What was run", [_commands_table(records)]),
         ],
     )
@@ -98,11 +89,8 @@ def _introduction(manifest: Mapping[str, Any], evaluation: Evaluation, quick: bo
         "faster at first: the tables show what each has learnt in this time, not what either is worth in the end. "
         "Results are reported whatever they are.",
     ]
-    if quick:
-        notes.append(
-            "This was the quick run: its networks have hardly been trained, and it only shows that the chain works."
-        )
-    return notes
+    hardly = "This was the quick run: its networks have hardly been trained, and it only shows that the chain works."
+    return [*notes, hardly] if quick else notes
 
 
 def _detector_table(mean: Mapping[str, Any]) -> Table:
@@ -141,10 +129,8 @@ def _read(path: Path) -> np.ndarray:
 
 def _pictures(demo: DemoFolders) -> list[tuple[str, Figure]]:
     """The test cases with the most lesion volume, each on the sagittal slice through most of it."""
-    volumes = {
-        path.name.removesuffix(".nii.gz"): int((_read(path) > 0).sum())
-        for path in sorted((demo.raw / "anomaliesTs").glob("*.nii.gz"))
-    }
+    paths = {path.name.removesuffix(".nii.gz"): path for path in sorted((demo.raw / "anomaliesTs").glob("*.nii.gz"))}
+    volumes = {case: np.count_nonzero(_read(path) > 0) for case, path in paths.items()}
     chosen = sorted((case for case in volumes if volumes[case]), key=lambda case: -volumes[case])[:NUM_PICTURES]
     return [(f"{case}, through most of its lesions", _case_figure(demo, case)) for case in chosen]
 

@@ -24,21 +24,14 @@ PLANS = "nnUNetPlans"
 
 @dataclasses.dataclass(frozen=True)
 class PublishedChain:
-    """The chain for some of the six networks.
+    """The chain for some of the six networks."""
 
-    Attributes:
-        zib, uq, akoa: numbers of the data sets.
-        networks: names of trainers without the word Trainer.
-        plans: of OAI ZIB, moved to the other two.
-        configuration, device: as nnUNetv2_train takes them.
-    """
-
-    zib: int
+    zib: int  # numbers of the data sets
     uq: int
     akoa: int
-    networks: Sequence[str]
-    plans: str
-    configuration: str
+    networks: Sequence[str]  # names of trainers without the word Trainer
+    plans: str  # of OAI ZIB, moved to the other two
+    configuration: str  # both as nnUNetv2_train takes them
     device: str
 
     def steps(self) -> list[Step]:
@@ -48,21 +41,17 @@ class PublishedChain:
             do not exist and are none that this chain makes.
         """
         if len({self.zib, self.uq, self.akoa}) != 3:
-            raise UserError(
-                f"the data sets are {self.zib}, {self.uq} and {self.akoa}; expected three different ones: OAI ZIB, "
-                "OAI ZIB-UQ and OAI AKOA"
-            )
+            given = f"the data sets are {self.zib}, {self.uq} and {self.akoa}"
+            raise UserError(f"{given}; expected three different ones: OAI ZIB, OAI ZIB-UQ and OAI AKOA")
         planned = {dataset: self._plan(dataset) for dataset in (self.zib, self.uq, self.akoa)}
         steps = [*planned.values()]
         of_zib = planned[self.zib]
         if self.plans == WHOLE_IMAGE_PLANS:
             of_zib = self._plan_whole_image(of_zib)
             steps.append(of_zib)
-        elif self.plans != PLANS and not self._plans_file(self.zib, self.plans).is_file():
-            raise UserError(
-                f"{self._plans_file(self.zib, self.plans)} does not exist; expected plans that nnU-Net has made, "
-                f"{PLANS}, or {WHOLE_IMAGE_PLANS}"
-            )
+        elif self.plans != PLANS and not (file := self._plans_file(self.zib, self.plans)).is_file():
+            expected = f"expected plans that nnU-Net has made, {PLANS}, or {WHOLE_IMAGE_PLANS}"
+            raise UserError(f"{file} does not exist; {expected}")
         ready = {self.zib: self._preprocess(self.zib, self.plans, of_zib)}
         steps.append(ready[self.zib])
         for dataset in (self.uq, self.akoa):
@@ -78,14 +67,13 @@ class PublishedChain:
     # --------------------------------------------------------------------- steps
 
     def _trainings(self, ready: dict[int, Step]) -> list[Step]:
-        networks = list(dict.fromkeys(self.networks))
+        networks, folds, detectors = list(dict.fromkeys(self.networks)), (*FOLDS, "all"), {}
         aware = [network for network in networks if TRAINERS[f"{network}Trainer"].anomaly_aware]
-        detectors = {}
         if aware:
-            detectors = {fold: self._train(self.zib, fold, PRE_STAGE, ready[self.zib]) for fold in (*FOLDS, "all")}
+            detectors = {fold: self._train(self.zib, fold, PRE_STAGE, ready[self.zib]) for fold in folds}
         steps = list(detectors.values())
         for network in networks:
-            for fold in (*FOLDS, "all"):
+            for fold in folds:
                 needed = [ready[self.zib], *([detectors[fold]] if network in aware else [])]
                 steps.append(self._train(self.zib, fold, f"{network}Trainer", *needed))
             of_zib = steps[-1]
@@ -143,10 +131,9 @@ class PublishedChain:
         parent = environment_folder("nnUNet_raw")
         found = sorted(path.parent.name for path in parent.glob(f"Dataset{dataset_id:03d}_*/dataset.json"))
         if len(found) != 1:
-            raise UserError(
-                f"data set {dataset_id} is {'missing' if not found else 'there ' + str(len(found)) + ' times'} in "
-                f"{parent}; expected it once: convert it first with nnUNetv2_anomaly convert"
-            )
+            fault = f"there {len(found)} times" if found else "missing"
+            advice = "expected it once: convert it first with nnUNetv2_anomaly convert"
+            raise UserError(f"data set {dataset_id} is {fault} in {parent}; {advice}")
         return found[0]
 
     def _plans_file(self, dataset_id: int, plans: str) -> Path:
@@ -165,6 +152,5 @@ class PublishedChain:
             if "data_identifier" in configurations[name]:
                 return plans_file.parent / configurations[name]["data_identifier"]
             name = configurations[name].get("inherits_from")
-        raise UserError(
-            f"{plans_file} has no configuration {name}; expected one of {', '.join(configurations)}: give it with -c"
-        )
+        known = ", ".join(configurations)
+        raise UserError(f"{plans_file} has no configuration {name}; expected one of {known}: give it with -c")

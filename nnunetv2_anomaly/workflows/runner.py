@@ -36,28 +36,18 @@ class StepError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step: a command as a user would type it, or a function that runs in this process.
+    """One step: a command as a user would type it, or a function that runs in this process."""
 
-    Attributes:
-        name: of its log and its record.
-        makes: files and folders that exist once it is done; the name may be a pattern such as ``*.nii.gz``. A
-            training's checkpoint comes last. Where nothing is named, the step always runs.
-        command: its words.
-        function: called without arguments, in place of a command.
-        after: steps that it needs.
-        title: for people; by default the name.
-        num_files: number of files that each pattern in ``makes`` matches once the step is done.
-        variables: environment variables of the command.
-    """
-
-    name: str
+    name: str  # of its log and its record
+    #: files and folders that exist once it is done, a training's checkpoint last; the name may be a pattern such as
+    #: ``*.nii.gz``. Where nothing is named, the step always runs.
     makes: tuple[Path, ...]
     command: tuple[str, ...] = ()
-    function: Callable[[], object] | None = None
-    after: tuple[Step, ...] = ()
-    title: str = ""
-    num_files: int = 1
-    variables: Mapping[str, str] = field(default_factory=dict)
+    function: Callable[[], object] | None = None  # in place of a command
+    after: tuple[Step, ...] = ()  # steps that it needs
+    title: str = ""  # for people; by default the name
+    num_files: int = 1  # that each pattern in ``makes`` matches once the step is done
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the command's environment
 
     @property
     def label(self) -> str:
@@ -99,29 +89,18 @@ class _Running:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs steps, each after those it needs.
+    """Runs steps, each after those it needs."""
 
-    Attributes:
-        environment: of the commands.
-        folder: gets logs/NAME.log and records/NAME.json; without one, commands print to the terminal.
-        lock: of ``locked``; a command that outlives this process keeps the folder locked.
-        measure: maps the process id of a running command to values, several times a second; the record keeps the
-            largest ones.
-        facts: further entries of each record.
-    """
-
-    environment: Mapping[str, str]
-    folder: Path | None = None
-    lock: int | None = None
+    environment: Mapping[str, str]  # of the commands
+    folder: Path | None = None  # gets logs/NAME.log and records/NAME.json; without one, commands print to the terminal
+    lock: int | None = None  # of ``locked``; a command that outlives this process keeps the folder locked
+    #: process id of a running command -> values, several times a second; the record keeps the largest ones
     measure: Callable[[int], Mapping[str, float]] = lambda pid: {}
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # further entries of each record
 
     def run(self, steps: Sequence[Step], *, jobs: int = 1) -> None:
-        """Run the steps that are not done.
+        """Run the steps that are not done, each after those it needs; ``jobs`` commands side by side, functions alone.
 
-        Args:
-            steps: each after those it needs.
-            jobs: number of commands that run side by side; functions run alone.
         Raises: StepError if a step fails, once those that run beside it have ended.
         """
         waiting, running, failures = list(steps), list[_Running](), list[StepError]()
@@ -137,9 +116,8 @@ class Runner:
                     if step.is_done():
                         bar.update()
                         continue
-                    bar.write(
-                        f"[{steps.index(step) + 1}/{len(steps)}] {step.label}: {step.shown() or 'in this process'}"
-                    )
+                    number = f"[{steps.index(step) + 1}/{len(steps)}]"
+                    bar.write(f"{number} {step.label}: {step.shown() or 'in this process'}")
                     sys.stdout.flush()
                     bar.set_description(step.label)
                     if step.function is None:
@@ -209,9 +187,8 @@ class Runner:
         if self.folder is not None:
             lines = self._last_lines(step)
             outcome += f" ({lines[-1] if lines else 'no output'}); its output is in {self._file('logs', step, 'log')}"
-        failure = StepError(
-            f"the step '{step.label}' {outcome}; fix the cause and run the same command again to resume"
-        )
+        advice = "fix the cause and run the same command again to resume"
+        failure = StepError(f"the step '{step.label}' {outcome}; {advice}")
         failure.status = status or 1
         return [failure]
 
@@ -250,14 +227,10 @@ def _ready(waiting: Sequence[Step], running: Sequence[_Running]) -> Step | None:
 def training_step(
     results: Path, model: tuple[str, str, str], trainer: str, plans: str, *options: str, name: str = "", **more: Any
 ) -> Step:
-    """A call of nnUNetv2_train.
+    """A call of nnUNetv2_train, named after trainer, data set and fold where there is no other name.
 
-    Args:
-        results: the data set's folder in nnUNet_results.
-        model: number of the data set, configuration, fold.
-        trainer, plans: names.
-        options: further words of the command.
-        name, more: as ``Step`` takes them; by default it is named after trainer, data set and fold.
+    Args: results: the data set's folder in nnUNet_results. model: number of the data set, configuration, fold. options:
+        further words of the command. more: as ``Step`` takes it.
     """
     dataset, configuration, fold = model
     folder = results / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
@@ -268,9 +241,6 @@ def training_step(
 
 
 def locked(folder: Path, advice: str) -> AbstractContextManager[int]:
-    """Keep a second run out of a folder, where it would write the same files (``files.locked``).
-
-    Args: advice: what else a user can do than wait, for the sentence.
-    """
+    """Keep a second run out of a folder (``files.locked``). advice: what else a user can do than wait."""
     busy = f"another run is at work in {folder}, or a step that outlived one; wait for it or end it, or {advice}"
     return files.locked(folder / LOCK, busy)
