@@ -20,6 +20,7 @@ from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.images.sliding_window import Windows
+from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import (
     CaseForValidation,
@@ -116,7 +117,8 @@ class DetectorTrainer(AnomalyTrainerBase):
         self.training_cases = sorted(training)
 
     def on_train_start(self) -> None:
-        """Prepare the cases, then as in nnU-Net."""
+        """Check the labels, prepare the cases, then as in nnU-Net."""
+        self.labels_of_validation()
         seen = self.training_cases  # of the checkpoint, if one was loaded: the split may have changed since
         self.prepare()
         self.training_cases = sorted({*seen, *self.training_cases})
@@ -233,6 +235,21 @@ class DetectorTrainer(AnomalyTrainerBase):
         """What the family compares its detector with on a case, whose ``labels`` are not background; here nothing."""
         return None
 
+    def labels_of_validation(self) -> dict[str, list[int]]:
+        """Values of the labels that validation counts as lesions, and compares them with: by setting, else by role.
+
+        Raises: UserError if a setting or dataset.json names what is no label.
+        """
+        labels = self.dataset_json["labels"]
+        roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
+        lesions = list(roles.lesions) if self.lesion_labels is None else self.lesion_labels
+        bones = roles.bones if self.bone_labels is None else self.bone_labels
+        self.print_to_log_file(
+            f"Taken as lesions: {', '.join(lesions) or 'none'}; as bones: {', '.join(bones) or 'none'}"
+        )
+        values = {"lesion_labels": labels_named(labels, lesions, "lesion")}
+        return {**values, "bone_labels": labels_named(labels, bones, "bone")}
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Per validation case: anomaly map in the original geometry, a picture, and the numbers."""
         with self.write_failures_as_user_errors():
@@ -244,11 +261,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         self.network.eval()
         folder = Path(self.output_folder) / "validation"
         folder.mkdir(parents=True, exist_ok=True)
-        labels = self.dataset_json["labels"]
-        named = {
-            "lesion_labels": labels_named(labels, self.lesion_labels, "lesion"),
-            "bone_labels": labels_named(labels, self.bone_labels, "bone"),
-        }
+        named = self.labels_of_validation()
         _, cases = self.do_split()
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases[rank() :: world_size()]))
         windows = Windows(self.plans_manager, self.configuration_manager, self.dataset_json, self.device)

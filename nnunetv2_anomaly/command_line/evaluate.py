@@ -7,7 +7,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of
+from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of, described
 
 HELP = "Compare predictions of one or several models with the references: tables, tests, figures, report.html."
 
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     folders = named_folders(args.pred)
     dataset = find_dataset_description(args.djfile, list(folders.values()), args.ref)
     clean_up = clean_up_of(args, dataset)
+    print(described(clean_up, dataset))
     pairs = find_pairs(
         folders,
         dataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of
+from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of, described
 
 HELP = "Remove stray parts of bones and cartilages, and lesions that are too small or too uncertain."
 
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.i} is no folder; expected one with predictions")
     dataset = find_dataset_description(args.djfile, [args.i])
     clean_up, num_processes = clean_up_of(args, dataset), chosen_processes(args.np)
+    print(described(clean_up, dataset))
     table = postprocess_folder(args.i, args.o, dataset, clean_up, num_processes=num_processes, overwrite=args.overwrite)
     for note in without_effect(table, clean_up):
         print(f"WARNING: {note}")

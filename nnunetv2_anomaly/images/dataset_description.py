@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import is_half_written, read_json
 from nnunetv2_anomaly.images.files import only_files
+from nnunetv2_anomaly.label_roles import ROLES_KEY, LabelRoles, label_roles
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class DatasetDescription:
     file_ending: str
     reader: str | None  # nnU-Net's reader class, or None for that of the file ending
     has_regions: bool  # whether a name stands for several values: nnU-Net's region-based training
+    said_roles: Mapping[str, Any] | None = None  # what dataset.json says of lesions and bones
+
+    @property
+    def roles(self) -> LabelRoles:
+        """Which labels are lesions, and in which bones. Raises: UserError if dataset.json names what is no label."""
+        return label_roles(self.labels, self.said_roles)
 
     @property
     def values(self) -> set[int]:
@@ -75,6 +83,7 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
         file_ending=file_ending,
         reader=reader or (overwritten if overwritten not in (None, "None") else None),
         has_regions=any(len(values) > 1 for values in labels.values()),
+        said_roles=content.get(ROLES_KEY),
     )
 
 

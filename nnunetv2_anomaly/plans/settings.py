@@ -97,13 +97,13 @@ SHARED: dict[str, Setting] = {
     "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", is_whole(1), "validation batches per epoch"),
     "lesion_labels": Setting(
         None,
-        "a list of label names, or null for all labels with 'lesion' in their name",
+        "a list of label names, or null for those that dataset.json or their names tell",
         or_none(is_names),
         "labels that the pre-stage's validation counts as lesions",
     ),
     "bone_labels": Setting(
         None,
-        "a list of label names, or null for all labels with 'bone' in their name",
+        "a list of label names, or null for those that dataset.json or their names tell",
         or_none(is_names),
         "labels that the pre-stage's validation compares lesions with",
     ),

@@ -7,7 +7,6 @@ import math
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.labels import BONE_OF_LESION, NAMES
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 
 #: options with a number, called as CleanUp's attributes
@@ -19,8 +18,8 @@ def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("clean-up").add_argument
     anatomy = "labels of which the largest component and what is near it stay; none for no label"
     add("--anatomy", nargs="+", metavar="NAME", help=f"{anatomy} (default: all but lesions)")
-    lesions = "lesion labels, and the bone label each lies in; none for no label (default: femoral_lesion=femoral_bone "
-    lesions += "and so on, where the data set has them)"
+    lesions = "lesion labels, and the bone label each lies in; none for no label (default: dataset.json's label_roles, "
+    lesions += "else by name: femoral_lesion in femoral_bone, patella_BML in patella)"
     add("--lesions", nargs="+", metavar="LESION[=BONE]", help=lesions)
     distance = "remove smaller components farther than this from the largest one (default: 35.0)"
     add("--max_distance_mm", type=float, default=35.0, metavar="MM", help=distance)
@@ -51,22 +50,31 @@ def clean_up_of(args: argparse.Namespace, dataset: DatasetDescription) -> CleanU
 
 
 def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict[int, int | None]:
-    """Lesion label -> bone label or None, from words like ``LESION=BONE``; None takes the knee's where there are any.
+    """Lesion label -> bone label or None, from words like ``LESION=BONE``; None takes the data set's roles.
 
     Raises: UserError for a name that is no label, or comes twice.
     """
     if words is None:
-        pairs = {NAMES[lesion]: NAMES[bone] for lesion, bone in BONE_OF_LESION.items()}
-        words = [
-            f"{lesion}={bone}" if bone in dataset.labels else lesion
-            for lesion, bone in pairs.items()
-            if len(dataset.labels.get(lesion, ())) == 1
-        ]
+        single = {name: bone for name, bone in dataset.roles.lesions.items() if name in dataset.single_values}
+        words = [f"{lesion}={bone}" if bone else lesion for lesion, bone in single.items()]
+    words = words if words != ["none"] else []
+    values = {dataset.value_of(word.partition("=")[0]) for word in words}
     lesions: dict[int, int | None] = {}
-    for word in words if words != ["none"] else []:
+    for word in words:
         lesion, separator, bone = word.partition("=")
         value = dataset.value_of(lesion)
         if value in lesions or bone == lesion:
             raise UserError(f"--lesions {word}: {lesion} is named twice; expected each lesion once, and its bone")
-        lesions[value] = dataset.value_of(bone) if separator else None
+        bones = [own for own in dataset.labels.get(bone, ()) if own not in values]  # a region may hold its lesion
+        lesions[value] = bones[0] if len(bones) == 1 else dataset.value_of(bone) if separator else None
     return lesions
+
+
+def described(clean_up: CleanUp, dataset: DatasetDescription) -> str:
+    """What is taken as lesions, and what as anatomy, in words."""
+    names = {value: name for name, value in dataset.single_values.items()}
+    names = {value: names.get(value, f"label {value}") for value in dataset.values}
+    found = clean_up.bone_of_lesion.items()
+    lesions = [f"{names[lesion]} in {names[bone]}" if bone is not None else names[lesion] for lesion, bone in found]
+    anatomy = [names[value] for value in clean_up.anatomy]
+    return f"Taken as lesions: {', '.join(lesions) or 'none'}; as anatomy: {', '.join(anatomy) or 'none'}"

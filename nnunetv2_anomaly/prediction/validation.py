@@ -55,13 +55,13 @@ class Rivals:
     measure: Callable[[Tensor, Tensor], dict[str, float]]
 
 
-def labels_named(dataset_labels: Mapping[str, Any], names: Sequence[str] | None, word: str) -> list[int]:
-    """Label values by name: the given names, or every label with ``word`` in its name.
+def labels_named(dataset_labels: Mapping[str, Any], chosen: Sequence[str], word: str) -> list[int]:
+    """Label values by name.
 
-    Args: dataset_labels: "labels" of dataset.json; a region contributes all its values.
-    Raises: UserError if a given name is not among the labels.
+    Args: dataset_labels: "labels" of dataset.json; a region contributes all its values. word: begins the name of the
+        setting that chose them.
+    Raises: UserError if a name is not among the labels.
     """
-    chosen = [name for name in dataset_labels if word in name.lower()] if names is None else names
     unknown = [name for name in chosen if name not in dataset_labels]
     if unknown:
         known = f"dataset.json has the labels {', '.join(dataset_labels)}"

@@ -1,0 +1,65 @@
+"""What a data set's labels are: lesions, and the bones that hold them.
+
+dataset.json may say it under ``ROLES_KEY``, for example ``{"lesions": {"patella_BML": "patella", "cyst": null},
+"bones": ["patella", "femur"]}``; else the names do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2_anomaly.errors import UserError
+
+#: key of dataset.json, which nnU-Net ignores
+ROLES_KEY = "label_roles"
+_LESION = re.compile(r"lesion|bml|cyst|o?edema", re.IGNORECASE)
+_BONE = re.compile(r"bone|femur|tibia(?!l)|patella(?!r)|fibula(?!r)", re.IGNORECASE)
+_CARTILAGE = re.compile(r"cartilage|meniscus", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LabelRoles:
+    """Names of labels by what they are."""
+
+    lesions: Mapping[str, str | None]  # lesion -> the bone that holds it; None where none is known
+    bones: tuple[str, ...]
+
+
+def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> LabelRoles:
+    """The roles of labels: as dataset.json says, else lesions are those with "lesion", "BML", "cyst", "edema" or
+    "oedema" in their names, and bones those with "bone" or a bone's name and those that hold a lesion.
+
+    A lesion lies in the bone whose name begins alike, word by word: femoral_lesion in femoral_bone, patella_BML in
+    patella.
+
+    Args: names: of the labels; background and the ignore label are left out. said: dataset.json's ``ROLES_KEY``.
+    Raises: UserError if that names what is no label.
+    """
+    names = [name for name in names if name not in ("background", "ignore")]
+    said = said or {}
+    lesions: dict[str, str | None] = {}
+    if "lesions" in said:
+        lesions = dict(said["lesions"]) if isinstance(said["lesions"], Mapping) else dict.fromkeys(said["lesions"])
+    else:
+        healthy = [name for name in names if not _LESION.search(name) and not _CARTILAGE.search(name)]
+        lesions = {name: _bone_of(name, healthy) for name in names if _LESION.search(name)}
+    holding = {bone for bone in lesions.values() if bone is not None}
+    bones = said.get("bones") or [n for n in names if n not in lesions and (_BONE.search(n) or n in holding)]
+    unknown = sorted({*lesions, *holding, *bones} - set(names))
+    if unknown:
+        raise UserError(f"dataset.json's {ROLES_KEY} name {', '.join(unknown)}; expected some of {', '.join(names)}")
+    return LabelRoles(lesions, tuple(bones))
+
+
+def _bone_of(lesion: str, candidates: Iterable[str]) -> str | None:
+    """The candidate whose words all begin as one of the lesion's does; of several the one with most words."""
+    own = _stems(_LESION.sub(" ", lesion))
+    fitting = [name for name in candidates if _stems(name) and _stems(name) <= own]
+    return max(fitting, key=lambda name: len(_stems(name)), default=None)
+
+
+def _stems(name: str) -> set[str]:
+    return {word[:3] for word in re.findall(r"[a-z]+", name.lower()) if word != "bone"}
