@@ -168,7 +168,7 @@ def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
     if softmax is not None and settings.with_probabilities:
         of_classes = pair.files.probabilities(softmax, pair.prediction, settings.dataset.num_classes)
         channels = {value: channel for value, channel in enumerate(of_classes) if value in bone_of_lesion}
-    names = {value: name for name, value in settings.dataset.single_values.items()}
+    names = settings.dataset.names
     for lesion, bone in bone_of_lesion.items():
         masks = pair.reference == lesion, pair.voxels == lesion
         detected = detect(*masks, pair.prediction.spacing_mm, probability=channels.get(lesion))

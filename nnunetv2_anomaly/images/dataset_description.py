@@ -46,6 +46,12 @@ class DatasetDescription:
         """Name -> value of the labels that stand for one value: all but regions."""
         return {name: values[0] for name, values in self.labels.items() if len(values) == 1}
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Value -> name of the label that stands for it, of several the one that stands for the fewest values."""
+        by_size = sorted(self.labels.items(), key=lambda label: -len(label[1]))
+        return {value: name for name, values in by_size for value in values}
+
     def value_of(self, name: str) -> int:
         """The one value of a label. Raises: UserError if there is no such label, or it stands for several values."""
         if name not in self.single_values:

@@ -72,9 +72,7 @@ def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict
 
 def described(clean_up: CleanUp, dataset: DatasetDescription) -> str:
     """What is taken as lesions, and what as anatomy, in words."""
-    names = {value: name for name, value in dataset.single_values.items()}
-    names = {value: names.get(value, f"label {value}") for value in dataset.values}
-    found = clean_up.bone_of_lesion.items()
+    names, found = dataset.names, clean_up.bone_of_lesion.items()
     lesions = [f"{names[lesion]} in {names[bone]}" if bone is not None else names[lesion] for lesion, bone in found]
     anatomy = [names[value] for value in clean_up.anatomy]
     return f"Taken as lesions: {', '.join(lesions) or 'none'}; as anatomy: {', '.join(anatomy) or 'none'}"

@@ -291,6 +291,17 @@ def test_values_of_regions_are_anatomy():
     assert chosen(labels=labels, has_regions=True).anatomy == (1, 2, 3)
 
 
+def test_a_bone_may_be_a_region_that_holds_its_lesion():
+    labels = {"femoral_bone": [1, 7], "femoral_cartilage": 2, "femoral_lesion": 7}
+    clean_up = chosen(labels=labels, has_regions=True)
+    assert (clean_up.bone_of_lesion, clean_up.anatomy) == ({7: 1}, (1, 2))
+
+
+def test_lesions_of_other_names_are_no_stray_anatomy():
+    clean_up = chosen(labels={"patella": 1, "patella_BML": 2, "patella_cartilage": 3})
+    assert (clean_up.bone_of_lesion, clean_up.anatomy) == ({2: 1}, (1, 3))
+
+
 def test_names_of_anatomy_and_lesions():
     labels = {"liver": 1, "tumour": 2, "cyst": 3, "vein": 4}
     clean_up = chosen("--anatomy", "liver", "--lesions", "tumour=liver", "cyst", labels=labels)
