@@ -54,7 +54,7 @@ def femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64
         if min(half.sum() for half in halves) < LEAST_POINTS:
             return {}
         lowest = [_lowest(points[:, 0], half, 0.03, width_mm) for half in halves]
-        right, left = (np.average(points, axis=0, weights=weights) for weights in lowest)
+        right, left = (weights @ points / weights.sum() for weights in lowest)
         points = _turn(points, 0, math.atan2(right[0] - left[0], right[2] - left[2]))
     points[:, 0] -= np.percentile(points[:, 0], 0.5)
     low = _beyond(25 - points[:, 0], width_mm)
@@ -67,12 +67,12 @@ def femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64
     trochlea = _beyond(cartilage[:, 1], width_mm) * _beyond(cartilage[:, 0] - 10, width_mm)
     halves = [trochlea * _beyond(sign * cartilage[:, 2], width_mm) for sign in (1, -1)]
     if min(half.sum() for half in halves) >= LEAST_POINTS // 2:
-        heights = [float(np.average(cartilage[:, 0], weights=half)) for half in halves]
-        found["trochlea_lateral_mm"] = float(np.average(cartilage[:, 2], weights=trochlea))
+        heights = [_mean(cartilage[:, 0], half) for half in halves]
+        found["trochlea_lateral_mm"] = _mean(cartilage[:, 2], trochlea)
         found["trochlea_higher_mm"] = heights[0] - heights[1]
     shaft = _beyond(bone[:, 0] - 40, width_mm) * _beyond(60 - bone[:, 0], width_mm)
     if shaft.sum() >= LEAST_POINTS and bone[:, 0].max() > 50:
-        found["femoral_shaft_lateral_mm"] = float(np.average(bone[:, 2], weights=shaft))
+        found["femoral_shaft_lateral_mm"] = _mean(bone[:, 2], shaft)
     return found
 
 
@@ -123,7 +123,7 @@ def tibial_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64]
     shaft = _beyond(bone[:, 0] + 45, width_mm) * _beyond(-25 - bone[:, 0], width_mm)
     if shaft.sum() >= LEAST_POINTS and bone[:, 0].min() < -35:
         front = _lowest(-bone[:, 1], shaft, 0.05, width_mm)
-        foremost, all_of_it = (float(np.average(bone[:, 2], weights=w)) for w in (front, shaft))
+        foremost, all_of_it = (_mean(bone[:, 2], weights) for weights in (front, shaft))
         found["tibial_tuberosity_lateral_mm"] = foremost - all_of_it
     if len(cartilage):
         y, x = cartilage[:, 1], cartilage[:, 2] - np.mean(np.percentile(cartilage[:, 2], (1, 99)))
@@ -146,8 +146,8 @@ def _turn(points: NDArray[np.float64], axis: int, angle: float) -> NDArray[np.fl
 
 def _direction_of_breadth(points: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
     """Angle in radians, within a quarter turn of x, of the broadest extent of points (N, 3) seen from above."""
-    (yy, xy), (_, xx) = np.cov(points[:, 1:].T, aweights=weights)
-    return 0.5 * math.atan2(2 * xy, xx - yy)
+    y, x = (points[:, axis] - _mean(points[:, axis], weights) for axis in (1, 2))
+    return 0.5 * math.atan2(2 * _mean(x * y, weights), _mean(x * x - y * y, weights))
 
 
 def _beyond(distance_mm: NDArray[np.float64], width_mm: float) -> NDArray[np.float64]:
@@ -161,18 +161,21 @@ def _beyond(distance_mm: NDArray[np.float64], width_mm: float) -> NDArray[np.flo
 
 def _histogram(values: NDArray[np.float64], weights: NDArray[np.float64], width_mm: float) -> tuple[NDArray, NDArray]:
     """Middles of bins of ``width_mm`` and the weight in each; a value is divided between the two next to it."""
-    start = values.min()
-    position = (values - start) / width_mm
+    start, counted = values.min(), weights > 0
+    position, weights = (values[counted] - start) / width_mm, weights[counted]
     lower = position.astype(np.intp)
     upper_share = weights * (position - lower)
-    size = int(lower.max()) + 2
+    size = int(lower.max(initial=0)) + 2
     mass = np.bincount(lower, weights - upper_share, size) + np.bincount(lower + 1, upper_share, size)
     return start + width_mm * np.arange(size), mass
 
 
 def _quantiles(values: NDArray, weights: NDArray, shares: Sequence[float], width_mm: float) -> NDArray[np.float64]:
     """The values below which these shares of the weight lie; between the voxels of a grid they do not jump."""
-    middles, mass = _histogram(values, weights, width_mm)
+    return _quantiles_of(*_histogram(values, weights, width_mm), shares, width_mm)
+
+
+def _quantiles_of(middles: NDArray, mass: NDArray, shares: Sequence[float], width_mm: float) -> NDArray[np.float64]:
     borders = np.append(middles, middles[-1] + width_mm) - width_mm / 2
     below = np.append(0.0, np.cumsum(mass))
     return np.interp(np.array(shares) * below[-1], below, borders)
@@ -185,11 +188,16 @@ def _ends(values: NDArray[np.float64], weights: NDArray[np.float64], width_mm: f
 
 def _lowest(values: NDArray, weights: NDArray, share: float, width_mm: float) -> NDArray[np.float64]:
     """What is left of the weights if only this share of them counts, that of the lowest values."""
-    middles, _ = _histogram(values, weights, width_mm)
-    limit = _quantiles(values, weights, [share], width_mm)[0]
+    middles, mass = _histogram(values, weights, width_mm)
+    limit = _quantiles_of(middles, mass, [share], width_mm)[0]
     return weights * np.interp(values, middles, _beyond(limit - middles, width_mm))
 
 
 def _deviation(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
     """Weighted standard deviation."""
-    return math.sqrt(np.average((values - np.average(values, weights=weights)) ** 2, weights=weights))
+    return math.sqrt(_mean((values - _mean(values, weights)) ** 2, weights))
+
+
+def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Weighted mean, in a fifth of the time of np.average."""
+    return float(np.einsum("i,i->", weights, values) / weights.sum())
