@@ -74,7 +74,8 @@ def predict_error_images(
     """Write reconstruction, error image and a picture of every image in a folder, by nnU-Net's sliding window.
 
     The error image is that of the blended reconstruction, E = (x - A(x))^2, so that the files fit each other; it is
-    0 where nnU-Net crops the image away. Both are in the original geometry, in [0, 1], unitless, float32.
+    0 where nnU-Net crops the image away. Both are in the original geometry, in [0, 1] but for the rounding of float16
+    windows, unitless, float32.
 
     Args:
         input_folder: images named as nnU-Net wants them, case_0000.nii.gz and so on, with the data set's file ending.
