@@ -83,6 +83,7 @@ def postprocess_folder(
         raise UserError(f"{fault}, which --lesion_probability needs; predict with --save_probabilities")
     dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, next(iter(files.values()))))
     tasks = [_Task(case, file, softmax.get(case), output, dataset, clean_up) for case, file in files.items()]
+    names = {value: name for name, value in dataset.single_values.items()}
     settings = {
         "predictions": str(predictions.resolve()),
         "settings": json.loads(json.dumps(dataclasses.asdict(clean_up))),  # as it comes back from the file
@@ -91,7 +92,7 @@ def postprocess_folder(
         _prepare(predictions, output, files, settings, overwrite)
         rows, failed = run_cases(_clean_case, tasks, num_processes, "cleaning", "cleaned")
         table = pd.DataFrame([row for case in sorted(rows) for row in rows[case]], columns=list(COLUMNS))
-        table["label"] = [dataset.names.get(value, str(value)) for value in table["value"]]
+        table["label"] = [names.get(value, str(value)) for value in table["value"]]
         write_text(output / "removed.csv", table.to_csv(index=False))
         if failed:
             raise UserError(failed)

@@ -367,7 +367,7 @@ def test_regions(postprocess, predictions, output):
     write(predictions / "a.nii.gz", with_a_fragment(55))
     assert postprocess() == 0
     table = rows(output)
-    assert list(table.loc["a"].index) == ["whole", "core", "rim"]
+    assert list(table.loc["a"].index) == ["1", "2", "rim"]
     assert table.loc[("a", "2"), "removed_components"] == 1
     assert read(output / "a.nii.gz")[0, 6, 60] == 0
 
