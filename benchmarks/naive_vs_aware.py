@@ -21,8 +21,7 @@ from benchmarks.experiment import Arguments, Experiment
 from benchmarks.models import ABLATIONS, DEFAULTS, Model, parse_models
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import read_json, why_not_writable, write_text
-from nnunetv2_anomaly.images.files import label_source_sha256
+from nnunetv2_anomaly.files import label_source_sha256, read_json, why_not_writable, write_text
 from nnunetv2_anomaly.simulation.simulate import label_files
 from nnunetv2_anomaly.workflows.runner import LOCK, locked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -59,7 +60,8 @@ def is_write_failure(error: Exception) -> bool:
 
 def temporary_beside(path: Path) -> Path:
     """The name under which this process writes what takes ``path``'s place once it is whole; it has the same ending."""
-    return path.with_name(f"{_PREFIX}{os.getpid()}_{path.name[-100:]}")  # longer ones are too long for file systems
+    ending = path.name.encode()[-100:].decode(errors="ignore")  # longer names are too long for file systems
+    return path.with_name(f"{_PREFIX}{os.getpid()}_{ending}")
 
 
 @contextmanager
@@ -146,3 +148,17 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or make it again with nnU-Net") from error
     return content
+
+
+def label_source_sha256(path: Path) -> str:
+    """SHA-256 of an image file, with its voxels where these are in a file of their own (.mhd)."""
+    if path.name.lower().endswith(".mhd"):
+        named = re.search(r"^ElementDataFile *= *(.*\S)", path.read_text(encoding="latin-1"), re.MULTILINE)
+        if named and (path.parent / named[1]).is_file():
+            return hashlib.sha256((sha256_of(path) + sha256_of(path.parent / named[1])).encode()).hexdigest()
+    return sha256_of(path)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

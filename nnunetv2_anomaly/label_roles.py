@@ -17,7 +17,7 @@ from nnunetv2_anomaly.errors import UserError
 ROLES_KEY = "label_roles"
 _LESION = re.compile(r"lesion|bml|cyst|o?edema", re.IGNORECASE)
 _BONE = re.compile(r"bone|femur|tibia(?!l)|patella(?!r)|fibula(?!r)", re.IGNORECASE)
-_CARTILAGE = re.compile(r"cartilage|meniscus", re.IGNORECASE)
+_NO_BONE = re.compile(r"cartilage|meniscus|tendon|ligament|muscle|fluid|effusion", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,24 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
     Raises: UserError if that names what is no label.
     """
     names = [name for name in names if name not in ("background", "ignore")]
-    said = said or {}
+    said = {} if said is None else said
+    if not (
+        isinstance(said, Mapping)
+        and isinstance(said.get("lesions", {}), (Mapping, list))
+        and isinstance(said.get("bones", []), list)
+        and all(isinstance(name, str) for part in said.values() for name in part)
+    ):
+        expected = '{"lesions": {LESION: BONE or null, ...}, "bones": [BONE, ...]}'
+        raise UserError(f"dataset.json's {ROLES_KEY} are {said!r}; expected {expected}")
     lesions: dict[str, str | None] = {}
     if "lesions" in said:
         lesions = dict(said["lesions"]) if isinstance(said["lesions"], Mapping) else dict.fromkeys(said["lesions"])
     else:
-        healthy = [name for name in names if not _LESION.search(name) and not _CARTILAGE.search(name)]
+        healthy = [name for name in names if not _LESION.search(name) and not _NO_BONE.search(name)]
         lesions = {name: _bone_of(name, healthy) for name in names if _LESION.search(name)}
     holding = {bone for bone in lesions.values() if bone is not None}
-    bones = said.get("bones") or [n for n in names if n not in lesions and (_BONE.search(n) or n in holding)]
+    found = [name for name in names if name in holding or (_BONE.search(name) and not _NO_BONE.search(name))]
+    bones = said.get("bones") or [name for name in found if name not in lesions]
     unknown = sorted({*lesions, *holding, *bones} - set(names))
     if unknown:
         raise UserError(f"dataset.json's {ROLES_KEY} name {', '.join(unknown)}; expected some of {', '.join(names)}")
@@ -56,10 +65,13 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
 
 def _bone_of(lesion: str, candidates: Iterable[str]) -> str | None:
     """The candidate whose words all begin as one of the lesion's does; of several the one with most words."""
+    if _NO_BONE.search(lesion):
+        return None
     own = _stems(_LESION.sub(" ", lesion))
     fitting = [name for name in candidates if _stems(name) and _stems(name) <= own]
     return max(fitting, key=lambda name: len(_stems(name)), default=None)
 
 
 def _stems(name: str) -> set[str]:
-    return {word[:3] for word in re.findall(r"[a-z]+", name.lower()) if word != "bone"}
+    words = set(re.findall(r"[a-z]+", name.lower()))
+    return {word[:3] for word in words - {"bone"} or words}

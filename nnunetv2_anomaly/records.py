@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.files import label_source_sha256, write_text
 
 
 def fingerprint(files: Iterable[Path], options: Mapping[str, Any]) -> str:
@@ -19,10 +19,7 @@ def fingerprint(files: Iterable[Path], options: Mapping[str, Any]) -> str:
     Returns: SHA-256, hexadecimal digits.
     """
     # Not by size and time: a file that is copied in another's place may keep both.
-    states = [
-        [str(file.resolve()), hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None]
-        for file in files
-    ]
+    states = [[str(file.resolve()), label_source_sha256(file) if file.is_file() else None] for file in files]
     text = json.dumps([__version__, states, options], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -19,7 +19,8 @@ from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_fro
 from nnunetv2_anomaly.conversion.sources import source_key
 from nnunetv2_anomaly.conversion.subjects import Subject
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.images.files import label_source_sha256, read_header, read_image, sha256_of, write_image
+from nnunetv2_anomaly.files import label_source_sha256, sha256_of
+from nnunetv2_anomaly.images.files import read_header, read_image, write_image
 from nnunetv2_anomaly.images.grids import Grid, corner_distance_mm, oriented, posed
 from nnunetv2_anomaly.images.label_maps import count_values, read_label_map, relabelled
 from nnunetv2_anomaly.reporting.drawing import save_label_figure

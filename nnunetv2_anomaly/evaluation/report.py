@@ -77,7 +77,7 @@ def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, pai
 
 
 def _enough_cases(tested: Evaluation) -> bool:
-    return tested.cases["case"].nunique() >= statistics.FEWEST_PAIRS
+    return tested.cases["case"].nunique() >= statistics.fewest_cases(len(tested.models))
 
 
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:

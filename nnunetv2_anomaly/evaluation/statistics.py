@@ -25,9 +25,6 @@ METRICS = ("dsc", "asd_mm", "hd_mm", "hd95_mm")
 #: a difference is significant below it (method paper, Section 5)
 SIGNIFICANCE = 0.05
 
-#: of fewer pairs Wilcoxon's two-sided p cannot fall below ``SIGNIFICANCE``: of n it is at least 2 / 2^n
-FEWEST_PAIRS = 6
-
 #: columns of ``tukey``
 TUKEY_COLUMNS = (
     "processing", "label", "metric", "model_a", "model_b", "n_a", "n_b", "mean_a", "mean_b", "difference", "lower",
@@ -127,6 +124,14 @@ def paired(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFram
             for pair, p in zip(pairs, corrected, strict=True)
         ]
     return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
+
+
+def fewest_cases(num_models: int) -> int:
+    """Of fewer cases no difference between models can be significant in the paired test, however large.
+
+    Of n cases Wilcoxon's two-sided p is at least 2 / 2^n, and Holm multiplies it by the number of pairs of models.
+    """
+    return math.floor(math.log2(2 * max(1, math.comb(num_models, 2)) / SIGNIFICANCE)) + 1
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, RAW, Evaluation
-from nnunetv2_anomaly.evaluation.statistics import FEWEST_PAIRS
+from nnunetv2_anomaly.evaluation.statistics import fewest_cases
 from nnunetv2_anomaly.measurements.surface import DISTANCES, METRICS
 from nnunetv2_anomaly.reporting.table import DAGGER, Cell, Column, Table, number, table_of, word_cell
 
@@ -137,7 +137,8 @@ def segmentation_table(
     table = _means_table(evaluation, title, MEASURES, None, daggers or frozenset())
     if daggers is not None or len(evaluation.models) < 2:
         return table
-    few = f"Fewer than {FEWEST_PAIRS} cases: whatever the models differ by, no paired test can call it significant."
+    fewest = fewest_cases(len(evaluation.models))
+    few = f"Fewer than {fewest} cases: whatever the models differ by, no paired test can call it significant."
     return dataclasses.replace(table, notes=[*table.notes, few])
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import itertools
 import math
 import os
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +181,17 @@ def _header_fault(image: Any, head: bytes) -> str | None:
         steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]
     if np.issubdtype(image.get_data_dtype(), np.complexfloating):
         return "holds complex numbers; expected real ones, such as their magnitude"
-    if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+    if unit := {1: "metre", 3: "micrometre"}.get(int(header["xyzt_units"]) % 8):
         return f"gives its lengths in the unit {unit}; expected mm"
     if not (steps > 0).all():
         return f"has a spacing of {' x '.join(f'{step:g}' for step in steps)} mm; expected numbers above 0"
-    poses = [pose for pose, code in (header.get_qform(coded=True), header.get_sform(coded=True)) if code]
+    poses = []
+    for pose_of in (header.get_qform, header.get_sform):
+        with suppress(ValueError):  # of a quaternion a little too long, which ITK shortens
+            pose, code = pose_of(coded=True)
+            poses += [pose] if code else []
+    if not all(np.isfinite(pose).all() for pose in poses):
+        return "has a pose with infinite numbers or NaN; expected finite ones"
     if len(poses) == 2:
         corners = np.array(list(itertools.product(*((0, n - 1) for n in (*image.shape[:3], 1, 1)[:3]), [1])))
         apart = float(np.linalg.norm(corners @ (poses[0] - poses[1]).T, axis=1).max())
@@ -222,23 +227,12 @@ def _packed(path: Path) -> bytes | None:
     if name.endswith((".mha", ".mhd")):
         content = path.read_bytes()
         place = re.search(rb"^ElementDataFile *= *(.*\S)[ \t\r]*(?:\n|$)", content, re.MULTILINE)
-        if place and re.search(rb"^CompressedData *= *True", content[: place.start()], re.MULTILINE):
-            return content[place.end() :] if place[1] == b"LOCAL" else (path.parent / place[1].decode()).read_bytes()
+        if place and re.search(rb"^CompressedData *= *[Tt1]", content[: place.start()], re.MULTILINE):
+            if place[1].lower() == b"local":
+                return content[place.end() :]
+            beside = path.parent / place[1].decode(errors="replace")  # or a list or pattern of files, one a slice
+            return beside.read_bytes() if beside.is_file() else None
     return None
-
-
-def label_source_sha256(path: Path) -> str:
-    """SHA-256 of an image file, with its voxels where these are in a file of their own (.mhd)."""
-    if path.name.lower().endswith(".mhd"):
-        named = re.search(r"^ElementDataFile *= *(.*\S)", path.read_text(encoding="latin-1"), re.MULTILINE)
-        if named and (path.parent / named[1]).is_file():
-            return hashlib.sha256((sha256_of(path) + sha256_of(path.parent / named[1])).encode()).hexdigest()
-    return sha256_of(path)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def last_line(error: Exception) -> str:

@@ -109,6 +109,8 @@ def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         configuration.pop(key, None)
     size = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
     patch_size, architecture = planned_for(configuration["architecture"], configuration["spacing"], size)
+    anomaly = configuration.get("anomaly", {})
+    margin = {} if "erase_margin_mm" in anomaly else {"erase_margin_voxels": 50}
     configuration.update(
         data_identifier=f"{plans_name}_{name}",
         batch_size=1,
@@ -116,7 +118,7 @@ def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         patch_size=patch_size,
         architecture=architecture,
         # The paper's stages 1 and 2: whole images as they are, erased with 50 voxels around the foreground.
-        anomaly={"prestage_augmentation": False, "erase_margin_voxels": 50, **configuration.get("anomaly", {})},
+        anomaly={"prestage_augmentation": False, **margin, **anomaly},
     )
     named = {"plans_name": plans_name, PLANNED_FROM: plans.get("plans_name")}
     return {**plans, **named, "configurations": {name: configuration}}

@@ -15,15 +15,17 @@ _NUMBERS = ("max_distance_voxels", "max_distance_mm", "min_lesion_volume_mm3", "
 
 def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add = parser.add_argument_group("clean-up").add_argument
+    group = parser.add_argument_group("clean-up")
+    add = group.add_argument
     anatomy = "labels of which the largest component and what is near it stay; none for no label"
     add("--anatomy", nargs="+", metavar="NAME", help=f"{anatomy} (default: all but lesions)")
     lesions = "lesion labels, and the bone label each lies in; none for no label (default: dataset.json's label_roles, "
     lesions += "else by name: femoral_lesion in femoral_bone, patella_BML in patella)"
     add("--lesions", nargs="+", metavar="LESION[=BONE]", help=lesions)
     distance = "remove smaller components farther than this from the largest one (default: 35.0)"
-    add("--max_distance_mm", type=float, default=35.0, metavar="MM", help=distance)
-    add("--max_distance_voxels", type=float, metavar="N", help="the same in voxels, instead (the paper's: 50)")
+    limit = group.add_mutually_exclusive_group().add_argument
+    limit("--max_distance_mm", type=float, default=35.0, metavar="MM", help=distance)
+    limit("--max_distance_voxels", type=float, metavar="N", help="the same in voxels, instead (the paper's: 50)")
     volume = "remove smaller lesions (default: 6.0, the paper's largest threshold)"
     add("--min_lesion_volume_mm3", type=float, default=6.0, metavar="MM3", help=volume)
     probability = "remove lesion voxels with a lower softmax output; needs predictions with --save_probabilities"
@@ -56,7 +58,9 @@ def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict
     """
     if words is None:
         single = {name: bone for name, bone in dataset.roles.lesions.items() if name in dataset.single_values}
-        words = [f"{lesion}={bone}" if bone else lesion for lesion, bone in single.items()]
+        of_lesions = {dataset.value_of(name) for name in single}
+        known = {bone for bone in single.values() if bone and len(set(dataset.labels[bone]) - of_lesions) == 1}
+        words = [f"{lesion}={bone}" if bone in known else lesion for lesion, bone in single.items()]
     words = words if words != ["none"] else []
     values = {dataset.value_of(word.partition("=")[0]) for word in words}
     lesions: dict[int, int | None] = {}

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import read_json, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.files import label_source_sha256, read_json, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
-from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, label_source_sha256, write_image
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, write_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, posed, turned_back
 from nnunetv2_anomaly.images.label_maps import read_label_map
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LABELS, LESIONS, NAMES

@@ -25,6 +25,9 @@ def test_the_knees_own_labels():
         ),
         (["tibial_cartilage", "tibial_lesion"], {"tibial_lesion": None}, []),
         (["liver", "liver_lesion", "vein"], {"liver_lesion": "liver"}, ["liver"]),
+        (["femur", "femur_cartilage", "patella_tendon", "femur_BML"], {"femur_BML": "femur"}, ["femur"]),
+        (["tibia", "tibial_cartilage", "tibial_cartilage_lesion"], {"tibial_cartilage_lesion": None}, ["tibia"]),
+        (["bone", "bone_lesion"], {"bone_lesion": "bone"}, ["bone"]),
         (["background", "brain", "tumour", "ignore"], {}, []),
     ],
 )
@@ -39,5 +42,8 @@ def test_dataset_json_tells_otherwise():
     roles = label_roles(names, {"lesions": {"spot": "shaft"}, "bones": ["shaft"]})
     assert (roles.lesions, roles.bones) == ({"spot": "shaft"}, ("shaft",))
     assert label_roles(names, {"lesions": ["spot"]}).lesions == {"spot": None}
+    for wrong in (["spot"], {"lesions": "spot"}, {"bones": "shaft"}, {"lesions": [["spot"]]}):
+        with pytest.raises(UserError, match=r"label_roles are .*; expected"):
+            label_roles(names, wrong)
     with pytest.raises(UserError, match="label_roles name spott; expected some of shaft, spot, lesion_of_old"):
         label_roles(names, {"lesions": {"spott": "shaft"}})

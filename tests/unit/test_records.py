@@ -42,6 +42,15 @@ def test_fingerprint_changes_with_a_file(source, change):
     assert fingerprint(files, {}) != before
 
 
+def test_fingerprint_knows_the_voxels_beside_a_header(tmp_path):
+    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
+    header.write_text("ElementDataFile = a.raw\n")
+    voxels.write_bytes(b"1")
+    before = fingerprint([header], {})
+    voxels.write_bytes(b"2")
+    assert fingerprint([header], {}) != before
+
+
 def test_fingerprint_changes_with_an_option_and_with_the_version(source, monkeypatch):
     before = fingerprint([source], {"distance": 50})
     assert fingerprint([source], {"distance": 51}) != before

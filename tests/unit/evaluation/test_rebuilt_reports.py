@@ -40,7 +40,7 @@ def test_values_are_plain_scipys(maps, key, label):
 @pytest.mark.parametrize(
     ("key", "told"),
     [
-        ("metres", "gives its lengths in the unit meter; expected mm"),
+        ("metres", "gives its lengths in the unit metre; expected mm"),
         ("two_forms", r"two poses, qform and sform, that lie 11.58 mm apart; expected one"),
         ("slope", "of its voxels are no whole numbers; expected a segmentation"),
         ("second_bad", "c1.nii.gz cannot be read as an image"),

@@ -12,6 +12,7 @@ from nnunetv2_anomaly.evaluation.statistics import (
     PAIRED_COLUMNS,
     TUKEY_COLUMNS,
     daggers,
+    fewest_cases,
     holm,
     paired,
     tukey,
@@ -258,6 +259,15 @@ def test_daggers_are_of_the_models_that_differ_from_the_baseline():
     assert daggers(found, "first") == {second}
     assert daggers(found, "third") == {second}  # also where the baseline stands second in the pair
     assert daggers(found, "second") == {("raw", "femoral_bone", "dsc", model) for model in ("first", "third")}
+
+
+@pytest.mark.parametrize(("num_models", "fewest"), [(1, 6), (2, 6), (3, 7), (4, 8), (6, 10)])
+def test_fewest_cases_are_those_that_can_be_significant(num_models, fewest):
+    assert fewest_cases(num_models) == fewest
+    for num_cases, possible in ((fewest, num_models > 1), (fewest - 1, False)):
+        cases = np.arange(num_cases)
+        values = {f"m{n}": cases + 0.37 * n * (1 + 0.01 * cases) for n in range(num_models)}
+        assert bool(paired(case_table(values), ["dsc"])["significant"].any()) is possible
 
 
 def test_daggers_of_the_paired_test():

@@ -187,6 +187,12 @@ def test_what_is_no_file_is_named(tmp_path, kind):
             read()
 
 
+def test_a_folder_that_an_archive_was_unpacked_into_is_looked_into(tmp_path):
+    (tmp_path / "c1.nii").mkdir()
+    (tmp_path / "c1.nii" / "c1.nii").touch()
+    assert image_files(tmp_path) == [tmp_path / "c1.nii" / "c1.nii"]
+
+
 def test_case_that_is_called_a_part_is_a_case(tmp_path):
     for name in ("part_a.nii.gz", "part_1_knee.nii.gz", "part_7.nii.gz"):
         (tmp_path / name).touch()

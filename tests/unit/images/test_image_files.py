@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.images.files import check_whole, image_stem, label_source_sha256, read_image, write_image
+from nnunetv2_anomaly.files import label_source_sha256
+from nnunetv2_anomaly.images.files import check_whole, image_stem, read_image, write_image
 from nnunetv2_anomaly.images.label_maps import count_values, read_label_map
 
 
@@ -63,7 +64,7 @@ def negative_spacing(image):
     ("spoil", "told"),
     [
         (complex_numbers, "holds complex numbers"),
-        (metres, "lengths in the unit meter; expected mm"),
+        (metres, "lengths in the unit metre; expected mm"),
         (two_poses, r"two poses, qform and sform, that lie 11\.58 mm apart"),
         (negative_spacing, "a spacing of 1 x -0.5 x 1 mm"),
     ],
@@ -81,6 +82,36 @@ def test_what_readers_settle_without_a_word_is_told(tmp_path, spoil, told, endin
     else:
         nibabel.save(image, path)
     with pytest.raises(UserError, match=told):
+        check_whole(path)
+
+
+def test_headers_of_other_programs_are_taken(tmp_path):
+    """A unit that is none, and a quaternion a little too long beside a sound sform."""
+    path = tmp_path / "image.nii"
+    image = nibabel.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4))
+    image.set_sform(np.eye(4), 1)
+    nibabel.save(image, path)
+    content = bytearray(path.read_bytes())
+    content[123] = 255
+    content[252:254] = np.int16(1).tobytes()
+    content[256:268] = np.array((0.70711, 0.70711, 0.001), np.float32).tobytes()
+    path.write_bytes(content)
+    check_whole(path)
+    content[280:284] = np.float32(np.nan).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a pose with infinite numbers or NaN"):
+        check_whole(path)
+
+
+@pytest.mark.parametrize("place", [b"LOCAL", b"Local"])
+def test_a_checksum_is_compared_however_a_header_is_spelled(tmp_path, place):
+    path = tmp_path / "image.mha"
+    sitk.WriteImage(noise(), str(path), True)
+    content = path.read_bytes().replace(b"CompressedData = True", b"CompressedData = true").replace(b"LOCAL", place)
+    path.write_bytes(content)
+    check_whole(path)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="cut short or damaged"):
         check_whole(path)
 
 
@@ -166,7 +197,11 @@ def test_voxels_beside_a_header(tmp_path, compressed, missing):
         voxels.unlink()
     else:
         os.truncate(voxels, voxels.stat().st_size - missing)
-    told = "or its file of voxels is cut short" if compressed else r"cannot be read as an image .*: and its \.raw\) is"
+    told = (
+        "or its file of voxels is cut short"
+        if compressed and missing
+        else r"cannot be read as an image .*: and its \.raw\) is"
+    )
     with pytest.raises(UserError, match=rf"mask\.mhd {told}"):
         read_image(tmp_path / "mask.mhd")
 

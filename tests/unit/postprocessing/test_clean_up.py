@@ -316,10 +316,12 @@ def test_none_leaves_a_part_out():
 
 def test_numbers():
     clean_up = chosen(
-        "--max_distance_voxels", "20", "--max_distance_mm", "12.5", "--min_lesion_volume_mm3", "0",
-        "--lesion_probability", "0.7",
+        "--max_distance_voxels", "20", "--min_lesion_volume_mm3", "0", "--lesion_probability", "0.7"
     )  # fmt: skip
-    assert (clean_up.max_distance_voxels, clean_up.max_distance_mm) == (20, 12.5)
+    assert clean_up.max_distance_voxels == 20
+    assert chosen("--max_distance_mm", "12.5").max_distance_mm == 12.5
+    with pytest.raises(SystemExit):
+        chosen("--max_distance_mm", "12.5", "--max_distance_voxels", "20")
     assert (clean_up.min_lesion_volume_mm3, clean_up.lesion_probability) == (0, 0.7)
 
 
