@@ -63,6 +63,11 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
     return LabelRoles(lesions, tuple(bones))
 
 
+def taken_as(names: Mapping[str, Iterable[str]]) -> str:
+    """What labels are taken for, in words. Args: names: of labels, by what they are taken for."""
+    return "Taken as " + "; as ".join(f"{what}: {', '.join(labels) or 'none'}" for what, labels in names.items())
+
+
 def _bone_of(lesion: str, candidates: Iterable[str]) -> str | None:
     """The candidate whose words all begin as one of the lesion's does; of several the one with most words."""
     if _NO_BONE.search(lesion):

@@ -20,7 +20,7 @@ from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.images.sliding_window import Windows
-from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
+from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, taken_as
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import (
     CaseForValidation,
@@ -244,9 +244,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
         lesions = list(roles.lesions) if self.lesion_labels is None else self.lesion_labels
         bones = roles.bones if self.bone_labels is None else self.bone_labels
-        self.print_to_log_file(
-            f"Taken as lesions: {', '.join(lesions) or 'none'}; as bones: {', '.join(bones) or 'none'}"
-        )
+        self.print_to_log_file(taken_as({"lesions": lesions, "bones": bones}))
         values = {"lesion_labels": labels_named(labels, lesions, "lesion")}
         return {**values, "bone_labels": labels_named(labels, bones, "bone")}
 

@@ -19,13 +19,12 @@ import SimpleITK as sitk
 
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import written_beside
+from nnunetv2_anomaly.images.grids import TOLERANCE_MM
 
 #: endings of the image files that this package reads; MetaImage headers (.mhd) name the file of their voxels
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
-#: qform and sform of one pose differ by the rounding of a quaternion
-_POSES_APART_MM = 0.05
 
 
 def image_stem(path: Path) -> str:
@@ -170,7 +169,11 @@ def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
                 raise EOFError
     elif (path.stat().st_size if unpacked is None else len(unpacked)) < expected:
         raise EOFError
-    return not np.issubdtype(voxels.dtype, np.floating) or bool(np.isfinite(np.asanyarray(voxels)).all())
+    if not np.issubdtype(voxels.dtype, np.floating):
+        return True
+    if unpacked is not None:  # or nibabel would unpack it again
+        voxels = type(image).from_bytes(unpacked).dataobj
+    return bool(np.isfinite(np.asanyarray(voxels)).all())
 
 
 def _header_fault(image: Any, head: bytes) -> str | None:
@@ -195,7 +198,7 @@ def _header_fault(image: Any, head: bytes) -> str | None:
     if len(poses) == 2:
         corners = np.array(list(itertools.product(*((0, n - 1) for n in (*image.shape[:3], 1, 1)[:3]), [1])))
         apart = float(np.linalg.norm(corners @ (poses[0] - poses[1]).T, axis=1).max())
-        if apart > _POSES_APART_MM:
+        if apart > TOLERANCE_MM:
             return f"has two poses, qform and sform, that lie {apart:.2f} mm apart; expected one"
     return None
 
@@ -207,12 +210,12 @@ def _unpacked(path: Path) -> bytes | None:
     """
     packed = _packed(path)
     parts = []
-    while packed is not None and packed.strip(b"\0"):  # a .gz may be several in a row
+    while packed:  # a .gz may be several in a row, with zeros after each
         unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's form or zlib's own
         parts.append(unpacking.decompress(packed))
         if not unpacking.eof:
             raise EOFError
-        packed = unpacking.unused_data
+        packed = unpacking.unused_data.lstrip(b"\0")
     return b"".join(parts) if parts else None
 
 

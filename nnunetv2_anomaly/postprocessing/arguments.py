@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Collection
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
+from nnunetv2_anomaly.label_roles import taken_as
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 
 #: options with a number, called as CleanUp's attributes
@@ -58,20 +60,23 @@ def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict
     """
     if words is None:
         single = {name: bone for name, bone in dataset.roles.lesions.items() if name in dataset.single_values}
-        of_lesions = {dataset.value_of(name) for name in single}
-        known = {bone for bone in single.values() if bone and len(set(dataset.labels[bone]) - of_lesions) == 1}
-        words = [f"{lesion}={bone}" if bone in known else lesion for lesion, bone in single.items()]
+        values = {name: dataset.value_of(name) for name in single}
+        return {value: _bone_value(single[name], values.values(), dataset) for name, value in values.items()}
     words = words if words != ["none"] else []
-    values = {dataset.value_of(word.partition("=")[0]) for word in words}
+    own = [dataset.value_of(word.partition("=")[0]) for word in words]
     lesions: dict[int, int | None] = {}
-    for word in words:
+    for word, value in zip(words, own, strict=True):
         lesion, separator, bone = word.partition("=")
-        value = dataset.value_of(lesion)
         if value in lesions or bone == lesion:
             raise UserError(f"--lesions {word}: {lesion} is named twice; expected each lesion once, and its bone")
-        bones = [own for own in dataset.labels.get(bone, ()) if own not in values]  # a region may hold its lesion
-        lesions[value] = bones[0] if len(bones) == 1 else dataset.value_of(bone) if separator else None
+        lesions[value] = _bone_value(bone, own, dataset) or (dataset.value_of(bone) if separator else None)
     return lesions
+
+
+def _bone_value(bone: str | None, lesions: Collection[int], dataset: DatasetDescription) -> int | None:
+    """The value of a bone, which may be a region that holds its lesion; None where no single one is left."""
+    left = [value for value in dataset.labels.get(bone or "", ()) if value not in lesions]
+    return left[0] if len(left) == 1 else None
 
 
 def described(clean_up: CleanUp, dataset: DatasetDescription) -> str:
@@ -79,4 +84,4 @@ def described(clean_up: CleanUp, dataset: DatasetDescription) -> str:
     names, found = dataset.names, clean_up.bone_of_lesion.items()
     lesions = [f"{names[lesion]} in {names[bone]}" if bone is not None else names[lesion] for lesion, bone in found]
     anatomy = [names[value] for value in clean_up.anatomy]
-    return f"Taken as lesions: {', '.join(lesions) or 'none'}; as anatomy: {', '.join(anatomy) or 'none'}"
+    return taken_as({"lesions": lesions, "anatomy": anatomy})
