@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         return _write(experiment, made_by, {"detectors": detector_table(detectors)})
     references, folders = _gather(experiment)
     dataset = find_dataset_description(experiment.raw / "dataset.json", [])
-    settings = _settings(dataset, next(references.glob("*.nii.gz")))
+    settings = _settings(dataset, references.glob("*.nii.gz"))
     pairs = find_pairs(folders, dataset, reference_folder=references)
     output = experiment.folder / "evaluation"
     arguments = dataclasses.asdict(experiment.arguments)
@@ -414,11 +414,11 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _settings(dataset: DatasetDescription, reference: Path) -> EvaluationSettings:
+def _settings(dataset: DatasetDescription, references: Iterable[Path]) -> EvaluationSettings:
     lesions = chosen_lesions(None, dataset)
     anatomy = tuple(sorted(dataset.values - {0} - set(lesions)))
     clean_up = CleanUp(anatomy=anatomy, bone_of_lesion=lesions, max_distance_mm=MAX_DISTANCE_MM)
-    dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, reference))
+    dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, references))
     return EvaluationSettings(dataset=dataset, clean_up=clean_up, with_probabilities=False)
 
 

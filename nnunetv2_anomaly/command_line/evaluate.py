@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.subjects is not None:
         groups = read_groups(args.subjects, cases, column=args.group_by, limit=args.group_limit)
     settings = EvaluationSettings(
-        dataset=dataclasses.replace(dataset, reader=chosen_reader(dataset, pairs.references[cases[0]])),
+        dataset=dataclasses.replace(dataset, reader=chosen_reader(dataset, pairs.files)),
         clean_up=clean_up,
         missing=args.missing,
         with_probabilities=not (args.without_probabilities or dataset.has_regions),

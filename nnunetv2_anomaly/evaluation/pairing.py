@@ -37,6 +37,11 @@ class Pairs:
     folds: dict[tuple[str, str], str]  # (model, case) -> fold, where known
     notes: tuple[str, ...]  # sentences on what was left out
 
+    @property
+    def files(self) -> list[Path]:
+        """References and predictions of all cases."""
+        return [*self.references.values(), *(model.files[case] for model in self.models for case in self.references)]
+
 
 def find_pairs(
     model_folders: dict[str, Path],

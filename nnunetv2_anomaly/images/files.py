@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import itertools
 import math
 import os
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,16 @@ import SimpleITK as sitk
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.images.grids import TOLERANCE_MM
+from nnunetv2_anomaly.images.headers import header_fault, shear_mm
 
 #: endings of the image files that this package reads; MetaImage headers (.mhd) name the file of their voxels
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
-_NIFTI_ENDINGS = (".nii.gz", ".nii")
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+#: what is wrong with a file that SimpleITK cannot show as it is, and nibabel can
+SHEARED = "has axes that are not at right angles, which SimpleITK does not read; resample it, or have the data set's "
+SHEARED += 'dataset.json say "overwrite_image_reader_writer": "NibabelIO", where it is NIfTI'
 
 
 def image_stem(path: Path) -> str:
@@ -65,6 +68,8 @@ def read_failures_as_user_errors(
     except UserError:
         raise
     except Exception as error:
+        if "orthonormal" in str(error):  # ITK's word
+            raise UserError(f"{path} {SHEARED}") from error
         raise UserError(f"{path} cannot be read as {what} ({last_line(error)}); {advice}") from error
 
 
@@ -77,6 +82,7 @@ def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
     with read_failures_as_user_errors(path):
         check_whole(path)
         image = _reader(path).Execute()
+        _check_axes(image)
     components = image.GetNumberOfComponentsPerPixel()
     kind = f"{image.GetDimension()} dimensions and {components} value(s) a voxel, {image.GetPixelIDTypeAsString()}"
     if image.GetDimension() not in dimensions or components != 1 or "complex" in kind:
@@ -92,7 +98,14 @@ def read_header(path: Path) -> sitk.ImageFileReader:
     with read_failures_as_user_errors(path):
         reader = _reader(path)
         reader.ReadImageInformation()
+        _check_axes(reader)
     return reader
+
+
+def _check_axes(image: sitk.Image | sitk.ImageFileReader) -> None:
+    """Check that the axes are at right angles, as ITK itself does for NIfTI alone, and less closely."""
+    if shear_mm(image) > TOLERANCE_MM:
+        raise ValueError("axes not orthonormal")
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
@@ -140,27 +153,21 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
     """
     try:
         unpacked = _unpacked(path) if checksum else None
-        finite = not path.name.lower().endswith(_NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
-    except UserError:
-        raise
+        fault = header_fault(path)
+        finite = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         beside = " or its file of voxels" if path.suffix.lower() == ".mhd" else ""
         raise UserError(f"{path}{beside} is cut short or damaged; copy or download it again") from error
+    if fault is not None:
+        raise UserError(f"{path} {fault}; correct it with the program that wrote it")
     if not finite:
         raise UserError(f"{path} holds infinite voxels or NaN; get or convert the image again")
 
 
 def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
-    """Whether the voxels of a NIfTI file are finite numbers.
-
-    Raises: UserError for what readers settle without a word; EOFError if there are fewer voxels than promised.
-    """
+    """Whether the voxels of a NIfTI file are finite numbers. Raises: EOFError if there are fewer than promised."""
     image: Any = nibabel.load(path)
     voxels = image.dataobj
-    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-        head = file.read(92)
-    if fault := _header_fault(image, head):
-        raise UserError(f"{path} {fault}; correct it with the program that wrote it")
     expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
     if unpacked is None and path.name.lower().endswith(".gz"):
         with path.open("rb") as file:
@@ -174,33 +181,6 @@ def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
     if unpacked is not None:  # or nibabel would unpack it again
         voxels = type(image).from_bytes(unpacked).dataobj
     return bool(np.isfinite(np.asanyarray(voxels)).all())
-
-
-def _header_fault(image: Any, head: bytes) -> str | None:
-    """What one reader of a NIfTI file takes otherwise than another, in words; None if its header says one thing."""
-    header, axes = image.header, min(3, len(image.shape))
-    steps = header["pixdim"][1 : 1 + axes]
-    if header.sizeof_hdr == 348:  # NIfTI-1: nibabel has made them positive
-        steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]
-    if np.issubdtype(image.get_data_dtype(), np.complexfloating):
-        return "holds complex numbers; expected real ones, such as their magnitude"
-    if unit := {1: "metre", 3: "micrometre"}.get(int(header["xyzt_units"]) % 8):
-        return f"gives its lengths in the unit {unit}; expected mm"
-    if not (steps > 0).all():
-        return f"has a spacing of {' x '.join(f'{step:g}' for step in steps)} mm; expected numbers above 0"
-    poses = []
-    for pose_of in (header.get_qform, header.get_sform):
-        with suppress(ValueError):  # of a quaternion a little too long, which ITK shortens
-            pose, code = pose_of(coded=True)
-            poses += [pose] if code else []
-    if not all(np.isfinite(pose).all() for pose in poses):
-        return "has a pose with infinite numbers or NaN; expected finite ones"
-    if len(poses) == 2:
-        corners = np.array(list(itertools.product(*((0, n - 1) for n in (*image.shape[:3], 1, 1)[:3]), [1])))
-        apart = float(np.linalg.norm(corners @ (poses[0] - poses[1]).T, axis=1).max())
-        if apart > TOLERANCE_MM:
-            return f"has two poses, qform and sform, that lie {apart:.2f} mm apart; expected one"
-    return None
 
 
 def _unpacked(path: Path) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -24,6 +25,8 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.files import (
     FILE_ENDINGS,
+    NIFTI_ENDINGS,
+    SHEARED,
     check_whole,
     image_written_beside,
     read_failures_as_user_errors,
@@ -32,6 +35,7 @@ from nnunetv2_anomaly.images.files import (
     write_image,
 )
 from nnunetv2_anomaly.images.grids import Grid, differences, oriented, turned, turned_back
+from nnunetv2_anomaly.images.headers import save_nifti_like
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,14 @@ class SegmentationFiles:
         Args: voxels: of the shape of ``like.voxels``. like: what was read from that file.
         Raises: OSError if the disk is full or the folder cannot be written to.
         """
+        in_file = voxels if like.grid is None else turned_back(voxels, like.grid)
+        if like.path.name.lower().endswith(NIFTI_ENDINGS) and not (like.affine is None and like.grid is None):
+            with image_written_beside(path) as temporary:
+                save_nifti_like(in_file.T, like.path, temporary, like.affine)
+            return
         if self.by_simpleitk:
             source = read_image(like.path, dimensions=(2, 3))
-            image = sitk.GetImageFromArray(voxels if like.grid is None else turned_back(voxels, like.grid))
+            image = sitk.GetImageFromArray(in_file)
             image.CopyInformation(source)
             write_image(sitk.Cast(image, source.GetPixelID()), path)
             return
@@ -202,18 +211,20 @@ def _whole_numbers(voxels: NDArray, path: Path) -> NDArray[np.integer]:
     return np.ascontiguousarray(voxels, dtype=np.min_scalar_type(int(voxels.max(initial=0))))
 
 
-def chosen_reader(dataset: DatasetDescription, example: Path) -> str | None:
+def chosen_reader(dataset: DatasetDescription, files: Iterable[Path]) -> str | None:
     """Name of nnU-Net's reader for a data set, None for that of its file ending.
 
-    SimpleITK reads no NIfTI file whose axes are not at right angles; nnU-Net then falls back to nibabel.
+    SimpleITK reads no NIfTI file whose axes are not at right angles; nnU-Net falls back to nibabel where the first file
+    is one. Here one is enough, whichever it is, and a warning names it.
 
-    Args: example: one of the data set's segmentations.
+    Args: files: the data set's segmentations.
     """
-    if dataset.reader is not None or not example.name.lower().endswith((".nii", ".nii.gz")):
-        return dataset.reader
-    try:
-        read_header(example)
-    except UserError as error:
-        if "orthonormal" in str(error):
-            return "NibabelIO"
-    return None
+    if dataset.reader is None and dataset.file_ending.lower() in NIFTI_ENDINGS:
+        for file in files:
+            try:
+                read_header(file)
+            except UserError as error:
+                if SHEARED in str(error):
+                    logging.warning("All files are read by nibabel (NibabelIO), as the axes of %s are sheared", file)
+                    return "NibabelIO"
+    return dataset.reader

@@ -81,7 +81,7 @@ def postprocess_folder(
     if without:
         fault = f"{predictions} has no softmax output (.npz) of {listed(without)}"
         raise UserError(f"{fault}, which --lesion_probability needs; predict with --save_probabilities")
-    dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, next(iter(files.values()))))
+    dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, files.values()))
     tasks = [_Task(case, file, softmax.get(case), output, dataset, clean_up) for case, file in files.items()]
     names = {value: name for name, value in dataset.single_values.items()}
     settings = {

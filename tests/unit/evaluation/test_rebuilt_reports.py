@@ -23,7 +23,8 @@ def maps(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("key", "label"), [("single_slice", "ball"), ("regions", "femoral_bone"), ("first_bad", "ball")]
+    ("key", "label"),
+    [("single_slice", "ball"), ("regions", "femoral_bone"), ("first_bad", "ball"), ("second_bad", "ball")],
 )
 def test_values_are_plain_scipys(maps, key, label):
     folder = maps / key
@@ -34,7 +35,8 @@ def test_values_are_plain_scipys(maps, key, label):
     table = pd.read_csv(folder / "out" / "tables" / "cases.csv")
     found = table[(table["label"] == label) & (table["processing"] == "raw")].iloc[-1]
     for name, column in COLUMNS.items():
-        assert found[column] == pytest.approx(expected[name], abs=1e-4), name
+        # a sheared axis is longer than the spacing that plain values were made with
+        assert found[column] == pytest.approx(expected[name], abs=1e-3 if key.endswith("bad") else 1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,6 @@ def test_values_are_plain_scipys(maps, key, label):
         ("metres", "gives its lengths in the unit metre; expected mm"),
         ("two_forms", r"two poses, qform and sform, that lie 11.58 mm apart; expected one"),
         ("slope", "of its voxels are no whole numbers; expected a segmentation"),
-        ("second_bad", "c1.nii.gz cannot be read as an image"),
     ],
 )
 def test_what_cannot_be_trusted_is_told(maps, key, told, capsys):

@@ -2,7 +2,6 @@ import gzip
 import os
 import subprocess
 
-import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -36,71 +35,6 @@ def test_file_that_is_cut_short_is_refused(tmp_path, ending, missing):
     os.truncate(path, path.stat().st_size - missing)
     with pytest.raises(UserError, match=f"image{ending}"):
         read_image(path)
-
-
-def complex_numbers(image):
-    return nibabel.Nifti1Image(np.ones(image.shape, np.complex64), image.affine)
-
-
-def metres(image):
-    image.header.set_xyzt_units("meter", "sec")
-    return image
-
-
-def two_poses(image):
-    pose, other = image.affine.copy(), image.affine.copy()
-    other[:3, 3] += (10, -5, 3)
-    image.set_sform(other, 2)
-    image.set_qform(pose, 1)
-    return image
-
-
-def negative_spacing(image):
-    return image
-
-
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (complex_numbers, "holds complex numbers"),
-        (metres, "lengths in the unit metre; expected mm"),
-        (two_poses, r"two poses, qform and sform, that lie 11\.58 mm apart"),
-        (negative_spacing, "a spacing of 1 x -0.5 x 1 mm"),
-    ],
-)
-def test_what_readers_settle_without_a_word_is_told(tmp_path, spoil, told, ending):
-    path = tmp_path / f"image{ending}"
-    nibabel.save(nibabel.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)), path)
-    check_whole(path)
-    image = spoil(nibabel.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)))
-    if spoil is negative_spacing:  # nibabel would mend it
-        content = path.read_bytes()
-        content = bytearray(gzip.decompress(content) if ending == ".nii.gz" else content)
-        content[84:88] = np.float32(-0.5).tobytes()
-        path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
-    else:
-        nibabel.save(image, path)
-    with pytest.raises(UserError, match=told):
-        check_whole(path)
-
-
-def test_headers_of_other_programs_are_taken(tmp_path):
-    """A unit that is none, and a quaternion a little too long beside a sound sform."""
-    path = tmp_path / "image.nii"
-    image = nibabel.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4))
-    image.set_sform(np.eye(4), 1)
-    nibabel.save(image, path)
-    content = bytearray(path.read_bytes())
-    content[123] = 255
-    content[252:254] = np.int16(1).tobytes()
-    content[256:268] = np.array((0.70711, 0.70711, 0.001), np.float32).tobytes()
-    path.write_bytes(content)
-    check_whole(path)
-    content[280:284] = np.float32(np.nan).tobytes()
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="a pose with infinite numbers or NaN"):
-        check_whole(path)
 
 
 @pytest.mark.parametrize("place", [b"LOCAL", b"Local"])

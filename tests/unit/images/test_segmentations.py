@@ -223,9 +223,9 @@ def test_reader_that_nnunet_does_not_have(ending, reader):
 
 def test_skewed_file_is_read_through_nibabel(tmp_path):
     path = write_skewed(tmp_path / "a.nii.gz", noise())
-    with pytest.raises(UserError, match="orthonormal"):
+    with pytest.raises(UserError, match="axes that are not at right angles"):
         SegmentationFiles(".nii.gz").read(path)
-    assert chosen_reader(described(), path) == "NibabelIO"
+    assert chosen_reader(described(), [write(tmp_path / "b.nii.gz", noise()), path]) == "NibabelIO"
     segmentation = SegmentationFiles(".nii.gz", "NibabelIO").read(path)
     np.testing.assert_array_equal(segmentation.voxels, noise())
     np.testing.assert_allclose(segmentation.affine, nibabel.load(path).affine)
@@ -234,10 +234,10 @@ def test_skewed_file_is_read_through_nibabel(tmp_path):
 @pytest.mark.parametrize("reader", [None, "SimpleITKIOWithReorient"])
 def test_reader_of_other_files_is_that_of_the_data_set(tmp_path, reader):
     path = write(tmp_path / "a.nii.gz", noise(), turned_by=0.3)
-    assert chosen_reader(described(reader), path) == reader
-    assert chosen_reader(described(reader), write_skewed(tmp_path / "b.nii.gz", noise())) == (reader or "NibabelIO")
-    assert chosen_reader(described(reader), tmp_path / "missing.nii.gz") == reader
-    assert chosen_reader(described(reader, ".nrrd"), write(tmp_path / "c.nrrd", noise())) == reader
+    assert chosen_reader(described(reader), [path]) == reader
+    assert chosen_reader(described(reader), [write_skewed(tmp_path / "b.nii.gz", noise())]) == (reader or "NibabelIO")
+    assert chosen_reader(described(reader), [tmp_path / "missing.nii.gz"]) == reader
+    assert chosen_reader(described(reader, ".nrrd"), [write(tmp_path / "c.nrrd", noise())]) == reader
 
 
 # Comparing
@@ -369,7 +369,7 @@ def test_skewed_file_keeps_its_axes(tmp_path):
 def test_nothing_is_left_of_what_cannot_be_written(tmp_path, orientation):
     files = SegmentationFiles(".nii.gz")
     segmentation = files.read(write(tmp_path / "a.nii.gz", noise(), orientation))
-    with pytest.raises(OSError, match="could not be written"):
+    with pytest.raises(OSError, match="could not be written|No such file"):
         files.write(segmentation.voxels, segmentation, tmp_path / "missing" / "b.nii.gz")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.nii.gz"]
 

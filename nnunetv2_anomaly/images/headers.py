@@ -1,0 +1,122 @@
+"""Whether the header of an image file says one thing of its geometry: one judge for all readers.
+
+Where a header contradicts itself, SimpleITK and nibabel settle it without a word, and not alike.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.images.grids import TOLERANCE_MM
+
+#: fields of a NIfTI header that hold its pose, in both of its forms
+_POSE_FIELDS = (
+    "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+
+
+def header_fault(path: Path) -> str | None:
+    """What one reader of a file takes otherwise than another, in words; None if its header says one thing.
+
+    Raises: what nibabel raises for a NIfTI file that it cannot read.
+    """
+    name = path.name.lower()
+    with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
+        head = file.read(92 if ".nii" in name else 10_000)
+    if name.endswith((".nii", ".nii.gz")):
+        return _nifti_fault(nibabel.load(path), head)
+    if name.endswith((".mha", ".mhd")):
+        said = re.findall(rb"^Element(?:Spacing|Size) *= *([^\r\n]*?) *\r?$", head, re.MULTILINE)
+        if len(set(said)) > 1:
+            return f"has an ElementSpacing and an ElementSize of {_joined(said)}; expected one"
+    elif name.endswith(".nrrd"):
+        fields = head.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0]
+        said = re.findall(rb"^spacings: *([^\r\n]*)", fields, re.MULTILINE)
+        units = b" ".join(re.findall(rb"^(?:space )?units: *([^\r\n]*)", fields, re.MULTILINE))
+        if other := set(re.findall(rb'"([^"]+)"', units)) - {b"mm", b"millimeter", b"millimetre"}:
+            return f"gives its lengths in the unit {_joined(sorted(other))}; expected mm"
+    else:
+        return None
+    negative = any(number.startswith(b"-") for number in b" ".join(said).split())
+    return f"has a spacing of {_joined(said)} mm; expected numbers above 0" if negative else None
+
+
+def _joined(texts: list[bytes]) -> str:
+    return " and ".join(text.decode(errors="replace") for text in texts)
+
+
+def _nifti_fault(image: Any, head: bytes) -> str | None:
+    header, axes = image.header, min(3, len(image.shape))
+    steps = header["pixdim"][1 : 1 + axes]
+    if header.sizeof_hdr == 348:  # NIfTI-1: nibabel has made them positive
+        steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]
+    if np.issubdtype(image.get_data_dtype(), np.complexfloating):
+        return "holds complex numbers; expected real ones, such as their magnitude"
+    if unit := {1: "metre", 3: "micrometre"}.get(int(header["xyzt_units"]) % 8):
+        return f"gives its lengths in the unit {unit}; expected mm"
+    if not (steps > 0).all():
+        return f"has a spacing of {' x '.join(f'{step:g}' for step in steps)} mm; expected numbers above 0"
+    poses = []
+    for pose_of in (header.get_qform, header.get_sform):
+        with suppress(ValueError):  # of a quaternion a little too long, which ITK shortens
+            pose, code = pose_of(coded=True)
+            poses += [pose] if code else []
+    if not all(np.isfinite(pose).all() for pose in poses):
+        return "has a pose with infinite numbers or NaN; expected finite ones"
+    size = (*image.shape[:3], 1, 1)[:3]
+    if len(poses) == 2:
+        apart = _apart_mm(*poses, size)
+        if apart > TOLERANCE_MM:
+            return f"has two poses, qform and sform, that lie {apart:.2f} mm apart; expected one"
+    for pose in poses:  # ITK takes the header's spacing, nibabel that of the pose
+        own = np.linalg.norm(pose[:3, :axes], axis=0)
+        if (np.abs(own - steps) * np.array(size[:axes])).max() > TOLERANCE_MM:
+            both = (" x ".join(f"{step:.6g}" for step in numbers) for numbers in (steps, own))
+            return f"has a spacing of {' mm in its field pixdim and of '.join(both)} mm in its pose; expected one"
+    return None
+
+
+def _apart_mm(pose: NDArray, other: NDArray, size: tuple[int, ...]) -> float:
+    """The largest distance between the corners of a volume in two poses, (4, 4) or (3, 4)."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in size), [1])))
+    return float(np.linalg.norm(corners @ (pose - other).T, axis=1).max())
+
+
+def shear_mm(image: sitk.Image) -> float:
+    """How far the corner of an image lies from where it were if the axes stood at right angles, in mm.
+
+    Distances in the image are measured along its axes, as if they did.
+    """
+    axes = image.GetDimension()
+    direction = np.reshape(image.GetDirection(), (axes, axes))
+    left, _, right = np.linalg.svd(direction)
+    steps = np.diag(image.GetSpacing())
+    pose, other = (np.c_[matrix @ steps, np.zeros(axes)] for matrix in (direction, left @ right))
+    return _apart_mm(pose, other, image.GetSize())
+
+
+def save_nifti_like(voxels: NDArray, source: Path, path: Path, affine: NDArray[np.float64] | None = None) -> None:
+    """Write voxels as NIfTI with the pose of another file in the forms (qform, sform, unit) that it has there.
+
+    Args: voxels: (X, Y, Z) or (X, Y). source: NIfTI file of the same voxels. affine: (4, 4), of the voxels' axes where
+        these may be others than that file's.
+    """
+    like: Any = nibabel.load(source)
+    if affine is not None:
+        voxels = apply_orientation(voxels, ornt_transform(io_orientation(affine), io_orientation(like.affine)))
+    image = type(like)(voxels.astype(like.get_data_dtype()), None)
+    for field in _POSE_FIELDS:
+        image.header[field] = like.header[field]
+    image.to_filename(path)
