@@ -77,7 +77,7 @@ def _nifti_fault(image: Any, head: bytes) -> str | None:
         return "has a pose with infinite numbers or NaN; expected finite ones"
     size = (*image.shape[:3], 1, 1)[:3]
     if len(poses) == 2:
-        apart = _apart_mm(*poses, size)
+        apart = _apart_mm(poses[0], poses[1], size)
         if apart > TOLERANCE_MM:
             return f"has two poses, qform and sform, that lie {apart:.2f} mm apart; expected one"
     for pose in poses:  # ITK takes the header's spacing, nibabel that of the pose
@@ -94,7 +94,7 @@ def _apart_mm(pose: NDArray, other: NDArray, size: tuple[int, ...]) -> float:
     return float(np.linalg.norm(corners @ (pose - other).T, axis=1).max())
 
 
-def shear_mm(image: sitk.Image) -> float:
+def shear_mm(image: sitk.Image | sitk.ImageFileReader) -> float:
     """How far the corner of an image lies from where it were if the axes stood at right angles, in mm.
 
     Distances in the image are measured along its axes, as if they did.
