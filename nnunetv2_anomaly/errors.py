@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 #: at most this many names are listed in a sentence
 _SHOWN = 8
@@ -43,3 +44,17 @@ def listed(names: Sequence[str]) -> str:
     """Names in a sentence, the first few of many."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in a sentence, for example "1 case" or "2 cases"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def worded(value: Any) -> str:
+    """A value of a JSON file in a sentence, without brackets and quotation marks."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {worded(part)}" for key, part in value.items()) or "nothing"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(worded, value)) or "nothing"
+    return "nothing" if value is None else str(value)

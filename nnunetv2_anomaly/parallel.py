@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, counted
 
 #: seconds that a job has to remove the file it was writing before its process is killed
 _MOMENT_S = 2.0
@@ -94,7 +94,7 @@ def run_cases(
             except UserError as error:
                 failed[job.case] = str(error)
     told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))
-    return results, f"{len(failed)} of {len(jobs)} cases could not be {done}:\n{told}" if failed else ""
+    return results, f"{len(failed)} of {counted(len(jobs), 'case')} could not be {done}:\n{told}" if failed else ""
 
 
 def _done_here(function: Callable[[Job], Result], job: Job) -> Future[Result]:

@@ -54,7 +54,7 @@ def number(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0."""
     # pandas, SciPy and matplotlib take seconds to import: not for a mere --help.
-    from nnunetv2_anomaly.errors import UserError
+    from nnunetv2_anomaly.errors import UserError, counted
     from nnunetv2_anomaly.evaluation.case import EvaluationSettings
     from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
     from nnunetv2_anomaly.evaluation.pairing import find_pairs, named_folders
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     )
     notes = list(pairs.notes)
     if groups is not None and groups.without:
-        notes.append(f"{len(groups.without)} cases have no {groups.column} in {args.subjects} and belong to no group.")
+        without = counted(len(groups.without), "case")
+        notes.append(f"No {groups.column} in {args.subjects} for {without}, in no group.")
     for note in notes:
         print(note)
     arguments = {name: value for name, value in vars(args).items() if name != "run"}
@@ -103,5 +104,6 @@ def run(args: argparse.Namespace) -> int:
         args.o, evaluation, pairs, settings, arguments,
         images=args.images, error_images=args.error_images, notes=notes,
     )  # fmt: skip
-    print(f"{len(cases)} cases of {len(pairs.models)} model(s); tables, figures and {report}")
+    counts = f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}"
+    print(f"{counts}; tables, figures and {report}")
     return 0

@@ -6,6 +6,7 @@ Each verb of the registry is a module of this package with HELP, add_arguments(p
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns: as ``exit_status``; argparse exits with 2."""
 
     def parse_and_run() -> int:  # importing the verbs takes a second, in which Ctrl-C may come, too
-        arguments = build_parser().parse_args(argv)
+        parser, words = build_parser(), sys.argv[1:] if argv is None else argv
+        if near := difflib.get_close_matches(words[0], VERBS, n=1) if words and words[0] not in VERBS else []:
+            parser.error(f"there is no verb {words[0]}; the nearest is {near[0]}")
+        arguments = parser.parse_args(words)
         return arguments.run(arguments)
 
     return exit_status("nnUNetv2_anomaly", parse_and_run)

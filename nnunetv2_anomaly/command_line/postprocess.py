@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Clean the predictions. Returns: 0."""
     # pandas and SciPy take seconds to import: not for a mere --help.
-    from nnunetv2_anomaly.errors import UserError
+    from nnunetv2_anomaly.errors import UserError, counted
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.parallel import chosen_processes
     from nnunetv2_anomaly.postprocessing.run import postprocess_folder, without_effect
@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
     for note in without_effect(table, clean_up):
         print(f"WARNING: {note}")
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
-    counts = f"{table['case'].nunique()} cases cleaned, {touched['case'].nunique()} of them changed"
+    counts = f"{counted(table['case'].nunique(), 'case')} cleaned, {touched['case'].nunique()} changed"
     print(f"{counts}; {args.o / 'removed.csv'} lists what was removed")
     return 0

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError, counted, listed
 from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
+
+#: a file that was written this many seconds ago shows that a prediction may be running; a case takes minutes
+_RECENT_S = 600
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ def find_pairs(
     models = tuple(find_model(name, folder, dataset.file_ending, folds) for name, folder in model_folders.items())
     reference_folder = reference_folder or default_reference_folder(models)
     references = segmentation_files(reference_folder, dataset.file_ending)
+    if all(re.search(r"_\d{4}$", case) and not any(case in model.files for model in models) for case in references):
+        fault = f"the files of {reference_folder} are images, by their names such as {next(iter(references))}"
+        raise UserError(f"{fault}; expected references; give the folder of label maps with -ref, such as labelsTs")
     splits_file = splits_file or default_splits(models)
     splits = read_splits(splits_file) if splits_file is not None else {}
     if folds and not splits and not all(model.is_results_folder for model in models):
@@ -231,21 +239,24 @@ def check_complete(
         named = f"{model.name} ({model.folder}) has"
         missing = sorted(set(expected) - set(model.files))
         if missing:
-            none = f"no prediction of {len(missing)} of {len(expected)} cases of {reference_folder}: {listed(missing)}"
+            of = counted(len(expected), "case")
+            none = f"no prediction of {len(missing)} of {of} of {reference_folder}: {listed(missing)}"
             raise UserError(f"{named} {none}; {_advice_on_missing(model, len(missing) == len(expected))}")
         extra = sorted(set(model.files) - set(expected) - set(elsewhere))
-        without = f"{len(extra)} predictions without a reference"
+        without = f"{counted(len(extra), 'prediction')} without a reference"
         if extra and not ignore_extra:
             advice = "check the folders, or leave these out with --ignore_extra"
             raise UserError(f"{named} {without} in {reference_folder}: {listed(extra)}; {advice}")
         if extra:
-            ignored.append(f"{model.name}: {without} were left out: {listed(extra)}")
+            ignored.append(f"{model.name}: left out: {without}: {listed(extra)}")
     return ignored
 
 
 def _advice_on_missing(model: Model, all_missing: bool) -> str:
     if not model.is_results_folder:
-        return "predict them, or take their references away"
+        age_s = time.time() - max(file.stat().st_mtime for file in model.files.values())
+        running = f" (wait, if that still runs: the newest is {age_s:.0f} s old)" if age_s < _RECENT_S else ""
+        return f"predict them{running}, or take their references away"
     if all_missing:
         return "give the results of a trainer that segments, validated on cases of this data set"
     known = " ".join(dict.fromkeys(model.folds.values()))

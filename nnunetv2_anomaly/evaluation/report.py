@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nnunetv2_anomaly.errors import counted
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import DIAGONAL
 from nnunetv2_anomaly.evaluation.figures import evaluation_figures
@@ -184,7 +185,8 @@ def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) ->
     labels = f"Labels: {', '.join(in_words(label) for label in evaluation.labels)}."
     if evaluation.groups:
         sizes = evaluation.cases.groupby("group", observed=True)["case"].nunique()
-        labels += f" Groups: {', '.join(f'{group} ({sizes.get(group, 0)} cases)' for group in evaluation.groups)}."
+        groups = (f"{group} ({counted(sizes.get(group, 0), 'case')})" for group in evaluation.groups)
+        labels += f" Groups: {', '.join(groups)}."
     replaced = (
         "replaced by the image's diagonal, so that a missing or an invented label costs more than any misplaced one"
         if missing == DIAGONAL

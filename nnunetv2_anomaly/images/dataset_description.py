@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import is_half_written, read_json
 from nnunetv2_anomaly.images.files import only_files
 from nnunetv2_anomaly.label_roles import ROLES_KEY, LabelRoles, label_roles
@@ -114,6 +114,8 @@ def find_dataset_description(
         places.append(reference_folder.absolute().parent / "dataset.json")
     there = [place for place in places if place.is_file()]
     if not there:
+        if empty := [folder for folder in prediction_folders if folder.is_dir() and not any(folder.iterdir())]:
+            raise UserError(f"{empty[0]} is empty; expected predictions, and their dataset.json beside them")
         raise UserError(f"there is no dataset.json ({', '.join(map(str, places))}); give the data set's with -djfile")
     chosen = read_dataset_description(there[0], reader)
     for other in there[1:]:
@@ -133,5 +135,7 @@ def segmentation_files(folder: Path, file_ending: str) -> dict[str, Path]:
         if not is_half_written(path.name)
     }
     if not files:
-        raise UserError(f"{folder} holds no segmentation ({file_ending}); check the folder and file_ending")
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
+        there = "does not exist" if found is None else f"holds {listed(found)}" if found else "is empty"
+        raise UserError(f"{folder} {there}; expected segmentations that end in {file_ending}, as dataset.json says")
     return files

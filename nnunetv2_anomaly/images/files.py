@@ -157,7 +157,9 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
         finite = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         beside = " or its file of voxels" if path.suffix.lower() == ".mhd" else ""
-        raise UserError(f"{path}{beside} is cut short or damaged; copy or download it again") from error
+        raise UserError(
+            f"{path}{beside} is cut short or damaged; copy or download it again, or wait if it is being written"
+        ) from error
     if fault is not None:
         raise UserError(f"{path} {fault}; correct it with the program that wrote it")
     if not finite:

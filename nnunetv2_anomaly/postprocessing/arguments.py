@@ -26,7 +26,7 @@ def add_clean_up_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lesions", nargs="+", metavar="LESION[=BONE]", help=lesions)
     distance = "remove smaller components farther than this from the largest one (default: 35.0)"
     limit = group.add_mutually_exclusive_group().add_argument
-    limit("--max_distance_mm", type=float, default=35.0, metavar="MM", help=distance)
+    limit("--max_distance_mm", type=float, metavar="MM", help=distance)
     limit("--max_distance_voxels", type=float, metavar="N", help="the same in voxels, instead (the paper's: 50)")
     volume = "remove smaller lesions (default: 6.0, the paper's largest threshold)"
     add("--min_lesion_volume_mm3", type=float, default=6.0, metavar="MM3", help=volume)
@@ -50,7 +50,10 @@ def clean_up_of(args: argparse.Namespace, dataset: DatasetDescription) -> CleanU
     both = set(anatomy) & set(lesions)
     if both:
         raise UserError(f"label {min(both)} is named by --anatomy and as a lesion; expected one of them")
-    return CleanUp(tuple(anatomy), lesions, **{name: getattr(args, name) for name in _NUMBERS})
+    numbers = {name: getattr(args, name) for name in _NUMBERS}
+    if numbers["max_distance_mm"] is None and numbers["max_distance_voxels"] is None:
+        numbers["max_distance_mm"] = CleanUp.max_distance_mm
+    return CleanUp(tuple(anatomy), lesions, **numbers)
 
 
 def chosen_lesions(words: list[str] | None, dataset: DatasetDescription) -> dict[int, int | None]:

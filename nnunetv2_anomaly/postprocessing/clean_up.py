@@ -18,7 +18,7 @@ class CleanUp:
 
     anatomy: tuple[int, ...]  # labels of which the largest component stays, and what is near it
     bone_of_lesion: Mapping[int, int | None] = field(default_factory=dict)  # lesion label -> bone label, None: unknown
-    max_distance_mm: float = 35.0  # of a smaller component from the largest, between nearest voxels
+    max_distance_mm: float | None = 35.0  # of a smaller component from the largest, between nearest voxels
     max_distance_voxels: float | None = None  # the same in voxels, 50 as published; where given, it holds instead
     min_lesion_volume_mm3: float = 6.0  # smaller lesions go
     lesion_probability: float | None = None  # voxels of a lesion whose softmax output is lower go; None leaves them
@@ -27,6 +27,12 @@ class CleanUp:
     def needs_probabilities(self) -> bool:
         """Whether a softmax output is needed."""
         return self.lesion_probability is not None and bool(self.bone_of_lesion)
+
+    @property
+    def max_distance(self) -> float:
+        """The largest distance, in voxels where it is given so, else in mm."""
+        voxels, mm = self.max_distance_voxels, self.max_distance_mm
+        return voxels if voxels is not None else math.inf if mm is None else mm
 
     def apply(
         self, segmentation: NDArray, spacing_mm: Sequence[float], probabilities: Iterable[NDArray] | None = None
@@ -54,7 +60,7 @@ class CleanUp:
         result, small = clean_small_lesions(
             result, self.bone_of_lesion, self.min_lesion_volume_mm3, spacing_mm, bone_of_lesion=bones
         )
-        limit_mm = self.max_distance_mm if self.max_distance_voxels is None else None
+        limit_mm = self.max_distance if self.max_distance_voxels is None else None
         result, distant = clean_distant_components(
             result, self.anatomy, self.max_distance_voxels or 0, max_distance_mm=limit_mm, spacing_mm=spacing_mm
         )

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError, counted, listed, worded
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
@@ -113,9 +113,10 @@ def _prepare(
         raise UserError(f"-i and -o are both {output}; give another folder with -o, the predictions are kept")
     take_output_folder(output, MARKER, "clean-up")
     before = read_json(output / MARKER) if (output / MARKER).is_file() else {}
-    for name, value in settings.items():
-        if before.get(name, value) != value and not overwrite:
-            raise UserError(f"{output} was cleaned with other {name} ({before[name]}); give another -o, or --overwrite")
+    then, now = ({**state, **state.get("settings", {})} for state in (before, settings))
+    other = {name: then[name] for name in now if name != "settings" and then.get(name, now[name]) != now[name]}
+    if other and not overwrite:
+        raise UserError(f"{output} was cleaned with other settings ({worded(other)}); give another -o, or --overwrite")
     strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(cases))
     if strangers:
         raise UserError(f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another with -o")
@@ -138,7 +139,8 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
     segmentation = files.read(task.source)
     unknown = sorted(set(count_values(segmentation.voxels)) - {0, *task.values})
     if unknown:
-        raise UserError(f"{task.source} holds unknown labels {unknown}; expected {task.values}; check -djfile")
+        known = worded(task.values)
+        raise UserError(f"{task.source} holds unknown labels {worded(unknown)}; expected {known}; check -djfile")
     if task.probabilities is None:
         cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm)
     else:
@@ -157,8 +159,7 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
 
 def without_effect(table: pd.DataFrame, clean_up: CleanUp) -> list[str]:
     """Sentences on limits that can remove nothing. Args: table: of ``postprocess_folder``."""
-    limit = clean_up.max_distance_mm if clean_up.max_distance_voxels is None else clean_up.max_distance_voxels
-    smallest = clean_up.min_lesion_volume_mm3
+    limit, smallest = clean_up.max_distance, clean_up.min_lesion_volume_mm3
     distance = f"no voxels are farther apart than the largest distance, {limit:g} {table['distance_unit'].iloc[0]}"
     volume = f"a single voxel has the smallest volume of a lesion, {smallest:g} mm3"
     found = {
@@ -167,7 +168,7 @@ def without_effect(table: pd.DataFrame, clean_up: CleanUp) -> list[str]:
         & bool(clean_up.bone_of_lesion and smallest),
     }
     cases = {sentence: sorted(set(table.loc[where, "case"])) for sentence, where in found.items()}
-    return [f"{sentence} ({len(names)} cases: {listed(names)})" for sentence, names in cases.items() if names]
+    return [f"{told} ({counted(len(names), 'case')}: {listed(names)})" for told, names in cases.items() if names]
 
 
 def _rows(task: _Task, segmentation: Segmentation, cleaned: Cleaned) -> list[dict[str, Any]]:

@@ -27,6 +27,13 @@ def test_wrong_arguments_exit_with_2(argv, capsys):
     assert "usage: nnUNetv2_anomaly" in capsys.readouterr().err
 
 
+def test_a_misspelt_verb_is_told_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evalute", "-o", "x"])
+    assert stop.value.code == 2
+    assert "there is no verb evalute; the nearest is evaluate" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", command_line.VERBS)
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -204,7 +204,7 @@ def test_several_processes_find_the_same(folders):
 def test_groups_by_kellgren_lawrence_grade(folders, capsys):
     (folders / "subjects.csv").write_text("SubjectID,KLGrade\n9001104,3.0\n9002430,2\n9002817,0\n")
     assert evaluate(folders, "--subjects", str(folders / "subjects.csv")) == 0
-    assert "1 cases have no KLGrade in" in capsys.readouterr().out
+    assert "subjects.csv for 1 case, in no group" in capsys.readouterr().out
     cases = table(folders, "cases")
     groups = cases.drop_duplicates("case").set_index("case")["group"]
     assert groups[list(CASES[:3])].tolist() == ["KLGrade >= 3", "KLGrade <= 2", "KLGrade <= 2"]
@@ -358,7 +358,7 @@ def test_unknown_labels_and_broken_files_are_told(folders, capsys):
 def test_empty_folder_duplicate_names_and_foreign_output_are_told(folders, capsys):
     (folders / "empty").mkdir()
     assert evaluate(folders, "-djfile", str(folders / "good" / "dataset.json"), models=("empty",)) == 1
-    assert "no segmentation" in failure(capsys)
+    assert "is empty; expected segmentations" in failure(capsys)
     assert evaluate(folders, models=("good", "good")) == 1
     assert "two models are called good" in failure(capsys)
     (folders / "mine").mkdir()

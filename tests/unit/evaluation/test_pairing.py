@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from nnunetv2_anomaly.evaluation.pairing import (
     default_splits,
     expected_cases,
     find_model,
+    find_pairs,
     is_results_folder,
     named_folders,
     read_splits,
 )
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription, read_dataset_description
 
 DATASET = "Dataset501_Knee"
 ENDING = ".nii.gz"
@@ -42,6 +45,11 @@ def results(base: Path, folds: dict[str, list[str] | None], trainer="nnUNetTrain
 
 def model(name: str, folder: Path, folds=None):
     return find_model(name, folder, ENDING, folds)
+
+
+def described(folder: Path) -> DatasetDescription:
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "bone": 1}, "file_ending": ENDING}))
+    return read_dataset_description(folder / "dataset.json")
 
 
 # Names
@@ -115,7 +123,7 @@ def test_plans_beside_predictions_make_no_results_folder(tmp_path):
 
 
 def test_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no segmentation \(\.nii\.gz\)"):
+    with pytest.raises(UserError, match=r"expected segmentations that end in \.nii\.gz"):
         model("UNET", predictions(tmp_path / "predictions"))
 
 
@@ -145,7 +153,7 @@ def test_fold_without_validation_is_told(tmp_path):
 
 
 def test_fold_with_an_empty_validation_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"fold_0.validation holds no segmentation"):
+    with pytest.raises(UserError, match=r"fold_0.validation holds summary.json; expected segmentations"):
         model("UNET", results(tmp_path, {"0": []}))
 
 
@@ -301,10 +309,33 @@ def test_complete_predictions(tmp_path):
 
 def test_missing_predictions_are_listed(tmp_path):
     models = [model("A", predictions(tmp_path / "A", "a", "b")), model("B", predictions(tmp_path / "B", "b"))]
-    with pytest.raises(UserError, match=r"B \(.*\) has no prediction of 2 of 3 .*labelsTs: a, c; predict them"):
+    with pytest.raises(
+        UserError,
+        match=r"B \(.*\) has no prediction of 2 of 3 .*labelsTs: a, c; predict them \(wait, if that still runs",
+    ):
         check_complete(["a", "b", "c"], models[1:], tmp_path / "labelsTs", ignore_extra=True)
     with pytest.raises(UserError, match=r"A \(.*\) has no prediction of 1 of 3"):
         check_complete(["a", "b", "c"], models, tmp_path / "labelsTs", ignore_extra=True)
+
+
+def test_an_old_prediction_is_not_waited_for(tmp_path):
+    files = predictions(tmp_path / "A", "a")
+    for file in files.iterdir():
+        os.utime(file, (1e9, 1e9))
+    with pytest.raises(UserError, match="labelsTs: b; predict them, or take"):
+        check_complete(["a", "b"], [model("A", files)], tmp_path / "labelsTs", ignore_extra=True)
+
+
+@pytest.mark.parametrize("channels", [("_0000",), ("_0000", "_0001")])
+def test_images_given_as_references_are_recognised(tmp_path, channels):
+    dataset = described(tmp_path)
+    images = predictions(tmp_path / "imagesTs", *(f"{case}{channel}" for case in "ab" for channel in channels))
+    folders = {"A": predictions(tmp_path / "A", "a", "b")}
+    with pytest.raises(UserError, match=r"imagesTs are images, .* a_0000; expected references; .* such as labelsTs"):
+        find_pairs(folders, dataset, reference_folder=images)
+    named_alike = {"A": predictions(tmp_path / "B", *(f"{case}_0000" for case in "ab"))}
+    if channels == ("_0000",):
+        assert len(find_pairs(named_alike, dataset, reference_folder=images).references) == 2
 
 
 def test_folds_that_are_not_trained_are_a_reason_to_choose_some(tmp_path):
@@ -324,7 +355,7 @@ def test_extra_predictions_are_refused_or_left_out(tmp_path):
     with pytest.raises(UserError, match=r"2 predictions without a reference in .*: x, y; .*--ignore_extra"):
         check_complete(["a"], models, tmp_path / "labelsTs", ignore_extra=False)
     assert check_complete(["a"], models, tmp_path / "labelsTs", ignore_extra=True) == [
-        "A: 2 predictions without a reference were left out: x, y"
+        "A: left out: 2 predictions without a reference: x, y"
     ]
 
 

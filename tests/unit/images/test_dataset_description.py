@@ -134,6 +134,10 @@ def test_dataset_json_is_looked_for_beside_predictions_and_then_references(place
     for name in ("first", "second", "Dataset001_Knee"):
         assert find_dataset_description(None, predictions, references).source.parent.name == name
         (places / name / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"first is empty; expected predictions, and their dataset\.json beside them"):
+        find_dataset_description(None, predictions, references)
+    for folder in predictions:
+        (folder / "a.nii.gz").touch()
     with pytest.raises(UserError, match=r"no dataset\.json \(.*first.*second.*Dataset001_Knee.*\); give .* -djfile"):
         find_dataset_description(None, predictions, references)
 
@@ -201,7 +205,7 @@ def test_case_that_is_called_a_part_is_a_case(tmp_path):
 
 def test_folder_without_segmentations(tmp_path):
     (tmp_path / "part_of_nnunetv2_anomaly_123_b.nii.gz").touch()
-    with pytest.raises(UserError, match=r"holds no segmentation \(\.nii\.gz\)"):
+    with pytest.raises(UserError, match=r"expected segmentations that end in \.nii\.gz"):
         segmentation_files(tmp_path, ".nii.gz")
-    with pytest.raises(UserError, match=r"missing holds no segmentation .*; check the folder"):
+    with pytest.raises(UserError, match=r"missing does not exist; expected segmentations that end in .nii.gz"):
         segmentation_files(tmp_path / "missing", ".nii.gz")

@@ -369,7 +369,7 @@ def test_skewed_file_keeps_its_axes(tmp_path):
 def test_nothing_is_left_of_what_cannot_be_written(tmp_path, orientation):
     files = SegmentationFiles(".nii.gz")
     segmentation = files.read(write(tmp_path / "a.nii.gz", noise(), orientation))
-    with pytest.raises(OSError, match="could not be written|No such file"):
+    with pytest.raises(OSError, match=r"could not be written|No such file"):
         files.write(segmentation.voxels, segmentation, tmp_path / "missing" / "b.nii.gz")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.nii.gz"]
 

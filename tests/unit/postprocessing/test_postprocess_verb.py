@@ -121,7 +121,7 @@ def test_what_goes_is_told_case_by_case_and_label_by_label(postprocess, predicti
     assert lesion["became"] == "0 1"
     assert np.isnan(lesion["smallest_removed_distance"])
     assert (bone["components"], bone["removed_components"]) == (1, 0)
-    assert "2 cases cleaned, 1 of them changed;" in capsys.readouterr().out
+    assert "2 cases cleaned, 1 changed;" in capsys.readouterr().out
     cleaned = read(output / "a.nii.gz")
     assert cleaned[1, 2, 1:4].tolist() == [BONE] * 3
     assert (cleaned == LESION).sum() == 7
@@ -149,7 +149,7 @@ def test_every_label_of_every_case_has_a_row(postprocess, predictions, output):
 def test_empty_segmentation_counts_as_a_case(postprocess, predictions, output, capsys):
     source = write(predictions / "a.nii.gz", np.zeros((3, 4, 5), np.uint8))
     assert postprocess() == 0
-    assert "1 cases cleaned, 0 of them changed;" in capsys.readouterr().out
+    assert "1 case cleaned, 0 changed;" in capsys.readouterr().out
     assert (output / "a.nii.gz").read_bytes() == source.read_bytes()
 
 
@@ -187,7 +187,7 @@ def test_limits_that_can_remove_nothing_are_told(postprocess, predictions, capsy
     told = capsys.readouterr().out
     assert "WARNING: no voxels are farther apart than the largest distance, 1000 mm: nothing can be removed" in told
     assert "WARNING: a single voxel has the smallest volume of a lesion, 0.001 mm3: none can be too small" in told
-    assert told.count("(1 cases: a)") == 2
+    assert told.count("(1 case: a)") == 2
 
 
 def test_limits_in_mm(postprocess, predictions, output):
@@ -286,7 +286,7 @@ def test_softmax_of_something_else_is_told(postprocess, predictions, capsys, sof
     np.savez(predictions / "a.npz", probabilities=softmax)
     assert postprocess("--lesion_probability", "0.5") == 1
     error = capsys.readouterr().err
-    assert "1 of 1 cases could not be cleaned" in error
+    assert "1 of 1 case could not be cleaned" in error
     assert pd.Series([error]).str.contains(rf"a\.npz.*{expected}").all()
 
 
@@ -453,8 +453,11 @@ def test_more_labels_than_before_are_told(postprocess, predictions, output):
 
 def test_other_settings_are_refused_and_what_is_there_stays(postprocess, done, capsys):
     before, marker = times(done), (done / "postprocessing.json").read_bytes()
+    assert (
+        json.loads(marker)["settings"]["max_distance_mm"] is None
+    )  # the limit is recorded in the unit it was given in
     assert postprocess("--max_distance_voxels", "60") == 1
-    assert "was cleaned with other settings" in capsys.readouterr().err
+    assert "was cleaned with other settings (max_distance_voxels: 50.0); give" in capsys.readouterr().err
     assert times(done) == before
     assert (done / "postprocessing.json").read_bytes() == marker
 
@@ -582,7 +585,7 @@ def test_unknown_label_is_told(postprocess, predictions, capsys, value):
     voxels[0, 0, 0] = value
     write(predictions / "a.nii.gz", voxels)
     assert postprocess() == 1
-    assert f"holds unknown labels [{value}]; expected [1, 2, 3, 4, 5, 6, 7, 8, 9]; check -djfile" in (
+    assert f"holds unknown labels {value}; expected 1, 2, 3, 4, 5, 6, 7, 8, 9; check -djfile" in (
         capsys.readouterr().err
     )
 
@@ -593,7 +596,7 @@ def test_ignore_label_is_unknown_in_predictions(postprocess, predictions, capsys
     voxels[0, 0, 0] = 3
     write(predictions / "a.nii.gz", voxels)
     assert postprocess() == 1
-    assert "unknown labels [3]" in capsys.readouterr().err
+    assert "unknown labels 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -619,7 +622,7 @@ def test_missing_folder_of_predictions(postprocess, tmp_path, capsys):
 
 def test_folder_without_predictions(postprocess, output, capsys):
     assert postprocess() == 1
-    assert "holds no segmentation (.nii.gz)" in capsys.readouterr().err
+    assert "expected segmentations that end in .nii.gz" in capsys.readouterr().err
     assert not output.exists()
 
 
