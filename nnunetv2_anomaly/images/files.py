@@ -130,8 +130,10 @@ def image_written_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to ``path``; at the end that file takes ``path``'s place, if it is whole.
 
     Raises: OSError if ITK reports that it could not be written, or a NIfTI file came out too short: neither ITK nor the
-        NIfTI library notices a full disk there.
+        NIfTI library notices a full disk there. UserError for MetaImage in two files, which no rename puts in place.
     """
+    if path.name.lower().endswith(".mhd"):
+        raise UserError(f"{path} is MetaImage in two files; expected an ending of one, so convert the input to .mha")
     with written_beside(path) as temporary:
         try:
             yield temporary

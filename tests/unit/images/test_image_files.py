@@ -18,13 +18,20 @@ def noise(shape=(20, 30, 40)) -> sitk.Image:
     return image
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".mhd", ".nrrd"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
 def test_what_is_written_is_read(tmp_path, ending):
     write_image(noise(), tmp_path / f"image{ending}")
     image = read_image(tmp_path / f"image{ending}")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(noise()))
     np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.4, 0.5), rtol=1e-6)
     assert image.GetMetaDataKeys() == ()
+
+
+def test_an_image_in_two_files_is_not_written(tmp_path):
+    """Its header would name a temporary file, which the next run deletes."""
+    with pytest.raises(UserError, match=r"image\.mhd is MetaImage in two files; expected an ending of one"):
+        write_image(noise(), tmp_path / "image.mhd")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
