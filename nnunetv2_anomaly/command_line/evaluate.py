@@ -100,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
     arguments = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
     prepare_output(args.o, arguments)
     evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes)
+    for note in clean_up.without_effect(evaluation.cases):
+        notes.append(f"{note}.")
+        print(f"WARNING: {note}")
     report = write_evaluation(
         args.o, evaluation, pairs, settings, arguments,
         images=args.images, error_images=args.error_images, notes=notes,

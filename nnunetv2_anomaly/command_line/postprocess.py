@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.errors import UserError, counted
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.parallel import chosen_processes
-    from nnunetv2_anomaly.postprocessing.run import postprocess_folder, without_effect
+    from nnunetv2_anomaly.postprocessing.run import postprocess_folder
 
     if not args.i.is_dir():
         raise UserError(f"{args.i} is no folder; expected one with predictions")
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     clean_up, num_processes = clean_up_of(args, dataset), chosen_processes(args.np)
     print(described(clean_up, dataset))
     table = postprocess_folder(args.i, args.o, dataset, clean_up, num_processes=num_processes, overwrite=args.overwrite)
-    for note in without_effect(table, clean_up):
+    for note in clean_up.without_effect(table):
         print(f"WARNING: {note}")
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
     counts = f"{counted(table['case'].nunique(), 'case')} cleaned, {touched['case'].nunique()} changed"

@@ -130,6 +130,7 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
         channels = pair.files.probabilities(pair.softmax, pair.prediction, settings.dataset.num_classes)
     cleaned = settings.clean_up.apply(voxels, spacing, channels)
     changed = bool(cleaned.removals) or any(cleaned.uncertain_voxels.values())
+    extent = settings.clean_up.extent(voxels.shape, spacing)
     found = None
     for processing, map_voxels in ((RAW, voxels), (CLEANED, cleaned.segmentation)):
         if found is None or changed:
@@ -137,7 +138,10 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
             metrics = evaluate_case(pair.reference, map_voxels, spacing, labels, missing_distance_mm=missing_mm)
             components = _components(map_voxels, keys)
             found = [
-                {"label": name, "status": _status(metrics[key])} | metrics[key] | {"components": components[name]}
+                {"label": name, "status": _status(metrics[key])}
+                | metrics[key]
+                | {"components": components[name]}
+                | extent
                 for name, key in keys.items()
             ]
         yield from ({**row, "processing": processing} for row in found)

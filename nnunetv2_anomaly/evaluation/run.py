@@ -22,6 +22,7 @@ from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.measurements.surface import METRICS
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.postprocessing.clean_up import EXTENT_COLUMNS
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section
 
@@ -29,7 +30,11 @@ from nnunetv2_anomaly.reporting.page import Section
 MARKER = "evaluation.json"
 
 #: table of ``Evaluation`` -> its columns
-_COLUMNS = {"cases": (*CASE_COLUMNS, *METRICS, "components"), "bones": BONE_COLUMNS, "lesions": LESION_COLUMNS}
+_COLUMNS = {
+    "cases": (*CASE_COLUMNS, *METRICS, "components", *EXTENT_COLUMNS),
+    "bones": BONE_COLUMNS,
+    "lesions": LESION_COLUMNS,
+}
 
 
 def evaluate_models(

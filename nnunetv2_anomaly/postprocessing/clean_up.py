@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_anomaly.errors import counted, listed
 from nnunetv2_anomaly.postprocessing.components import Removal, clean_distant_components, clean_small_lesions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: what ``CleanUp.extent`` gives
+EXTENT_COLUMNS = ("distance_unit", "image_diagonal", "voxel_mm3")
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,27 @@ class CleanUp:
         """The largest distance, in voxels where it is given so, else in mm."""
         voxels, mm = self.max_distance_voxels, self.max_distance_mm
         return voxels if voxels is not None else math.inf if mm is None else mm
+
+    def extent(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, Any]:
+        """What the limits are compared with in an image: its diagonal, in the distance's unit, and a voxel's volume."""
+        in_mm = self.max_distance_voxels is None
+        steps = spacing_mm if in_mm else (1.0,) * len(shape)
+        diagonal = math.hypot(*((n - 1) * step for n, step in zip(shape, steps, strict=True)))
+        unit = "mm" if in_mm else "voxels"
+        return {"distance_unit": unit, "image_diagonal": diagonal, "voxel_mm3": math.prod(spacing_mm)}
+
+    def without_effect(self, table: pd.DataFrame) -> list[str]:
+        """Sentences on limits that can remove nothing. Args: table: columns case, and ``extent``'s."""
+        limit, smallest = self.max_distance, self.min_lesion_volume_mm3
+        distance = f"no voxels are farther apart than the largest distance, {limit:g} {table['distance_unit'].iloc[0]}"
+        volume = f"a single voxel has the smallest volume of a lesion, {smallest:g} mm3"
+        found = {
+            f"{distance}: nothing can be removed there for it": (table["image_diagonal"] <= limit) & bool(self.anatomy),
+            f"{volume}: none can be too small there": (table["voxel_mm3"] >= smallest)
+            & bool(self.bone_of_lesion and smallest),
+        }
+        cases = {sentence: sorted(set(table.loc[where, "case"])) for sentence, where in found.items()}
+        return [f"{told} ({counted(len(names), 'case')}: {listed(names)})" for told, names in cases.items() if names]
 
     def apply(
         self, segmentation: NDArray, spacing_mm: Sequence[float], probabilities: Iterable[NDArray] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.errors import UserError, counted, listed, worded
+from nnunetv2_anomaly.errors import UserError, listed, worded
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
@@ -157,26 +156,10 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
     return rows
 
 
-def without_effect(table: pd.DataFrame, clean_up: CleanUp) -> list[str]:
-    """Sentences on limits that can remove nothing. Args: table: of ``postprocess_folder``."""
-    limit, smallest = clean_up.max_distance, clean_up.min_lesion_volume_mm3
-    distance = f"no voxels are farther apart than the largest distance, {limit:g} {table['distance_unit'].iloc[0]}"
-    volume = f"a single voxel has the smallest volume of a lesion, {smallest:g} mm3"
-    found = {
-        f"{distance}: nothing can be removed there for it": (table["image_diagonal"] <= limit) & bool(clean_up.anatomy),
-        f"{volume}: none can be too small there": (table["voxel_mm3"] >= smallest)
-        & bool(clean_up.bone_of_lesion and smallest),
-    }
-    cases = {sentence: sorted(set(table.loc[where, "case"])) for sentence, where in found.items()}
-    return [f"{told} ({counted(len(names), 'case')}: {listed(names)})" for told, names in cases.items() if names]
-
-
 def _rows(task: _Task, segmentation: Segmentation, cleaned: Cleaned) -> list[dict[str, Any]]:
     """One row per label, also for labels that the case does not have."""
     components = count_components(segmentation.voxels, task.values)
-    in_mm = task.clean_up.max_distance_voxels is None
-    steps = segmentation.spacing_mm if in_mm else (1,) * segmentation.voxels.ndim
-    diagonal = math.hypot(*((n - 1) * step for n, step in zip(segmentation.voxels.shape, steps, strict=True)))
+    extent = task.clean_up.extent(segmentation.voxels.shape, segmentation.spacing_mm)
     rows = []
     for value in task.values:
         own = [removal for removal in cleaned.removals if removal.label == value]
@@ -190,9 +173,7 @@ def _rows(task: _Task, segmentation: Segmentation, cleaned: Cleaned) -> list[dic
                 "removed_voxels": sum(removal.num_voxels for removal in own),
                 "removed_mm3": sum(removal.volume_mm3 or 0.0 for removal in own),
                 "smallest_removed_distance": min(distances) if distances else None,
-                "distance_unit": "mm" if in_mm else "voxels",
-                "image_diagonal": diagonal,
-                "voxel_mm3": math.prod(segmentation.spacing_mm),
+                **extent,
                 "uncertain_voxels": cleaned.uncertain_voxels.get(value, 0),
                 "became": " ".join(str(v) for v in sorted({removal.became for removal in own})),
             }
