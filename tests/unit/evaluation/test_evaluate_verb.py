@@ -120,6 +120,17 @@ def test_tables_hold_the_metrics_worked_out_by_hand(folders):
     assert (of.loc[(CASES[2], "bad", "cleaned", "tibial_lesion"), "status"]) == "neither"  # 2 mm3 are below 6
 
 
+def test_limits_of_the_clean_up_that_can_remove_nothing_are_told(folders, capsys):
+    assert evaluate(folders, "--max_distance_mm", "1000", "--min_lesion_volume_mm3", "0") == 0
+    told = (
+        "no voxels are farther apart than the largest distance, 1000 mm: nothing can be removed there for it (4 cases:"
+    )
+    assert f"WARNING: {told}" in capsys.readouterr().out
+    assert told in (folders / "out" / "report.html").read_text()
+    assert evaluate(folders, "--max_distance_mm", "0.1", "--min_lesion_volume_mm3", "0") == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_lesion_detection_is_the_one_worked_out_by_hand(folders):
     assert evaluate(folders) == 0
     found = table(folders, "lesion_detection").set_index(["model", "bone"])
