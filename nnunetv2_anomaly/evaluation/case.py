@@ -147,7 +147,7 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
                 }
                 for name, key in keys.items()
             ]
-        yield from ({**row, "processing": processing} for row in found)
+        yield from ({**row, "processing": processing, **extent} for row in found)
 
 
 def _components(voxels: NDArray, keys: Mapping[str, int | tuple[int, ...]]) -> dict[str, int]:
