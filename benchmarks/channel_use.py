@@ -56,7 +56,7 @@ def _has_channel(repeat: Repeat) -> bool:
 def _predict(experiment: Experiment, repeat: Repeat, folders: dict[str, Path]) -> None:
     """As nnUNetv2_predict does with its defaults, in this process, where the network can be reached."""
     device = torch.device(experiment.arguments.device)
-    predictor = load_model(experiment.training_folder(repeat).parent, fold=repeat.fold, device=device)
+    predictor = load_model(experiment.training_folder(repeat).parent, folds=(repeat.fold,), device=device)
     cases = experiment.cases(repeat)
     images = [[str(file) for file in files] for files in cases.values()]
     log = experiment.folder / "logs" / "channel_use.log"

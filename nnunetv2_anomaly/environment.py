@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, check_name
 from nnunetv2_anomaly.files import write_failures_as_user_errors
 
 #: nnU-Net's variable for folders outside of nnunetv2 that hold trainers, separated by os.pathsep
@@ -41,13 +41,14 @@ def with_shim(current: str | None) -> str:
 
 
 def environment_folder(variable: str) -> Path:
-    """One of nnU-Net's folders. Raises: UserError if its environment variable is not set."""
+    """One of nnU-Net's folders. Raises: UserError if its environment variable is not set, or holds no text."""
     folder = os.environ.get(variable)
     if not folder:
         raise UserError(
             f"the environment variable {variable} is not set; set nnU-Net's folders, for example with "
             'eval "$(nnUNetv2_anomaly env --base DIR)"'
         )
+    check_name(folder)
     return Path(folder)
 
 

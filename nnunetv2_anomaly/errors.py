@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+#: what a user can do about a name that the file system refuses
+_NAME_ADVICE = {
+    errno.ENAMETOOLONG: "expected a name of at most 255 bytes, its ending included, so shorten it",
+    errno.ELOOP: "the link leads back to itself, so remove it",
+}
 
 #: at most this many names are listed in a sentence
 _SHOWN = 8
@@ -18,7 +25,8 @@ class UserError(SystemExit, ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
+        # File names may hold bytes that are no text, which could be printed nowhere.
+        super().__init__(sentence.encode("utf-8", "backslashreplace").decode())
 
 
 class UnsupportedError(UserError, NotImplementedError):
@@ -28,16 +36,40 @@ class UnsupportedError(UserError, NotImplementedError):
 def exit_status(program: str, run: Callable[[], int]) -> int:
     """Run a command.
 
-    Returns: its own status; 1 for a user's mistake, reported in one sentence on standard error; 130 for Ctrl-C.
+    Returns: its own status; 1 for a user's mistake or a name that the file system refuses, reported in one sentence on
+        standard error; 130 for Ctrl-C.
     """
     try:
         return run()
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if (sentence := refused_name(error)) is None:
+            raise
+        print(f"{program}: {sentence}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+
+
+def refused_name(error: OSError) -> str | None:
+    """The sentence on a name that is too long for the file system, or a link to itself; None for other errors."""
+    advice = _NAME_ADVICE.get(error.errno or 0)
+    return advice and f"{error.filename2 or error.filename}: {error.strerror}; {advice}"
+
+
+def check_name(name: object) -> None:
+    """Check a file's name or path.
+
+    Raises: UserError if it holds bytes that are no text (Linux allows any): ITK would end the whole process.
+    """
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        fault = f"the name {name} holds bytes that are no text in the encoding of this system"
+        raise UserError(f"{fault} (see the command locale); expected text, so rename it") from error
 
 
 def listed(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunetv2_anomaly.errors import UserError, counted
+from nnunetv2_anomaly.errors import UserError, counted, refused_name
 
 #: seconds that a job has to remove the file it was writing before its process is killed
 _MOMENT_S = 2.0
@@ -74,15 +74,21 @@ def run_jobs(
 
 
 def run_cases(
-    function: Callable[[Any], Result], jobs: Sequence[Any], num_processes: int, doing: str, done: str
+    function: Callable[[Any], Result],
+    jobs: Sequence[Any],
+    num_processes: int,
+    doing: str,
+    done: str,
+    keep: Callable[[str, Result], None] = lambda case, result: None,
 ) -> tuple[dict[str, Result], str]:
     """Run the jobs of some cases side by side, with a progress bar; a case that fails does not stop the others.
 
     Args:
         function, jobs, num_processes: as ``run_jobs`` takes them; ``job.case`` is the case's name.
         doing, done: what is done, for the bar and for the sentence: "cleaning", "cleaned".
-    Returns: the result of each case that did not end in a UserError; and a sentence that lists those that did, empty
-        if none did.
+        keep: is given each case and its result as soon as it is there.
+    Returns: the result of each case that did not end in a UserError or at a name that is too long; and a sentence that
+        lists those that did, empty if none did.
     Raises: any other error of the function.
     """
     results: dict[str, Result] = {}
@@ -93,6 +99,12 @@ def run_cases(
                 results[job.case] = future.result()
             except UserError as error:
                 failed[job.case] = str(error)
+            except OSError as error:
+                if (sentence := refused_name(error)) is None:
+                    raise
+                failed[job.case] = sentence
+            else:
+                keep(job.case, results[job.case])
     told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))
     return results, f"{len(failed)} of {counted(len(jobs), 'case')} could not be {done}:\n{told}" if failed else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def fingerprint(files: Iterable[Path], options: Mapping[str, Any]) -> str:
     Returns: SHA-256, hexadecimal digits.
     """
     # Not by size and time: a file that is copied in another's place may keep both.
-    states = [[str(file.resolve()), label_source_sha256(file) if file.is_file() else None] for file in files]
+    states = [[os.path.realpath(file), label_source_sha256(file) if file.is_file() else None] for file in files]
     text = json.dumps([__version__, states, options], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

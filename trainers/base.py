@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_anomaly.device import check_device
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.files import why_not_writable
-from nnunetv2_anomaly.plans.settings import default, known_settings, section_of
+from nnunetv2_anomaly.plans.settings import check_configuration, default, known_settings, section_of
 from nnunetv2_anomaly.trainers.resumable import ResumableTrainer
 from nnunetv2_anomaly.training.distributed import Queue, rank, world_size
 from nnunetv2_anomaly.training.finite import where_it_began
@@ -42,6 +42,7 @@ class AnomalyTrainerBase(ResumableTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's own signature)
     ) -> None:
         check_device(device.type)
+        check_configuration(PlansManager(plans).get_configuration(configuration).configuration)
         if plans.get("continue_training") and given_weights_file() is not None:
             advice = "give --c alone to resume an interrupted training, or -pretrained_weights alone to begin one"
             raise UserError(f"--c and -pretrained_weights were both given; {advice}")

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-d", required=True, metavar="ID", help="number or name of the data set of the model")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the model (default: nnUNetPlans)")
     add("-c", default="3d_fullres", metavar="CONFIGURATION", help="configuration (default: 3d_fullres)")
-    add("-f", default=0, type=fold, metavar="FOLD", help="fold, a number or 'all' (default: 0)")
+    folds = "folds, numbers or 'all', whose detectors' images are averaged (default: those that are trained)"
+    add("-f", nargs="+", type=fold, metavar="FOLD", help=folds)
     add("-tr", metavar="TRAINER", help="trainer (default: AnomalyAwareTrainer, else AnomalyPreStageTrainer)")
     add("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
     add("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)")
@@ -35,17 +36,23 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2_anomaly.prediction.anomaly_maps import find_model_folder, predict_error_images
 
     device = chosen_device(arguments.device)
-    model = {"fold": arguments.f, "checkpoint": arguments.chk}
-    model_folder = find_model_folder(
-        arguments.d, configuration=arguments.c, plans=arguments.p, trainer=arguments.tr, **model
+    model_folder, folds = find_model_folder(
+        arguments.d,
+        configuration=arguments.c,
+        plans=arguments.p,
+        trainer=arguments.tr,
+        folds=arguments.f,
+        checkpoint=arguments.chk,
     )
     written = predict_error_images(
         arguments.i,
         arguments.o,
         model_folder,
         device=device,
+        folds=folds,
+        checkpoint=arguments.chk,
         continue_prediction=arguments.continue_prediction,
-        **model,
     )
-    print(f"{len(written)} case(s) written to {arguments.o}, with the detector in {model_folder}, fold {arguments.f}")
+    named = " ".join(map(str, folds))
+    print(f"{len(written)} case(s) written to {arguments.o}, with the detector in {model_folder}, fold {named}")
     return 0

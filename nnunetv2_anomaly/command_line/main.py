@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.errors import exit_status
+from nnunetv2_anomaly.errors import check_name, exit_status
 from nnunetv2_anomaly.registry import VERBS
 
 
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def parse_and_run() -> int:  # importing the verbs takes a second, in which Ctrl-C may come, too
         parser, words = build_parser(), sys.argv[1:] if argv is None else argv
+        for word in words:
+            check_name(word)
         if near := difflib.get_close_matches(words[0], VERBS, n=1) if words and words[0] not in VERBS else []:
             parser.error(f"there is no verb {words[0]}; the nearest is {near[0]}")
         arguments = parser.parse_args(words)

@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, check_name
 from nnunetv2_anomaly.images.files import last_line
 from nnunetv2_anomaly.images.grids import TOLERANCE_MM, Grid, joined, posed
 
@@ -133,6 +133,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
     for file in sorted(folder.iterdir()):
         hidden = file.name.startswith(".") or file.name.upper() == "DICOMDIR"
         named = re.search(r"\d", file.name) and _SLICE_ENDING.fullmatch(file.suffix)
+        check_name(file)
         if not hidden and file.is_file() and (named or _says_dicom(file)):
             yield file
 

@@ -143,7 +143,7 @@ def image_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it")
     files: list[Path] = []
     folders_named: list[Path] = []  # like an image: some programs unpack one into such a folder
-    seen: set[str] = set()
+    seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
         # A link may lead back to where the walk came from.
         folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen)

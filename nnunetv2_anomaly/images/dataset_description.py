@@ -69,11 +69,11 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
     content = read_json(file)
     try:
         labels = {
-            name: tuple(int(value) for value in (values if isinstance(values, list) else [values]))
-            for name, values in content["labels"].items()
+            name: tuple(values if isinstance(values, list) else [values]) for name, values in content["labels"].items()
         }
         file_ending = content["file_ending"]
-        if not all(labels.values()) or not file_ending.startswith("."):
+        known = all(values and all(map(_is_label, values)) for values in labels.values())
+        if not known or not file_ending.startswith("."):
             raise ValueError(f"labels {content['labels']}, file_ending {file_ending}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} has no labels and file_ending as nnU-Net's dataset.json has ({error!r})") from error
@@ -91,6 +91,11 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
         has_regions=any(len(values) > 1 for values in labels.values()),
         said_roles=content.get(ROLES_KEY),
     )
+
+
+def _is_label(value: object) -> bool:
+    """Whether it is a whole number that nnU-Net's label maps can hold, 16 bits at most; true and false are none."""
+    return type(value) is int and 0 <= value <= 65535
 
 
 def find_dataset_description(

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError, check_name, listed
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.images.grids import TOLERANCE_MM
 from nnunetv2_anomaly.images.headers import header_fault, shear_mm
@@ -61,6 +61,7 @@ def read_failures_as_user_errors(
 
     Args: what: it should be, for the sentence. advice: what the user can do.
     """
+    check_name(path)
     if not path.is_file():
         raise UserError(f"{path} is no file; expected {what}")
     try:
@@ -109,6 +110,7 @@ def _check_axes(image: sitk.Image | sitk.ImageFileReader) -> None:
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
+    _check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     if path.name.lower().endswith((".mhd", ".mha")):
@@ -151,19 +153,20 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
     all the voxels that its header promises, and they must be finite numbers, for which ITK takes 0 as well.
 
     Args: checksum: False compares the length alone, for what was just written: a full disk shows in it.
-    Raises: UserError if it is cut short or damaged, or holds infinite voxels or NaN.
+    Raises: UserError if it is missing, cut short or damaged, a NIfTI file that readers take differently or cannot read,
+        or holds infinite voxels or NaN.
     """
-    try:
-        unpacked = _unpacked(path) if checksum else None
-        fault = header_fault(path)
-        finite = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        beside = " or its file of voxels" if path.suffix.lower() == ".mhd" else ""
-        raise UserError(
-            f"{path}{beside} is cut short or damaged; copy or download it again, or wait if it is being written"
-        ) from error
-    if fault is not None:
-        raise UserError(f"{path} {fault}; correct it with the program that wrote it")
+    with read_failures_as_user_errors(path):
+        try:
+            unpacked = _unpacked(path) if checksum else None
+            _check_header(path)
+            finite = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
+        except UserError:
+            raise
+        except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+            beside = " or its file of voxels" if path.suffix.lower() == ".mhd" else ""
+            advice = "copy or download it again, or wait if it is being written"
+            raise UserError(f"{path}{beside} is cut short or damaged; {advice}") from error
     if not finite:
         raise UserError(f"{path} holds infinite voxels or NaN; get or convert the image again")
 
@@ -185,6 +188,11 @@ def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
     if unpacked is not None:  # or nibabel would unpack it again
         voxels = type(image).from_bytes(unpacked).dataobj
     return bool(np.isfinite(np.asanyarray(voxels)).all())
+
+
+def _check_header(path: Path) -> None:
+    if fault := header_fault(path):
+        raise UserError(f"{path} {fault}; correct it with the program that wrote it")
 
 
 def _unpacked(path: Path) -> bytes | None:

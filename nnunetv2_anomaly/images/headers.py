@@ -59,9 +59,9 @@ def _joined(texts: list[bytes]) -> str:
 
 def _nifti_fault(image: Any, head: bytes) -> str | None:
     header, axes = image.header, min(3, len(image.shape))
-    steps = header["pixdim"][1 : 1 + axes]
-    if header.sizeof_hdr == 348:  # NIfTI-1: nibabel has made them positive
-        steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]
+    if header.sizeof_hdr != 348:
+        return "is a NIfTI-2 file, which nnU-Net's own reader, ITK, cannot read; expected NIfTI-1"
+    steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]  # nibabel has made its own positive
     if np.issubdtype(image.get_data_dtype(), np.complexfloating):
         return "holds complex numbers; expected real ones, such as their magnitude"
     if unit := {1: "metre", 3: "micrometre"}.get(int(header["xyzt_units"]) % 8):

@@ -35,7 +35,7 @@ from nnunetv2_anomaly.inspection.members import (
     is_torch_archive,
     zip_members,
 )
-from nnunetv2_anomaly.plans.settings import SECTION, section_of
+from nnunetv2_anomaly.plans.settings import SECTION, check_configuration, section_of
 from nnunetv2_anomaly.registry import DETECTORS, TRAINERS
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.safe_loading import first_line, shown
@@ -175,8 +175,8 @@ def _is_stored(value: Any) -> bool:
 def _trainer_finding(name: Any, folder: Path | None) -> Finding:
     """Whether nnU-Net finds a trainer in this installation; never in the inspected folder, which it would import."""
     for entry in filter(str.strip, os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep)):
-        ours, theirs = (Path(folder).resolve() if folder else None), Path(entry).resolve()
-        if ours and (theirs.is_relative_to(ours) or ours.is_relative_to(theirs)):
+        ours, theirs = (Path(os.path.realpath(place)) if place else None for place in (folder, entry))
+        if ours and theirs and (theirs.is_relative_to(ours) or ours.is_relative_to(theirs)):
             text = f"{shown(name)} was not looked up: {TRAINER_VARIABLE} names {entry}, where the inspected files lie"
             return Finding("trainer", "warning", text, f"take {entry} out of {TRAINER_VARIABLE}")
     try:
@@ -225,6 +225,7 @@ def _plans_findings(label: str, plans: Any, configuration: Any) -> Iterator[Find
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # plans of older versions are read all the same
             resolved = PlansManager(plans).get_configuration(configuration).configuration
+        check_configuration(resolved)
         network = str(resolved["architecture"]["network_class_name"]).rpartition(".")[2]
         text = f"{label}: {shown(plans['plans_name'])}, {shown(configuration)}: {shown(network)}"
         text += f", patch {shown(resolved['patch_size'])}, spacing {shown(resolved['spacing'])} mm"
@@ -232,8 +233,8 @@ def _plans_findings(label: str, plans: Any, configuration: Any) -> Iterator[Find
         if SECTION in resolved:
             text = f"{text}; section '{SECTION}': {shown(json.dumps(section_of(resolved)), 400)}"
         yield Finding("plans", "ok", text)
-    except UserError as error:  # of the section's settings
-        yield Finding("plans", "fault", f"{label}: {shown(error, 400)}", "correct the section, or ask its author")
+    except UserError as error:  # of a number or a setting
+        yield Finding("plans", "fault", f"{label}: {shown(error, 400)}", "correct it, or ask its author")
     except Exception as error:  # of plans of any form
         text = f"{label} has no configuration {shown(configuration)} that nnU-Net could read ({type(error).__name__}: "
         yield Finding("plans", "fault", f"{text}{first_line(error)})", FETCH_AGAIN)

@@ -43,6 +43,13 @@ def is_not_negative(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
+def is_list(check: Callable[[Any], bool], *lengths: int) -> Callable[[Any], bool]:
+    """Whether a value is a list of acceptable values, and of one of these lengths if any are given."""
+    return lambda value: (
+        isinstance(value, (list, tuple)) and all(map(check, value)) and (not lengths or len(value) in lengths)
+    )
+
+
 def or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """A check that accepts None as well."""
     return lambda value: value is None or check(value)
@@ -51,16 +58,6 @@ def or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def is_text(value: Any) -> bool:
     """Whether a value is text."""
     return isinstance(value, str)
-
-
-def is_names(value: Any) -> bool:
-    """Whether a value is a list of texts."""
-    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
-
-
-def is_axes(value: Any) -> bool:
-    """Whether a value is a list of spatial axes."""
-    return isinstance(value, (list, tuple)) and all(is_whole(0, 2)(axis) for axis in value)
 
 
 def is_truth_value(value: Any) -> bool:
@@ -83,7 +80,7 @@ SHARED: dict[str, Setting] = {
     "mirror_axes": Setting(
         (),
         "a list of axes (0, 1, 2), empty for none, or null for nnU-Net's choice",
-        or_none(is_axes),
+        or_none(is_list(is_whole(0, 2))),
         "axes mirrored in training and at prediction; the detector knows which way a knee is up",
     ),
     "seed": Setting(
@@ -98,13 +95,13 @@ SHARED: dict[str, Setting] = {
     "lesion_labels": Setting(
         None,
         "a list of label names, or null for those that dataset.json or their names tell",
-        or_none(is_names),
+        or_none(is_list(is_text)),
         "labels that the pre-stage's validation counts as lesions",
     ),
     "bone_labels": Setting(
         None,
         "a list of label names, or null for those that dataset.json or their names tell",
-        or_none(is_names),
+        or_none(is_list(is_text)),
         "labels that the pre-stage's validation compares lesions with",
     ),
 }
@@ -140,3 +137,23 @@ def section_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
             fault = f"is {value!r}; expected {known[name].accepts}"
             raise UserError(f"the setting '{name}' in the section '{SECTION}' of plans.json {fault}")
     return dict(section)
+
+
+def check_configuration(configuration: Mapping[str, Any]) -> None:
+    """Check the numbers of a configuration of plans.json (its inheritance resolved) that shape batches and networks.
+
+    Raises: UserError for the first that is missing or of another kind.
+    """
+    patch_size = configuration.get("patch_size")
+    axes = len(patch_size) if isinstance(patch_size, (list, tuple)) else 3
+    per_axis = is_list(is_whole(1), axes)
+    strides = configuration.get("architecture", {}).get("arch_kwargs", {}).get("strides", [])
+    for name, value, check, accepts in (
+        ("patch_size", patch_size, is_list(is_whole(1), 2, 3), "2 or 3 whole numbers from 1"),
+        ("batch_size", configuration.get("batch_size"), is_whole(1), "a whole number from 1"),
+        ("spacing", configuration.get("spacing"), is_list(is_positive, axes), f"{axes} numbers above 0"),
+        ("strides", strides, is_list(lambda stride: is_whole(1)(stride) or per_axis(stride)), "whole numbers from 1"),
+    ):
+        if not check(value):
+            advice = "correct it, or run nnUNetv2_plan_experiment again"
+            raise UserError(f"'{name}' in plans.json is {value!r}; expected {accepts}, so {advice}")

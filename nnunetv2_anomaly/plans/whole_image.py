@@ -21,6 +21,7 @@ from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
+from nnunetv2_anomaly.plans.settings import check_configuration, is_list, is_positive, is_whole
 
 WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
 
@@ -105,6 +106,7 @@ def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         raise UserError(f"{fault}; expected 3d_fullres or 2d, as nnUNetv2_plan_and_preprocess plans them")
     # nnU-Net's own resolution of inheritance, which also brings plans of older versions to today's form.
     configuration = PlansManager(dict(plans)).get_configuration(name).configuration
+    check_configuration(configuration)
     for key in ("inherits_from", "previous_stage", "next_stage"):
         configuration.pop(key, None)
     size = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
@@ -133,11 +135,16 @@ def largest_image(
         transpose_forward: of the plans. spacing_mm: target spacing of the configuration, transposed; with two axes the
         slices' own axis, the first, is left out.
     Returns: voxels, in the configuration's axis order.
-    Raises: UserError if the fingerprint holds no cases.
+    Raises: UserError if the fingerprint does not hold a size and a spacing of each case, or the plans' order of axes
+        is none.
     """
-    shapes, spacings = fingerprint.get("shapes_after_crop"), fingerprint.get("spacings")
-    if not shapes or not spacings or len(shapes) != len(spacings):
-        raise UserError("dataset_fingerprint.json holds no image sizes; run nnUNetv2_extract_fingerprint again")
+    if sorted(transpose_forward) != [0, 1, 2]:
+        raise UserError(f"'transpose_forward' in plans.json is {transpose_forward!r}; expected 0, 1, 2 in some order")
+    shapes, spacings = fingerprint.get("shapes_after_crop", ()), fingerprint.get("spacings", ())
+    known = shapes and is_list(is_list(is_whole(1), 3))(shapes)
+    if not known or not is_list(is_list(is_positive, 3), len(shapes))(spacings):
+        fault = "dataset_fingerprint.json does not hold the image size and spacing of each case, three numbers above 0"
+        raise UserError(f"{fault}; run nnUNetv2_extract_fingerprint again")
     axes = list(transpose_forward)[-len(spacing_mm) :]
     resampled = [
         compute_new_shape([shape[axis] for axis in axes], [spacing[axis] for axis in axes], list(spacing_mm))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
-from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.detectors.artefact import detector_of
@@ -25,10 +25,11 @@ from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.files import check_whole, only_files
 from nnunetv2_anomaly.images.sliding_window import Windows
+from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
-from nnunetv2_anomaly.prediction.models import load_model
-from nnunetv2_anomaly.prediction.windows import predict_maps
+from nnunetv2_anomaly.prediction.models import each_fold, load_model
+from nnunetv2_anomaly.prediction.windows import mean_maps, predict_maps
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS
 
 #: searched in this order when no trainer is named
@@ -41,21 +42,26 @@ def find_model_folder(
     configuration: str,
     plans: str = "nnUNetPlans",
     trainer: str | None = None,
-    fold: int | str = 0,
+    folds: Sequence[int | str] | None = None,
     checkpoint: str = "checkpoint_final.pth",
-) -> Path:
-    """The model folder that holds the checkpoint, of the trainer named or else of the first that has one.
+) -> tuple[Path, Sequence[int | str]]:
+    """The model folder that holds the checkpoints, of the trainer named or else of the first that has them; the folds.
 
-    Args: dataset: number or name, as everywhere in nnU-Net.
+    Args: dataset: number or name, as everywhere in nnU-Net. folds: None takes all that are trained, "all" where there
+        is no other.
     Raises: UserError if nnUNet_results is not set, the data set is unknown, or no such model was trained.
     """
     results = environment_folder("nnUNet_results")
     trainers = DEFAULT_TRAINERS if trainer is None else (trainer,)
     folders = [results / dataset_name(dataset) / f"{name}__{plans}__{configuration}" for name in trainers]
     for folder in folders:
-        if (folder / f"fold_{fold}" / checkpoint).is_file():
-            return folder
-    fault = f"no model with fold_{fold}/{checkpoint} in {' or '.join(str(folder) for folder in folders)}"
+        names = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{checkpoint}"))]
+        there = [int(name) for name in names if name.isdecimal()] or names
+        if there and (folds is None or all(f"{fold}" in names for fold in folds)):
+            return folder, folds or there
+    wanted = " and ".join(f"fold_{fold}/{checkpoint}" for fold in folds or (0,))
+    fault = f"no model with {wanted} in {' or '.join(str(folder) for folder in folders)}"
+    fold = folds[0] if folds else 0
     advice = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {trainers[-1]}, or name another with -p, -c, -f, -tr"
     raise UserError(f"{fault}; train one with {advice}")
 
@@ -65,17 +71,17 @@ def predict_error_images(
     output_folder: Path,
     model_folder: Path,
     *,
-    fold: int | str = 0,
+    folds: Sequence[int | str] = (0,),
     checkpoint: str = "checkpoint_final.pth",
     device: torch.device,
     continue_prediction: bool = False,
-    show_progress: bool = True,
 ) -> list[str]:
     """Write reconstruction, error image and a picture of every image in a folder, by nnU-Net's sliding window.
 
     The error image is that of the blended reconstruction, E = (x - A(x))^2, so that the files fit each other; it is
-    0 where nnU-Net crops the image away. Both are in the original geometry, in [0, 1] but for the rounding of float16
-    windows, unitless, float32.
+    0 where nnU-Net crops the image away. Of several folds both are the means of what each fold's detector makes, so
+    that the error holds the folds' disagreement as well. Both are in the original geometry, in [0, 1] but for the
+    rounding of float16 windows, unitless, float32.
 
     Args:
         input_folder: images named as nnU-Net wants them, case_0000.nii.gz and so on, with the data set's file ending.
@@ -83,33 +89,33 @@ def predict_error_images(
         output_folder: made if need be; gets <case>_reconstruction.nii.gz, <case>_error.nii.gz, <case>.png and
             error_images.json, whatever the data set's file ending. With several channels there is a file for each,
             which carries its number, _0000 and so on, however many files the image has.
-        model_folder: of a pre-stage or an anomaly-aware trainer.
+        model_folder: of a pre-stage or an anomaly-aware trainer. folds: of it, numbers or "all".
         continue_prediction: leave cases alone whose files are all there.
     Returns: the cases that were written.
-    Raises: UserError for a folder without images, a missing channel, a damaged file, NaN, a model without a detector,
-        or an output folder that cannot be written to.
+    Raises: UserError for a folder without images, a model without a detector, or an output folder that cannot be
+        written to; after the others are written, for cases that lack a channel or hold a damaged file or NaN.
     """
-    predictor = load_model(model_folder, fold=fold, device=device, checkpoint=checkpoint)
+    predictor = load_model(model_folder, folds=folds, device=device, checkpoint=checkpoint)
     detector = detector_of(predictor.network)
     if detector is None:
         model = f"the model in {model_folder} ({predictor.trainer_name})"
         raise UserError(f"{model} has no detector; expected one of {' or '.join(DEFAULT_TRAINERS)}")
     with write_failures_as_user_errors(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
-        cases, written = _predict_cases(
-            predictor, detector, input_folder, output_folder, continue_prediction, show_progress
-        )
+        cases, written, failed = _predict_cases(predictor, detector, input_folder, output_folder, continue_prediction)
         record = {
             "version": __version__,
             "input_folder": str(input_folder),
             "model_folder": str(model_folder),
-            "fold": fold,
+            "folds": list(folds),
             "checkpoint": checkpoint,
             "trainer": predictor.trainer_name,
             "detector": detector.contract.family,
             "cases": cases,
         }
         write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
+    if failed:
+        raise UserError(failed)
     return written
 
 
@@ -119,42 +125,50 @@ def _predict_cases(
     input_folder: Path,
     output_folder: Path,
     continue_prediction: bool,
-    show_progress: bool,
-) -> tuple[list[str], list[str]]:
-    """Names of all cases of the folder, and of those that were written."""
+) -> tuple[list[str], list[str], str]:
+    """Names of all cases of the folder, and of those that were written; what was wrong with others, if anything."""
     plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
     dataset_json = predictor.dataset_json
     windows = Windows(plans_manager, configuration_manager, dataset_json, predictor.device)
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     num_maps = detector.contract.num_error_channels(num_channels)
     reader = plans_manager.image_reader_writer_class()
-    cases = list_cases(input_folder, dataset_json["file_ending"], num_channels, reader)
+    cases = list_cases(input_folder, dataset_json["file_ending"])
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
-    written = []
-    for case, files in tqdm(cases.items(), desc="Error images", disable=not show_progress):
-        if continue_prediction and _is_complete(output_folder, case, num_channels, num_maps):
-            continue
-        voxels, properties = _read(reader, files)
-        _check_channels(case, input_folder, len(voxels), num_channels)
+
+    def write(job: CaseFiles) -> None:
+        voxels, properties = read_case(reader, job, num_channels)
         voxels, _, properties = preprocessor.run_case_npy(
             voxels, None, properties, plans_manager, configuration_manager, dataset_json
         )
         if not np.isfinite(voxels).all():
-            fault = f"{_names(files)} holds NaN or infinite voxels"
+            fault = f"{_names(job.files)} holds NaN or infinite voxels"
             raise UserError(f"{fault}; expected finite intensities, so fix the image")
         image = torch.from_numpy(np.asarray(voxels, dtype=np.float32))
-        write_case(output_folder, case, predict_maps(detector, image, windows), properties, windows)
-        written.append(case)
-    return list(cases), written
+        maps = mean_maps([predict_maps(detector, image, windows) for _ in each_fold(predictor)])
+        write_case(output_folder, job.case, maps, properties, windows)
+
+    missing = [
+        job for job in cases
+        if not (continue_prediction and _is_complete(output_folder, job.case, num_channels, num_maps))
+    ]  # fmt: skip
+    written, failed = run_cases(write, missing, 1, "predicting", "predicted")
+    return [job.case for job in cases], list(written), failed
 
 
-def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseReaderWriter) -> dict[str, list[str]]:
-    """Cases of a folder of images: name -> its files, in the order of their channels.
+@dataclass(frozen=True)
+class CaseFiles:
+    """A case, and its image's files in the order of their channels."""
 
-    Args: file_ending: of the data set. num_channels: that each case has to have, in as many files or in fewer. reader:
-        nnU-Net's for the data set; what has fewer files than channels is read, to count what is in them.
-    Raises: UserError if the folder is missing or empty, a file has no channel number or cannot be read, or a case lacks
-        a channel or has one too many.
+    case: str
+    files: tuple[str, ...]
+
+
+def list_cases(folder: Path, file_ending: str) -> list[CaseFiles]:
+    """Cases of a folder of images.
+
+    Args: file_ending: of the data set.
+    Raises: UserError if the folder is missing or empty, a file has no channel number, or a number is left out.
     """
     if not folder.is_dir():
         raise UserError(f"the input folder {folder} does not exist; expected a folder with images")
@@ -169,20 +183,12 @@ def list_cases(folder: Path, file_ending: str, num_channels: int, reader: BaseRe
         fault = f"{folder} holds files without a channel number: {listed(unnumbered)}"
         raise UserError(f"{fault}; expected names like {example}, so rename them or move them away")
     lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
-    cases = {os.path.basename(files[0])[: -len(f"_0000{file_ending}")]: files for files in lists}
-    for case, files in cases.items():
-        wanted = ", ".join(f"{case}_{channel:04d}{file_ending}" for channel in range(len(files)))
-        if _names(files) != wanted:
-            raise UserError(f"case {case} in {folder} has the files {_names(files)}; expected {wanted}")
-        found = len(files) if len(files) >= num_channels else len(_read(reader, files)[0])
-        _check_channels(case, folder, found, num_channels)
+    cases = [CaseFiles(os.path.basename(files[0])[: -len(f"_0000{file_ending}")], tuple(files)) for files in lists]
+    for case in cases:
+        wanted = ", ".join(f"{case.case}_{channel:04d}{file_ending}" for channel in range(len(case.files)))
+        if _names(case.files) != wanted:
+            raise UserError(f"case {case.case} in {folder} has the files {_names(case.files)}; expected {wanted}")
     return cases
-
-
-def _check_channels(case: str, folder: Path, found: int, expected: int) -> None:
-    if found != expected:
-        fault = f"case {case} in {folder} has {found} channel(s)"
-        raise UserError(f"{fault}; expected {expected}, in files numbered from _0000 on")
 
 
 def _is_complete(output_folder: Path, case: str, num_channels: int, num_maps: int) -> bool:
@@ -192,16 +198,24 @@ def _is_complete(output_folder: Path, case: str, num_channels: int, num_maps: in
     return all(path.is_file() for path in files)
 
 
-def _read(reader: BaseReaderWriter, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """All channels of an image, (C, X, Y, Z), and nnU-Net's properties of it."""
-    for name in files:
+def read_case(reader: BaseReaderWriter, case: CaseFiles, num_channels: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """All channels of an image, (C, X, Y, Z), and nnU-Net's properties of it.
+
+    Args: num_channels: that it has to have, in as many files or in fewer.
+    Raises: UserError if a file cannot be read, or it has another number of channels.
+    """
+    for name in case.files:
         check_whole(Path(name))  # ITK reads what is missing or not finite in a NIfTI file as 0
     try:
-        return reader.read_images(files)
+        voxels, properties = reader.read_images(case.files)
     # Each of nnU-Net's readers fails in ways of its own (ITK, skimage, tifffile); the files are at fault.
     except Exception as error:
-        fault = f"{_names(files)} cannot be read as one image ({str(error) or 'see above'})"
+        fault = f"{_names(case.files)} cannot be read as one image ({str(error) or 'see above'})"
         raise UserError(f"{fault}; expected readable files, all channels with one size and spacing") from error
+    if len(voxels) != num_channels:
+        fault = f"case {case.case} in {Path(case.files[0]).parent} has {len(voxels)} channel(s)"
+        raise UserError(f"{fault}; expected {num_channels}, in files numbered from _0000 on")
+    return voxels, properties
 
 
 def _names(files: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,38 +11,58 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_anomaly.environment import let_nnunet_find_trainers
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.plans.settings import check_configuration
 from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line, load_file
 
 
 def load_model(
-    model_folder: Path, *, fold: int | str, device: torch.device, checkpoint: str = "checkpoint_final.pth"
+    model_folder: Path,
+    *,
+    folds: Sequence[int | str],
+    device: torch.device,
+    checkpoint: str = "checkpoint_final.pth",
 ) -> nnUNetPredictor:
-    """nnU-Net's predictor with the network of one fold.
+    """nnU-Net's predictor with the network of the first of some folds, and the weights of all (``each_fold``).
 
     Raises: UserError if the folder holds no such model, or its checkpoint cannot be read, is none, or does not fit the
         plans beside it.
     """
     let_nnunet_find_trainers()
-    path = model_folder / f"fold_{fold}" / checkpoint
-    # Read here first: nnU-Net would run what a hostile file names, and fail in many ways at one that is no checkpoint.
-    if path.is_file():
-        content = load_file(path, "give another model or checkpoint, or train it again")
-        needed = ("network_weights", "init_args", "trainer_name")
-        if not (isinstance(content, dict) and all(name in content for name in needed)):
-            raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
-        try:
-            recursive_find_trainer_class_by_name(content["trainer_name"])
-        except RuntimeError as error:
-            fault = f"{path} was written by the trainer {content['trainer_name']}, which is not installed here"
-            raise UserError(f"{fault}; install the package that brings it, or give another model") from error
+    for path in (model_folder / f"fold_{fold}" / checkpoint for fold in folds):
+        if path.is_file():
+            _check_checkpoint(path)
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
     try:
-        predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint)
+        predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+        for _ in each_fold(predictor):
+            pass  # their weights fit
     except UserError:
         raise
     except (*UNREADABLE, AssertionError) as error:
-        model = f"the model in {model_folder}, fold {fold}, {checkpoint}"
+        model = f"the model in {model_folder}, fold {' '.join(map(str, folds))}, {checkpoint}"
         expected = "a model folder of nnU-Net with the plans.json and dataset.json that the checkpoint was trained with"
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{model} cannot be loaded ({reason}); expected {expected}") from error
+    check_configuration(predictor.configuration_manager.configuration)
     return predictor
+
+
+def each_fold(predictor: nnUNetPredictor) -> Iterator[None]:
+    """Put the weights of one fold after the other into the predictor's network, which may be compiled."""
+    network = getattr(predictor.network, "_orig_mod", predictor.network)
+    for weights in predictor.list_of_parameters:
+        network.load_state_dict(weights)
+        yield
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Read a checkpoint before nnU-Net, which would run what a hostile file names, and fail in many ways at others."""
+    content = load_file(path, "give another model or checkpoint, or train it again")
+    needed = ("network_weights", "init_args", "trainer_name")
+    if not (isinstance(content, dict) and all(name in content for name in needed)):
+        raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
+    try:
+        recursive_find_trainer_class_by_name(content["trainer_name"])
+    except RuntimeError as error:
+        fault = f"{path} was written by the trainer {content['trainer_name']}, which is not installed here"
+        raise UserError(f"{fault}; install the package that brings it, or give another model") from error

@@ -25,7 +25,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.labels import BONES, LESIONS
-from nnunetv2_anomaly.prediction.anomaly_maps import list_cases
+from nnunetv2_anomaly.prediction.anomaly_maps import list_cases, read_case
 from nnunetv2_anomaly.prediction.case_files import write_case
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prediction.windows import predict_maps
@@ -192,7 +192,7 @@ def measure_detector(
         family's rivals and of the raw intensity, and of the family's own measures; then each case.
     Raises: UserError if the model is no pre-stage, or a file is missing or has another grid.
     """
-    predictor = load_model(model_folder, fold=fold, device=device)
+    predictor = load_model(model_folder, folds=(fold,), device=device)
     network = predictor.network.to(device).eval()
     detector = detector_of(network)
     trainer = recursive_find_trainer_class_by_name(predictor.trainer_name)
@@ -208,10 +208,9 @@ def measure_detector(
     output_folder.mkdir(parents=True, exist_ok=True)
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     results = []
-    cases = list_cases(images_folder, ending, num_channels, reader)
-    cases = {case: files for case, files in cases.items() if chosen is None or case in chosen}
-    for name, files in tqdm(cases.items(), desc="Detector", disable=not show_progress):
-        image, properties = reader.read_images(files)
+    cases = [case for case in list_cases(images_folder, ending) if chosen is None or case.case in chosen]
+    for files in tqdm(cases, desc="Detector", disable=not show_progress):
+        name, (image, properties) = files.case, read_case(reader, files, num_channels)
         of_case = (folder / f"{name}{ending}" for folder in (labels_folder, anomalies_folder))
         labels, anomalies = (_read_labels(reader, file, image.shape[1:]) for file in of_case)
         labels = np.where(anomalies > 0, anomalies, labels)

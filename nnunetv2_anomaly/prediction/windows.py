@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,13 @@ class Maps:
     def expected(self) -> Tensor | None:
         """What the detector expected in place of the image, (C, X, Y, Z), where it has one map per image channel."""
         return self.image - self.difference if self.image.shape == self.difference.shape else None
+
+
+def mean_maps(maps: Sequence[Maps]) -> Maps:
+    """The mean of the maps that several detectors made of one volume, map by map."""
+    if len(maps) == 1:
+        return maps[0]
+    return Maps(*(torch.stack([getattr(of, kind) for of in maps]).mean(dim=0) for kind in Maps.__annotations__))
 
 
 class _DifferenceWindow(nn.Module):

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS
+
+#: the most voxels of a simulated knee (the OAI's has 24 million), and how many bytes of memory each takes meanwhile
+_MOST_VOXELS = 2**28
+_BYTES_PER_VOXEL = 40
+
+
+def check_size(size: Sequence[int]) -> None:
+    """Check that a knee of so many voxels (x, y, z) can be simulated. Raises: UserError if it takes too much memory."""
+    if (voxels := math.prod(map(int, size))) > _MOST_VOXELS:
+        asked = f"{' x '.join(map(str, size))} voxels take about {voxels * _BYTES_PER_VOXEL / 2**30:.0f} GiB of memory"
+        most = f"at most {_MOST_VOXELS:,} voxels, about {_MOST_VOXELS * _BYTES_PER_VOXEL / 2**30:.0f} GiB"
+        raise UserError(f"{asked}; expected {most}, so give a smaller --size or a larger --spacing")
 
 
 def resample_labels(
@@ -27,10 +41,12 @@ def resample_labels(
             the spacing is extent / size; with both, the grid is centred on the map and what lies beyond is 0.
 
     Returns: 3D image, uint8; the origin is that of the new first voxel's centre, the direction is kept.
+    Raises: UserError if the new grid has too many voxels.
     """
     old_size, old_spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
     extent = old_size * old_spacing
     new_size = np.array(size) if size is not None else np.maximum(1, np.rint(extent / spacing_mm).astype(int))
+    check_size(new_size.tolist())
     both = size is not None and spacing_mm is not None
     new_spacing = np.array(spacing_mm, dtype=float) if both else extent / new_size
     # Corner of the new grid against the corner of the old one, along the image's own axes.

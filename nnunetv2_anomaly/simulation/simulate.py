@@ -23,21 +23,20 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from tqdm import tqdm
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import label_source_sha256, read_json, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
-from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, write_image
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, only_files, write_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, posed, turned_back
 from nnunetv2_anomaly.images.label_maps import read_label_map
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LABELS, LESIONS, NAMES
-from nnunetv2_anomaly.parallel import run_jobs
+from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.simulation.dess import dess_like_image
 from nnunetv2_anomaly.simulation.overview import save_overview
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
-from nnunetv2_anomaly.simulation.resampling import resample_labels
+from nnunetv2_anomaly.simulation.resampling import check_size, resample_labels
 
 #: the stored int16 value of the simulation's level 1.0
 INTENSITY_SCALE = 1000
@@ -47,6 +46,9 @@ MANIFEST = "manifest.json"
 _KINDS = ("images", "labels", "anomalies")
 
 _OVERVIEW_CASES = 4
+
+_MOST_PHANTOMS = 100_000
+_MOST_LESIONS = 100
 
 #: arguments that change what a case looks like; a folder holds cases of one setting only
 _SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions")
@@ -96,7 +98,8 @@ def simulate_folder(
         mm3 and the AUC of raw intensity within the bones (None where a class is empty).
 
     Raises: UserError for a missing or empty folder, an unknown label, a map that is not 3D, arguments out of range,
-        two label maps of one name, or an output folder that holds something else, or cannot be written to.
+        two label maps of one name, or an output folder that holds something else, or cannot be written to. Label maps
+        that cannot be read or written do not stop the others.
     """
     output_folder = Path(output_folder)
     if size is not None and (len(size) != 3 or any(n != int(n) or n < 8 for n in size)):
@@ -104,9 +107,14 @@ def simulate_folder(
     if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0.05 <= s <= 20 for s in spacing_mm)):
         raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm")
     size, spacing_mm = size and tuple(map(int, size)), spacing_mm and tuple(map(float, spacing_mm))
-    if num_phantoms < 0 or num_processes < 1 or seed < 0 or not 0 <= extra_lesions < math.inf:
-        given = f"{num_phantoms} phantoms, {num_processes} processes, seed {seed}, extra_lesions {extra_lesions}"
-        raise UserError(f"{given} were given; expected 0 or more, and at least one process")
+    if not 0 <= num_phantoms <= _MOST_PHANTOMS or num_processes < 1 or seed < 0:
+        given = f"{num_phantoms} phantoms, {num_processes} processes and seed {seed} were given"
+        raise UserError(f"{given}; expected 0 to {_MOST_PHANTOMS} phantoms, at least one process, a seed of 0 or more")
+    if not 0 <= extra_lesions <= _MOST_LESIONS:
+        bound = f"a mean number from 0 to {_MOST_LESIONS}, as the bones have no room for more"
+        raise UserError(f"extra_lesions is {extra_lesions}; expected {bound}")
+    if num_phantoms or size is not None:
+        check_size(_phantom_grid(size, spacing_mm)[0])
     sources = _sources(labels_folder, num_phantoms)
     arguments = {
         "labels_folder": None if labels_folder is None else str(Path(labels_folder).resolve()),
@@ -130,14 +138,16 @@ def simulate_folder(
         for case, file in sources.items()
         if case not in finished
     ]
-    with tqdm(total=len(sources), initial=len(finished), desc="simulating knees", unit="knee") as progress:
-        with run_jobs(_simulate_case, jobs, num_processes) as simulated:
-            for job, future in simulated:
-                manifest["cases"][job.case] = future.result()
-                with write_failures_as_user_errors(output_folder):
-                    _write_manifest(output_folder, manifest)
-                progress.update()
-        progress.write(_summary(manifest["cases"]))
+
+    def keep(case: str, entry: dict) -> None:
+        manifest["cases"][case] = entry
+        with write_failures_as_user_errors(output_folder):
+            _write_manifest(output_folder, manifest)
+
+    _, failed = run_cases(_simulate_case, jobs, num_processes, "simulating knees", "simulated", keep)
+    if failed:
+        raise UserError(failed)
+    print(_summary(manifest["cases"]))
     with write_failures_as_user_errors(output_folder):
         shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
         save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)
@@ -204,9 +214,9 @@ def intensity_auc(image: NDArray, labels: NDArray, anomalies: NDArray) -> float:
 
 
 def label_files(folder: Path) -> dict[str, Path]:
-    """The label maps of a folder by the names of their cases. Raises: UserError if there is none, as ``case_names``."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [file for file in files if file.is_file() and file.name.lower().endswith(FILE_ENDINGS)]
+    """Label maps of a folder by the names of their cases. Raises: UserError if there is none, and as ``case_names``."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    files = only_files(entry for entry in entries if entry.name.lower().endswith(FILE_ENDINGS))
     if not files:
         fault = "holds no label map" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder} {fault}; expected label maps ({', '.join(FILE_ENDINGS)})")
@@ -257,6 +267,7 @@ def _simulate_case(job: _Job) -> dict:
         label_image = read_label_map(job.label_file, LABELS)
         if job.size is not None or job.spacing_mm is not None:
             label_image = resample_labels(label_image, job.size, job.spacing_mm)
+        check_size(label_image.GetSize())
     labels = sitk.GetArrayFromImage(label_image)
     # The simulation wants superior, anterior and right along the array's axes; the files stay in their own pose.
     turned = oriented(label_image)

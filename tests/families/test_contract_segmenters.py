@@ -52,7 +52,7 @@ def test_trained_segmenter_is_saved_loaded_and_resumed(trainer_factory, after_pr
     trained = {key: value.clone() for key, value in trainer.module.state_dict().items()}
     (model,) = after_prestage.glob(f"*/{name}__*")
 
-    predictor = load_model(model, fold=0, device=CPU)
+    predictor = load_model(model, folds=(0,), device=CPU)
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         trainer.set_deep_supervision_enabled(False)

@@ -113,6 +113,42 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+# ------------------------------------------------------------------------------------------------- names of files
+
+
+def test_error_images_of_names_that_cannot_be_kept_do_not_stop_the_others(trained_results, tiny_dataset, tmp_path):
+    (tmp_path / "in").mkdir()
+    image = next((tiny_dataset.raw / "imagesTs").iterdir())
+    long = "l" * 240
+    for name in (b"case", b"kn\xffe", long.encode()):
+        shutil.copy(image, tmp_path / "in" / os.fsdecode(name + b"_0000.nii.gz"))
+    folder = prestage_checkpoint(trained_results).parents[1]
+    with pytest.raises(UserError) as caught:
+        predict_error_images(tmp_path / "in", tmp_path / "out", folder, device=CPU)
+    first, *told = str(caught.value).splitlines()
+    assert first == "2 of 3 cases could not be predicted:"
+    assert told[0].startswith("  kn\\udcffe: the name ")
+    assert told[1].endswith(
+        f"/{long}_reconstruction.nii.gz: File name too long; expected a name of at most 255 bytes, its ending "
+        f"included, so shorten it"
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "case.png",
+        "case_error.nii.gz",
+        "case_reconstruction.nii.gz",
+        "error_images.json",
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": "2"}, {"batch_size": 0}, {"patch_size": [16, -16, 16]}], ids=str)
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED_TOO])
+def test_number_of_another_kind_in_the_plans_is_told_at_the_start(trainer_factory, results_folder, name, changes):
+    ((key, value),) = changes.items()
+    sentence = sentence_of(lambda: trainer_factory(name, changes=changes))
+    assert sentence.startswith(f"'{key}' in plans.json is {value!r}; expected ")
+    assert list(results_folder.iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------- a loss that is not finite
 
 
@@ -957,8 +993,15 @@ def test_error_images_refuse_damaged_images_by_their_file(trained_results, tmp_p
     if cut:
         truncated(path, 0.5)
     folder = prestage_checkpoint(trained_results).parents[1]
-    sentence = sentence_of(lambda: predict_error_images(tmp_path / "in", tmp_path / "out", folder, device=CPU))
+    write_raw(np.random.default_rng(0).normal(300, 50, (20, 22, 24)), tmp_path / "in" / "other_0000.nii.gz")
+    with pytest.raises(UserError, match="1 of 2 cases could not be predicted:\n  case: ") as caught:
+        predict_error_images(tmp_path / "in", tmp_path / "out", folder, device=CPU)
+    sentence = str(caught.value)
     assert str(path) in sentence
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.gz")) == [
+        "other_error.nii.gz",
+        "other_reconstruction.nii.gz",
+    ]
     assert ("is cut short or damaged" if cut else "holds infinite voxels or NaN") in sentence
 
 

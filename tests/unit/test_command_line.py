@@ -51,6 +51,22 @@ def test_a_users_mistake_is_one_sentence(monkeypatch, tmp_path, capsys):
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("verb", ["-djfile", "-i", "-o"])
+def test_an_argument_that_is_no_text_is_told(tmp_path, capsys, verb):
+    assert main(["postprocess", "-i", str(tmp_path), verb, os.fsdecode(b"kn\xffe")]) == 1
+    assert "the name kn\\udcffe holds bytes that are no text" in capsys.readouterr().err
+
+
+def test_a_name_that_the_file_system_refuses_is_told(tmp_path, capsys):
+    assert main(["doctor", "--model", "d" * 256]) == 1
+    expected = "expected a name of at most 255 bytes, its ending included, so shorten it"
+    assert capsys.readouterr().err == f"nnUNetv2_anomaly: {'d' * 256}: File name too long; {expected}\n"
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    assert main(["doctor", "--model", str(circle)]) == 1
+    assert f"{circle} does not exist" in capsys.readouterr().err
+
+
 def test_a_users_error_is_told_and_not_raised(monkeypatch, capsys):
     def fail():
         raise UserError("the sentence")

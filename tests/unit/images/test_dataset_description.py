@@ -1,4 +1,5 @@
 import json
+import math
 import os
 
 import pytest
@@ -91,6 +92,13 @@ def test_reader_of_the_plans_goes_first(tmp_path):
         {"labels": {"background": 0, "bone": None}, "file_ending": ".nii.gz"},
         {"labels": {"background": 0, "bone": []}, "file_ending": ".nii.gz"},
         {"labels": {"background": 0, "bone": 1, "ignore": []}, "file_ending": ".nii.gz"},
+        {"labels": {"background": 0, "bone": -1}, "file_ending": ".nii.gz"},
+        {"labels": {"background": 0, "bone": 1.5}, "file_ending": ".nii.gz"},
+        {"labels": {"background": 0, "bone": "1"}, "file_ending": ".nii.gz"},
+        {"labels": {"background": 0, "bone": True}, "file_ending": ".nii.gz"},
+        {"labels": {"background": 0, "bone": [1, math.nan]}, "file_ending": ".nii.gz"},
+        {"labels": {"background": 0, "bone": math.inf}, "file_ending": ".nii.gz"},
+        {"labels": {"background": 0, "bone": 65536}, "file_ending": ".nii.gz"},
         {"labels": LABELS, "file_ending": ""},
         {"labels": LABELS, "file_ending": None},
         {"labels": LABELS, "file_ending": "nii.gz"},
@@ -189,6 +197,17 @@ def test_what_is_no_file_is_named(tmp_path, kind):
     for read in (lambda: segmentation_files(tmp_path, ".nii.gz"), lambda: image_files(tmp_path)):
         with pytest.raises(UserError, match=r"b\.nii\.gz: no file, but .* datalad get"):
             read()
+
+
+def test_a_link_to_the_folder_itself_adds_no_image(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.nii.gz", "more/b.nii.gz"):
+        (folder / name).touch()
+    for loop in (folder / "loop", folder / "more" / "up"):
+        loop.symlink_to(folder)
+    (folder / "circle").symlink_to(folder / "circle")
+    assert image_files(folder) == [folder / "a.nii.gz", folder / "more" / "b.nii.gz"]
 
 
 def test_a_folder_that_an_archive_was_unpacked_into_is_looked_into(tmp_path):

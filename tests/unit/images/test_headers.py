@@ -1,16 +1,19 @@
 """Headers that say two things of a file's geometry: one sentence, whatever reader comes to it."""
 
 import gzip
+import os
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.images.files import check_whole, read_image
+from nnunetv2_anomaly.images.files import check_whole, read_header, read_image
 from nnunetv2_anomaly.images.headers import header_fault, shear_mm
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles
+from nnunetv2_anomaly.prediction.anomaly_maps import CaseFiles, read_case
 
 SPACING = (0.5, 0.75, 2.25)
 VOXELS = np.zeros((4, 5, 6), np.uint8)
@@ -34,6 +37,43 @@ def written(path, **fields):
         content = content.replace(old, new, 1)
     path.write_bytes(content)
     return path
+
+
+#: every way in which this package reads an image file
+READERS = {
+    "read_image": read_image,
+    "read_header": read_header,
+    "check_whole": check_whole,
+    "by nibabel": lambda path: SegmentationFiles(".nii.gz", "NibabelIO").read(path),
+    "by ITK": lambda path: SegmentationFiles(".nii.gz", "SimpleITKIO").read(path),
+    "error_images": lambda path: read_case(SimpleITKIO(), CaseFiles("case", (str(path),)), 1),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_every_reader_reports_a_type_of_voxels_that_nobody_knows(tmp_path, read):
+    path = tmp_path / "image.nii.gz"
+    header = bytearray(nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)).to_bytes())
+    header[70:72] = (9999).to_bytes(2, "little")
+    path.write_bytes(gzip.compress(bytes(header)))
+    with pytest.raises(UserError, match=r"image\.nii\.gz cannot be read as an? \w+ \(data code 9999 not recognized\)"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_every_reader_refuses_nifti_2(tmp_path, read):
+    path = tmp_path / "image.nii.gz"
+    nibabel.save(nibabel.Nifti2Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), path)
+    with pytest.raises(UserError, match=r"image\.nii\.gz is a NIfTI-2 file, .*; expected NIfTI-1"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_every_reader_reports_a_name_that_is_no_text(tmp_path, read):
+    path = tmp_path / os.fsdecode(b"kn\xffe.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), path)
+    with pytest.raises(UserError, match=r"kn\\udcffe\.nii\.gz holds bytes that are no text .*, so rename it"):
+        read(path)
 
 
 def complex_numbers(image):

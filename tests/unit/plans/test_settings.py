@@ -1,10 +1,12 @@
 import copy
+import math
+import re
 
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.plans.settings import default, known_settings, section_of
+from nnunetv2_anomaly.plans.settings import check_configuration, default, known_settings, section_of
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
 
 SETTINGS = known_settings()
@@ -34,14 +36,18 @@ BAD_VALUES = [
     ("detector_features", 0),
     ("detector_features", 8.0),
     ("detector_features", True),
+    ("detector_features", 10**9),
     ("detector_downsamplings", 0),
     ("detector_downsamplings", 5),
     ("compressor_code_length", "100"),
+    ("compressor_code_length", 10**9),
     ("intensity_clip", 0),
     ("intensity_clip", None),
     ("erase_margin_mm", -0.1),
+    ("erase_margin_mm", 1e308),
     ("erase_margin_voxels", -1),
     ("erase_margin_voxels", 1.5),
+    ("erase_margin_voxels", 10**20),
     ("inpainting_epochs", 0),
     ("distillation_epochs", None),
     ("prestage_learning_rate", 0),
@@ -101,6 +107,40 @@ def test_every_setting_has_an_unacceptable_value_above():
 )
 def test_acceptable_value_is_served(name, value):
     assert section_of({"anomaly": {name: value}}) == {name: value}
+
+
+CONFIGURATION = {
+    "patch_size": [16, 32, 32],
+    "batch_size": 2,
+    "spacing": [2, 0.5, 0.5],
+    "architecture": {"arch_kwargs": {"strides": [1, [1, 2, 2], [2, 2, 2]]}},
+}
+
+
+def test_configuration_as_nnunet_plans_it_is_taken():
+    check_configuration(CONFIGURATION)
+    check_configuration({**CONFIGURATION, "patch_size": [32, 32], "spacing": [0.5, 0.5], "architecture": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("batch_size", value) for value in ("2", 0, -2, 2.0, True, None, [2])),
+        *(("patch_size", value) for value in ("16", ["16", "32", "32"], [-16, 32, 32], [0, 32, 32], [16.5, 32, 32])),
+        *(("patch_size", value) for value in (None, 16, [], [16], [16, 16, 16, 16], [math.inf, 32, 32])),
+        *(("spacing", value) for value in ("1", [1, 1], [1, 0, 1], [1, -1, 1], [math.nan, 1, 1], [math.inf, 1, 1])),
+    ],
+)
+def test_number_of_another_kind_in_the_plans_is_told(name, value):
+    told = rf"'{name}' in plans\.json is {re.escape(repr(value))}; expected .* run nnUNetv2_plan_experiment again"
+    with pytest.raises(UserError, match=told):
+        check_configuration({**CONFIGURATION, name: value})
+
+
+@pytest.mark.parametrize("strides", ["1", [0, 2], [[2, 2]], [[1, 2, -2]], ["2"]])
+def test_strides_of_another_kind_are_told(strides):
+    with pytest.raises(UserError, match=r"'strides' in plans\.json is .*; expected whole numbers from 1"):
+        check_configuration({**CONFIGURATION, "architecture": {"arch_kwargs": {"strides": strides}}})
 
 
 @pytest.mark.parametrize("section", [None, [], "alpha", 3])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from math import prod
 
 import pytest
@@ -270,6 +271,34 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(folder, missing,
     (folder / missing).unlink()
     with pytest.raises(UserError, match=told):
         plan_whole_image("901")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("shapes_after_crop", [[40, 60, edge], [50, 30, 20]]) for edge in (0, -20, "20", None, math.nan, 20.5)),
+        *(("shapes_after_crop", value) for value in (None, [], [[40, 60, 20]], [[40, 60], [50, 30]], "none", 3)),
+        *(("spacings", [[1.0, 1.0, step], [2.0, 1.0, 0.95]]) for step in (0, -1.9, "1.9", None, math.nan, math.inf)),
+        *(("spacings", value) for value in (None, [], [[1.0, 1.0, 1.9]], {})),
+    ],
+)
+def test_damaged_fingerprint_is_told_and_nothing_is_planned(folder, name, value):
+    (folder / "dataset_fingerprint.json").write_text(json.dumps({**FINGERPRINT, name: value}))
+    with pytest.raises(
+        UserError, match=r"dataset_fingerprint\.json does not hold .* nnUNetv2_extract_fingerprint again"
+    ):
+        plan_whole_image("901")
+    assert not (folder / "nnUNetWholeImagePlans.json").exists()
+
+
+@pytest.mark.parametrize("value", [["1.9", 1.0, 1.0], [0, 1.0, 1.0], None])
+def test_damaged_plans_are_told_and_nothing_is_planned(folder, value):
+    plans = make_plans()
+    plans["configurations"]["3d_fullres"]["spacing"] = value
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(UserError, match=r"'spacing' in plans\.json is .*; expected 3 numbers above 0"):
+        plan_whole_image("901")
+    assert not (folder / "nnUNetWholeImagePlans.json").exists()
 
 
 def test_unknown_data_set_plans_and_folder_are_told(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import zlib
 
 import numpy as np
@@ -247,9 +248,11 @@ def test_phantoms_keep_the_fov_of_the_oai_when_one_of_size_and_spacing_is_given(
     assert manifest["cases"]["phantom_0000"]["spacing_mm"] == pytest.approx([7.0, 7.0003, 7.0003], abs=1e-3)
 
 
-def write_map(folder, labels, name="knee.nii.gz"):
+def write_map(folder, labels, name="knee.nii.gz", spacing=(1.0, 1.0, 1.0)):
     folder.mkdir(exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / name))
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing(spacing)
+    sitk.WriteImage(image, str(folder / name))
     return folder
 
 
@@ -266,9 +269,20 @@ def test_user_mistakes_are_told_in_one_sentence(tmp_path):
         simulate_folder(output, num_phantoms=1, size=(0, 4, 4))
     with pytest.raises(UserError, match="spacing is"):
         simulate_folder(output, num_phantoms=1, spacing_mm=(1, 1, -1))
-    with pytest.raises(UserError, match="extra_lesions -1"):
-        simulate_folder(output, num_phantoms=1, extra_lesions=-1)
+    for lesions in (-1, 1e9, float("nan")):
+        with pytest.raises(UserError, match=r"extra_lesions is .*; expected a mean number from 0 to 100, as"):
+            simulate_folder(output, num_phantoms=1, extra_lesions=lesions)
+    with pytest.raises(UserError, match=r"1000000000 phantoms, .* expected 0 to 100000 phantoms"):
+        simulate_folder(output, num_phantoms=10**9)
+    # 10^15 voxels of 40 bytes, and the OAI's field of view in voxels of 0.05 mm.
+    with pytest.raises(UserError, match=r"take about 37252903 GiB of memory; expected at most 268,435,456 voxels"):
+        simulate_folder(output, num_phantoms=1, size=(100_000, 100_000, 100_000))
+    with pytest.raises(UserError, match=r"2240 x 2800 x 2800 voxels take about 654 GiB of memory; .* larger --spacing"):
+        simulate_folder(output, num_phantoms=1, spacing_mm=(0.05, 0.05, 0.05))
     assert not output.exists()
+    large = write_map(tmp_path / "large", np.ones((8, 8, 8), np.uint8), spacing=(20.0, 20.0, 20.0))
+    with pytest.raises(UserError, match=r"1 of 1 cases could not be .*:\n  knee: 3200 x 3200 x 3200 voxels take"):
+        simulate_folder(tmp_path / "o1", labels_folder=large, spacing_mm=(0.05, 0.05, 0.05), num_processes=1)
 
     unknown = cube.copy()
     unknown[0, 0, :3] = 12
@@ -290,6 +304,25 @@ def test_an_error_in_a_worker_process_reaches_the_user(tmp_path):
     write_map(folder, np.full((8, 8, 8), 10, np.uint8), "two.nii.gz")
     with pytest.raises(UserError, match=r"10 \(512 voxels\)"):
         simulate_folder(tmp_path / "o", labels_folder=folder, num_processes=2)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_maps_that_cannot_be_read_or_written_do_not_stop_the_others(tmp_path, num_processes):
+    folder = tmp_path / "maps"
+    for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz", f"{'l' * 247}.nii.gz"):
+        write_map(folder, np.ones((8, 8, 8), np.uint8), name)
+    (folder / "a.nii.gz").write_bytes((folder / "b.nii.gz").read_bytes()[:50])
+    (folder / "c.nii.gz").rename(folder / os.fsdecode(b"c\xff.nii.gz"))
+    with pytest.raises(UserError) as caught:
+        simulate_folder(tmp_path / "o", labels_folder=folder, num_processes=num_processes)
+    first, *told = str(caught.value).splitlines()
+    assert first == "3 of 5 cases could not be simulated:"
+    assert [line.split(": ")[0].strip() for line in told] == ["a", "c", "l" * 247]
+    assert "a.nii.gz is cut short or damaged" in told[0]
+    assert "holds bytes that are no text" in told[1]
+    assert told[2].endswith("at most 255 bytes, its ending included, so shorten it")
+    assert sorted(json.loads((tmp_path / "o" / "manifest.json").read_text())["cases"]) == ["b", "d"]
+    assert sorted(path.name for path in (tmp_path / "o" / "images").iterdir()) == ["b_0000.nii.gz", "d_0000.nii.gz"]
 
 
 def test_the_command_writes_knees_and_data_set(tmp_path, monkeypatch, capsys):
