@@ -13,10 +13,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.conversion.case_image import CaseImage, image_on_grid, only_image, public_words
+from nnunetv2_anomaly.conversion.dicom import series_uid
 from nnunetv2_anomaly.conversion.mapping import IDENTITY, AxisMapping, MappingEvidence, mapping_evidence
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.side import SideEvidence, agreed_side, side_from_labels, side_from_text
-from nnunetv2_anomaly.conversion.sources import source_key
+from nnunetv2_anomaly.conversion.sources import ImageSource, source_key
 from nnunetv2_anomaly.conversion.subjects import Subject
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import label_source_sha256, sha256_of
@@ -120,9 +121,8 @@ def _checked_row(job: CaseJob, earlier: Mapping[str, str]) -> dict[str, str]:
     ]
     if case.label_file.is_file() and label_source_sha256(case.label_file) != row["label_source_sha256"]:
         changed.append(f"its label map {case.label_relative} is not as it was then ({row['label_source']})")
-    keys = {source_key(source.relative, is_series=source.is_series) for source in case.images}
-    if case.problem is None and source_key(row["image_source"], is_series=bool(row["series_uid"])) not in keys:
-        changed.append(f"its image was {row['image_source']}")
+    if case.problem is None and not any(_is_source(source, row) for source in case.images):
+        changed.append(f"its image was {' '.join((row['image_source'], row['series_uid'])).strip()}")
     known = _table_cells(case)
     for name in _FROM_TABLE:
         if case.known is not None and row[name] and row[name] != known[name]:
@@ -138,6 +138,12 @@ def _checked_row(job: CaseJob, earlier: Mapping[str, str]) -> dict[str, str]:
         image, labels = (oriented(read_image(folder / row[f"{kind}_file"])) for kind in ("image", "label"))
         _draw(job, image, sitk.GetArrayViewFromImage(labels))
     return row
+
+
+def _is_source(source: ImageSource, row: Mapping[str, str]) -> bool:
+    """Whether a row's image came from there: the same file's name, or the same series in the same place."""
+    places = (source_key(place, is_series=source.is_series) for place in (source.public, row["image_source"]))
+    return len(set(places)) == 1 and (not source.is_series or series_uid(source.path) == row["series_uid"])
 
 
 def _convert(job: CaseJob) -> dict[str, str]:
@@ -222,7 +228,7 @@ def _source_cells(case: Case, chosen: CaseImage, image: sitk.Image) -> dict[str,
         "subject": case.subject,
         "visit": case.visit or "",
         "subset": "test" if case.is_test else "training",
-        "image_source": chosen.source.relative,
+        "image_source": chosen.source.public,
         "label_source": case.label_relative,
         "series_description": public_words(chosen.description) if chosen.series else "",
         "series_uid": chosen.series.series_uid if chosen.series else "",

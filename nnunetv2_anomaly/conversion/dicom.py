@@ -77,10 +77,19 @@ def series_description(folder: Path) -> str | None:
     Returns: the description, "" where the header has none; None if the folder holds no file that reads as DICOM.
     Raises: UserError if the folder does not exist.
     """
+    return _first_text(folder, _SERIES_DESCRIPTION)
+
+
+def series_uid(folder: Path) -> str | None:
+    """SeriesInstanceUID, found, returned and raised as ``series_description``."""
+    return _first_text(folder, _SERIES_UID)
+
+
+def _first_text(folder: Path, key: str) -> str | None:
     with _no_warnings():
         for file in _candidates(folder):
             with contextlib.suppress(RuntimeError):
-                return _text(_header(file), _SERIES_DESCRIPTION)
+                return _text(_header(file), key)
     return None
 
 

@@ -32,6 +32,7 @@ from nnunetv2_anomaly.conversion.summary import Summary, note_unconfirmed, refus
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import is_half_written, locked, read_json, write_text
 from nnunetv2_anomaly.parallel import run_jobs
+from nnunetv2_anomaly.reporting.table import csv_text, unescaped
 
 MANIFEST = "manifest.csv"
 PROBLEMS = "problems.csv"
@@ -190,7 +191,8 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[st
         if columns is not None and list(reader.fieldnames or ()) != list(columns):
             fault = "has other columns than this conversion writes, so it is of another release or version"
             raise UserError(f"{file} {fault}; delete its folder, or choose another number with -d")
-        return {row["case"]: row for row in reader}
+        rows = [{name: unescaped(cell) for name, cell in row.items()} for row in reader]
+        return {row["case"]: row for row in rows}
 
 
 def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
@@ -199,7 +201,7 @@ def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[
 
 
 def _write_table(file: Path, columns: Sequence[str], rows: Sequence) -> None:
-    write_text(file, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False, lineterminator="\n"))
+    write_text(file, csv_text(pd.DataFrame(rows, columns=list(columns))))
 
 
 def _write_problems(folder: Path, problems: Mapping[str, str]) -> None:

@@ -32,10 +32,15 @@ class ImageSource:
     relative: str  # to the folder that the user gave, with forward slashes
     is_series: bool
 
+    @property
+    def public(self) -> str:
+        """Its place without the folders of the date and the barcode of the examination, which identify a person."""
+        return self.relative.rsplit("/", 2)[0] if self.is_series else self.relative
 
-def source_key(relative: str, *, is_series: bool) -> str:
-    """What a source is, from wherever it is looked at: package/subject/date/barcode of a series, a file's name."""
-    return "/".join(relative.split("/")[-4 if is_series else -1 :])
+
+def source_key(public: str, *, is_series: bool) -> str:
+    """What a source is, from wherever it is looked at: package/subject of a series, a file's name."""
+    return "/".join(public.split("/")[-2 if is_series else -1 :])
 
 
 class OaiPackages:

@@ -25,6 +25,7 @@ from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.postprocessing.clean_up import EXTENT_COLUMNS
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.table import csv_text, unescaped
 
 #: file of an output folder that shows that an evaluation wrote it, and which one
 MARKER = "evaluation.json"
@@ -134,7 +135,7 @@ def write_evaluation(
     with write_failures_as_user_errors(output):
         write_tables_and_figures(output, findings)
         for name in _COLUMNS:
-            write_text(output / "tables" / f"{name}.csv", getattr(evaluation, name).to_csv(index=False))
+            write_text(output / "tables" / f"{name}.csv", csv_text(getattr(evaluation, name)))
         write_colour_tables(output, settings.dataset.single_values)
     pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
     with write_failures_as_user_errors(output):
@@ -173,7 +174,8 @@ def load_evaluation(output: Path) -> Evaluation:
         file = output / "tables" / f"{kind}.csv"
         texts = dict.fromkeys(("case", "model", "fold", "group", "label", "bone", "lesion"), str)
         # Names such as "nan" or "None" are names: only what is empty is missing.
-        tables[kind] = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+        tables[kind] = table.assign(**{name: table[name].map(unescaped) for name in texts if name in table})
     return Evaluation(
         models=tuple(content["models"]),
         labels={name: tuple(values) for name, values in content["settings"]["dataset"]["labels"].items()},

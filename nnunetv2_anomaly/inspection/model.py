@@ -23,6 +23,7 @@ from torch import Tensor
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE
 from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.inspection.disclosure import disclosures
 from nnunetv2_anomaly.inspection.findings import Finding, warning_if
 from nnunetv2_anomaly.inspection.installation import SET_TRAINERS, find_trainer
 from nnunetv2_anomaly.inspection.members import (
@@ -86,6 +87,7 @@ def _inspect_single(path: Path) -> Iterator[Finding]:
     """One checkpoint alone; its plans are those that it was trained with."""
     findings, content = inspect_member(Member("x.pth", lambda: path.open("rb")), shown(path.name))
     yield from findings
+    yield from disclosures(shown(path.name), content)
     if content is not None:
         yield from _checkpoint_findings(shown(path.name), content)
         told = _facts(content)
@@ -103,6 +105,7 @@ def _inspect_members(members: list[Member], folder: Path | None, no_model: str) 
         label = shown(member.name.removeprefix(prefixes[0] if len(prefixes) == 1 else ""))
         findings, content = inspect_member(member, label)
         yield from findings
+        yield from disclosures(label, content)
         if content is not None and not member.name.endswith(".json"):
             yield from _checkpoint_findings(label, content)
             content = _facts(content)

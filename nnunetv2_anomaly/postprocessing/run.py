@@ -25,6 +25,7 @@ from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.postprocessing.clean_up import Cleaned, CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
+from nnunetv2_anomaly.reporting.table import csv_text
 
 #: marks the output folder of a clean-up, and holds its settings
 MARKER = "postprocessing.json"
@@ -92,7 +93,7 @@ def postprocess_folder(
         rows, failed = run_cases(_clean_case, tasks, num_processes, "cleaning", "cleaned")
         table = pd.DataFrame([row for case in sorted(rows) for row in rows[case]], columns=list(COLUMNS))
         table["label"] = [names.get(value, str(value)) for value in table["value"]]
-        write_text(output / "removed.csv", table.to_csv(index=False))
+        write_text(output / "removed.csv", csv_text(table))
         if failed:
             raise UserError(failed)
         write_colour_tables(output, dataset.single_values)

@@ -16,6 +16,8 @@ from nnunetv2_anomaly.files import write_text
 
 DAGGER = "†"
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
 #: a row of a data frame: column -> value
 Row: TypeAlias = Mapping[Any, Any]
 
@@ -31,6 +33,31 @@ class Cell:
     mark: str = ""  # signs set high after the text, such as those of notes
     beneath: str = ""  # smaller lines under the text
     values: Mapping[str, Any] = field(default_factory=dict)  # column of the CSV -> number or text, not rounded
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, its lines ending in a line feed.
+
+    Spreadsheets take text that begins with =, +, -, @, tab or carriage return for a formula and run it: an apostrophe
+    stands before such text, as OWASP advises ("CSV Injection"), and numbers stay numbers. Carriage returns, which
+    readers take for the end of a line, become spaces.
+    """
+    escaped = frame.rename(columns=_escaped)
+    for name in escaped.select_dtypes(exclude="number"):
+        escaped[name] = pd.Series(list(map(_escaped, escaped[name])), index=escaped.index, dtype=object)
+    return escaped.to_csv(index=False, lineterminator="\n")
+
+
+def _escaped(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    formula = re.match(r"'*[=+\-@\t\r]", value) and not _NUMBER.fullmatch(value)
+    return ("'" * bool(formula) + value).replace("\r", " ")
+
+
+def unescaped(value: Any) -> Any:
+    """A cell of a CSV as it was before ``csv_text`` wrote it."""
+    return value[1:] if isinstance(value, str) and re.match(r"'+[=+\-@\t\r]", value) else value
 
 
 def word_cell(column: str, text: str, value: Any = None) -> Cell:
@@ -64,7 +91,7 @@ class Table:
         """The cells' values, in full precision, a column per name; undefined numbers are empty."""
         records = [dict(itertools.chain.from_iterable(cell.values.items() for cell in row)) for row in self.rows]
         columns = dict.fromkeys(itertools.chain.from_iterable(records))
-        return pd.DataFrame(records, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+        return csv_text(pd.DataFrame(records, columns=list(columns), dtype=object))
 
     def markdown(self) -> str:
         """With title and notes, a smaller second line in brackets."""

@@ -20,6 +20,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, take_output_folder, write_text
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.prediction.validation import measure_detector
+from nnunetv2_anomaly.reporting.table import csv_text
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
 from nnunetv2_anomaly.workflows.demo_report import (
     AWARE,
@@ -262,4 +263,4 @@ class Demo(DemoFolders):
             {"case": case, "holds": "no lesion" if entry["intensity_auc"] is None else "a lesion"}
             for case, entry in manifest["cases"].items()
         ]
-        write_text(self.lesions, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+        write_text(self.lesions, csv_text(pd.DataFrame(rows)))

@@ -16,6 +16,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from oai_tree import (
     Knee,
     make_knee,
+    uid_of,
     write_akoa_mask,
     write_series,
     write_uq_mask,
@@ -28,6 +29,7 @@ from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.conversion import case
 from nnunetv2_anomaly.conversion.mapping import AxisMapping
 from nnunetv2_anomaly.conversion.options import main_of
+from nnunetv2_anomaly.conversion.run import read_manifest, write_manifest
 from nnunetv2_anomaly.dataset_conversion import Dataset503_OAIAKOA
 from nnunetv2_anomaly.images.grids import Grid, corner_distance_mm
 from nnunetv2_anomaly.labels import BONE_OF_LESION
@@ -117,7 +119,8 @@ def test_oai_zib_becomes_a_raw_data_set(tree, tmp_path, capsys):
         names = ("background", "femoral_bone", "femoral_cartilage", "tibial_bone", "tibial_cartilage")
         assert [int(rows[subject][f"voxels_{name}"]) for name in names] == counts.tolist()
         assert (dataset / "previews" / f"{subject}.png").stat().st_size > 10_000
-        assert rows[subject]["image_source"].startswith(f"00m/0.E.1/{subject}/20050825/")
+        assert rows[subject]["image_source"] == f"00m/0.E.1/{subject}"  # without date and barcode
+        assert "20050825" not in (dataset / "manifest.csv").read_text()
     assert len({row["mapping"] for row in rows.values()}) == 1
     # What was written is np.flip(labels, (0, 2)).transpose(1, 0, 2).
     assert AxisMapping.parse(rows["9001104"]["mapping"]) == AxisMapping((1, 0, 2), (0, 2))
@@ -544,6 +547,32 @@ def akoa_tree(folder: Path) -> dict[str, Knee]:
     return cases
 
 
+def test_another_series_in_the_same_place_is_noticed_by_its_uid(tmp_path, capsys):
+    cases = akoa_tree(tmp_path)
+    words = ["--labels", str(tmp_path / "masks"), "--oai", str(tmp_path / "oai"), "-np", "1"]
+    assert main_of(Dataset503_OAIAKOA, words) == 0
+    (series,) = (tmp_path / "oai" / "00m").glob("*/9001104/*/10500000")
+    moved = series.rename(series.with_name("10500777"))
+    assert main_of(Dataset503_OAIAKOA, words) == 0  # the same series, whatever its folder is called
+    assert "0 cases converted, 4 were there" in capsys.readouterr().out
+    shutil.rmtree(moved)
+    write_visit(tmp_path / "oai", "00m", "9001104", cases["9001104_00m"], barcode="10500888", with_other_series=False)
+    assert main_of(Dataset503_OAIAKOA, words) == 1
+    uid = uid_of("00m", "9001104", "20050825", "10500000")
+    with (tmp_path / "raw/Dataset503_OAIAKOA/problems.csv").open(newline="") as stream:
+        (problem,) = csv.DictReader(stream)
+    assert problem["case"] == "9001104_00m"
+    assert problem["problem"].startswith(f"converted before, and its image was 00m/0.E.1/9001104 {uid}; --overwrite")
+
+
+def test_a_manifest_with_cells_like_formulas_comes_back(tmp_path):
+    columns = ("case", "label_source", "side_in_labels_score")
+    rows = [dict(zip(columns, cells, strict=True)) for cells in (("a", "=1+1.mhd", "-0.5"), ("b", "'@x.mhd", ""))]
+    write_manifest(tmp_path, columns, rows)
+    assert (tmp_path / "manifest.csv").read_text().splitlines()[1:] == ["a,'=1+1.mhd,-0.5", "b,''@x.mhd,"]
+    assert read_manifest(tmp_path, columns) == {row["case"]: row for row in rows}
+
+
 def test_akoa_finds_the_series_on_the_masks_grid(tmp_path):
     cases = akoa_tree(tmp_path)
     words = ["--labels", str(tmp_path / "masks"), "--oai", str(tmp_path / "oai"), "-np", "1"]
@@ -554,7 +583,10 @@ def test_akoa_finds_the_series_on_the_masks_grid(tmp_path):
     for name, knee in cases.items():
         assert_same_voxels(dataset / f"imagesTr/{name}_0000.nii.gz", knee.image)
         assert_same_voxels(dataset / f"labelsTr/{name}.nii.gz", knee.labels)
-        assert (rows[name]["side"], rows[name]["image_source"][-8:]) == (knee.side, "10500000")
+        visit = name[8:]
+        package = {"00m": "0.E.1", "36m": "5.E.1"}[visit]
+        expected = (knee.side, f"{visit}/{package}/{name[:7]}", uid_of(visit, name[:7], "20050825", "10500000"))
+        assert (rows[name]["side"], rows[name]["image_source"], rows[name]["series_uid"]) == expected
     splits = json.loads((tmp_path / "preprocessed/Dataset503_OAIAKOA/splits_final.json").read_text())
     for split in splits:
         assert not {case[:7] for case in split["train"]} & {case[:7] for case in split["val"]}

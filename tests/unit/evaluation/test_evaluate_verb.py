@@ -184,6 +184,13 @@ def test_what_was_written_is_read_back_as_it_was(folders):
     pd.testing.assert_frame_equal(loaded.cases[["case", "dsc"]], table(folders, "cases")[["case", "dsc"]])
 
 
+def test_names_like_formulas_are_none_in_the_tables_and_come_back(folders):
+    (folders / "good").rename(folders / "=good")
+    assert evaluate(folders, models=("=good",)) == 0
+    assert set(table(folders, "cases")["model"]) == {"'=good"}
+    assert set(load_evaluation(folders / "out").cases["model"]) == {"=good"}
+
+
 def test_second_run_measures_only_what_changed(folders, monkeypatch):
     from nnunetv2_anomaly.evaluation import case as case_module
 

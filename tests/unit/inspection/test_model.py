@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import stat
 import sys
 import zipfile
@@ -133,9 +134,39 @@ def test_an_exported_model_has_no_fault_and_says_what_it_is(aware_zip):
     assert by_topic(findings, "agreement") == ["checkpoints, plans.json and the folder's name say the same"]
 
 
+def test_what_a_model_names_of_its_computer_and_its_cases_is_reported(aware_zip, results, tmp_path):
+    summary = {
+        "metric_per_case": [
+            {"reference_file": f"/home/ann/labels/{case}.nii.gz", "prediction_file": f"C:\\out\\{case}.nii.gz"}
+            for case in ("knee_2", "knee_1")
+        ]
+    }
+    name = FOLD_0.replace("checkpoint_final.pth", "validation/summary.json")
+    path = rewritten(aware_zip, tmp_path / "told.zip", {name: json.dumps(summary)})
+    told = {finding.text.split(" ")[0]: finding for finding in inspect_model(path) if finding.topic == "disclosure"}
+    assert told["fold_0/validation/summary.json"].text == (
+        "fold_0/validation/summary.json names 4 paths (/home/ann/labels/knee_2.nii.gz, C:\\out\\knee_2.nii.gz, ...) "
+        "and 2 cases (knee_1.nii.gz, knee_2.nii.gz)"
+    )
+    debug = told["fold_0/debug.json"].text
+    assert f" and the computer {socket.gethostname()}" in debug
+    assert str(results) in debug
+    assert {place: finding.state for place, finding in told.items()} == {
+        "fold_0/debug.json": "warning",
+        "fold_0/validation/summary.json": "warning",
+        "fold_0/checkpoint_final.pth": "ok",
+    }
+    assert told["fold_0/checkpoint_final.pth"].text.endswith(" names 4 cases (case_1, case_2, case_3, case_4)")
+    # As the page on sharing models says.
+    removed = rewritten(path, tmp_path / "clean.zip", {name: None, name.replace("validation/summary", "debug"): None})
+    assert {finding.state for finding in inspect_model(removed) if finding.topic == "disclosure"} == {"ok"}
+    assert texts(inspect_model(removed), "fault") == []
+
+
 def test_nnunets_own_model_of_two_folds_has_no_fault(export):
     findings = inspect_model(export("nnUNetTrainer", folds=(0, 1)))
-    assert texts(findings, "fault") == texts(findings, "warning") == []
+    assert texts(findings, "fault") == []
+    assert {finding.topic for finding in findings if finding.state == "warning"} <= {"disclosure"}
     assert by_topic(findings, "model")[0].endswith("folds 0, 1")
     assert all("mirrors axes [0, 1, 2]" in text for text in by_topic(findings, "weights"))
     assert by_topic(findings, "detector") == []

@@ -102,6 +102,12 @@ def test_fragment_goes_beyond_fifty_voxels(postprocess, predictions, output, gap
     assert read(output / "a.nii.gz")[0, 6, 5 + gap] == (CARTILAGE if stays else 0)
 
 
+def test_case_with_a_name_like_a_formula_is_none_in_the_table(postprocess, predictions, output):
+    write(predictions / "=1+1.nii.gz", with_a_fragment(51))
+    assert postprocess() == 0
+    assert set(rows(output).index.get_level_values("case")) == {"'=1+1"}
+
+
 def test_what_goes_is_told_case_by_case_and_label_by_label(postprocess, predictions, output, capsys):
     voxels = with_a_fragment(55)
     voxels[1, 2, 1:4] = LESION  # 3 mm3 within the bone
