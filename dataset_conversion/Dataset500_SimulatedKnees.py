@@ -11,15 +11,23 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_anomaly.conversion.options import main_of
-from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir, refuse_filled, write_dataset_json
+from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import read_json, temporary_beside
+from nnunetv2_anomaly.files import (
+    read_json,
+    remove_half_written,
+    sha256_of,
+    temporary_beside,
+    write_failures_as_user_errors,
+)
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.images.grids import Grid, posed
 from nnunetv2_anomaly.images.label_maps import relabelled
@@ -30,6 +38,12 @@ HELP = "Turn a folder of simulated knees into an nnU-Net raw data set."
 #: folder of the simulation -> what stands between a case's name and .nii.gz
 _KINDS = {"images": "_0000", "labels": "", "anomalies": ""}
 
+#: nnU-Net's endings of the folders' names
+_SUFFIXES = {"training": "Tr", "test": "Ts"}
+
+#: entry of dataset.json that says what a data set was made from, by which a run that was stopped finds its own
+_MADE_FROM = "made_from"
+
 
 def convert(
     source: str | os.PathLike,
@@ -39,11 +53,13 @@ def convert(
     seed: int = 0,
     keep_lesion_labels: bool = False,
 ) -> dict[str, list[str]]:
-    """Write a simulated folder as a raw data set of nnU-Net, whole or not at all.
+    """Write a simulated folder as a raw data set of nnU-Net, whole or not at all; one that is there whole is kept.
+
+    Killed at any moment, it resumes: what it had begun is deleted, as that has a name of this package's own.
 
     Args:
         source: output folder of ``nnunetv2_anomaly.simulation.simulate.simulate_folder``.
-        dataset_dir: DatasetXXX_Name to write; missing or empty.
+        dataset_dir: DatasetXXX_Name to write; missing, empty, or made from the same with the same arguments.
         num_test: number of test cases, None for a fifth. At least half of them hold lesions where there are enough;
             all visits and knees of one OAI subject stay on one side, so that fewer may be taken where they do not fit.
         seed: of the choice of test cases.
@@ -51,8 +67,8 @@ def convert(
 
     Returns: {"training": case names, "test": case names}, both sorted.
 
-    Raises: UserError if the source is no finished simulation, num_test leaves no training case, or dataset_dir is
-        not empty.
+    Raises: UserError if the source is no finished simulation, num_test leaves no training case, or dataset_dir holds
+        something else, or cannot be written to.
     """
     source, dataset_dir = Path(source), Path(dataset_dir)
     lesion_mm3 = _read_cases(source)
@@ -61,34 +77,72 @@ def convert(
     if not 0 <= num_test < len(lesion_mm3):
         asked = f"{num_test} test cases were asked for, and {source} holds {len(lesion_mm3)} cases"
         raise UserError(f"{asked}; expected 0 to {len(lesion_mm3) - 1}, so that a training case is left")
-    refuse_filled(dataset_dir)
     test = choose_test_cases(lesion_mm3, num_test, seed)
-    training = sorted(set(lesion_mm3) - set(test))
-    # nnU-Net takes every folder named Dataset... for a data set, so the unfinished one is named otherwise.
-    temporary = temporary_beside(dataset_dir)
-    temporary.mkdir(parents=True)
-    try:
-        for cases, suffix in ((training, "Tr"), (test, "Ts")):
-            for kind in _KINDS:
-                (temporary / f"{kind}{suffix}").mkdir()
-            for case in cases:
-                _copy_case(source, case, temporary, suffix, keep_lesion_labels=keep_lesion_labels)
-        write_dataset_json(
-            temporary,
-            labels=LABELS if keep_lesion_labels else ANATOMY,
-            num_training=len(training),
-            file_ending=".nii.gz",
-            name=dataset_dir.name,
-            description="Simulated DESS-like knee images; anomaliesTr and anomaliesTs hold the true lesions.",
-            license="as the label maps the images were simulated from; phantoms are free of rights",
-            converted_by="nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees",
-        )
-        if dataset_dir.is_dir():
-            dataset_dir.rmdir()  # it is empty, and a rename onto a folder fails on some systems
-        os.replace(temporary, dataset_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return {"training": training, "test": test}
+    cases = {"training": sorted(set(lesion_mm3) - set(test)), "test": test}
+    made_from = {
+        "manifest_sha256": sha256_of(source / "manifest.json"),
+        "num_test": num_test,
+        "seed": seed,
+        "keep_lesion_labels": keep_lesion_labels,
+    }
+    if _made_from(dataset_dir) == made_from and all((dataset_dir / file).is_file() for file in _files(cases)):
+        return cases
+    refuse_filled(dataset_dir)
+    with write_failures_as_user_errors(dataset_dir, "make room, or give permission, and run again"):
+        remove_half_written(dataset_dir)
+        # nnU-Net takes every folder named Dataset... for a data set, so the unfinished one is named otherwise.
+        temporary = temporary_beside(dataset_dir)
+        try:
+            _write(temporary, source, cases, made_from, dataset_dir.name)
+            if dataset_dir.is_dir():
+                dataset_dir.rmdir()  # it is empty, and a rename onto a folder fails on some systems
+            os.replace(temporary, dataset_dir)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return cases
+
+
+def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from: Mapping[str, Any], name: str) -> None:
+    """Write the files of a data set of that name into a folder."""
+    keep_lesion_labels = made_from["keep_lesion_labels"]
+    for subset, names in cases.items():
+        for kind in _KINDS:
+            (folder / f"{kind}{_SUFFIXES[subset]}").mkdir(parents=True)
+        for case in names:
+            _copy_case(source, case, folder, _SUFFIXES[subset], keep_lesion_labels=keep_lesion_labels)
+    write_dataset_json(
+        folder,
+        labels=LABELS if keep_lesion_labels else ANATOMY,
+        num_training=len(cases["training"]),
+        file_ending=".nii.gz",
+        name=name,
+        description="Simulated DESS-like knee images; anomaliesTr and anomaliesTs hold the true lesions.",
+        license="as the label maps the images were simulated from; phantoms are free of rights",
+        converted_by="nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees",
+        **{_MADE_FROM: made_from},
+    )
+
+
+def _files(cases: Mapping[str, list[str]]) -> Iterator[str]:
+    for subset, names in cases.items():
+        for kind, end in _KINDS.items():
+            yield from (f"{kind}{_SUFFIXES[subset]}/{case}{end}.nii.gz" for case in names)
+
+
+def checked_dataset_dir(dataset_id: int, name: str) -> Path:
+    """The folder of a data set in $nnUNet_raw.
+
+    Raises: UserError as ``dataset_folder``, or if it holds anything but a data set of simulated knees.
+    """
+    target = dataset_folder(dataset_id, name)
+    if _made_from(target) is None:
+        refuse_filled(target)
+    return target
+
+
+def _made_from(dataset_dir: Path) -> Any:
+    file = dataset_dir / "dataset.json"
+    return read_json(file).get(_MADE_FROM) if file.is_file() else None
 
 
 def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) -> list[str]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,8 +61,18 @@ def is_write_failure(error: Exception) -> bool:
 
 def temporary_beside(path: Path) -> Path:
     """The name under which this process writes what takes ``path``'s place once it is whole; it has the same ending."""
-    ending = path.name.encode()[-100:].decode(errors="ignore")  # longer names are too long for file systems
-    return path.with_name(f"{_PREFIX}{os.getpid()}_{ending}")
+    return path.with_name(f"{_PREFIX}{os.getpid()}_{_ending(path)}")
+
+
+def _ending(path: Path) -> str:
+    return path.name.encode()[-100:].decode(errors="ignore")  # longer names are too long for file systems
+
+
+def remove_half_written(path: Path) -> None:
+    """Delete what killed runs left of a file or folder under its temporary names (``temporary_beside``)."""
+    for entry in path.parent.glob(f"{_PREFIX}*"):
+        if is_half_written(entry.name) and _HALF_WRITTEN.sub("", entry.name) == _ending(path):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--num_test and --keep_lesion_labels shape the nnU-Net data set; give its number with -d")
         target = None
     else:
-        from nnunetv2_anomaly.conversion.raw_dataset import checked_dataset_dir
+        from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import checked_dataset_dir, convert
 
         # Before the work begins, so that a taken number is reported at once.
         target = checked_dataset_dir(args.dataset_id, args.name)
@@ -59,8 +59,6 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"Wrote {len(manifest['cases'])} knees to {args.output}; overview.png shows some of them.")
     if target is not None:
-        from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import convert
-
         shape = {name: getattr(args, name) for name in ("num_test", "seed", "keep_lesion_labels")}
         summary = convert(args.output, target, **shape)
         print(f"Wrote {target}: {len(summary['training'])} training and {len(summary['test'])} test cases.")

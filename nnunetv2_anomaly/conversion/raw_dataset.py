@@ -43,13 +43,6 @@ def dataset_folder(dataset_id: int, name: str) -> Path:
     return raw / folder_name
 
 
-def checked_dataset_dir(dataset_id: int, name: str) -> Path:
-    """The folder of a new data set in $nnUNet_raw. Raises: UserError as ``dataset_folder``, or if it is not empty."""
-    target = dataset_folder(dataset_id, name)
-    refuse_filled(target)
-    return target
-
-
 def refuse_filled(folder: Path) -> None:
     """Raises: UserError if there is anything but an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -22,7 +22,7 @@ from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.files import is_half_written, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.files import check_whole, only_files
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.parallel import run_cases
@@ -173,7 +173,8 @@ def list_cases(folder: Path, file_ending: str) -> list[CaseFiles]:
     if not folder.is_dir():
         raise UserError(f"the input folder {folder} does not exist; expected a folder with images")
     named = re.compile(r".+_\d{4}" + re.escape(file_ending))
-    names = [entry.name for entry in only_files(folder.glob(f"*{file_ending}"))]
+    entries = (entry for entry in folder.glob(f"*{file_ending}") if not is_half_written(entry.name))
+    names = [entry.name for entry in only_files(entries)]
     unnumbered = [name for name in names if not named.fullmatch(name)]
     example = f"case_0000{file_ending}"
     if len(unnumbered) == len(names):
@@ -183,6 +184,7 @@ def list_cases(folder: Path, file_ending: str) -> list[CaseFiles]:
         fault = f"{folder} holds files without a channel number: {listed(unnumbered)}"
         raise UserError(f"{fault}; expected names like {example}, so rename them or move them away")
     lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
+    lists = [files for files in lists if not is_half_written(os.path.basename(files[0]))]
     cases = [CaseFiles(os.path.basename(files[0])[: -len(f"_0000{file_ending}")], tuple(files)) for files in lists]
     for case in cases:
         wanted = ", ".join(f"{case.case}_{channel:04d}{file_ending}" for channel in range(len(case.files)))

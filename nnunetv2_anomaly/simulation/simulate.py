@@ -26,7 +26,13 @@ from sklearn.metrics import roc_auc_score
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import label_source_sha256, read_json, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.files import (
+    label_source_sha256,
+    read_json,
+    take_output_folder,
+    write_failures_as_user_errors,
+    write_text,
+)
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, only_files, write_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, posed, turned_back
@@ -125,11 +131,12 @@ def simulate_folder(
         "extra_lesions": float(extra_lesions),
     }
     manifest: dict[str, Any] = {"version": __version__, "arguments": arguments, "cases": {}}
+    with write_failures_as_user_errors(output_folder):
+        take_output_folder(output_folder, MANIFEST, MANIFEST)
     finished = _finished_cases(output_folder, manifest, sources)
     manifest["cases"].update(finished)
     with write_failures_as_user_errors(output_folder):
         # First the manifest, by which a next run knows the folder, however early this one is stopped.
-        output_folder.mkdir(parents=True, exist_ok=True)
         _write_manifest(output_folder, manifest)
         for kind in _KINDS:
             (output_folder / kind).mkdir(exist_ok=True)
@@ -232,14 +239,14 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
     """Entries of cases that need not be made again. Raises: UserError if the folder is another's, or of others."""
     file = output_folder / MANIFEST
     if not file.exists():
-        if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
-            raise UserError(f"{output_folder} is not empty and holds no {MANIFEST}; give a folder of its own")
         return {}
     earlier = read_json(file)
     cases = earlier["cases"]
     before, now = ({"version": made["version"], **made["arguments"]} for made in (earlier, manifest))
     differing = [f"{name} {before[name]} there, {now[name]} now" for name in _SETTINGS if before[name] != now[name]]
-    foreign = sorted(set(cases) - set(sources))
+    # A run that was killed leaves images of cases that are not in the manifest yet.
+    images = (path.name.removesuffix("_0000.nii.gz") for path in (output_folder / "images").glob("*_0000.nii.gz"))
+    foreign = sorted({*cases, *images} - set(sources))
     if differing or foreign:
         fault = f"holds {len(foreign)} cases that these arguments do not make ({listed(foreign)})"
         if differing:

@@ -132,12 +132,39 @@ def test_missing_variable_sources_and_too_many_test_cases_are_told(monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_left_is_deleted_and_what_resembles_it_stays(simulated, tmp_path):
+    dataset = tmp_path / "Dataset500_SimulatedKnees"
+    left = tmp_path / f"part_of_nnunetv2_anomaly_123_{dataset.name}"
+    others = [tmp_path / f"part_of_nnunetv2_anomaly_{name}" for name in (f"x_{dataset.name}", "123_Dataset501_Other")]
+    for folder in (left, *others):
+        (folder / "imagesTs").mkdir(parents=True)
+        (folder / "imagesTs" / "knee_0000.nii.gz").touch()
+    convert(simulated, dataset)
+    assert set(tmp_path.iterdir()) == {dataset, *others}
+    assert all((folder / "imagesTs" / "knee_0000.nii.gz").is_file() for folder in others)
+
+
+def test_a_data_set_that_is_there_whole_is_kept_and_another_one_is_not_replaced(simulated, tmp_path, nnunet_folders):
+    dataset = tmp_path / "nnUNet_raw" / "Dataset500_SimulatedKnees"
+    cases = convert(simulated, dataset, num_test=2)
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    assert checked_dataset_dir(500, "SimulatedKnees") == dataset
+    assert convert(simulated, dataset, num_test=2) == cases
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+    for other in ({"num_test": 1}, {"num_test": 2, "seed": 1}, {"num_test": 2, "keep_lesion_labels": True}):
+        with pytest.raises(UserError, match="exists and is not empty"):
+            convert(simulated, dataset, **other)
+    (dataset / "imagesTs" / f"{cases['test'][0]}_0000.nii.gz").unlink()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        convert(simulated, dataset, num_test=2)
+
+
 def test_a_failure_leaves_nothing_behind(simulated, tmp_path, monkeypatch):
     def fail(*_args, **_keywords):
         raise OSError("disk full")
 
     monkeypatch.setattr("nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees.write_dataset_json", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"Dataset500_X cannot be written to \(disk full\); make room"):
         convert(simulated, tmp_path / "Dataset500_X", num_test=1)
     assert list(tmp_path.iterdir()) == []
 

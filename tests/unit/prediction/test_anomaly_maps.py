@@ -37,6 +37,11 @@ def test_cases_are_the_images_with_their_channels(tmp_path):
     }
 
 
+def test_what_a_killed_run_left_half_written_is_no_case(tmp_path):
+    pictures(tmp_path, a_0000=GREY, part_of_nnunetv2_anomaly_12_b_0000=GREY, part_of_b_0000=GREY)
+    assert names(list_cases(tmp_path, ".png")) == {"a": ["a_0000.png"], "part_of_b": ["part_of_b_0000.png"]}
+
+
 def test_channels_of_a_colour_image_count_one_by_one(tmp_path):
     pictures(tmp_path, a_0000=COLOUR, b_0000=COLOUR, b_0001=COLOUR)
     read = channels(tmp_path, ".png", NaturalImage2DIO())

@@ -102,6 +102,23 @@ def test_a_run_is_resumed_and_grows(tmp_path):
     assert len(manifest["cases"]) == 3
 
 
+def test_what_killed_runs_left_half_written_is_deleted_and_their_images_are_no_cases(tmp_path):
+    (tmp_path / "o" / "images").mkdir(parents=True)
+    half = [tmp_path / "o" / f"part_of_nnunetv2_anomaly_1_{name}" for name in ("manifest.json", "overview.png")]
+    half.append(tmp_path / "o" / "images" / "part_of_nnunetv2_anomaly_1_phantom_0000_0000.nii.gz")
+    for file in half[:2]:  # before the manifest was there
+        file.touch()
+    (tmp_path / "o" / "images").rmdir()
+    simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
+    half[2].touch()
+    simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
+    assert not any(file.exists() for file in half)
+    (tmp_path / "o" / "images" / "phantom_0001_0000.nii.gz").touch()  # of a case that is in no manifest yet
+    with pytest.raises(UserError, match=r"holds 1 cases that these arguments do not make \(phantom_0001\)"):
+        simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
+    assert sorted(simulate_folder(tmp_path / "o", num_phantoms=2, **GRID)["cases"]) == ["phantom_0000", "phantom_0001"]
+
+
 def test_other_arguments_in_one_folder_are_refused(tmp_path):
     simulate_folder(tmp_path / "o", num_phantoms=2, **GRID)
     with pytest.raises(UserError, match=r"other arguments \(seed 0 there, 7 now\)"):
@@ -335,8 +352,11 @@ def test_the_command_writes_knees_and_data_set(tmp_path, monkeypatch, capsys):
     assert "2 training and 1 test cases" in capsys.readouterr().out
     dataset = tmp_path / "raw" / "Dataset501_SimulatedKnees"
     assert len(list((dataset / "imagesTr").iterdir())) == 2
+    before = (dataset / "dataset.json").stat().st_mtime_ns
+    assert run_verb(arguments) == 0  # as after a kill at the very end
+    assert (dataset / "dataset.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="exists and is not empty"):
-        run_verb(arguments)
+        run_verb([*arguments, "--keep_lesion_labels"])
     with pytest.raises(UserError, match="give its number with -d"):
         run_verb([*arguments[:4], "3", "--num_test", "1"])
 
