@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, worded
 
 #: key of dataset.json, which nnU-Net ignores
 ROLES_KEY = "label_roles"
@@ -47,7 +47,7 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
         and all(isinstance(name, str) for part in said.values() for name in part)
     ):
         expected = '{"lesions": {LESION: BONE or null, ...}, "bones": [BONE, ...]}'
-        raise UserError(f"dataset.json's {ROLES_KEY} are {said!r}; expected {expected}")
+        raise UserError(f"dataset.json's {ROLES_KEY} are {worded(said)}; expected {expected}")
     lesions: dict[str, str | None] = {}
     if "lesions" in said:
         lesions = dict(said["lesions"]) if isinstance(said["lesions"], Mapping) else dict.fromkeys(said["lesions"])

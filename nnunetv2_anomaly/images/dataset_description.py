@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,16 +68,23 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
     Raises: UserError if the file is missing, or is no dataset.json.
     """
     content = read_json(file)
-    try:
-        labels = {
-            name: tuple(values if isinstance(values, list) else [values]) for name, values in content["labels"].items()
-        }
-        file_ending = content["file_ending"]
-        known = all(values and all(map(_is_label, values)) for values in labels.values())
-        if not known or not file_ending.startswith("."):
-            raise ValueError(f"labels {content['labels']}, file_ending {file_ending}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} has no labels and file_ending as nnU-Net's dataset.json has ({error!r})") from error
+    given: Any = content.get("labels")
+    file_ending: Any = content.get("file_ending")
+    labels = {}
+    if isinstance(given, dict):
+        labels = {name: tuple(values if isinstance(values, list) else [values]) for name, values in given.items()}
+    wrong = [name for name, values in labels.items() if not values or not all(map(_is_label, values))]
+    fault = None
+    if not isinstance(given, dict):
+        fault = f"labels are {json.dumps(given)}; expected each label's name and value"
+    elif wrong:
+        fault = (
+            f"label {wrong[0]} is {json.dumps(given[wrong[0]])}; expected a whole number from 0 to 65535, or several"
+        )
+    elif not isinstance(file_ending, str) or not file_ending.startswith("."):
+        fault = f"file_ending is {json.dumps(file_ending)}; expected one such as .nii.gz"
+    if fault is not None:
+        raise UserError(f"{file}: {fault}, as nnU-Net's dataset.json has it")
     ignore = labels.pop("ignore", (None,))[0]
     labels = {name: values for name, values in labels.items() if set(values) != {0}}
     if not labels:

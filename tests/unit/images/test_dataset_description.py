@@ -107,7 +107,7 @@ def test_reader_of_the_plans_goes_first(tmp_path):
 def test_what_is_no_dataset_json(tmp_path, content):
     file = tmp_path / "dataset.json"
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"dataset\.json has no labels and file_ending"):
+    with pytest.raises(UserError, match=r"dataset\.json: (labels are|label \w+ is|file_ending is) .*; expected"):
         read_dataset_description(file)
 
 
