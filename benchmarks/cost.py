@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, nargs=3, default=[0.7, 0.3646, 0.3646], help="mm, same order")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("-device", "--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks, nnU-Net's default on CUDA")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)

@@ -73,7 +73,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patch", nargs=3, type=int, help="voxels, nnU-Net's axis order; by default as planned")
     parser.add_argument("--batch", type=int, help="cases; by default as planned")
     parser.add_argument("--features", type=int, help="feature maps at full resolution; by default as planned")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu", "mps"), help="of trainings and predictions")
+    parser.add_argument(
+        "-device", "--device", default="cuda", choices=("cuda", "cpu", "mps"), help="of trainings and predictions"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("-np", "--num_processes", type=int, default=2, help="for simulation, preprocessing, evaluation")
     return parser.parse_args(argv)

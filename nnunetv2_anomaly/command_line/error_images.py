@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-f", nargs="+", type=fold, metavar="FOLD", help=folds)
     add("-tr", metavar="TRAINER", help="trainer (default: AnomalyAwareTrainer, else AnomalyPreStageTrainer)")
     add("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
-    add("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)")
+    add("-device", "--device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)")
     add("--continue_prediction", action="store_true", help="leave cases alone that are already there")
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plans = "plans of OAI ZIB, moved to the other two (default: %(default)s)"
     add("-p", "--plans", default="nnUNetWholeImagePlans", metavar="PLANS", help=plans)
     add("-c", "--configuration", default="3d_fullres", help="configuration (default: %(default)s)")
-    add("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to train (default: cuda)")
+    add("-device", "--device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to train (default: cuda)")
     add("--dry_run", action="store_true", help="print the commands, one per line, finished ones as comments")
     jobs = "print the commands that can run now and do not depend on each other, one per line: for several GPUs or a "
     jobs += "job array; call it again when they have finished"
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or run the chain. Returns: 0, or the exit status of the command that failed."""
     # Imported here: nnU-Net takes seconds, which --help need not wait for.
+    from nnunetv2_anomaly.device import check_device
     from nnunetv2_anomaly.workflows.published_chain import PublishedChain
     from nnunetv2_anomaly.workflows.runner import Runner, StepError
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         for step in chain.steps():
             print(f"# done: {shlex.join(step.command)}" if step.is_done() else step.shown())
     else:
+        check_device(args.device)
         try:
             Runner(nnunet_environment()).run(chain.steps())
         except StepError as failure:

@@ -61,7 +61,7 @@ def find_model_folder(
             return folder, folds or there
     wanted = " and ".join(f"fold_{fold}/{checkpoint}" for fold in folds or (0,))
     fault = f"no model with {wanted} in {' or '.join(str(folder) for folder in folders)}"
-    fold = folds[0] if folds else 0
+    fold = next((fold for fold in folds or () if not (folders[-1] / f"fold_{fold}" / checkpoint).is_file()), 0)
     advice = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {trainers[-1]}, or name another with -p, -c, -f, -tr"
     raise UserError(f"{fault}; train one with {advice}")
 

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, SIGNED_AUC_KEYS
 from nnunetv2_anomaly.trainers import AnomalyPreStageTrainer
@@ -450,3 +451,43 @@ def test_mirroring_along_a_missing_axis_is_refused(trainer_factory):
     trainer = trainer_factory(NAME, configuration="2d", changes={"anomaly": {"mirror_axes": [2]}})
     with pytest.raises(UserError, match="'mirror_axes' is \\[2\\]; expected axes below 2"):
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+
+
+@pytest.fixture
+def two_folds(after_prestage):
+    """A results folder with fold 0, and a fold 1 that has its weights times 0.9."""
+    (fold_0,) = after_prestage.glob(f"*/{NAME}__*/fold_0")
+    shutil.copytree(fold_0, fold_0.with_name("fold_1"))
+    path = fold_0.with_name("fold_1") / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    for name, value in checkpoint["network_weights"].items():
+        if "reconstructor" in name:
+            value *= 0.9
+    torch.save(checkpoint, path)
+    return after_prestage
+
+
+@pytest.mark.parametrize("words", [("-f", "0", "1"), ()], ids=["named", "those that are trained"])
+def test_error_images_of_several_folds_are_the_means_of_theirs(two_folds, tiny_dataset, tmp_path, capsys, words):
+    images = ["-i", str(tiny_dataset.raw / "imagesTs"), "-d", "801", "-c", "3d_small", "-device", "cpu"]
+    for name, chosen in {"both": words, "0": ("-f", "0"), "1": ("-f", "1")}.items():
+        assert main(["error_images", *images, "-o", str(tmp_path / name), *chosen]) == 0
+    record = json.loads((tmp_path / "both" / "error_images.json").read_text())
+    assert record["folds"] == [0, 1]
+    assert "__3d_small, fold 0 1\n" in capsys.readouterr().out
+    for kind in ("error", "reconstruction"):
+        volume = {
+            name: sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name / f"case_5_{kind}.nii.gz")))
+            for name in ("both", "0", "1")
+        }
+        assert np.abs(volume["0"] - volume["1"]).max() > 1e-3
+        np.testing.assert_allclose(volume["both"], (volume["0"] + volume["1"]) / 2, atol=1e-6)
+
+
+def test_a_fold_that_is_not_trained_is_told_with_all_that_were_wanted(two_folds, tiny_dataset, tmp_path, capsys):
+    images = ["-i", str(tiny_dataset.raw / "imagesTs"), "-d", "801", "-c", "3d_small", "-device", "cpu"]
+    assert main(["error_images", *images, "-o", str(tmp_path / "o"), "-f", "0", "2"]) == 1
+    told = capsys.readouterr().err
+    assert "no model with fold_0/checkpoint_final.pth and fold_2/checkpoint_final.pth in " in told
+    assert "nnUNetv2_train 801 3d_small 2 -tr AnomalyPreStageTrainer" in told
+    assert not (tmp_path / "o").exists()

@@ -2,6 +2,7 @@ import json
 import shlex
 
 import pytest
+import torch
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UserError
@@ -184,8 +185,18 @@ def test_run_goes_through_what_is_left_and_stops_at_a_failure(folders, monkeypat
     monkeypatch.setattr(runner, "nnunet_command", lambda name: name)
     monkeypatch.setattr(runner, "sleep", lambda seconds: None)
     monkeypatch.setattr(runner.subprocess, "Popen", Finished)
+    monkeypatch.setattr("nnunetv2_anomaly.device.check_device", lambda name: None)  # as on a machine with a GPU
     assert main(["published_chain", "--networks", "CAN"]) == 3
     assert "ended with status 3" in capsys.readouterr().err
     assert main(["published_chain", "--networks", "CAN"]) == 0
     assert len(ran) == len(make(["CAN"]).steps()) + 1
     assert ran[12] == ran[13]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_told_before_anything_is_run(folders, capsys):
+    assert main(["published_chain"]) == 1
+    told = "-device cuda was asked for (the default), but torch sees no CUDA GPU; give -device cpu or mps"
+    assert capsys.readouterr().err == f"nnUNetv2_anomaly: {told}\n"
+    assert main(["published_chain", "--jobs"]) == 0  # commands for another machine
+    assert "nnUNetv2_plan_and_preprocess" in capsys.readouterr().out
