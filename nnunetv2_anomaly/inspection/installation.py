@@ -283,6 +283,9 @@ def _worker_count(variable: str, purpose: str, cores: int, *, default: int, leas
     if value is not None and (not value.isdecimal() or int(value) < least):
         return Finding("workers", "fault", f"{variable}={value}; expected a whole number from {least}", remedy)
     count = default if value is None else int(value)
+    if count == 0:
+        text = f"{variable}=0 is for exact runs of nnUNetv2_train alone: planning ends in a RuntimeError of torch"
+        return Finding("workers", "warning", text, f"unset {variable}, and write {variable}=0 before nnUNetv2_train")
     said = f"{variable} is not set, nnU-Net takes {count}" if value is None else f"{variable}={value}"
     text = f"{said} ({purpose}) on {cores} cores; each worker takes memory"
     return warning_if(count > 2 * cores, "workers", text, remedy)

@@ -87,8 +87,8 @@ SHARED: dict[str, Setting] = {
         None,
         "a whole number from 0, or null for none",
         or_none(is_whole(0)),
-        "seed of initial weights, augmentation and order; on a CPU and with nnUNet_n_proc_DA=0 two runs agree, "
-        "interrupted or not",
+        "seed of initial weights, augmentation and order; on a CPU and with nnUNet_n_proc_DA=0 before nnUNetv2_train "
+        "two runs agree, interrupted or not",
     ),
     "num_iterations_per_epoch": Setting(250, "a whole number from 1", is_whole(1), "training batches per epoch"),
     "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", is_whole(1), "validation batches per epoch"),

@@ -146,9 +146,12 @@ class Runner:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             output = log.open("a")
+        environment = {**self.environment, **step.variables, "PYTHONUNBUFFERED": "1"}  # an epoch is logged as it begins
+        if words[0].startswith("nnUNetv2_plan") and environment.get("nnUNet_n_proc_DA") == "0":
+            environment["nnUNet_n_proc_DA"] = "1"  # the planner takes it for a number of threads
         process = subprocess.Popen(
             [nnunet_command(words[0]), *words[1:]],
-            env={**self.environment, **step.variables, "PYTHONUNBUFFERED": "1"},  # an epoch is logged when it begins
+            env=environment,
             stdout=output,
             stderr=output and subprocess.STDOUT,
             start_new_session=True,  # so that it is ended with all its workers

@@ -149,6 +149,19 @@ def test_number_of_another_kind_in_the_plans_is_told_at_the_start(trainer_factor
     assert list(results_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", [PRESTAGE, SEGMENTATION, PUBLISHED_TOO])
+def test_training_on_cases_that_are_not_preprocessed_names_the_command(
+    trainer_factory, own_preprocessed, results_folder, name
+):
+    shutil.rmtree(own_preprocessed / "nnUNetPlans_3d_fullres")
+    sentence = sentence_of(lambda: trainer_factory(name))
+    assert sentence == (
+        f"{own_preprocessed / 'nnUNetPlans_3d_fullres'} does not exist; expected the preprocessed cases of "
+        f"Dataset801_TinyKnee, so run: nnUNetv2_preprocess -d 801 -plans_name nnUNetPlans -c 3d_small"
+    )
+    assert list(results_folder.iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------- a loss that is not finite
 
 

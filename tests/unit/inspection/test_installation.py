@@ -3,6 +3,8 @@ import os
 import types
 
 import pytest
+import torch
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE, create_nnunet_folders, shim_folder
 from nnunetv2_anomaly.inspection import installation as doctor
@@ -117,7 +119,7 @@ def test_a_bare_folder_that_hides_nnunet_is_a_fault(monkeypatch):
     [
         ("nnUNet_def_n_proc", "many", "fault"),
         ("nnUNet_def_n_proc", "0", "fault"),
-        ("nnUNet_n_proc_DA", "0", "ok"),
+        ("nnUNet_n_proc_DA", "0", "warning"),
         ("nnUNet_n_proc_DA", "-1", "fault"),
         ("nnUNet_n_proc_DA", "4", "ok"),
         ("nnUNet_n_proc_DA", "5", "warning"),
@@ -127,6 +129,14 @@ def test_worker_counts(monkeypatch, variable, value, state):
     monkeypatch.setenv(variable, value)
     least = 1 if variable == "nnUNet_def_n_proc" else 0
     assert doctor._worker_count(variable, "work", 2, default=2, least=least).state == state
+
+
+def test_no_workers_are_for_training_alone(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    finding = doctor._worker_count("nnUNet_n_proc_DA", "data augmentation", 2, default=2, least=0)
+    assert finding.remedy == "unset nnUNet_n_proc_DA, and write nnUNet_n_proc_DA=0 before nnUNetv2_train"
+    with pytest.raises(RuntimeError, match="set_num_threads expects a positive integer"):
+        torch.set_num_threads(get_allowed_n_proc_DA())  # as nnU-Net's planner does
 
 
 @pytest.mark.parametrize(("free", "state"), [(0.5e9, "warning"), (8e9, "ok")])

@@ -49,6 +49,19 @@ def test_a_finished_step_is_not_run_again(command):
     assert calls(command) == ["a", "a"]
 
 
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [("nnUNetv2_plan_and_preprocess", "1"), ("nnUNetv2_plan_experiment", "1"), ("nnUNetv2_train", "0")],
+)
+def test_planning_is_not_given_the_no_workers_of_an_exact_training(command, name, threads):
+    (command / "command").write_text(
+        f'#!/bin/sh\nprintf %s "$nnUNet_n_proc_DA" > {command / "threads.txt"}\n: > "$2"\n'
+    )
+    one = Step("one", (command / "made",), (name, "x", str(command / "made")))
+    Runner({**os.environ, "nnUNet_n_proc_DA": "0"}, command / "run").run([one])
+    assert (command / "threads.txt").read_text() == threads
+
+
 def test_a_failed_step_names_its_log_and_is_run_again(command):
     steps = [step(command, "a", title="First"), step(command, "b", title="Second")]
     (command / "broken").touch()
