@@ -123,7 +123,7 @@ def _checked_row(job: CaseJob, earlier: Mapping[str, str]) -> dict[str, str]:
         changed.append(f"its label map {case.label_relative} is not as it was then ({row['label_source']})")
     if case.problem is None and not any(_is_source(source, row) for source in case.images):
         changed.append(f"its image was {' '.join((row['image_source'], row['series_uid'])).strip()}")
-    known = _table_cells(case)
+    known = _table_cells(case, row["side"])
     for name in _FROM_TABLE:
         if case.known is not None and row[name] and row[name] != known[name]:
             changed.append(f"{name} was {row[name]} and is {known[name] or 'nothing'}")
@@ -181,7 +181,7 @@ def _convert(job: CaseJob) -> dict[str, str]:
         "mapping_runner_up": str(evidence.runner_up),
         "mapping_runner_up_score_bits": f"{evidence.runner_up_score:.4f}",
     }
-    row |= _source_cells(case, chosen, image) | _table_cells(case)
+    row |= _source_cells(case, chosen, image) | _table_cells(case, side)
     row |= {"label_source_sha256": label_source_sha256(case.label_file), "options": options.described()}
     row |= {f"voxels_{name}": str(label_counts.get(value, 0)) for name, value in release.labels.items()}
     if not options.dry_run:
@@ -275,8 +275,8 @@ def _usable_as_it_is(job: CaseJob, chosen: CaseImage) -> bool:
     return corner_distance_mm(Grid.of(read_header(job.case.label_file)), chosen.grid) <= _EXACT_MM
 
 
-def _table_cells(case: Case) -> dict[str, str]:
-    known = case.known or Subject(case.subject)
+def _table_cells(case: Case, side: str | None) -> dict[str, str]:
+    known = case.knees.get(side or "") or case.known or Subject(case.subject)
     values = (known.side, known.kl_grade, known.sex, known.age_years, known.bmi)
     return {
         name: "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

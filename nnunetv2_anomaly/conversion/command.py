@@ -27,7 +27,7 @@ from nnunetv2_anomaly.conversion.splits import read_test_sets
 from nnunetv2_anomaly.conversion.subjects import SubjectTable, read_subjects
 from nnunetv2_anomaly.conversion.summary import described
 from nnunetv2_anomaly.environment import environment_folder
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors
 from nnunetv2_anomaly.images.files import image_stem
 
@@ -62,7 +62,12 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
         summary = convert_cases(release, cases, options, given)
     unknown = [case.name for case in cases if case.known is None]
     if getattr(args, "subjects", None) and unknown:
-        summary.notes.append(f"{args.subjects} has no line for {len(unknown)} cases: {', '.join(unknown)}.")
+        summary.notes.append(f"{args.subjects} has no line for {len(unknown)} cases: {listed(unknown)}.")
+    sides = {name: row["side"] for name, row in summary.rows.items()}
+    either = [case.name for case in cases if case.knees and sides.get(case.name) == ""]
+    if either:
+        note = f"{args.subjects} has lines by knee, and nothing says which knee {len(either)} cases show"
+        summary.notes.append(f"{note}, so that their grades stay unknown: {listed(either)}.")
     print(described(summary, options), flush=True)
     return 1 if summary.problems or summary.faults else 0
 
@@ -134,8 +139,10 @@ def collect_cases(
             cases.append(Case(file.name, subject or "", visit, file, relative, problem=problem))
             continue
         name = f"{subject}_{visit}" if has_visits else subject
-        known = subjects.get(subject, visit) if subjects else None
-        case = Case(name, subject, visit, file, relative, known=known)
+        case = Case(name, subject, visit, file, relative)
+        if subjects:
+            known, knees = subjects.get(subject, visit), subjects.knees(subject, visit)
+            case = dataclasses.replace(case, known=known, knees=knees)
         try:
             case = dataclasses.replace(case, images=tuple(images_of(subject, visit)))
         except UserError as error:

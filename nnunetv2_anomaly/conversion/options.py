@@ -28,8 +28,8 @@ def add_source_options(parser: argparse.ArgumentParser, *, zib: bool, has_pose: 
     images.add_argument("--oai", type=Path, nargs="+", metavar="DIR", help=packages)
     converted = "instead of --oai: converted images (NIfTI, NRRD, MetaImage), named by subject and visit"
     images.add_argument("--images", type=Path, metavar="DIR", help=converted)
-    table = "table of knee side, Kellgren-Lawrence grade, sex, age, BMI"
-    sources.add_argument("--subjects", type=Path, metavar="CSV", help=table)
+    table = "table of knee side, Kellgren-Lawrence grade, sex, age, BMI; the OAI's own text files, too"
+    sources.add_argument("--subjects", type=Path, metavar="FILE", help=table)
     if has_pose:
         several = "series to take where several have the mask's grid"
         sources.add_argument("--series", nargs="+", default=(), metavar="UID", help=several)

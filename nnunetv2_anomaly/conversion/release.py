@@ -47,7 +47,10 @@ class Case:
     label_relative: str  # to the folder that the user gave
     images: tuple[ImageSource, ...] = ()
     is_test: bool = False
-    known: Subject | None = None  # line of the subject table
+    known: Subject | None = None  # what the subject table says
+    knees: Mapping[str, Subject] = dataclasses.field(
+        default_factory=dict
+    )  # by side, where it has lines for either knee
     problem: str | None = None  # why there is no image
 
 

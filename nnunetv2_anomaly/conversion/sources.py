@@ -178,7 +178,12 @@ def subject_of(file: Path) -> str | None:
 
 def visit_of(file: Path) -> str | None:
     """Month of the visit ("00m", "12m", ...) in a file's name, also as OAI's code (V00, V01, ...); else None."""
-    stem = image_stem(file).replace("_", " ")
+    return visit_named(image_stem(file))
+
+
+def visit_named(text: str) -> str | None:
+    """Month of the visit ("00m", "12m", ...) in a name, or by OAI's code (V00, V01, ...); None unless there is one."""
+    stem = text.replace("_", " ")
     months = {f"{month}m" for month in _MONTH.findall(stem)} & set(VISIT_NUMBERS)
     codes = {int(code) for code in _VISIT_CODE.findall(stem)}
     months |= {visit for visit, number in VISIT_NUMBERS.items() if number in codes}

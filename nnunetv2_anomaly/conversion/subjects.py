@@ -1,42 +1,61 @@
-"""What is known of the subjects besides their images: a table with one line a subject, or a subject and visit."""
+"""What is known of the subjects besides their images: tables of one's own, and the OAI's.
+
+The OAI's come in text files (enrollees, AllClinical00, kxr_sq_bu00 and so on): bars between the cells, the subject in
+ID, the visit in the columns' names (V00AGE, P01BMI, V03XRKL), codes with their meaning ("1: Right", ".: Missing").
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from nnunetv2_anomaly.conversion.sources import BASELINE, VISIT_NUMBERS, read_lines
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.conversion.sources import BASELINE, VISIT_NUMBERS
+from nnunetv2_anomaly.errors import UserError, listed
 
 #: the codes of OAI's tables
-_SIDES = {"1": "right", "2": "left", "right": "right", "left": "left", "r": "right", "l": "left", "": None}
-_SEXES = {"1": "male", "2": "female", "male": "male", "female": "female", "m": "male", "f": "female", "": None}
+SIDES = {"1": "right", "2": "left", "right": "right", "left": "left", "r": "right", "l": "left"}
+_SEXES = {"1": "male", "2": "female", "male": "male", "female": "female", "m": "male", "f": "female"}
 
-_VISITS = {
-    "": None,
-    "baseline": BASELINE,
-    **{visit: visit for visit in VISIT_NUMBERS},
-    **{f"v{number:02d}": visit for visit, number in VISIT_NUMBERS.items()},
-}
+#: OAI's visits without an image package: their lines are read, and no case asks for them
+_OTHERVISITS = {"60m": 7, "84m": 9, "108m": 11}
+#: what a visit is called (its month, OAI's number or code) -> its month; P01 and P02 are examinations before baseline
+VISITS = dict.fromkeys(("baseline", "p01", "p02"), BASELINE)
+for _month, _number in (VISIT_NUMBERS | _OTHERVISITS).items():
+    VISITS |= dict.fromkeys((_month, _month[:-1], f"v{_number:02d}", str(_number)), _month)
 
-#: column, in small letters -> field of ``Subject``; further columns are left alone and go nowhere
+#: columns of the subjects, in plain letters; of several the first here counts
+SUBJECT_COLUMNS = ("subjectid", "srcsubjectid", "id")
+#: other column, in plain letters -> field of ``Subject``
 _COLUMNS = {
-    "subjectid": "subject",
     "visit": "visit",
     "kneeside": "side",
+    "side": "side",
     "klgrade": "kl_grade",
+    "xrkl": "kl_grade",
     "gender": "sex",
+    "sex": "sex",
     "age": "age_years",
     "bmi": "bmi",
     "path": "series_path",
+    "readprj": "project",
 }
+_EXPECTED = {
+    "visit": f"one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on",
+    "side": "1 (right) or 2 (left)",
+    "sex": "1 (male) or 2 (female)",
+}
+_CODES = {"visit": VISITS, "side": SIDES, "sex": _SEXES}
+#: of another visit these are unknown
+_OF_VISIT = ("kl_grade", "age_years", "bmi")
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """One line of the table; None where it says nothing."""
+    """What the table says of a subject, or of one knee; None where it says nothing."""
 
     subject: str
     visit: str | None = None
@@ -49,93 +68,177 @@ class Subject:
 
 
 class SubjectTable:
-    """Lines by subject, and by visit where the table has a column for it."""
+    """What is known by subject, and by visit and knee where the table distinguishes them."""
 
-    def __init__(self, lines: Mapping[tuple[str, str | None], Subject]) -> None:
-        self._lines = dict(lines)
+    def __init__(self, lines: Iterable[Subject]) -> None:
+        self._lines: dict[str, list[Subject]] = {}
+        for line in lines:
+            self._lines.setdefault(line.subject, []).append(line)
+        #: whether a subject has a line for either knee: then a side says whose line it is, not which knee was imaged
+        self._of_knees = any(len({line.side for line in own} - {None}) > 1 for own in self._lines.values())
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def get(self, subject: str, visit: str | None = None) -> Subject | None:
-        """The line of this visit, else that of the subject without a visit, else None.
+    def get(self, subject: str, visit: str | None = None, side: str | None = None) -> Subject | None:
+        """What is known of a subject at a visit, None if nothing is; of the knee of this side in a table of knees.
 
-        Such a line was made at baseline: grade, age and body mass index at another visit are unknown.
+        A line without a visit was made at baseline: grade, age and body mass index at another visit are unknown. In a
+        table of knees the grade is unknown without a side.
         """
-        line = self._lines.get((subject, visit)) or self._lines.get((subject, None))
-        if line is not None and line.visit is None and visit not in (None, BASELINE):
-            return dataclasses.replace(line, kl_grade=None, age_years=None, bmi=None)
-        return line
+        lines = [line for line in self._lines.get(subject, ()) if line.visit in (None, visit)]
+        if self._of_knees and side:
+            lines = [line for line in lines if line.side in (None, side)]
+        if not lines:
+            return None
+        known: dict[str, Any] = {}
+        for field in ("side", "kl_grade", "sex", "age_years", "bmi", "series_path"):
+            lasts = visit in (None, BASELINE) or field not in _OF_VISIT
+            for of in (None, visit) if lasts else (visit,):
+                values = {getattr(line, field) for line in lines if line.visit == of} - {None}
+                known |= {field: values.pop()} if len(values) == 1 else {}
+        if self._of_knees:
+            known |= {"side": None} if side else {"side": None, "kl_grade": None}
+        return Subject(subject, visit if any(line.visit for line in lines) else None, **known)
+
+    def knees(self, subject: str, visit: str | None) -> dict[str, Subject]:
+        """Side -> what is known of that knee; empty unless it is a table of knees."""
+        found = {side: self.get(subject, visit, side) for side in ("right", "left") if self._of_knees}
+        return {side: line for side, line in found.items() if line is not None}
 
     def series_paths(self) -> dict[str, str]:
         """Subject -> path of its baseline series, where the table has one."""
-        return {
-            line.subject: line.series_path
-            for line in self._lines.values()
-            if line.series_path and line.visit in (None, BASELINE)
-        }
+        lines = (line for own in self._lines.values() for line in own if line.visit in (None, BASELINE))
+        return {line.subject: line.series_path for line in lines if line.series_path}
 
 
 def read_subjects(file: Path) -> SubjectTable:
-    """Read a subject table (CSV with a heading).
+    """Read a subject table: one's own, or one of the OAI's (``read_table``).
 
-    Columns, in any order and case: SubjectID; and, where given, Visit (00m, 12m, ...), KneeSide (1 right, 2 left),
-    KLGrade (0 to 4), Gender (1 male, 2 female), Age (years), BMI (kg/m2), Path (of the series below OAI's baseline
-    folder). Empty cells are unknown. Anything else in it, such as bar codes, is not taken over.
+    Columns, in any order and case: SubjectID (or ID); and, where given, Visit (00m, 12m, ... or V00, V01, ...),
+    KneeSide or SIDE (1 right, 2 left), KLGrade or XRKL (0 to 4), Gender or SEX (1 male, 2 female), Age (years), BMI
+    (kg/m2), Path (of the series below OAI's baseline folder). A column whose name begins with a visit is of that visit
+    (V03XRKL, P01BMI). Of several readings of a knee (READPRJ) the lowest project's counts, as users of the OAI take
+    them, and the next one's where it has none. Empty and missing values are unknown. Nothing else is taken over.
 
-    Raises: UserError for a missing file, a missing SubjectID column, a value out of range, or a subject listed twice.
+    Raises: UserError for a missing file, a missing column of subjects, a value out of range, or a subject listed twice
+        with other values.
     """
-    rows = list(csv.DictReader(read_lines(file, "a subject table (CSV with a column SubjectID)")))
-    heading = {(name or "").strip().lower(): name for name in (rows[0] if rows else {})}
-    if "subjectid" not in heading:
-        raise UserError(f"{file} has no column SubjectID, or no line; its columns are {', '.join(heading) or 'none'}")
-    lines: dict[tuple[str, str | None], Subject] = {}
-    for number, row in enumerate(rows, start=2):
-        cells = {field: (row.get(heading.get(column)) or "").strip() for column, field in _COLUMNS.items()}
-        if not any(cells.values()):
-            continue
-        subject = _parse(cells, f"{file}, line {number}")
-        key = (subject.subject, subject.visit)
-        if key in lines and lines[key] != subject:
-            fault = f"line {number}: subject {subject.subject} is listed a second time with other values"
-            raise UserError(f"{file}, {fault}; expected one line per subject, or per visit with a column Visit")
-        lines[key] = subject
-    return SubjectTable(lines)
-
-
-def _parse(cells: Mapping[str, str], place: str) -> Subject:
-    grade = _number(cells["kl_grade"], "KLGrade", place)
-    visits = f"one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on"
-    fault = None
-    if not cells["subject"]:
-        fault = "SubjectID is empty; expected the subject's number"
-    elif grade not in (None, 0, 1, 2, 3, 4):
-        fault = f"KLGrade is {cells['kl_grade']}; expected 0 to 4, or nothing"
-    if fault is not None:
-        raise UserError(f"{place}: {fault}")
-    return Subject(
-        subject=cells["subject"].removesuffix(".0"),
-        visit=_coded(cells["visit"], _VISITS, "Visit", visits, place),
-        side=_coded(cells["side"], _SIDES, "KneeSide", "1 (right) or 2 (left)", place),
-        kl_grade=None if grade is None else int(grade),
-        sex=_coded(cells["sex"], _SEXES, "Gender", "1 (male) or 2 (female)", place),
-        age_years=_number(cells["age_years"], "Age", place),
-        bmi=_number(cells["bmi"], "BMI", place),
-        series_path=cells["series_path"].strip("/, ") or None,
+    heading, rows = read_table(file)
+    names = [plain(name) for name in heading]
+    subject_column = next((names.index(name) for name in SUBJECT_COLUMNS if name in names), None)
+    meanings = [(number, *meaning_of(name)) for number, name in enumerate(heading)]
+    columns = [meaning for meaning in meanings if meaning[1] in _COLUMNS.values()]
+    if subject_column is None or not rows:
+        fault = f"has no column SubjectID, or no line; its {len(heading)} columns are {listed(heading) or 'none'}"
+        raise UserError(f"{file} {fault}; expected the subjects' numbers in a column SubjectID or ID")
+    found: dict[tuple, dict[str, tuple[float, Any]]] = {}
+    for line, row in rows:
+        place = f"{file}, line {line}"
+        subject = row[subject_column].removesuffix(".0")
+        own: dict[str, Any] = {"side": None, "visit": None, "project": None}
+        if not subject:
+            raise UserError(f"{place}: {heading[subject_column]} is empty; expected the subject's number")
+        values: list[tuple[str, str | None, Any]] = []
+        for number, field, visit in columns:
+            value = _value(row[number], field, heading[number], place)
+            if field in own:
+                own[field] = value if own[field] is None else own[field]
+            else:
+                values.append((field, visit, value))
+        # A line with nothing of a visit is one of the subject all the same.
+        for field, visit, value in [("", None, None), *values]:
+            cells = found.setdefault((subject, own["side"], visit or own["visit"]), {})
+            project = own["project"] or 0.0
+            before = cells.get(field)
+            if before is None or before[1] is None or (value is not None and project < before[0]):
+                cells[field] = (project, value)
+            elif value not in (None, before[1]) and project == before[0]:
+                fault = f"subject {subject} is listed a second time with other values ({field} {before[1]} and {value})"
+                raise UserError(f"{place}: {fault}; expected one line per subject, or per visit, knee and reading")
+    return SubjectTable(
+        Subject(subject, visit, side, **{field: value for field, (_, value) in cells.items() if field})
+        for (subject, side, visit), cells in found.items()
     )
 
 
-def _coded(text: str, codes: Mapping[str, str | None], column: str, expected: str, place: str) -> str | None:
-    key = text.lower().removesuffix(".0")
-    if key not in codes:
-        raise UserError(f"{place}: {column} is {text}; expected {expected}, or nothing")
-    return codes[key]
+def read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a table in a text file, as spreadsheets and the OAI write them.
 
+    Cells are parted by bars, tabs, semicolons or commas, whichever the first line has most of; cells may be in quotes.
+    Empty lines do not matter, nor separators at the ends of lines, nor the encoding (UTF-8, UTF-16, Latin-1).
 
-def _number(text: str, column: str, place: str) -> float | None:
-    if not text or text.lower() == "nan":
-        return None
+    Returns: the heading; number and cells of each further line, as many as the heading has.
+    Raises: UserError if the file is missing or no table, or a line has more cells than the heading.
+    """
     try:
-        return float(text)
+        content = file.read_bytes()
+        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+        if "\0" in text:
+            raise csv.Error("it is no text")
+        lines = re.split(r"\r\n?|\n", text)
+        first = next((line for line in lines if line.strip()), "")
+        reader = csv.reader(lines, delimiter=max("|\t;,", key=first.count), strict=True)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+    except (OSError, csv.Error) as error:
+        fault = f"cannot be read as a table ({error})"
+        raise UserError(f"{file} {fault}; expected text with a heading, cells parted by | ; , or tabs") from error
+    heading = rows[0][1] if rows else []
+    while heading and not heading[-1]:
+        heading.pop()
+    for number, row in rows[1:]:
+        if any(row[len(heading) :]):
+            fault = f"{','.join(row[: len(heading) + 1])[:200]} has more cells than the heading"
+            raise UserError(f"{file}, line {number}: {fault}; put cells that hold the separator in quotes")
+    return heading, [(number, [*row, *[""] * len(heading)][: len(heading)]) for number, row in rows[1:]]
+
+
+def plain(name: str) -> str:
+    """A column's name in small letters, without underscores and spaces."""
+    return name.strip().lower().replace("_", "").replace(" ", "")
+
+
+def meaning_of(column: str) -> tuple[str, str | None]:
+    """What a column is taken for, and the visit that its name begins with: V03XRKL is kl_grade at 24m.
+
+    Returns: field of ``Subject``, else the plain name; visit, None where the name or the field has none.
+    """
+    prefix, name = re.fullmatch(r"(v\d\d|p0[12])?(.*)", plain(column)).groups()  # type: ignore[union-attr]
+    field = _COLUMNS.get(name)
+    if field is None or (prefix and prefix not in VISITS):
+        return plain(column), None
+    return field, VISITS[prefix] if prefix and field in _OF_VISIT else None
+
+
+def code_of(cell: str) -> str:
+    """The code in a cell ("2: Female"), in small letters; empty where the value is missing (".: Missing", "NA")."""
+    code = re.sub(r"[.,]0+$", "", cell.partition(":")[0].strip().lower())
+    return "" if re.fullmatch(r"\.[a-z]?|nan|na|n/a|none", code) else code
+
+
+def number_in(cell: str) -> float | None:
+    """The number in a cell, also with a comma before its decimals; None if it holds no number."""
+    try:
+        return float(code_of(cell).replace(",", "."))
     except ValueError:
-        raise UserError(f"{place}: {column} is {text}; expected a number, or nothing") from None
+        return None
+
+
+def _value(cell: str, field: str, column: str, place: str) -> Any:
+    """The value of a cell, None if missing. Raises: UserError if it is none of the field's."""
+    code = code_of(cell)
+    if field == "series_path":
+        return cell.strip("/, ") or None
+    if not code:
+        return None
+    value: Any = _CODES[field].get(code) if field in _CODES else number_in(cell)
+    expected = _EXPECTED.get(field, "a number")
+    if field == "kl_grade" and value is not None:
+        value, expected = (int(value) if value in range(5) else None), "0 to 4"
+    if value is None:
+        raise UserError(f"{place}: {column} is {cell}; expected {expected}, or nothing")
+    return value

@@ -319,6 +319,35 @@ def test_table_that_comes_later_is_taken_over_and_one_that_says_nothing_is_told(
     assert convert_zib(folder, "--subjects", table) == 1
 
 
+def test_of_a_table_of_knees_the_line_of_the_side_found_is_taken(tree, tmp_path, capsys):
+    folder, _ = tree
+    table = tmp_path / "kxr_sq_bu00.txt"
+    lines = [
+        f"{subject}|{side}|15|{grade}" for subject in SUBJECTS for side, grade in (("1: Right", 1), ("2: Left", 3))
+    ]
+    table.write_text("\n".join(["ID|SIDE|READPRJ|V00XRKL", *lines]))
+    for _ in range(2):  # and again from what is there
+        assert convert_zib(folder, "--subjects", table) == 0
+        rows = manifest_of(tmp_path / "raw/Dataset501_OAIZIB")
+        assert [rows[subject]["kl_grade"] for subject in SUBJECTS] == ["1", "3", "1"]
+        assert {row["side_in_table"] for row in rows.values()} == {""}
+    assert "which knee" not in capsys.readouterr().out
+
+
+def test_of_a_table_of_knees_no_line_is_taken_where_the_side_is_unknown(tmp_path, capsys):
+    write_tree(tmp_path, subjects=SUBJECTS[:1])
+    for file in (tmp_path / "oai").rglob("10490000/*"):
+        header = pydicom.dcmread(file)
+        header.SeriesDescription = "SAG_3D_DESS"
+        header.save_as(file)
+    table = tmp_path / "table.csv"
+    table.write_text("ID,SIDE,V00XRKL,SEX\n9001104,1,2,2\n9001104,2,3,2\n")
+    assert convert_zib(tmp_path, "--subjects", table) == 0
+    row = manifest_of(tmp_path / "raw/Dataset501_OAIZIB")["9001104"]
+    assert (row["side"], row["kl_grade"], row["sex"]) == ("", "", "female")
+    assert "nothing says which knee 1 cases show, so that their grades stay unknown: 9001104" in capsys.readouterr().out
+
+
 def test_names_in_a_series_description_are_not_taken_over(tmp_path):
     knee = Knee(knee_of(0).image, zib_labels(knee_of(0).labels), "right")
     series = write_visit(tmp_path / "oai", "00m", "9001104", knee, description="SAG_3D_DESS_RIGHT Doe^Janet")

@@ -203,3 +203,30 @@ def test_what_is_no_table(tmp_path, content):
 def test_missing_table(tmp_path):
     with pytest.raises(UserError, match=r"subjects\.csv cannot be read as a table"):
         read_groups(tmp_path / "subjects.csv", CASES)
+
+
+READINGS = (
+    "ID|SIDE|READPRJ|V00XRKL|V05XRKL|P02SEX\n9001104|1: Right|37|4|4|1: Male\n"
+    "9001104|1: Right|15|2: Minimal|3|1: Male\n9001104|2: Left|15|4|4|1: Male\n9002430|1: Right|15|.: Missing|3|2: Female\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "group"),
+    [
+        ("9001104_right", "KLGrade <= 2"),
+        ("9001104_V05_RIGHT", "KLGrade >= 3"),
+        ("9001104_36m_left", "KLGrade >= 3"),
+        ("9002430_36m", "KLGrade >= 3"),
+    ],
+)
+def test_tables_of_the_oai_by_knee_visit_and_reading(table, case, group):
+    assert read_groups(table(READINGS), (case,)).of_case == {case: group}
+
+
+def test_tables_of_the_oai_say_nothing_of_other_visits_and_missing_values(table):
+    cases = ("9001104_right", "9001104_12m_right", "9002430_00m")
+    assert read_groups(table(READINGS), cases).without == cases[1:]
+    assert read_groups(table(READINGS), cases, column="sex").names == ("sex 1: Male", "sex 2: Female")
+    with pytest.raises(UserError, match=r"several KLGrade of 9001104 \(2: Minimal, 4\)"):
+        read_groups(table(READINGS), ("9001104",))
