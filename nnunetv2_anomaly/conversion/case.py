@@ -24,6 +24,7 @@ from nnunetv2_anomaly.files import label_source_sha256, sha256_of
 from nnunetv2_anomaly.images.files import read_header, read_image, write_image
 from nnunetv2_anomaly.images.grids import Grid, corner_distance_mm, oriented, posed
 from nnunetv2_anomaly.images.label_maps import count_values, read_label_map, relabelled
+from nnunetv2_anomaly.images.label_meaning import check_label_meaning
 from nnunetv2_anomaly.reporting.drawing import save_label_figure
 
 #: columns of the manifest before the voxel counts, in their order
@@ -157,6 +158,7 @@ def _convert(job: CaseJob) -> dict[str, str]:
     labels = mapping.apply(labels)
     if np.array_equal(labels, sitk.GetArrayViewFromImage(image)):
         raise UserError(f"{chosen.source.path} is the label map itself; expected its image; give the folder of images")
+    check_label_meaning(labels, image.GetSpacing()[::-1], release.source_labels, case.label_file)
     said = side_from_text(chosen.description), case.known.side if case.known else None
     anatomy = side_from_labels(labels, image.GetSpacing()[::-1], release.source_labels)
     side = agreed_side(*said, anatomy)

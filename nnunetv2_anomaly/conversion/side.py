@@ -71,10 +71,11 @@ def side_from_text(text: str) -> str | None:
 def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mapping[str, int]) -> SideEvidence:
     """Distinguish a right knee from a left one by the shape of its bones and cartilages.
 
-    Where medial and lateral tibial cartilage have names of their own, the way from one to the other decides. Otherwise
-    up to six asymmetries are measured, each in a frame that its own bone gives, so that neither a turned leg nor a
-    bent knee matters (``femoral_asymmetries``, ``tibial_asymmetries``). Each is divided by its value in a typical right
-    knee, cut off at ``MOST_OF_ONE``, and the score is their mean. A side is given only if at least
+    Where medial and lateral tibial cartilage have names of their own, the way from one to the other decides, unless the
+    shape contradicts. Of the shape up to six asymmetries are measured, each in a frame that its own bone gives, so that
+    neither a turned leg nor a bent knee matters (``femoral_asymmetries``, ``tibial_asymmetries``). Each is divided by
+    its value in a typical right knee, cut off at ``MOST_OF_ONE``, and the score is their mean. A side is given only if
+    at least
     ``LEAST_FEATURES`` could be measured, |score| reaches ``LEAST_SCORE``, at most one in
     ``FEATURES_PER_EXCEPTION`` of them has the other sign, none exceeds ``MOST_OF_A_KNEE``, and either bone alone
     reaches ``LEAST_OF_BONE``. Mirroring the labels negates every asymmetry.
@@ -91,13 +92,29 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
 
     Returns: the evidence; side None where the labels do not look like one whole knee of an adult, or speak with two
         voices.
+    Raises: UserError if the names of the compartments give one side and the shape scores ``LEAST_SCORE`` for the other.
     """
     if min(labels.shape) < 2:
         return SideEvidence(None, 0.0)
     sampled, axes, distance_mm = _sample(labels, np.array(spacing_mm))
     compartments = [_points(sampled, axes, names, (f"{name}_tibial_cartilage",)) for name in ("medial", "lateral")]
-    if min(map(len, compartments)) >= _LEAST_COMPARTMENT_POINTS:
-        return _side_from_compartments(*compartments)
+    shape = _side_from_shape(sampled, axes, names, distance_mm)
+    if min(map(len, compartments)) < _LEAST_COMPARTMENT_POINTS:
+        return shape
+    named = _side_from_compartments(*compartments)
+    if named.side and shape.score * named.score < 0 and abs(shape.score) >= LEAST_SCORE:
+        raise UserError(
+            f"the side of this knee is {named.side} by the places of medial and lateral tibial cartilage (score "
+            f"{named.score:+.2f}) and {_SIDES[shape.score < 0]} by the shape of bones and cartilages (score "
+            f"{shape.score:+.2f}; a typical right knee has +1, a left one -1); expected one side from both; exchange "
+            "the two labels, or correct the mask's axes, or leave this knee out"
+        )
+    return named
+
+
+def _side_from_shape(
+    sampled: NDArray, axes: Sequence[NDArray], names: Mapping[str, int], distance_mm: NDArray
+) -> SideEvidence:
     # Half the difference to the mirror image: mirroring the labels then negates the score to the last bit.
     seen, mirrored = (_bones(s, axes, names, distance_mm) for s in (sampled, sampled[:, :, ::-1]))
     if seen is None or mirrored is None:

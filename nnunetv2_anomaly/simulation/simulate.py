@@ -37,6 +37,7 @@ from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, only_files, write_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, posed, turned_back
 from nnunetv2_anomaly.images.label_maps import read_label_map
+from nnunetv2_anomaly.images.label_meaning import check_label_meaning
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LABELS, LESIONS, NAMES
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.simulation.dess import dess_like_image
@@ -272,6 +273,9 @@ def _simulate_case(job: _Job) -> dict:
         label_image = phantom_image(parameters, size=size, spacing_mm=spacing_mm)
     else:
         label_image = read_label_map(job.label_file, LABELS)
+        upright = oriented(label_image)
+        spacing = upright.GetSpacing()[::-1]
+        check_label_meaning(sitk.GetArrayViewFromImage(upright), spacing, LABELS, job.label_file)
         if job.size is not None or job.spacing_mm is not None:
             label_image = resample_labels(label_image, job.size, job.spacing_mm)
         check_size(label_image.GetSize())

@@ -671,6 +671,20 @@ def test_cm_merges_or_keeps_compartments(tmp_path, keep):
     assert manifest_of(dataset)["oaizib_405"]["subset"] == "test"
 
 
+def test_cm_with_labels_of_another_table_is_refused(tmp_path, capsys):
+    cm_tree(tmp_path / "cm")
+    file = tmp_path / "cm/labelsTr/oaizib_002.nii.gz"
+    mask = sitk.ReadImage(str(file))
+    foreign = sitk.GetImageFromArray(np.array([0, 4, 1, 5, 2, 3], np.uint8)[sitk.GetArrayFromImage(mask)])
+    foreign.CopyInformation(mask)
+    sitk.WriteImage(foreign, str(file))
+    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 1
+    told = " ".join(capsys.readouterr().out.split("1 cases failed:")[1].split())
+    assert "oaizib_002.nii.gz: its labels have not the shapes of what their values stand for" in told
+    assert "tibial_cartilage is" in told
+    assert "expected 1 femoral_bone, 2 femoral_cartilage, 3 tibial_bone, 4 medial_tibial_cartilage" in told
+
+
 def test_cm_with_another_knees_mask_under_a_copied_header_is_refused(tmp_path, capsys):
     cm_tree(tmp_path / "cm")
     other = zib_labels(make_knee(77).labels)

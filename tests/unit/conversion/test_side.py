@@ -225,6 +225,37 @@ def test_names_without_a_voxel_of_one_compartment_fall_back_to_the_shape(knee):
     assert side_from_labels(knee, SPACING_MM, names) == side_from_labels(knee, SPACING_MM, LABELS)
 
 
+COMPARTMENTS = {name: value for name, value in LABELS.items() if value < 4} | {
+    "medial_tibial_cartilage": 4,
+    "lateral_tibial_cartilage": 5,
+}
+
+
+def parted(labels, exchanged=False):
+    """Tibial cartilage in a medial half, where x is small in a right knee, and a lateral one, or the other way."""
+    lateral = np.arange(labels.shape[2]) > np.median(np.nonzero(labels == 4)[2])
+    return np.where((labels == 4) & (lateral != exchanged), 5, np.where(labels > 4, 0, labels))
+
+
+@pytest.mark.parametrize("flip", [lambda labels: labels, mirrored])
+def test_names_of_compartments_that_the_shape_contradicts_are_an_error(knee, flip):
+    side_found, other = ("right", "left") if flip is not mirrored else ("left", "right")
+    assert side_from_labels(flip(parted(knee)), SPACING_MM, COMPARTMENTS).side == side_found
+    shape = side_from_labels(flip(knee), SPACING_MM, LABELS).score
+    with pytest.raises(UserError) as caught:
+        side_from_labels(flip(parted(knee, exchanged=True)), SPACING_MM, COMPARTMENTS)
+    assert f"is {other} by the places of medial and lateral tibial cartilage (score" in str(caught.value)
+    assert f"and {side_found} by the shape of bones and cartilages (score {shape:+.2f};" in str(caught.value)
+
+
+def test_a_shape_that_says_little_leaves_the_side_to_the_names():
+    for seed in range(6):  # phantoms are nearly symmetric
+        true_side = ("right", "left")[seed % 2]
+        phantom = draw_phantom(np.random.default_rng(seed), side=true_side)
+        labels = parted(render_label_map(phantom, shape=(64, 64, 56), spacing_mm=SPACING_MM), true_side == "left")
+        assert side_from_labels(labels, SPACING_MM, COMPARTMENTS).side == true_side
+
+
 RIGHT, LEFT, UNCLEAR = SideEvidence("right", 0.93), SideEvidence("left", -1.02), SideEvidence(None, 0.21)
 
 
@@ -284,3 +315,26 @@ def test_all_published_masks_are_right_knees_and_their_mirror_images_left_ones()
     assert max(scores) == pytest.approx(1.18, abs=0.02)
     for name, value in TYPICAL_OF_RIGHT.items():
         assert np.mean([found[name] for found in typical]) == pytest.approx(value, rel=0.05)
+
+
+@pytest.mark.skipif(not REAL_MAPS.is_dir(), reason="the published masks of OAI ZIB-UQ are not on this machine")
+def test_margin_between_right_and_exchanged_compartments_of_real_knees():
+    """A shape contradicts from 0.6 on; real ones score 0.79 or more for their own side."""
+    for file in sorted(REAL_MAPS.glob("*.nii.gz"))[::4]:
+        mask = grids.oriented(sitk.ReadImage(file))
+        labels, spacing_mm = sitk.GetArrayFromImage(mask)[::4, ::4], np.array(mask.GetSpacing()[::-1]) * (4, 4, 1)
+        assert side_from_labels(labels, spacing_mm, LABELS).score > 0.78 > 0.6 == side.LEAST_SCORE
+        assert side_from_labels(parted(labels), spacing_mm, COMPARTMENTS).side == "right"
+        assert side_from_labels(mirrored(parted(labels)), spacing_mm, COMPARTMENTS).side == "left"
+        with pytest.raises(UserError, match=r"is left by the places of .* and right by the shape"):
+            side_from_labels(parted(labels, exchanged=True), spacing_mm, COMPARTMENTS)
+
+
+@pytest.mark.skipif(not REAL_MAPS.is_dir(), reason="the mean knee of 103 is not on this machine")
+def test_mean_knee_with_compartments_of_its_own():
+    mask = grids.oriented(sitk.ReadImage(next((REAL_MAPS.parent / "clair_knee_103r").glob("*segmentation*"))))
+    labels, spacing_mm = sitk.GetArrayFromImage(mask), mask.GetSpacing()[::-1]
+    assert side_from_labels(labels, spacing_mm, COMPARTMENTS).side == "right"
+    exchanged = np.choose(labels, [0, 1, 2, 3, 5, 4])
+    with pytest.raises(UserError, match="is left by the places of"):
+        side_from_labels(exchanged, spacing_mm, COMPARTMENTS)

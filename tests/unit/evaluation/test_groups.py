@@ -207,7 +207,8 @@ def test_missing_table(tmp_path):
 
 READINGS = (
     "ID|SIDE|READPRJ|V00XRKL|V05XRKL|P02SEX\n9001104|1: Right|37|4|4|1: Male\n"
-    "9001104|1: Right|15|2: Minimal|3|1: Male\n9001104|2: Left|15|4|4|1: Male\n9002430|1: Right|15|.: Missing|3|2: Female\n"
+    "9001104|1: Right|15|2: Minimal|3|1: Male\n9001104|2: Left|15|4|4|1: Male\n"
+    "9002430|1: Right|15|.: Missing|3|2: Female\n"
 )
 
 
