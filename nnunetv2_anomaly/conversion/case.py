@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.conversion.case_image import CaseImage, image_on_grid, only_image, public_words
+from nnunetv2_anomaly.conversion.case_image import CaseImage, image_on_grid, labels_beside, only_image, public_words
 from nnunetv2_anomaly.conversion.dicom import series_uid
 from nnunetv2_anomaly.conversion.mapping import IDENTITY, AxisMapping, MappingEvidence, mapping_evidence
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
@@ -212,7 +212,10 @@ def _checked_mapping(
     Raises: UserError if the voxels contradict the headers, as another knee's under a copied header do, or, without
         pose, no mapping fits clearly.
     """
-    evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
+    try:
+        evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
+    except UserError as error:
+        raise UserError("; ".join(filter(None, (str(error), labels_beside(chosen.source))))) from None
     fault, margin = None, f"(evidence {evidence.margin:.3f})"
     if release.has_pose and evidence.contradicts(IDENTITY):
         fault = f"by their voxels the mask's axes are {evidence.best} {margin}, by header {IDENTITY}; get both again"

@@ -10,9 +10,9 @@ import SimpleITK as sitk
 from nnunetv2_anomaly.conversion.dicom import DicomSeries, read_series, read_series_image, series_description
 from nnunetv2_anomaly.conversion.release import Case, Options
 from nnunetv2_anomaly.conversion.sources import ImageSource
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.images.files import image_stem, read_header, read_image
-from nnunetv2_anomaly.images.grids import OPPOSITE, Grid, corner_distance_mm, differences
+from nnunetv2_anomaly.images.grids import OPPOSITE, Grid, corner_distance_mm, differences, same_grid
 
 #: of the OAI's series descriptions, and of DESS series elsewhere
 _IMAGING_WORDS = {
@@ -52,7 +52,7 @@ def only_image(case: Case) -> CaseImage:
     chosen = _header(case.images[0])
     fault = None
     if len(case.images) != 1:
-        found = ", ".join(source.relative for source in case.images)
+        found = listed([source.relative for source in case.images])
         fault = f"{len(case.images)} images may belong to it ({found}); expected one; leave only that in the folder"
     elif chosen.series is not None and "DESS" not in chosen.description.upper():
         called = f"the series {chosen.source.relative} is called {public_words(chosen.description)!r}"
@@ -91,9 +91,23 @@ def image_on_grid(case: Case, grid: Grid, options: Options) -> CaseImage:
         among = f"those of subject {case.subject}, visit {case.visit} ({', '.join(sorted(set(others)))})"
         raise UserError(f"no DESS series among {among}; expected one such as SAG_3D_DESS_RIGHT")
     count = f"{len(fitting)} of them have" if fitting else "none of them has"
-    advice = "name the right one with --series UID" if fitting else "check that the visit's package is complete"
+    advice = labels_beside(case.images[0]) or "check that the visit's package is complete"
+    advice = "name the right one with --series UID" if fitting else advice
     candidates = f"candidates for {case.label_file.name}, candidate against mask: {' | '.join(found)}"
     raise UserError(f"{candidates}; expected one with the mask's grid, and {count} it; {advice}")
+
+
+def labels_beside(source: ImageSource) -> str:
+    """Advice to take the label map that lies beside an image on its grid, as ``simulate`` writes one; else empty.
+
+    Where images were resampled from label maps, those given are on the finer grid.
+    """
+    folder = source.path.parent.with_name(source.path.parent.name.replace("images", "labels"))
+    file = folder / re.sub(r"_0000(?=\.)", "", source.path.name)
+    if source.is_series or file == source.path or not file.is_file():
+        return ""
+    fits = same_grid(_header(source).grid, Grid.of(read_header(file)))
+    return f"the label map on the image's grid is {file}: give --labels {folder}" if fits else ""
 
 
 def public_words(description: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from nnunetv2_anomaly.conversion.sources import packed_in
 from nnunetv2_anomaly.errors import UserError, check_name
 from nnunetv2_anomaly.images.files import last_line
 from nnunetv2_anomaly.images.grids import TOLERANCE_MM, Grid, joined, posed
@@ -104,7 +105,8 @@ def read_series(folder: Path) -> DicomSeries:
     """
     files = list(_candidates(folder))
     if not files:
-        raise UserError(f"{folder} holds no DICOM file; expected the slices of one series (001, 002, ...)")
+        expected = "expected the slices of one series (001, 002, ...)"
+        raise UserError(f"{folder} holds no DICOM file; {expected}{packed_in(folder, '*')}")
     with _no_warnings():
         slices = [_read_slice(file) for file in files]
     _check_one_volume(folder, slices)

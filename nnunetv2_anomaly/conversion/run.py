@@ -29,7 +29,7 @@ from nnunetv2_anomaly.conversion.raw_dataset import READER, refuse_filled, write
 from nnunetv2_anomaly.conversion.release import LICENCE, Case, Options, Release
 from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_test_sets, training_subjects, write_splits
 from nnunetv2_anomaly.conversion.summary import Summary, note_unconfirmed, refuse_differing_mappings
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import is_half_written, locked, read_json, write_text
 from nnunetv2_anomaly.parallel import run_jobs
 from nnunetv2_anomaly.reporting.table import csv_text, unescaped
@@ -164,18 +164,18 @@ def _prepare(folder: Path, cases: Sequence[Case]) -> None:
 
 def _set_aside(folder: Path, summary: Summary) -> None:
     """Leave nnU-Net the manifest's cases and no others: delete half-written files, move others aside."""
-    listed = {folder / row[f"{kind}_file"] for row in summary.rows.values() for kind in ("image", "label")}
+    of_cases = {folder / row[f"{kind}_file"] for row in summary.rows.values() for kind in ("image", "label")}
     aside = []
     for place in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         for file in sorted((folder / place).glob("*")):
             if is_half_written(file.name):
                 file.unlink()
-            elif file not in listed:
+            elif file not in of_cases:
                 (folder / UNLISTED / place).mkdir(parents=True, exist_ok=True)
                 os.replace(file, folder / UNLISTED / place / file.name)
                 aside.append(f"{place}/{file.name}")
     if aside:
-        summary.notes.append(f"Files that belong to no case were moved to {folder / UNLISTED}: {', '.join(aside)}.")
+        summary.notes.append(f"Files that belong to no case were moved to {folder / UNLISTED}: {listed(aside)}.")
 
 
 def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import is_half_written
 from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, only_files
 
@@ -18,6 +18,7 @@ BASELINE = "00m"
 VISIT_NUMBERS = {"00m": 0, "12m": 1, "18m": 2, "24m": 3, "30m": 4, "36m": 5, "48m": 6, "72m": 8, "96m": 10}
 _VISIT_OF_NUMBER = {number: visit for visit, number in VISIT_NUMBERS.items()}
 
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 _SUBJECT = re.compile(r"(?<!\d)(\d{7})(?!\d)")  # OAI's public subject numbers
 _PACKAGE = re.compile(r"(\d{1,2})\.[A-Za-z0-9]+(\.\d+)?")  # 0.C.2, 5.E.1, 10.E.1
 _MONTH = re.compile(r"(?<![0-9A-Za-z])(\d{2})m(?![A-Za-z])", re.IGNORECASE)
@@ -58,7 +59,8 @@ class OaiPackages:
             packages = list(_packages_below(root))
             if not packages:
                 fault = "holds no OAI package" if root.is_dir() else "is no folder"
-                raise UserError(f"{root} {fault}; expected folders such as 00m/0.E.1/<subject>/<date>/<barcode>/")
+                expected = "expected folders such as 00m/0.E.1/<subject>/<date>/<barcode>/"
+                raise UserError(f"{root} {fault}; {expected}{packed_in(root, '*') or packed_in(root, '*/*')}")
             for visit, package in packages:
                 if package.resolve() not in seen:
                     seen.add(package.resolve())
@@ -83,7 +85,8 @@ class OaiPackages:
                     found[key] = ImageSource(folder, folder.relative_to(root).as_posix(), is_series=True)
         if not found:
             places = ", ".join(str(package) for package, _ in packages)
-            raise UserError(f"no series of subject {subject} in visit {visit}; looked in {places}")
+            packed = "".join(packed_in(package / subject, "**/*") for package, _ in packages)
+            raise UserError(f"no series of subject {subject} in visit {visit}; looked in {places}{packed}")
         return list(found.values())
 
     def series_at(self, path: str) -> ImageSource:
@@ -97,7 +100,16 @@ class OaiPackages:
         for folder, root in sorted(there, key=lambda place: not any(place[0].iterdir())):
             return ImageSource(folder, folder.relative_to(root).as_posix(), is_series=True)
         expected = ", ".join(str(folder) for folder, _ in places) or f"{BASELINE}/{name} below {self._root_names}"
-        raise UserError(f"the series {path} is missing; expected its slices in {expected}; download that package")
+        packed = "".join(packed_in(folder.parent, f"{folder.name}.*") for folder, _ in places)
+        advice = packed or "; download that package"
+        raise UserError(f"the series {path} is missing; expected its slices in {expected}{advice}")
+
+
+def packed_in(folder: Path, pattern: str) -> str:
+    """What to do about archives in a folder, as the end of a sentence; empty where there are none."""
+    files = sorted(file for file in folder.glob(pattern) if file.name.lower().endswith(_ARCHIVES))
+    count = f"{len(files)} archives" if len(files) > 1 else "an archive"
+    return f"; {count} such as {files[0]} lie there: unpack each into a folder of its name" if files else ""
 
 
 def _packages_below(folder: Path, depth: int = 4) -> Iterator[tuple[str, Path]]:
@@ -133,7 +145,7 @@ class ImageFolder:
         files = self._files.get(subject, [])
         fitting = [file for month, file in files if month == visit] or [file for month, file in files if month is None]
         if not fitting:
-            names = ", ".join(file.name for _, file in files) or "nothing"
+            names = listed([file.name for _, file in files]) or "nothing"
             fault = f"no image of subject {subject}, visit {visit}, in {self._folder}, which holds {names} of it"
             raise UserError(f"{fault}; expected {subject}.nii.gz or {subject}_{visit}.nii.gz")
         return [ImageSource(file, file.relative_to(self._folder).as_posix(), is_series=False) for file in fitting]

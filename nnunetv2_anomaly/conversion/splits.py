@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -103,8 +102,8 @@ def write_splits(summary: Summary, drawn_sets: Sequence[Sequence[str]], record: 
     record["splits"] = drawn or "published"
     record["subjects_not_converted"] = absent
     if absent and not drawn:
-        names = "\n".join(textwrap.wrap(", ".join(absent), 116, initial_indent="  ", subsequent_indent="  "))
-        summary.notes.append(f"{len(absent)} subjects of the split file were not converted:\n{names}")
+        note = f"{len(absent)} subjects of the split file were not converted: {listed(absent)}"
+        summary.notes.append(f"{note} (all of them in conversion.json).")
     splits = splits_from_test_sets(test_sets, subjects)
     empty = [str(fold) for fold, split in enumerate(splits) if not split["val"] or not split["train"]]
     if empty:

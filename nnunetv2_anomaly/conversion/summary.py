@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnunetv2_anomaly.conversion.mapping import CLEAR_MARGIN, CLEAR_SCORE, AxisMapping
 from nnunetv2_anomaly.conversion.release import Options
+from nnunetv2_anomaly.errors import listed
 
 
 @dataclasses.dataclass
@@ -42,10 +43,12 @@ def described(summary: Summary, options: Options) -> str:
         lines.append("Axis mappings: " + ", ".join(f"{text} in {n} cases" for text, n in mappings.most_common()))
     lines += summary.notes
     lines += summary.faults
-    if summary.problems:
-        lines.append(f"{len(summary.problems)} cases failed:")
-        width = max(len(name) for name in summary.problems)
-        for name, problem in sorted(summary.problems.items()):
+    kept = {name: problem for name, problem in summary.problems.items() if name in summary.rows}
+    failed = {name: problem for name, problem in summary.problems.items() if name not in kept}
+    for problems, became in ((kept, "are still there from an earlier run, and differ"), (failed, "failed")):
+        lines += [f"{len(problems)} cases {became}:"] if problems else []
+        width = max(map(len, problems), default=0)
+        for name, problem in sorted(problems.items()):
             wrapped = textwrap.wrap(problem, 118 - width, break_long_words=False, break_on_hyphens=False)
             lines += [f"  {name if i == 0 else '':{width}}  {line}" for i, line in enumerate(wrapped)]
     return "\n".join(lines)
@@ -97,7 +100,7 @@ def note_unconfirmed(summary: Summary) -> None:
     ]
     if doubtful:
         note = f"The voxels of {len(doubtful)} cases do not clearly bear out that the mask is the image's own"
-        summary.notes.append(f"{note}, as their headers say; look at them (--previews): {', '.join(doubtful)}")
+        summary.notes.append(f"{note}, as their headers say; look at them (--previews): {listed(doubtful)}")
 
 
 def _stored_mapping(row: Mapping[str, str], by_name: bool) -> str:

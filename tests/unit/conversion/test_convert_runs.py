@@ -193,6 +193,10 @@ def test_changed_file_is_kept_until_overwrite_is_given(tree, tmp_path, capsys):
     assert convert_zib(folder) == 1
     assert "labelsTr/9001104.nii.gz is not as it was then" in " ".join(capsys.readouterr().out.split())
     assert label.read_bytes() == edited
+    assert convert_zib(folder, "--dry_run") == 1  # said of a case that is still there
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 cases are still there from an earlier run, and differ: 9001104 converted before, and labelsTr" in told
+    assert "cases failed" not in told
     assert convert_zib(folder, "--overwrite") == 0
     assert_same_voxels(label, knees["9001104"].labels)
 
@@ -484,6 +488,11 @@ def test_split_file_becomes_splits(tree, tmp_path, capsys):
     splits = json.loads((tmp_path / "preprocessed/Dataset501_OAIZIB/splits_final.json").read_text())
     assert [split["val"] for split in splits] == [["9001104"], ["9002430"], ["9002817"], [], []]
     assert splits[0]["train"] == ["9002430", "9002817"]
+    file.write_text(file.read_text() + "\n".join(str(9100000 + number) for number in range(484)))
+    assert convert_zib(folder, "--splits", file, "--overwrite") == 0
+    assert "9100004 and 479 more (all of them in conversion.json)." in capsys.readouterr().out
+    record = json.loads((tmp_path / "raw/Dataset501_OAIZIB/conversion.json").read_text())
+    assert len(record["subjects_not_converted"]) == 487
     file.write_text("Test set 1:\n9001104\nTest set 2:\n9002430\n")
     assert convert_zib(folder, "--splits", file, "-d", 601) == 1
     assert "in none of the 2 test sets (9002817)" in capsys.readouterr().err
@@ -560,6 +569,58 @@ def test_uq_takes_the_listed_series_and_keeps_lesions(tree, tmp_path, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "candidate against mask: 00m/0.E.1/9001104" in told
     assert "mm apart" in told
+
+
+@pytest.mark.parametrize("place", ["as the series", "in the series' folder", "as the package"])
+def test_packed_series_are_to_be_unpacked(tmp_path, capsys, place):
+    write_tree(tmp_path, subjects=SUBJECTS[:1])
+    package = tmp_path / "oai/00m/0.E.1"
+    series = package / "9001104/20050825/10490000"
+    archive = {
+        "as the series": series.with_name("10490000.tar.gz"),
+        "in the series' folder": series / "10490000.tgz",
+        "as the package": package.with_name("0.E.1.zip"),
+    }[place]
+    shutil.rmtree(package if place == "as the package" else series)
+    archive.parent.mkdir(exist_ok=True)
+    archive.write_bytes(b"packed")
+    told = f"an archive such as {archive} lie there: unpack each into a folder of its name"
+    assert convert_zib(tmp_path) == 1
+    shown = capsys.readouterr()
+    assert told in " ".join((shown.out + shown.err).split())
+
+
+def test_packed_series_of_a_visit_are_to_be_unpacked(tmp_path, capsys):
+    cases = akoa_tree(tmp_path)
+    series = tmp_path / "oai/36m/5.E.1/9001104/20050825"
+    for folder in list(series.iterdir()):
+        shutil.rmtree(folder)
+        folder.with_name(f"{folder.name}.tar.gz").write_bytes(b"packed")
+    assert convert("oai_akoa", "--labels", tmp_path / "masks", "--oai", tmp_path / "oai") == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no series of subject 9001104 in visit 36m; looked in" in told
+    assert f"6 archives such as {series / '10499998.tar.gz'} lie there: unpack each" in told
+    assert len(manifest_of(tmp_path / "raw/Dataset503_OAIAKOA")) == len(cases) - 1
+
+
+@pytest.mark.parametrize("release", ["oai_zib_uq", "oai_zib"])
+def test_labels_on_the_grid_of_simulated_images_are_named(tmp_path, capsys, release):
+    if release == "oai_zib_uq":
+        write_uq_mask(tmp_path / "masks", "9001104", knee_of(0).labels)
+    else:
+        (tmp_path / "masks").mkdir()
+        sitk.WriteImage(zib_labels(knee_of(0).labels), str(tmp_path / "masks/9001104.nii.gz"))
+    words = ["simulate", "-i", tmp_path / "masks", "-o", tmp_path / "sim", "--spacing", 4, 4, 4, "-np", 1]
+    assert main([str(word) for word in words]) == 0
+    written = next((tmp_path / "sim/images").iterdir()).name.replace("_0000", "")
+    words = (release, "--images", tmp_path / "sim/images")
+    assert convert(*words, "--labels", tmp_path / "masks") == 1
+    told = " ".join(capsys.readouterr().out.split())
+    advice = (
+        f"the label map on the image's grid is {tmp_path / 'sim/labels' / written}: give --labels {tmp_path}/sim/labels"
+    )
+    assert advice in told
+    assert convert(*words, "--labels", tmp_path / "sim/labels") == 0
 
 
 def akoa_tree(folder: Path) -> dict[str, Knee]:
