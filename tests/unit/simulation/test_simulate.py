@@ -298,7 +298,7 @@ def test_user_mistakes_are_told_in_one_sentence(tmp_path):
         simulate_folder(output, num_phantoms=1, spacing_mm=(0.05, 0.05, 0.05))
     assert not output.exists()
     large = write_map(tmp_path / "large", np.ones((8, 8, 8), np.uint8), spacing=(20.0, 20.0, 20.0))
-    with pytest.raises(UserError, match=r"1 of 1 cases could not be .*:\n  knee: 3200 x 3200 x 3200 voxels take"):
+    with pytest.raises(UserError, match=r"1 of 1 case could not be .*:\n  knee: 3200 x 3200 x 3200 voxels take"):
         simulate_folder(tmp_path / "o1", labels_folder=large, spacing_mm=(0.05, 0.05, 0.05), num_processes=1)
 
     unknown = cube.copy()
