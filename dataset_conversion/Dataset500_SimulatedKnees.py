@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,6 @@ HELP = "Turn a folder of simulated knees into an nnU-Net raw data set."
 
 #: folder of the simulation -> what stands between a case's name and .nii.gz
 _KINDS = {"images": "_0000", "labels": "", "anomalies": ""}
-
-#: nnU-Net's endings of the folders' names
-_SUFFIXES = {"training": "Tr", "test": "Ts"}
 
 #: entry of dataset.json that says what a data set was made from, by which a run that was stopped finds its own
 _MADE_FROM = "made_from"
@@ -79,14 +76,10 @@ def convert(
         raise UserError(f"{asked}; expected 0 to {len(lesion_mm3) - 1}, so that a training case is left")
     test = choose_test_cases(lesion_mm3, num_test, seed)
     cases = {"training": sorted(set(lesion_mm3) - set(test)), "test": test}
-    made_from = {
-        "manifest_sha256": sha256_of(source / "manifest.json"),
-        "num_test": num_test,
-        "seed": seed,
-        "keep_lesion_labels": keep_lesion_labels,
-    }
-    if _made_from(dataset_dir) == made_from and all((dataset_dir / file).is_file() for file in _files(cases)):
-        return cases
+    arguments = {"num_test": num_test, "seed": seed, "keep_lesion_labels": keep_lesion_labels}
+    made_from = {"manifest_sha256": sha256_of(source / "manifest.json"), **arguments}
+    if _made_from(dataset_dir) == made_from:
+        return cases  # whole, as it got its name at the very end
     refuse_filled(dataset_dir)
     with write_failures_as_user_errors(dataset_dir, "make room, or give permission, and run again"):
         remove_half_written(dataset_dir)
@@ -105,11 +98,11 @@ def convert(
 def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from: Mapping[str, Any], name: str) -> None:
     """Write the files of a data set of that name into a folder."""
     keep_lesion_labels = made_from["keep_lesion_labels"]
-    for subset, names in cases.items():
+    for subset, suffix in (("training", "Tr"), ("test", "Ts")):
         for kind in _KINDS:
-            (folder / f"{kind}{_SUFFIXES[subset]}").mkdir(parents=True)
-        for case in names:
-            _copy_case(source, case, folder, _SUFFIXES[subset], keep_lesion_labels=keep_lesion_labels)
+            (folder / f"{kind}{suffix}").mkdir(parents=True)
+        for case in cases[subset]:
+            _copy_case(source, case, folder, suffix, keep_lesion_labels=keep_lesion_labels)
     write_dataset_json(
         folder,
         labels=LABELS if keep_lesion_labels else ANATOMY,
@@ -121,12 +114,6 @@ def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from
         converted_by="nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees",
         **{_MADE_FROM: made_from},
     )
-
-
-def _files(cases: Mapping[str, list[str]]) -> Iterator[str]:
-    for subset, names in cases.items():
-        for kind, end in _KINDS.items():
-            yield from (f"{kind}{_SUFFIXES[subset]}/{case}{end}.nii.gz" for case in names)
 
 
 def checked_dataset_dir(dataset_id: int, name: str) -> Path:

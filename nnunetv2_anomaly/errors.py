@@ -41,23 +41,21 @@ def exit_status(program: str, run: Callable[[], int]) -> int:
     """
     try:
         return run()
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if (sentence := refused_name(error)) is None:
-            raise
-        print(f"{program}: {sentence}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 
-def refused_name(error: OSError) -> str | None:
-    """The sentence on a name that is too long for the file system, or a link to itself; None for other errors."""
-    advice = _NAME_ADVICE.get(error.errno or 0)
-    return advice and f"{error.filename2 or error.filename}: {error.strerror}; {advice}"
+def sentence_of(error: UserError | OSError) -> str:
+    """The sentence on a user's mistake, or on a name that the file system refuses. Raises: any other error again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if error.errno not in _NAME_ADVICE:
+        raise error
+    return f"{error.filename2 or error.filename}: {error.strerror}; {_NAME_ADVICE[error.errno]}"
 
 
 def check_name(name: object) -> None:
@@ -69,7 +67,7 @@ def check_name(name: object) -> None:
         str(name).encode()
     except UnicodeEncodeError as error:
         fault = f"the name {name} holds bytes that are no text in the encoding of this system"
-        raise UserError(f"{fault} (see the command locale); expected text, so rename it") from error
+        raise UserError(f"{fault}; expected text, so rename it") from error
 
 
 def listed(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunetv2_anomaly.errors import UserError, counted, refused_name
+from nnunetv2_anomaly.errors import UserError, counted, sentence_of
 
 #: seconds that a job has to remove the file it was writing before its process is killed
 _MOMENT_S = 2.0
@@ -97,12 +97,8 @@ def run_cases(
         for job, future in tqdm(finished, total=len(jobs), desc=doing, unit="case"):
             try:
                 results[job.case] = future.result()
-            except UserError as error:
-                failed[job.case] = str(error)
-            except OSError as error:
-                if (sentence := refused_name(error)) is None:
-                    raise
-                failed[job.case] = sentence
+            except (UserError, OSError) as error:
+                failed[job.case] = sentence_of(error)
             else:
                 keep(job.case, results[job.case])
     told = "\n".join(f"  {case}: {failed[case]}" for case in sorted(failed))

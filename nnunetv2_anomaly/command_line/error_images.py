@@ -36,14 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2_anomaly.prediction.anomaly_maps import find_model_folder, predict_error_images
 
     device = chosen_device(arguments.device)
-    model_folder, folds = find_model_folder(
-        arguments.d,
-        configuration=arguments.c,
-        plans=arguments.p,
-        trainer=arguments.tr,
-        folds=arguments.f,
-        checkpoint=arguments.chk,
-    )
+    model = {"configuration": arguments.c, "plans": arguments.p, "trainer": arguments.tr, "folds": arguments.f}
+    model_folder, folds = find_model_folder(arguments.d, checkpoint=arguments.chk, **model)
     written = predict_error_images(
         arguments.i,
         arguments.o,

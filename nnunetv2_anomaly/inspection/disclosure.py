@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from nnunetv2_anomaly.errors import listed
@@ -16,9 +15,7 @@ from nnunetv2_anomaly.training.safe_loading import shown
 #: how a path begins, on whatever system
 _PATH = re.compile(r"/[^/]+/|~/|[A-Za-z]:[\\/]|\\\\[^\\]+\\")
 #: nnU-Net exports them, and reads them neither for installing nor for predicting
-_NOT_NEEDED = {"debug.json", "summary.json"}
-#: entries of a checkpoint that hold numbers alone, and many of them
-_NUMBERS = {"network_weights", "optimizer_state", "grad_scaler_state", "logging", CHECKPOINT_KEY, DETECTOR_KEY}
+_NOT_NEEDED = ("debug.json", "summary.json")
 
 
 def disclosures(label: str, content: Any) -> Iterator[Finding]:
@@ -27,20 +24,18 @@ def disclosures(label: str, content: Any) -> Iterator[Finding]:
     Args: label: its place in the model. content: of a JSON file or a checkpoint, of any form.
     """
     content = content if isinstance(content, dict) else {}
-    paths = list(dict.fromkeys(_paths({name: value for name, value in content.items() if name not in _NUMBERS})))
-    cases, told = _cases(content), []
+    paths, told = list(dict.fromkeys(_paths(content))), []
     if paths:
-        first = ", ".join(shown(path, 80) for path in paths[:2])
-        told.append(f"{len(paths)} paths ({first}{', ...' * (len(paths) > 2)})")
-    if isinstance(content.get("hostname"), str):
+        told.append(f"{len(paths)} paths ({shown(paths[0], 80)}{', ...' * (len(paths) > 1)})")
+    if "hostname" in content:
         told.append(f"the computer {shown(content['hostname'])}")
-    if cases:
-        told.append(f"{len(cases)} cases ({listed([shown(case) for case in cases])})")
-    text = f"{label} names {' and '.join(told)}"
-    if told and PurePosixPath(label).name in _NOT_NEEDED:
-        yield Finding("disclosure", "warning", text, "before you hand it on, take the file out with zip -d")
+    if cases := _cases(content):
+        told.append(f"{len(cases)} cases ({listed(cases)})")
+    if told and label.endswith(_NOT_NEEDED):
+        remedy = "before you hand it on, take the file out with zip -d"
+        yield Finding("disclosure", "warning", f"{label} names {' and '.join(told)}", remedy)
     elif told:
-        yield Finding("disclosure", "ok", text)
+        yield Finding("disclosure", "ok", f"{label} names {' and '.join(told)}")
 
 
 def _paths(value: Any) -> Iterator[str]:
@@ -53,11 +48,10 @@ def _paths(value: Any) -> Iterator[str]:
 
 
 def _cases(content: Mapping[str, Any]) -> list[str]:
-    """Names of cases: those of a validation's summary, or those that a checkpoint was trained on."""
-    measured = content.get("metric_per_case")
-    rows = [row for row in measured if isinstance(row, dict)] if isinstance(measured, list) else []
-    names = [row.get("case") or str(row.get("reference_file")).replace("\\", "/").rpartition("/")[2] for row in rows]
-    for key, part in ((DETECTOR_KEY, "fitted_on"), (CHECKPOINT_KEY, "cases")):
-        found = content[key].get(part) if isinstance(content.get(key), dict) else None
-        names += found if isinstance(found, (list, dict)) else []
-    return sorted(set(map(str, names)))
+    """Names of cases, or files of theirs: of a validation's summary, or those that a checkpoint was trained on."""
+    try:
+        names = [row.get("case", row.get("reference_file")) for row in content.get("metric_per_case", [])]
+        trained = content.get(DETECTOR_KEY, {}).get("fitted_on", []), content.get(CHECKPOINT_KEY, {}).get("cases", [])
+        return sorted({shown(name).replace("\\", "/").split("/")[-1] for part in (names, *trained) for name in part})
+    except (AttributeError, TypeError):  # of another form than any that names cases
+        return []

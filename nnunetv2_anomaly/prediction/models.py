@@ -28,9 +28,17 @@ def load_model(
         plans beside it.
     """
     let_nnunet_find_trainers()
-    for path in (model_folder / f"fold_{fold}" / checkpoint for fold in folds):
-        if path.is_file():
-            _check_checkpoint(path)
+    for path in filter(Path.is_file, (model_folder / f"fold_{fold}" / checkpoint for fold in folds)):
+        # Before nnU-Net, which would run what a hostile file names, and fail in many ways at one that is no checkpoint.
+        content = load_file(path, "give another model or checkpoint, or train it again")
+        needed = ("network_weights", "init_args", "trainer_name")
+        if not (isinstance(content, dict) and all(name in content for name in needed)):
+            raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
+        try:
+            recursive_find_trainer_class_by_name(content["trainer_name"])
+        except RuntimeError as error:
+            fault = f"{path} was written by the trainer {content['trainer_name']}, which is not installed here"
+            raise UserError(f"{fault}; install the package that brings it, or give another model") from error
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
     try:
         predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
@@ -53,16 +61,3 @@ def each_fold(predictor: nnUNetPredictor) -> Iterator[None]:
     for weights in predictor.list_of_parameters:
         network.load_state_dict(weights)
         yield
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Read a checkpoint before nnU-Net, which would run what a hostile file names, and fail in many ways at others."""
-    content = load_file(path, "give another model or checkpoint, or train it again")
-    needed = ("network_weights", "init_args", "trainer_name")
-    if not (isinstance(content, dict) and all(name in content for name in needed)):
-        raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
-    try:
-        recursive_find_trainer_class_by_name(content["trainer_name"])
-    except RuntimeError as error:
-        fault = f"{path} was written by the trainer {content['trainer_name']}, which is not installed here"
-        raise UserError(f"{fault}; install the package that brings it, or give another model") from error

@@ -134,9 +134,8 @@ def simulate_folder(
     manifest: dict[str, Any] = {"version": __version__, "arguments": arguments, "cases": {}}
     with write_failures_as_user_errors(output_folder):
         take_output_folder(output_folder, MANIFEST, MANIFEST)
-    finished = _finished_cases(output_folder, manifest, sources)
-    manifest["cases"].update(finished)
-    with write_failures_as_user_errors(output_folder):
+        finished = _finished_cases(output_folder, manifest, sources)
+        manifest["cases"].update(finished)
         # First the manifest, by which a next run knows the folder, however early this one is stopped.
         _write_manifest(output_folder, manifest)
         for kind in _KINDS:

@@ -154,9 +154,6 @@ def test_a_data_set_that_is_there_whole_is_kept_and_another_one_is_not_replaced(
     for other in ({"num_test": 1}, {"num_test": 2, "seed": 1}, {"num_test": 2, "keep_lesion_labels": True}):
         with pytest.raises(UserError, match="exists and is not empty"):
             convert(simulated, dataset, **other)
-    (dataset / "imagesTs" / f"{cases['test'][0]}_0000.nii.gz").unlink()
-    with pytest.raises(UserError, match="exists and is not empty"):
-        convert(simulated, dataset, num_test=2)
 
 
 def test_a_failure_leaves_nothing_behind(simulated, tmp_path, monkeypatch):
