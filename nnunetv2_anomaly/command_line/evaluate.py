@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.evaluation.pictures import check_images
     from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
+    from nnunetv2_anomaly.images.label_maps import note_of_floats
     from nnunetv2_anomaly.images.segmentations import chosen_reader
     from nnunetv2_anomaly.parallel import chosen_processes
 
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
         missing=args.missing,
         with_probabilities=not (args.without_probabilities or dataset.has_regions),
     )
-    notes = list(pairs.notes)
+    predictions = (file for model in pairs.models for file in model.files.values())
+    notes = [*pairs.notes, *note_of_floats([*pairs.references.values(), *predictions])]
     if groups is not None and groups.without:
         without = counted(len(groups.without), "case")
         notes.append(f"No {groups.column} in {args.subjects} for {without}, in no group.")

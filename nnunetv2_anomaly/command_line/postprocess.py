@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Clean the predictions. Returns: 0."""
     # pandas and SciPy take seconds to import: not for a mere --help.
     from nnunetv2_anomaly.errors import UserError, counted
-    from nnunetv2_anomaly.images.dataset_description import find_dataset_description
+    from nnunetv2_anomaly.images.dataset_description import find_dataset_description, segmentation_files
+    from nnunetv2_anomaly.images.label_maps import note_of_floats
     from nnunetv2_anomaly.parallel import chosen_processes
     from nnunetv2_anomaly.postprocessing.run import postprocess_folder
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = find_dataset_description(args.djfile, [args.i])
     clean_up, num_processes = clean_up_of(args, dataset), chosen_processes(args.np)
     print(described(clean_up, dataset))
+    for note in note_of_floats(segmentation_files(args.i, dataset.file_ending).values()):
+        print(note)
     table = postprocess_folder(args.i, args.o, dataset, clean_up, num_processes=num_processes, overwrite=args.overwrite)
     for note in clean_up.without_effect(table):
         print(f"WARNING: {note}")

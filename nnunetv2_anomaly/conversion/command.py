@@ -30,6 +30,7 @@ from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors
 from nnunetv2_anomaly.images.files import image_stem
+from nnunetv2_anomaly.images.label_maps import note_of_floats
 
 
 def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[Case]) -> int:
@@ -60,6 +61,7 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
     advice = "what was finished stays; make room, or check the permissions, and run again"
     with write_failures_as_user_errors(folder, advice):
         summary = convert_cases(release, cases, options, given)
+    summary.notes += note_of_floats(case.label_file for case in cases if case.problem is None)
     unknown = [case.name for case in cases if case.known is None]
     if getattr(args, "subjects", None) and unknown:
         summary.notes.append(f"{args.subjects} has no line for {len(unknown)} cases: {listed(unknown)}.")

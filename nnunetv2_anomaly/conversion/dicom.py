@@ -39,7 +39,7 @@ _SLICE_ENDING = re.compile(r"(\.(dcm|dicom|ima|\d+))?", re.IGNORECASE)
 _SERIES_DESCRIPTION, _SERIES_UID = "0008|103e", "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _ECHO_TIME, _ECHO_NUMBERS, _PHOTOMETRIC = "0018|0081", "0018|0086", "0028|0004"
-_BITS_ALLOCATED = "0028|0100"
+_BITS_ALLOCATED, _PIXEL_REPRESENTATION = "0028|0100", "0028|0103"
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"  # as its tag stands in the file
 
 #: the syntaxes that compress the voxels: deflated, JPEG of all kinds, RLE
@@ -66,7 +66,7 @@ class _Slice:
     series_uid: str
     echo: tuple[str, str]  # echo time in ms, echo numbers
     size: tuple[int, int]  # columns, rows
-    pixel_type: int
+    stored_type: tuple[str, str]  # bits of a voxel, and whether it has a sign; slices may be rescaled each in its way
     pixel_spacing: tuple[float, ...]  # distance of rows, distance of columns, as DICOM has it
     position: tuple[float, ...]  # centre of the first voxel
     cosines: tuple[float, ...]  # direction of a row, direction of a column
@@ -117,24 +117,22 @@ def read_series(folder: Path) -> DicomSeries:
 def read_series_image(series: DicomSeries) -> sitk.Image:
     """Read the voxels of a series on its grid.
 
-    The rescaling that the headers ask for is applied. Integers of 8 or 16 bits keep their type; wider ones and floats
-    that turn out whole become int16 or uint16 if they fit, other floats float32. No header entry is carried over.
+    The rescaling that each slice's header asks for is applied to that slice. Integers of 8 or 16 bits keep their type;
+    wider ones and floats that turn out whole become int16 or uint16 if they fit, other floats float32. No header entry
+    is carried over.
 
     Returns: 3D image, intensities without unit.
     Raises: UserError if a file cannot be read, or no longer is what its header was.
     """
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(file) for file in series.files])
-    reader.SetNumberOfThreads(1)
+    columns, rows, _ = series.grid.size
     with _no_warnings():
         try:
-            image = reader.Execute()
-        except RuntimeError as error:
+            # One by one: ITK's reader of series takes all slices to be of the first one's type.
+            planes = [sitk.GetArrayFromImage(_header(file).Execute()).reshape(rows, columns) for file in series.files]
+        except (RuntimeError, ValueError) as error:
             fault = f"cannot be read ({last_line(error)}); expected whole DICOM files; get the folder again"
             raise UserError(f"the voxels of the series in {series.folder} {fault}") from error
-    image = _narrowed(image)
-    return posed(sitk.GetArrayViewFromImage(image), series.grid)
+    return posed(_narrowed(np.stack(planes)), series.grid)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -204,7 +202,7 @@ def _read_slice(file: Path) -> _Slice:
         series_uid=_text(reader, _SERIES_UID),
         echo=(_text(reader, _ECHO_TIME), _text(reader, _ECHO_NUMBERS)),
         size=(columns, rows),
-        pixel_type=reader.GetPixelIDValue(),
+        stored_type=(_text(reader, _BITS_ALLOCATED), _text(reader, _PIXEL_REPRESENTATION)),
         pixel_spacing=_numbers(reader, file, _PIXEL_SPACING, "PixelSpacing", 2),
         position=_numbers(reader, file, _POSITION, "ImagePositionPatient", 3),
         cosines=_numbers(reader, file, _ORIENTATION, "ImageOrientationPatient", 6),
@@ -259,9 +257,12 @@ def _difference(first: _Slice, other: _Slice) -> str | None:
         return f"pixel spacing, {joined(first.pixel_spacing)} against {joined(other.pixel_spacing)} mm"
     if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
         return f"direction, {joined(first.cosines)} against {joined(other.cosines)}"
-    if other.pixel_type != first.pixel_type:
-        names = (sitk.GetPixelIDValueAsString(s.pixel_type) for s in (first, other))
-        return f"voxel type, {' against '.join(names)}"
+    if other.stored_type != first.stored_type:
+        kinds = (
+            f"{bits} bits {'with' if sign == '1' else 'without'} sign"
+            for bits, sign in (first.stored_type, other.stored_type)
+        )
+        return f"voxel type, {' against '.join(kinds)}"
     return None
 
 
@@ -334,18 +335,17 @@ def _even_step(folder: Path, slices: list[_Slice], along: NDArray[np.float64]) -
     return mean
 
 
-def _narrowed(image: sitk.Image) -> sitk.Image:
-    """The image with the smallest type, as ``read_series_image`` says."""
-    if image.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkUInt16):
-        return image
-    voxels = sitk.GetArrayViewFromImage(image)
+def _narrowed(voxels: NDArray) -> NDArray:
+    """Voxels of the smallest type, as ``read_series_image`` says."""
+    if voxels.dtype.itemsize <= 2:
+        return voxels
     # Slice by slice: the comparison's temporary arrays stay small.
     if voxels.dtype.kind in "iu" or all((np.rint(plane) == plane).all() for plane in voxels):
         lowest, highest = voxels.min(), voxels.max()
-        for pixel_id, dtype in ((sitk.sitkInt16, np.int16), (sitk.sitkUInt16, np.uint16)):
+        for dtype in (np.int16, np.uint16, *((np.int32, np.uint32) if voxels.dtype.kind in "iu" else ())):
             if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
-                return sitk.Cast(image, pixel_id)
-    return sitk.Cast(image, sitk.sitkFloat32) if voxels.dtype.kind == "f" else image
+                return voxels.astype(dtype)
+    return voxels.astype(np.float32)
 
 
 def _grouped(slices: list[_Slice], key: Callable[[_Slice], object]) -> dict:

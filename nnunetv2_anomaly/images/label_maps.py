@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.images.files import read_image
+from nnunetv2_anomaly.images.files import read_header, read_image
 
 
 def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
@@ -18,20 +21,55 @@ def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
 
     Args: labels: name -> value of every label that may occur, background included; values 0 to 255.
     Returns: 3D image, uint8, in the file's own pose.
-    Raises: UserError if the file cannot be read, is not 3D, is of a floating-point type, or holds another value.
+    Raises: UserError if the file cannot be read, is not 3D, or holds another value.
     """
     image = read_image(path)
     voxels = sitk.GetArrayViewFromImage(image)
-    if not np.issubdtype(voxels.dtype, np.integer):
-        broken = np.count_nonzero(voxels != np.rint(voxels))
-        told = f"{broken} of its voxels are no whole numbers" if broken else "all of its voxels are whole numbers"
-        kind = f"{image.GetPixelIDTypeAsString()} values ({told})"
-        raise UserError(f"{path} holds {kind}; expected an integer type: take one that was not interpolated")
+    if np.issubdtype(voxels.dtype, np.floating):
+        voxels = whole_numbers(voxels, path)
     unknown = [f"{value} ({n} voxels)" for value, n in count_values(voxels).items() if value not in labels.values()]
     if unknown:
         known = ", ".join(f"{value} {name}" for name, value in labels.items())
         raise UserError(f"{path} holds unknown labels: {listed(unknown)}; expected {known}; check its release")
     return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def whole_numbers(voxels: NDArray, path: Path) -> NDArray[np.integer]:
+    """Voxels of a segmentation as integers of the smallest type that holds them; floats may be whole numbers.
+
+    Raises: UserError if others are among them; it says how the file's header scales them.
+    """
+    broken = voxels < 0
+    if np.issubdtype(voxels.dtype, np.floating):
+        broken |= (voxels != np.rint(voxels)) | ~np.isfinite(voxels)
+    if number := np.count_nonzero(broken):
+        fault = f"{number} of its voxels are no whole numbers; expected a segmentation, labels from 0"
+        raise UserError(f"{path}: {fault}; {_scaling(path) or 'take one that was not interpolated'}")
+    return np.ascontiguousarray(voxels, dtype=np.min_scalar_type(int(voxels.max(initial=0))))
+
+
+def _scaling(path: Path) -> str:
+    """How a NIfTI header scales the stored numbers, and what to do; empty where it does not."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return ""
+    image: Any = nibabel.load(path)
+    stored = image.dataobj
+    slope, inter = np.float32(stored.slope), np.float32(stored.inter)
+    if (slope, inter) == (1, 0):
+        return ""
+    advice = "set them to 1 and 0 if what is stored are the labels"
+    return f"its header scales what is stored ({stored.dtype}) by scl_slope {slope!s} and scl_inter {inter!s}: {advice}"
+
+
+def note_of_floats(files: Iterable[Path]) -> list[str]:
+    """A sentence about the label maps that hold floating-point numbers, by their headers; none if there are none."""
+    found = []
+    for file in files:
+        with suppress(UserError):  # reading the voxels says it
+            if read_header(file).GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
+                found.append(str(file))
+    taken = "hold floating-point numbers, and are taken as far as all of these are whole"
+    return [f"{len(found)} label maps {taken}: {listed(found)}."] if found else []
 
 
 def relabelled(labels: NDArray[np.uint8], new_values: Mapping[int, int]) -> NDArray[np.uint8]:

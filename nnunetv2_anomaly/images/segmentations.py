@@ -36,6 +36,7 @@ from nnunetv2_anomaly.images.files import (
 )
 from nnunetv2_anomaly.images.grids import Grid, differences, oriented, turned, turned_back
 from nnunetv2_anomaly.images.headers import save_nifti_like
+from nnunetv2_anomaly.images.label_maps import whole_numbers
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,11 @@ class SegmentationFiles:
             image = read_image(path, dimensions=(2, 3))
             grid = Grid.of(image) if image.GetDimension() == 3 else None
             image = image if grid is None else oriented(image)
-            voxels = _whole_numbers(sitk.GetArrayFromImage(image), path)
+            voxels = whole_numbers(sitk.GetArrayFromImage(image), path)
             return Segmentation(path, voxels, image.GetSpacing()[::-1], grid)
         voxels, properties = self._read_through_nnunet(path)
         spacing = tuple(float(s) for s in properties["spacing"])
-        voxels = _whole_numbers(voxels[0], path)
+        voxels = whole_numbers(voxels[0], path)
         if "nibabel_stuff" in properties:
             stuff = properties["nibabel_stuff"]  # where nnU-Net turned the voxels, their affine is not the file's
             affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=float)
@@ -198,17 +199,6 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
             yield np.minimum(channel, 1)  # half precision rounds up
         if stream.read(1):  # also checks what was read: the archive's checksum is compared at its very end
             raise ValueError("it is longer than its header says")
-
-
-def _whole_numbers(voxels: NDArray, path: Path) -> NDArray[np.integer]:
-    """Voxels as integers of the smallest type that holds them."""
-    broken = voxels < 0
-    if np.issubdtype(voxels.dtype, np.floating):
-        broken |= (voxels != np.rint(voxels)) | ~np.isfinite(voxels)
-    if broken.any():
-        number = np.count_nonzero(broken)
-        raise UserError(f"{path}: {number} of its voxels are no whole numbers; expected a segmentation, labels from 0")
-    return np.ascontiguousarray(voxels, dtype=np.min_scalar_type(int(voxels.max(initial=0))))
 
 
 def chosen_reader(dataset: DatasetDescription, files: Iterable[Path]) -> str | None:

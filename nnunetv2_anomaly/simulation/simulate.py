@@ -36,7 +36,7 @@ from nnunetv2_anomaly.files import (
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, only_files, write_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, posed, turned_back
-from nnunetv2_anomaly.images.label_maps import read_label_map
+from nnunetv2_anomaly.images.label_maps import note_of_floats, read_label_map
 from nnunetv2_anomaly.images.label_meaning import check_label_meaning
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LABELS, LESIONS, NAMES
 from nnunetv2_anomaly.parallel import run_cases
@@ -154,7 +154,8 @@ def simulate_folder(
     _, failed = run_cases(_simulate_case, jobs, num_processes, "simulating knees", "simulated", keep)
     if failed:
         raise UserError(failed)
-    print(_summary(manifest["cases"]))
+    for line in (*note_of_floats(file for file in sources.values() if file), _summary(manifest["cases"])):
+        print(line)
     with write_failures_as_user_errors(output_folder):
         shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
         save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)

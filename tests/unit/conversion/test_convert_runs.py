@@ -828,8 +828,7 @@ def _unknown(array):
         (_wrong_size, "shape"),
         (_edited_mask(np.zeros_like), "is empty"),
         (_edited_mask(_unknown), "unknown labels: 6 (3 voxels)"),
-        (_edited_mask(lambda array: array.astype(np.float32) / 2), "32-bit float"),
-        (_edited_mask(lambda array: array.astype(np.float32)), "all of its voxels are whole numbers"),
+        (_edited_mask(lambda array: array.astype(np.float32) / 2), "of its voxels are no whole numbers; expected a"),
     ],
 )
 def test_what_is_wrong_with_a_case_is_told_and_the_others_are_converted(tmp_path, capsys, spoil, expected):
@@ -842,6 +841,16 @@ def test_what_is_wrong_with_a_case_is_told_and_the_others_are_converted(tmp_path
     dataset = tmp_path / "raw/Dataset501_OAIZIB"
     assert set(manifest_of(dataset)) == {"9002430"}
     assert [f.name for f in (dataset / "imagesTr").iterdir()] == ["9002430_0000.nii.gz"]
+
+
+def test_whole_float_masks_are_converted_and_said_once(tmp_path, capsys):
+    knees = write_tree(tmp_path, subjects=SUBJECTS[:2])
+    _edited_mask(lambda array: array.astype(np.float64))(tmp_path)
+    assert convert_zib(tmp_path) == 0
+    assert_same_voxels(tmp_path / "raw/Dataset501_OAIZIB/labelsTr/9001104.nii.gz", knees["9001104"].labels)
+    told = capsys.readouterr().out
+    assert told.count("floating-point") == 1
+    assert "1 label maps hold floating-point numbers, and are taken as far as all of these are whole: " in told
 
 
 @pytest.mark.parametrize(

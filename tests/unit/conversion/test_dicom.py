@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import shutil
 
@@ -23,6 +24,7 @@ from oai_tree import (
     write_zib_mask,
     write_zib_release,
 )
+from places import SHARED
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from nnunetv2_anomaly.conversion.dicom import read_series, read_series_image, series_description
@@ -151,6 +153,47 @@ def test_voxels_are_rescaled_and_keep_the_smallest_type(tmp_path, stored, rescal
     assert read.GetPixelID() == expected
     voxels = sitk.GetArrayFromImage(image).astype(float)
     assert (sitk.GetArrayFromImage(oriented(read)) == function(voxels)).all()
+
+
+@pytest.mark.parametrize(
+    ("rescales", "expected"),
+    [
+        ([(1, 0), (2, 0), (3, -5), (4, 7)], sitk.sitkInt16),
+        ([(1, 0), (0.5, 0), (2, 0), (0.25, 10)], sitk.sitkFloat32),
+        ([(0.5, 0.25), (1, 0), (1, 0), (1, 0)], sitk.sitkFloat32),
+        ([(1, -1024), (1, 0), (1, 0), (60, 0)], sitk.sitkInt32),
+        ([None, (2, 0), None, (2, 1)], sitk.sitkInt16),
+    ],
+)
+@pytest.mark.parametrize("descending", [False, True])
+def test_each_slice_has_a_rescaling_of_its_own(tmp_path, rescales, expected, descending):
+    def scaled(header, index):
+        if rescales[index] is not None:
+            header.RescaleSlope, header.RescaleIntercept = rescales[index]
+
+    image = small_image(dtype=np.uint16)
+    write_series(tmp_path, image, change=scaled, descending=descending)
+    read = read_series_image(read_series(tmp_path))
+    assert read.GetPixelID() == expected
+    stored = sitk.GetArrayFromImage(sitk.DICOMOrient(image, "PIR")).astype(float)
+    for plane, found, rescale in zip(stored, sitk.GetArrayFromImage(read), rescales, strict=True):
+        slope, intercept = rescale or (1, 0)
+        assert (found == slope * plane + intercept).all()
+
+
+@pytest.mark.skipif(not (SHARED / "cases").is_dir(), reason="the scripts that write these inputs are not at hand")
+def test_series_of_the_shared_script_with_a_rescaling_per_slice(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SHARED / "cases")
+    image = small_image()
+    made = importlib.import_module("dicom_tree").slices(image)
+    for index, header in enumerate(made):
+        header.RescaleSlope, header.RescaleIntercept = str(1 + index / 2), str(-index)
+    importlib.import_module("dicom_tree").save(made, tmp_path / "series")
+    read = oriented(read_series_image(read_series(tmp_path / "series")))
+    assert read.GetPixelID() == sitk.sitkFloat32
+    index = np.arange(4)[::-1]  # the script's slices run to the patient's left
+    expected = sitk.GetArrayFromImage(image) * (1 + index / 2) - index
+    assert (sitk.GetArrayFromImage(read) == expected).all()
 
 
 def test_whole_floats_become_integers(tmp_path):

@@ -2,6 +2,7 @@ import gzip
 import os
 import subprocess
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,7 +10,8 @@ import SimpleITK as sitk
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import label_source_sha256
 from nnunetv2_anomaly.images.files import check_whole, image_stem, read_image, write_image
-from nnunetv2_anomaly.images.label_maps import count_values, read_label_map
+from nnunetv2_anomaly.images.label_maps import count_values, note_of_floats, read_label_map
+from nnunetv2_anomaly.images.segmentations import SegmentationFiles
 
 
 def noise(shape=(20, 30, 40)) -> sitk.Image:
@@ -196,8 +198,8 @@ def test_label_map_comes_back_as_uint8(tmp_path):
     [
         (np.full((2, 2, 2), 7, np.uint8), r"unknown labels: 7 \(8 voxels\); expected 0 background, 1 bone"),
         (np.full((2, 2, 2), -1, np.int16), r"unknown labels: -1 \(8 voxels\)"),
-        (np.full((2, 2, 2), 1, np.float32), "all of its voxels are whole numbers"),
-        (np.full((2, 2, 2), 0.5, np.float32), "8 of its voxels are no whole numbers"),
+        (np.full((2, 2, 2), 7, np.float32), r"unknown labels: 7 \(8 voxels\)"),
+        (np.full((2, 2, 2), 0.5, np.float32), "8 of its voxels are no whole numbers; .* that was not interpolated"),
         (np.zeros((2, 2), np.uint8), "2 dimensions"),
     ],
 )
@@ -205,6 +207,34 @@ def test_what_is_no_label_map(tmp_path, array, expected):
     write_labels(tmp_path / "a.nii.gz", array)
     with pytest.raises(UserError, match=expected):
         read_label_map(tmp_path / "a.nii.gz", {"background": 0, "bone": 1})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_whole_floats_are_a_label_map_and_said_once(tmp_path, dtype):
+    for name, kind in (("a", dtype), ("b", dtype), ("c", np.uint8)):
+        write_labels(tmp_path / f"{name}.nii.gz", np.ones((2, 2, 2), kind))
+    labels = read_label_map(tmp_path / "a.nii.gz", {"background": 0, "bone": 1})
+    assert labels.GetPixelID() == sitk.sitkUInt8
+    assert (sitk.GetArrayFromImage(labels) == 1).all()
+    files = [tmp_path / f"{name}.nii.gz" for name in ("a", "b", "c", "missing")]
+    taken = "2 label maps hold floating-point numbers, and are taken as far as all of these are whole"
+    assert note_of_floats(files) == [f"{taken}: {files[0]}, {files[1]}."]
+    assert note_of_floats(files[2:]) == []
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(1.0000001, 0.0), (0.9882, 0.0), (1.0, 0.25), (1.0, 1e-6)])
+def test_scale_of_the_header_is_named_where_labels_are_no_whole_numbers(tmp_path, slope, inter):
+    image = nibabel.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4))
+    image.header.set_slope_inter(slope, inter)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    content = bytearray(gzip.decompress((tmp_path / "a.nii.gz").read_bytes()))
+    content[112:120] = np.array([slope, inter], np.float32).tobytes()
+    content[352:] = np.ones(8, np.int16).tobytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    told = f"8 of its voxels are no whole numbers.*by scl_slope {slope} and scl_inter {inter}: set them to 1 and 0"
+    for read in (lambda path: read_label_map(path, {"background": 0, "bone": 1}), SegmentationFiles(".nii.gz").read):
+        with pytest.raises(UserError, match=told):
+            read(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64])
