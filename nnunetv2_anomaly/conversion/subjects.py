@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,25 @@ from nnunetv2_anomaly.errors import UserError, listed
 SIDES = {"1": "right", "2": "left", "right": "right", "left": "left", "r": "right", "l": "left"}
 _SEXES = {"1": "male", "2": "female", "male": "male", "female": "female", "m": "male", "f": "female"}
 
-#: OAI's visits without an image package: their lines are read, and no case asks for them
-_OTHERVISITS = {"60m": 7, "84m": 9, "108m": 11}
-#: what a visit is called (its month, OAI's number or code) -> its month; P01 and P02 are examinations before baseline
+#: what a visit is called (its month, OAI's number or code) -> its month; P01 and P02 are examinations before baseline,
+#: and of 60m, 84m and 108m there are no images, so that no case asks for them
 VISITS = dict.fromkeys(("baseline", "p01", "p02"), BASELINE)
-for _month, _number in (VISIT_NUMBERS | _OTHERVISITS).items():
+for _month, _number in (VISIT_NUMBERS | {"60m": 7, "84m": 9, "108m": 11}).items():
     VISITS |= dict.fromkeys((_month, _month[:-1], f"v{_number:02d}", str(_number)), _month)
 
 #: columns of the subjects, in plain letters; of several the first here counts
 SUBJECT_COLUMNS = ("subjectid", "srcsubjectid", "id")
 #: other column, in plain letters -> field of ``Subject``
 _COLUMNS = {
-    "visit": "visit",
-    "kneeside": "side",
-    "side": "side",
-    "klgrade": "kl_grade",
-    "xrkl": "kl_grade",
-    "gender": "sex",
-    "sex": "sex",
-    "age": "age_years",
-    "bmi": "bmi",
-    "path": "series_path",
-    "readprj": "project",
+    "visit": "visit", "kneeside": "side", "side": "side", "klgrade": "kl_grade", "xrkl": "kl_grade", "gender": "sex",
+    "sex": "sex", "age": "age_years", "bmi": "bmi", "path": "series_path", "readprj": "project",
+}  # fmt: skip
+#: field -> its codes, and what they are in words
+_CODES = {
+    "visit": (VISITS, f"one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on"),
+    "side": (SIDES, "1 (right) or 2 (left)"),
+    "sex": (_SEXES, "1 (male) or 2 (female)"),
 }
-_EXPECTED = {
-    "visit": f"one of {', '.join(VISIT_NUMBERS)}, or V00, V01 and so on",
-    "side": "1 (right) or 2 (left)",
-    "sex": "1 (male) or 2 (female)",
-}
-_CODES = {"visit": VISITS, "side": SIDES, "sex": _SEXES}
 #: of another visit these are unknown
 _OF_VISIT = ("kl_grade", "age_years", "bmi")
 
@@ -115,11 +106,8 @@ class SubjectTable:
 def read_subjects(file: Path) -> SubjectTable:
     """Read a subject table: one's own, or one of the OAI's (``read_table``).
 
-    Columns, in any order and case: SubjectID (or ID); and, where given, Visit (00m, 12m, ... or V00, V01, ...),
-    KneeSide or SIDE (1 right, 2 left), KLGrade or XRKL (0 to 4), Gender or SEX (1 male, 2 female), Age (years), BMI
-    (kg/m2), Path (of the series below OAI's baseline folder). A column whose name begins with a visit is of that visit
-    (V03XRKL, P01BMI). Of several readings of a knee (READPRJ) the lowest project's counts, as users of the OAI take
-    them, and the next one's where it has none. Empty and missing values are unknown. Nothing else is taken over.
+    Columns and codes are in docs/reference/converted-data-sets.md; nothing else is taken over. Of several readings of a
+    knee (READPRJ) the lowest project's counts, and the next one's where it has none.
 
     Raises: UserError for a missing file, a missing column of subjects, a value out of range, or a subject listed twice
         with other values.
@@ -134,31 +122,27 @@ def read_subjects(file: Path) -> SubjectTable:
         raise UserError(f"{file} {fault}; expected the subjects' numbers in a column SubjectID or ID")
     found: dict[tuple, dict[str, tuple[float, Any]]] = {}
     for line, row in rows:
-        place = f"{file}, line {line}"
-        subject = row[subject_column].removesuffix(".0")
-        own: dict[str, Any] = {"side": None, "visit": None, "project": None}
+        place, subject = f"{file}, line {line}", row[subject_column].removesuffix(".0")
         if not subject:
             raise UserError(f"{place}: {heading[subject_column]} is empty; expected the subject's number")
-        values: list[tuple[str, str | None, Any]] = []
-        for number, field, visit in columns:
-            value = _value(row[number], field, heading[number], place)
-            if field in own:
-                own[field] = value if own[field] is None else own[field]
-            else:
-                values.append((field, visit, value))
-        # A line with nothing of a visit is one of the subject all the same.
-        for field, visit, value in [("", None, None), *values]:
-            cells = found.setdefault((subject, own["side"], visit or own["visit"]), {})
-            project = own["project"] or 0.0
-            before = cells.get(field)
-            if before is None or before[1] is None or (value is not None and project < before[0]):
-                cells[field] = (project, value)
-            elif value not in (None, before[1]) and project == before[0]:
+        cells = [(field, visit, _value(row[number], field, heading[number], place)) for number, field, visit in columns]
+        told = [cell for cell in cells if cell[2] is not None]
+        side, visit_of_line, project = (
+            next((value for field, _, value in told if field == of), None) for of in ("side", "visit", "project")
+        )
+        # A line that tells nothing is one of the subject all the same.
+        for field, visit, value in [("subject", None, subject), *told]:
+            known = found.setdefault((subject, side, visit or visit_of_line), {})
+            before = known.setdefault(field, (project or 0.0, value))
+            if (project or 0.0) < before[0]:
+                known[field] = (project or 0.0, value)
+            elif value != before[1] and (project or 0.0) == before[0]:
                 fault = f"subject {subject} is listed a second time with other values ({field} {before[1]} and {value})"
                 raise UserError(f"{place}: {fault}; expected one line per subject, or per visit, knee and reading")
+    fields = {field.name for field in dataclasses.fields(Subject)} - {"subject", "visit", "side"}
     return SubjectTable(
-        Subject(subject, visit, side, **{field: value for field, (_, value) in cells.items() if field})
-        for (subject, side, visit), cells in found.items()
+        Subject(subject, visit, side, **{field: value for field, (_, value) in known.items() if field in fields})
+        for (subject, side, visit), known in found.items()
     )
 
 
@@ -174,10 +158,9 @@ def read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         content = file.read_bytes()
         encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        try:
+        with suppress(UnicodeDecodeError):
+            text = content.decode("latin-1")  # of any bytes: this stays where they are no UTF
             text = content.decode(encoding)
-        except UnicodeDecodeError:
-            text = content.decode("latin-1")
         if "\0" in text:
             raise csv.Error("it is no text")
         lines = re.split(r"\r\n?|\n", text)
@@ -185,8 +168,8 @@ def read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         reader = csv.reader(lines, delimiter=max("|\t;,", key=first.count), strict=True)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except (OSError, csv.Error) as error:
-        fault = f"cannot be read as a table ({error})"
-        raise UserError(f"{file} {fault}; expected text with a heading, cells parted by | ; , or tabs") from error
+        expected = "expected text with a heading, cells parted by | ; , or tabs"
+        raise UserError(f"{file} cannot be read as a table ({error}); {expected}") from error
     heading = rows[0][1] if rows else []
     while heading and not heading[-1]:
         heading.pop()
@@ -216,14 +199,14 @@ def meaning_of(column: str) -> tuple[str, str | None]:
 
 def code_of(cell: str) -> str:
     """The code in a cell ("2: Female"), in small letters; empty where the value is missing (".: Missing", "NA")."""
-    code = re.sub(r"[.,]0+$", "", cell.partition(":")[0].strip().lower())
-    return "" if re.fullmatch(r"\.[a-z]?|nan|na|n/a|none", code) else code
+    code = re.sub(r"[.,]00?$", "", cell.partition(":")[0].strip().lower())
+    return "" if re.fullmatch(r"\.[a-z]?|nan|na|n/a", code) else code
 
 
 def number_in(cell: str) -> float | None:
-    """The number in a cell, also with a comma before its decimals; None if it holds no number."""
+    """The number in a cell, also with a comma before one or two decimals; None if it holds no number."""
     try:
-        return float(code_of(cell).replace(",", "."))
+        return float(re.sub(r",(\d\d?)$", r".\1", code_of(cell)))
     except ValueError:
         return None
 
@@ -235,8 +218,8 @@ def _value(cell: str, field: str, column: str, place: str) -> Any:
         return cell.strip("/, ") or None
     if not code:
         return None
-    value: Any = _CODES[field].get(code) if field in _CODES else number_in(cell)
-    expected = _EXPECTED.get(field, "a number")
+    codes, expected = _CODES.get(field, (None, "a number"))
+    value: Any = codes.get(code) if codes else number_in(cell)
     if field == "kl_grade" and value is not None:
         value, expected = (int(value) if value in range(5) else None), "0 to 4"
     if value is None:

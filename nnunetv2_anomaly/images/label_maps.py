@@ -53,19 +53,18 @@ def _scaling(path: Path) -> str:
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return ""
     image: Any = nibabel.load(path)
-    stored = image.dataobj
-    slope, inter = np.float32(stored.slope), np.float32(stored.inter)
+    slope, inter = np.float32(image.dataobj.slope), np.float32(image.dataobj.inter)
     if (slope, inter) == (1, 0):
         return ""
     advice = "set them to 1 and 0 if what is stored are the labels"
-    return f"its header scales what is stored ({stored.dtype}) by scl_slope {slope!s} and scl_inter {inter!s}: {advice}"
+    return f"its header scales what is stored by scl_slope {slope!s} and scl_inter {inter!s}: {advice}"
 
 
 def note_of_floats(files: Iterable[Path]) -> list[str]:
     """A sentence about the label maps that hold floating-point numbers, by their headers; none if there are none."""
     found = []
     for file in files:
-        with suppress(UserError):  # reading the voxels says it
+        with suppress(UserError):  # said when its voxels are read
             if read_header(file).GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
                 found.append(str(file))
     taken = "hold floating-point numbers, and are taken as far as all of these are whole"

@@ -1,11 +1,10 @@
 """Whether the values of a knee's label map can mean what a table of names says, judged by shapes and places.
 
-Another program's label map may hold the values of ours by chance. Bones are deep and cartilages thin, a cartilage lies
-on its own bone, a lesion in it, the femur above the tibia and the patella in front. Names are one witness, these are
-others. Measured on 21 real knees (OAI ZIB-UQ and a mean one), sampled 1.45 to 4 mm apart: bones are 9.2 to 23.8 mm
-deep, the cartilages 2.0 to 4.0 mm; 91 % or more of the femoral and tibial cartilage is nearer to its own bone than to
-another, 61 % of the patellar one; 70 % of what surrounds a lesion is its bone; the femur lies 44 mm above the tibia,
-its cartilage 5.8 mm above the tibial one; patella and patellar cartilage lie 26 mm in front of the other bones.
+Another program's label map may hold the values of ours by chance. On 21 real knees (OAI ZIB-UQ and a mean one), sampled
+1.45 to 4 mm apart, bones are 9.2 to 23.8 mm deep and cartilages 2.0 to 4.0 mm; 91 % or more of the femoral and tibial
+cartilage is nearer to its own bone than to another, 61 % of the patellar one; 70 % of what surrounds a lesion is its
+bone; the femur lies 44 mm above the tibia, its cartilage 5.8 mm above the tibial one; patella and patellar cartilage
+lie 26 mm in front of the other bones.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ LEAST_IN_FRONT_MM = 18.0
 _LEAST_MM3, _LEAST_LESION_VOXELS = 500.0, 30
 #: distance of the voxels looked at
 _SAMPLING_MM = 1.45
-_PARTS = ("femoral", "tibial", "patellar")
 
 
 def check_label_meaning(labels: NDArray, spacing_mm: Sequence[float], names: Mapping[str, int], place: object) -> None:
@@ -57,21 +55,18 @@ def contradictions(labels: NDArray, spacing_mm: Sequence[float], names: Mapping[
     """
     steps = np.maximum(1, np.round(_SAMPLING_MM / np.array(spacing_mm))).astype(int)
     labels, spacing = labels[:: steps[0], :: steps[1], :: steps[2]], np.array(spacing_mm) * steps
-    bones, cartilages, lesions = (
-        {part: _mask(labels, names, part, kinds) for part in _PARTS}
-        for kinds in (("bone", "lesion"), ("cartilage",), ("lesion",))
+    healthy, cartilages, lesions = (
+        {part: _mask(labels, f"{part}_{kind}", names) for part in ("femoral", "tibial", "patellar")}
+        for kind in ("bone", "cartilage", "lesion")
     )
     smallest = _LEAST_MM3 / spacing.prod()
-    bones = {part: mask for part, mask in bones.items() if (mask & ~lesions[part]).sum() >= smallest}
+    bones = {part: mask | lesions[part] for part, mask in healthy.items() if mask.sum() >= smallest}
     cartilages = {part: mask for part, mask in cartilages.items() if mask.sum() >= smallest}
-    found = _by_depth(bones, cartilages, spacing)
-    found += _by_nearness(bones, cartilages, spacing)
+    found = _by_depth(bones, cartilages, spacing) + _by_nearness(bones, cartilages, spacing)
     for part, lesion in lesions.items():
         around = ndimage.binary_dilation(lesion) & ~lesion
-        if lesion.sum() < max(smallest, _LEAST_LESION_VOXELS) or not around.any():
-            continue
-        share = _mask(labels, names, part, ("bone",))[around].mean()
-        if share < LEAST_IN_BONE:
+        judged = lesion.sum() >= max(smallest, _LEAST_LESION_VOXELS) and around.any()
+        if judged and (share := healthy[part][around].mean()) < LEAST_IN_BONE:
             found.append(f"{share:.0%} of what surrounds {part}_lesion is {part}_bone (expected 70% or more)")
     for kind, masks in (("bone", bones), ("cartilage", cartilages)):
         middle = {part: np.median(np.argwhere(mask), axis=0) * spacing for part, mask in masks.items()}
@@ -85,9 +80,8 @@ def contradictions(labels: NDArray, spacing_mm: Sequence[float], names: Mapping[
     return found
 
 
-def _mask(labels: NDArray, names: Mapping[str, int], part: str, kinds: Sequence[str]) -> NDArray[np.bool_]:
-    ends = tuple(f"{part}_{kind}" for kind in kinds)
-    return np.isin(labels, [value for name, value in names.items() if name.endswith(ends)])
+def _mask(labels: NDArray, ending: str, names: Mapping[str, int]) -> NDArray[np.bool_]:
+    return np.isin(labels, [value for name, value in names.items() if name.endswith(ending)])
 
 
 def _by_depth(bones: Mapping[str, NDArray], cartilages: Mapping[str, NDArray], spacing: NDArray) -> list[str]:
@@ -108,7 +102,7 @@ def _by_depth(bones: Mapping[str, NDArray], cartilages: Mapping[str, NDArray], s
 
 def _by_nearness(bones: Mapping[str, NDArray], cartilages: Mapping[str, NDArray], spacing: NDArray) -> list[str]:
     """Cartilages that lie on another bone than their own."""
-    if len(bones) < 2:
+    if not bones:
         return []
     which = np.select(list(bones.values()), range(1, len(bones) + 1))
     places = ndimage.distance_transform_edt(which == 0, spacing, return_distances=False, return_indices=True)

@@ -138,6 +138,8 @@ def test_decimals_with_a_comma(tmp_path):
     assert read(tmp_path, "ID;Age;BMI;KLGrade\n9001104;60,5;30,7;3,0\n").get("9001104") == Subject(
         "9001104", kl_grade=3, age_years=60.5, bmi=30.7
     )
+    with pytest.raises(UserError, match="Age is 1,000; expected a number"):  # or is it a thousand?
+        read(tmp_path, "ID;Age\n9001104;1,000\n")
 
 
 @pytest.mark.parametrize("visit", ["36m", "36", "V05", "5", "v05: 36-month visit", "5.0"])

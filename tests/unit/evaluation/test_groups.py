@@ -225,6 +225,12 @@ def test_tables_of_the_oai_by_knee_visit_and_reading(table, case, group):
     assert read_groups(table(READINGS), (case,)).of_case == {case: group}
 
 
+def test_none_is_a_value_like_any_other(table):
+    text = "case,treatment\nknee_1,none\nknee_2,surgery\nknee_3,n/a\n"
+    groups = read_groups(table(text), CASES[:3], column="treatment")
+    assert (groups.names, groups.without) == (("treatment none", "treatment surgery"), ("knee_3",))
+
+
 def test_tables_of_the_oai_say_nothing_of_other_visits_and_missing_values(table):
     cases = ("9001104_right", "9001104_12m_right", "9002430_00m")
     assert read_groups(table(READINGS), cases).without == cases[1:]
