@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_anomaly.device import check_device
@@ -42,21 +42,14 @@ class AnomalyTrainerBase(ResumableTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's own signature)
     ) -> None:
         check_device(device.type)
-        configuration_manager = PlansManager(plans).get_configuration(configuration)
-        check_configuration(configuration_manager.configuration)
+        check_configuration(PlansManager(plans).get_configuration(configuration).configuration)
         if plans.get("continue_training") and given_weights_file() is not None:
             advice = "give --c alone to resume an interrupted training, or -pretrained_weights alone to begin one"
             raise UserError(f"--c and -pretrained_weights were both given; {advice}")
-        dataset = plans["dataset_name"]
-        cases = Path(str(nnUNet_preprocessed), dataset, configuration_manager.data_identifier)
-        if nnUNet_preprocessed.is_set() and not cases.is_dir():
-            number = dataset.removeprefix("Dataset").split("_")[0]
-            command = f"nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {configuration}"
-            raise UserError(f"{cases} does not exist; expected the preprocessed cases of {dataset}, so run: {command}")
         if nnUNet_results.is_set():
             # Before nnU-Net tries: it would wait for its log file, and then train without being able to save.
             model = f"{type(self).__name__}__{plans['plans_name']}__{configuration}"
-            folder = Path(str(nnUNet_results), dataset, model, f"fold_{fold}")
+            folder = Path(str(nnUNet_results), plans["dataset_name"], model, f"fold_{fold}")
             if reason := why_not_writable(folder):
                 expected = "expected a results folder with write permission and free space, so provide that"
                 other = "set nnUNet_results to another folder"
@@ -130,7 +123,15 @@ class AnomalyTrainerBase(ResumableTrainer):
             raise UserError(f"{fault}; {advice}") from error
 
     def initialize(self) -> None:
-        """As in nnU-Net; every rank keeps its buffers. Raises: UserError if -pretrained_weights do not fit."""
+        """As in nnU-Net; every rank keeps its buffers.
+
+        Raises: UserError if the cases are not preprocessed, or -pretrained_weights do not fit.
+        """
+        if not (cases := Path(self.preprocessed_dataset_folder)).is_dir():
+            dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
+            command = f"nnUNetv2_preprocess -d {dataset[7:].split('_')[0]} -plans_name {plans}"
+            expected = f"expected the preprocessed cases of {dataset}, so run: {command} -c {self.configuration_name}"
+            raise UserError(f"{cases} does not exist; {expected}")
         super().initialize()
         self.keep_buffers()
         if not self.resumed:

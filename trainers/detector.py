@@ -119,11 +119,11 @@ class DetectorTrainer(AnomalyTrainerBase):
     def on_train_start(self) -> None:
         """Check the labels, prepare the cases, then as in nnU-Net."""
         self.labels_of_validation()
+        if not self.was_initialized:
+            self.initialize()
         seen = self.training_cases  # of the checkpoint, if one was loaded: the split may have changed since
         self.prepare()
         self.training_cases = sorted({*seen, *self.training_cases})
-        if not self.was_initialized:
-            self.initialize()
         if not self.resumed:
             self.start_from_data()
         super().on_train_start()

@@ -113,9 +113,9 @@ def predict_error_images(
             "detector": detector.contract.family,
             "cases": cases,
         }
+        if failed:
+            raise UserError(failed)
         write_text(output_folder / "error_images.json", json.dumps(record, indent=2))
-    if failed:
-        raise UserError(failed)
     return written
 
 
