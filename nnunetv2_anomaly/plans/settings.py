@@ -15,12 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.registry import DETECTORS, DetectorFamily, detector_families, setting_tables
 
 SECTION = "anomaly"
+
+
+#: what a setting accepts: in words, and whether a value is one
+Kind: TypeAlias = tuple[str, Callable[[Any], bool]]
 
 
 def is_whole(minimum: int, maximum: float = math.inf) -> Callable[[Any], bool]:
@@ -38,9 +42,9 @@ def is_positive(value: Any) -> bool:
     return is_number(value) and value > 0
 
 
-def is_not_negative(value: Any) -> bool:
-    """Whether a value is a number from 0."""
-    return is_number(value) and value >= 0
+def is_text(value: Any) -> bool:
+    """Whether a value is text."""
+    return isinstance(value, str)
 
 
 def is_list(check: Callable[[Any], bool], *lengths: int) -> Callable[[Any], bool]:
@@ -50,19 +54,21 @@ def is_list(check: Callable[[Any], bool], *lengths: int) -> Callable[[Any], bool
     )
 
 
-def or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A check that accepts None as well."""
-    return lambda value: value is None or check(value)
+def whole(minimum: int, maximum: int | None = None) -> Kind:
+    """A whole number in the range."""
+    to = "" if maximum is None else f" to {maximum}"
+    return f"a whole number from {minimum}{to}", is_whole(minimum, math.inf if maximum is None else maximum)
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is text."""
-    return isinstance(value, str)
+def or_null(kind: Kind, meaning: str) -> Kind:
+    """The kind or null, which stands for ``meaning``."""
+    words, check = kind
+    return f"{words}, or null for {meaning}", lambda value: value is None or check(value)
 
 
-def is_truth_value(value: Any) -> bool:
-    """Whether a value is true or false."""
-    return isinstance(value, bool)
+POSITIVE: Kind = ("a number above 0", is_positive)
+NOT_NEGATIVE: Kind = ("a number from 0", lambda value: is_number(value) and value >= 0)
+TRUE_OR_FALSE: Kind = ("true or false", lambda value: isinstance(value, bool))
 
 
 @dataclass(frozen=True)
@@ -75,35 +81,24 @@ class Setting:
     meaning: str
 
 
+_LABELS = or_null(("a list of label names", is_list(is_text)), "those that dataset.json or their names tell")
 #: settings of every trainer; the labels are those that a detector's validation looks at
 SHARED: dict[str, Setting] = {
     "mirror_axes": Setting(
         (),
-        "a list of axes (0, 1, 2), empty for none, or null for nnU-Net's choice",
-        or_none(is_list(is_whole(0, 2))),
+        *or_null(("a list of axes (0, 1, 2), empty for none", is_list(is_whole(0, 2))), "nnU-Net's choice"),
         "axes mirrored in training and at prediction; the detector knows which way a knee is up",
     ),
     "seed": Setting(
         None,
-        "a whole number from 0, or null for none",
-        or_none(is_whole(0)),
+        *or_null(whole(0), "none"),
         "seed of initial weights, augmentation and order; on a CPU and with nnUNet_n_proc_DA=0 before nnUNetv2_train "
         "two runs agree, interrupted or not",
     ),
-    "num_iterations_per_epoch": Setting(250, "a whole number from 1", is_whole(1), "training batches per epoch"),
-    "num_val_iterations_per_epoch": Setting(50, "a whole number from 1", is_whole(1), "validation batches per epoch"),
-    "lesion_labels": Setting(
-        None,
-        "a list of label names, or null for those that dataset.json or their names tell",
-        or_none(is_list(is_text)),
-        "labels that the pre-stage's validation counts as lesions",
-    ),
-    "bone_labels": Setting(
-        None,
-        "a list of label names, or null for those that dataset.json or their names tell",
-        or_none(is_list(is_text)),
-        "labels that the pre-stage's validation compares lesions with",
-    ),
+    "num_iterations_per_epoch": Setting(250, *whole(1), "training batches per epoch"),
+    "num_val_iterations_per_epoch": Setting(50, *whole(1), "validation batches per epoch"),
+    "lesion_labels": Setting(None, *_LABELS, "labels that the pre-stage's validation counts as lesions"),
+    "bone_labels": Setting(None, *_LABELS, "labels that the pre-stage's validation compares lesions with"),
 }
 
 

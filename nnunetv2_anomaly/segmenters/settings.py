@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from nnunetv2_anomaly.plans.settings import (
-    Setting,
-    is_not_negative,
-    is_positive,
-    is_text,
-    is_truth_value,
-    is_whole,
-    or_none,
-)
+from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, TRUE_OR_FALSE, Setting, is_text, or_null, whole
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR
 
 #: Of the difference d and the anomaly map E a segmenter sees a * d + b * E: name -> (a, b). Published is E as it is
@@ -21,12 +13,11 @@ ERROR_CHANNELS = {"published": (0.0, 1.0), "squared": (0.0, 100.0), "signed": (1
 SETTINGS: dict[str, Setting] = {
     "alpha": Setting(
         1.0,
-        "a number from 0",
-        is_not_negative,
+        *NOT_NEGATIVE,
         "weight of the focal cross-entropy (Eq. 5), as nnU-Net weights its own; 10 in AnomalyAwarePublishedTrainer and "
         "the paper's networks, as published",
     ),
-    "beta": Setting(99.0, "a number from 0", is_not_negative, "slope of the focal weight F = 1 + beta * E (Eq. 4)"),
+    "beta": Setting(99.0, *NOT_NEGATIVE, "slope of the focal weight F = 1 + beta * E (Eq. 4)"),
     "error_channel": Setting(
         "published",
         f"one of {', '.join(ERROR_CHANNELS)}",
@@ -34,28 +25,24 @@ SETTINGS: dict[str, Setting] = {
         "what the segmenter sees of the reconstruction error: its square as published, 100 times that (squared), or 10 "
         "times x - A(x) with its sign (signed)",
     ),
-    "num_epochs": Setting(
-        1000, "a whole number from 1", is_whole(1), "epochs of the anomaly-aware segmentation, as in nnU-Net"
-    ),
+    "num_epochs": Setting(1000, *whole(1), "epochs of the anomaly-aware segmentation, as in nnU-Net"),
     "detector": Setting(
         DEFAULT_DETECTOR, "the name of a detector family", is_text, "family of the detector in the network"
     ),
     "prestage_folder": Setting(
         None,
-        "a folder, or null for the one of the same data set, plans and configuration",
-        or_none(is_text),
+        *or_null(("a folder", is_text), "the one of the same data set, plans and configuration"),
         "pre-stage model folder (it holds fold_0 and so on) or one fold's folder to take the detector from",
     ),
     "allow_detector_trained_on_validation_cases": Setting(
-        False, "true or false", is_truth_value, "accept a detector that was trained on the fold's validation cases"
+        False, *TRUE_OR_FALSE, "accept a detector that was trained on the fold's validation cases"
     ),
     "allow_changed_data": Setting(
-        False, "true or false", is_truth_value, "accept a detector although the data set has changed since; logged"
+        False, *TRUE_OR_FALSE, "accept a detector although the data set has changed since; logged"
     ),
     "segmentation_learning_rate": Setting(
         None,
-        "a number above 0, or null for the trainer's own",
-        or_none(is_positive),
+        *or_null(POSITIVE, "the trainer's own"),
         "initial learning rate; the trainer's own: 0.01 as in nnU-Net, 5e-4 as published, 2.5e-4 in transfer",
     ),
 }
