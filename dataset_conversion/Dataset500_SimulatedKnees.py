@@ -18,16 +18,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from nnunetv2_anomaly import files
 from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder, refuse_filled, write_dataset_json
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import (
-    read_json,
-    remove_half_written,
-    sha256_of,
-    temporary_beside,
-    write_failures_as_user_errors,
-)
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.images.grids import Grid, posed
 from nnunetv2_anomaly.images.label_maps import relabelled
@@ -77,14 +71,14 @@ def convert(
     test = choose_test_cases(lesion_mm3, num_test, seed)
     cases = {"training": sorted(set(lesion_mm3) - set(test)), "test": test}
     arguments = {"num_test": num_test, "seed": seed, "keep_lesion_labels": keep_lesion_labels}
-    made_from = {"manifest_sha256": sha256_of(source / "manifest.json"), **arguments}
+    made_from = {"manifest_sha256": files.sha256_of(source / "manifest.json"), **arguments}
     if _made_from(dataset_dir) == made_from:
         return cases  # whole, as it got its name at the very end
     refuse_filled(dataset_dir)
-    with write_failures_as_user_errors(dataset_dir, "make room, or give permission, and run again"):
-        remove_half_written(dataset_dir)
+    with files.write_failures_as_user_errors(dataset_dir, "make room, or give permission, and run again"):
+        files.remove_half_written(dataset_dir)
         # nnU-Net takes every folder named Dataset... for a data set, so the unfinished one is named otherwise.
-        temporary = temporary_beside(dataset_dir)
+        temporary = files.temporary_beside(dataset_dir)
         try:
             _write(temporary, source, cases, made_from, dataset_dir.name)
             if dataset_dir.is_dir():
@@ -129,7 +123,7 @@ def checked_dataset_dir(dataset_id: int, name: str) -> Path:
 
 def _made_from(dataset_dir: Path) -> Any:
     file = dataset_dir / "dataset.json"
-    return read_json(file).get(_MADE_FROM) if file.is_file() else None
+    return files.read_json(file).get(_MADE_FROM) if file.is_file() else None
 
 
 def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) -> list[str]:
@@ -167,7 +161,7 @@ def _read_cases(source: Path) -> dict[str, float]:
     file = source / "manifest.json"
     if not file.is_file():
         raise UserError(f"{source} holds no manifest.json; give the output folder of nnUNetv2_anomaly simulate")
-    cases = read_json(file)["cases"]
+    cases = files.read_json(file)["cases"]
     names = (f"{kind}/{case}{end}.nii.gz" for case in cases for kind, end in _KINDS.items())
     missing = [name for name in names if not (source / name).is_file()]
     if missing or not cases:

@@ -16,18 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_anomaly.detectors.artefact import Artefact, find_checkpoint
+from nnunetv2_anomaly.detectors.inpainting import preparation
 from nnunetv2_anomaly.detectors.inpainting.loss import PreStageLoss
 from nnunetv2_anomaly.detectors.inpainting.networks import (
     InpainterWindow,
     PreStageNetwork,
     PreStageOutput,
     build_prestage_network,
-)
-from nnunetv2_anomaly.detectors.inpainting.preparation import (
-    cache_folder,
-    erased_region,
-    intensity_statistics,
-    prepare_cases,
 )
 from nnunetv2_anomaly.detectors.inpainting.quality import ErasedRegionQuality, erased_region_quality
 from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, learning_rate_of_phase
@@ -144,13 +139,13 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
         Raises: UserError for a case without foreground (unless such cases are skipped), NaN, or mismatched sizes.
         """
-        cache = cache_folder(
+        cache = preparation.cache_folder(
             self.preprocessed_dataset_folder_base,
             self.configuration_manager.data_identifier,
             self.erase_margin.replace(" ", "_"),
         )
         with self.queue.rank_0_first():  # it fills the cache
-            statistics = prepare_cases(
+            statistics = preparation.prepare_cases(
                 self.dataset_class(self.preprocessed_dataset_folder, sorted({*training, *validation})),
                 cache,
                 foreground_labels=self.foreground_labels(),
@@ -178,7 +173,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         self.folder_with_segs_from_previous_stage = str(cache)
         shares = [statistics[case].erased_voxels / statistics[case].num_voxels for case in self.training_cases]
         self.erased_share = float(np.mean(shares))
-        self.intensities = intensity_statistics([statistics[case] for case in self.training_cases])
+        self.intensities = preparation.intensity_statistics([statistics[case] for case in self.training_cases])
 
     # -------------------------------------------------------------- training
 
@@ -345,7 +340,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         """G, which knows the mask; both are measured inside and outside the erased region."""
         image = torch.from_numpy(case.image)
         settings = cls.settings(windows.configuration_manager)
-        region = erased_region(
+        region = preparation.erased_region(
             case.labels,
             labels,
             settings["erase_margin_voxels"],

@@ -13,13 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors
-from nnunetv2_anomaly.training.checkpoints import (
-    NAMES,
-    differing_plans,
-    first_difference,
-    read_own_checkpoint,
-    way_on_without,
-)
+from nnunetv2_anomaly.training import checkpoints
 from nnunetv2_anomaly.training.data_record import CHECKPOINT_KEY, continued, data_record
 from nnunetv2_anomaly.training.distributed import rank
 from nnunetv2_anomaly.training.safe_loading import first_line
@@ -50,7 +44,7 @@ class ResumableTrainer(nnUNetTrainer):
 
     def way_on(self) -> str:
         """What to do after a failure, in words: resume from the checkpoint that --c would take, or start again."""
-        files = [Path(self.output_folder) / name for name in NAMES]
+        files = [Path(self.output_folder) / name for name in checkpoints.NAMES]
         last = next((path for path in files if path in self.own_checkpoints and path.is_file()), None)
         return f"resume from {last} with --c" if last else "start again, as this run has no checkpoint yet"
 
@@ -70,7 +64,7 @@ class ResumableTrainer(nnUNetTrainer):
         if rank() == 0:
             for half in Path(self.output_folder).glob("checkpoint_*.pth.part"):  # a killed run was writing it
                 half.unlink(missing_ok=True)
-        older = [name for name in NAMES if (Path(self.output_folder) / name).is_file()]
+        older = [name for name in checkpoints.NAMES if (Path(self.output_folder) / name).is_file()]
         if older and not self.own_checkpoints:
             earlier = f"{', '.join(older)} of an earlier training; this one starts from the beginning"
             advice = "until it has replaced them --c may continue the earlier one, so move them away to be safe"
@@ -124,8 +118,8 @@ class ResumableTrainer(nnUNetTrainer):
         """
         self.resumed = True
         path = Path(str(checkpoint or filename_or_checkpoint))  # nnU-Net announces dictionaries, and cannot take them
-        content = read_own_checkpoint(path, type(self).__name__)
-        decisive, harmless = differing_plans(
+        content = checkpoints.read_own_checkpoint(path, type(self).__name__)
+        decisive, harmless = checkpoints.differing_plans(
             content["init_args"], self.plans_manager.plans, self.configuration_name, self.fold, self.dataset_json
         )
         restart = "start the training again without --c"
@@ -137,7 +131,7 @@ class ResumableTrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {changed}")
         if not self.was_initialized:
             self.initialize()
-        if difference := first_difference(content["network_weights"], self.module.state_dict()):
+        if difference := checkpoints.first_difference(content["network_weights"], self.module.state_dict()):
             advice = "put back the settings that it began with (or the version of this package that wrote it), or"
             raise UserError(f"the checkpoint {path} does not fit the network: {difference}; {advice} {restart}")
         try:
@@ -148,7 +142,7 @@ class ResumableTrainer(nnUNetTrainer):
             raise
         except (KeyError, ValueError, TypeError) as error:
             fault = f"does not fit the optimiser or the log of this version ({first_line(error)})"
-            raise UserError(f"the checkpoint {path} {fault}; {way_on_without(path)}") from error
+            raise UserError(f"the checkpoint {path} {fault}; {checkpoints.way_on_without(path)}") from error
         self.own_checkpoints.add(path)
 
     def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:

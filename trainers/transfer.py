@@ -14,31 +14,14 @@ from torch import nn
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.published.loss import WeightedDiceLoss
 from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
+from nnunetv2_anomaly.trainers import published
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
-from nnunetv2_anomaly.trainers.published import (
-    CANPlusTrainer,
-    CANSTrainer,
-    CANTrainer,
-    UNETPlusTrainer,
-    UNETSTrainer,
-    UNETTrainer,
-)
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
+from nnunetv2_anomaly.training import pretrained
 from nnunetv2_anomaly.training.augmentation import (
     loaded_patch_size,
     published_spatial_transform,
     transforms_without_augmentation,
-)
-from nnunetv2_anomaly.training.pretrained import (
-    CHECKPOINT_KEY,
-    PretrainedModel,
-    check_fits,
-    differing_plans,
-    first_convolutions,
-    given_weights_file,
-    grow_output_layers,
-    read_pretrained,
-    without_ignore,
 )
 
 
@@ -63,7 +46,7 @@ class TransferProtocol(SegmentationTrainer):
         #: the checkpoint to start from; None for the one after -pretrained_weights on the command line
         self.pretrained_weights: Path | None = None
         self.added_labels: tuple[str, ...] = ()
-        self._source: PretrainedModel | None = None
+        self._source: pretrained.PretrainedModel | None = None
 
     # ------------------------------------------------------------ where it starts
 
@@ -73,13 +56,13 @@ class TransferProtocol(SegmentationTrainer):
         Raises: UserError if there are none on the command line, or they do not fit.
         """
         if not self.resumed:
-            file = self.pretrained_weights or given_weights_file()
+            file = self.pretrained_weights or pretrained.given_weights_file()
             if file is None:
                 advice = "starts from a trained model; give its checkpoint_final.pth to nnUNetv2_train with"
                 given = "-pretrained_weights, and no --c while there is nothing to resume"
                 raise UserError(f"{type(self).__name__} {advice} {given}")
-            self._source = read_pretrained(file)
-            labels = without_ignore(self.dataset_json["labels"])
+            self._source = pretrained.read_pretrained(file)
+            labels = pretrained.without_ignore(self.dataset_json["labels"])
             new = [name for name in labels if name not in self._source.labels]
             self.added_labels = tuple(n for n in labels if n in new or n in self._source.added_labels)
         super().initialize()
@@ -87,7 +70,7 @@ class TransferProtocol(SegmentationTrainer):
     def check_pretrained_weights(self) -> None:
         """Check that the output layers, too, fit but for their number of classes. Raises: UserError if one does not."""
         if self._source is not None:
-            check_fits(self._source, self.module, self._move_command(self._source))
+            pretrained.check_fits(self._source, self.module, self._move_command(self._source))
 
     def install_detector(self) -> None:
         """Nothing to fetch: the detector comes along with the pretrained weights, and so does its description."""
@@ -98,20 +81,21 @@ class TransferProtocol(SegmentationTrainer):
         if not self.was_initialized:
             self.initialize()
         if self._source is not None:
-            kept, new = grow_output_layers(self.module, self._source, without_ignore(self.dataset_json["labels"]))
+            labels = pretrained.without_ignore(self.dataset_json["labels"])
+            kept, new = pretrained.grow_output_layers(self.module, self._source, labels)
             self.print_to_log_file(
                 f"Transfer from {self._source.path} ({self._source.trainer_name}, {self._source.dataset_name})\n"
                 f"classes kept: {', '.join(kept)}\nnew classes: {', '.join(new) or 'none'}\n"
                 f"weighted {self.added_class_weight:g} in the Dice loss: {', '.join(self.added_labels) or 'none'}"
             )
-            differences = differing_plans(self._source, self.configuration_manager.configuration)
+            differences = pretrained.differing_plans(self._source, self.configuration_manager.configuration)
             if differences:
                 fact = f"the plans differ from those of the pretrained model: {'; '.join(differences)}"
                 advice = f"{self._move_command(self._source)}, then preprocess with -plans_name, train with -p"
                 self.print_to_log_file(f"WARNING: {fact}. To train with its plans: {advice}")
         super().on_train_start()
 
-    def _move_command(self, source: PretrainedModel) -> str:
+    def _move_command(self, source: pretrained.PretrainedModel) -> str:
         datasets = f"-s {source.dataset_name} -t {self.plans_manager.dataset_name}"
         plans = f"-sp {source.plans_name} -tp {source.plans_name}_of_{source.dataset_name.split('_')[0]}"
         return f"nnUNetv2_move_plans_between_datasets {datasets} {plans}"
@@ -128,7 +112,7 @@ class TransferProtocol(SegmentationTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """Freeze, then Adam with a constant learning rate over the rest; before nnU-Net wraps the network for DDP."""
-        for block in first_convolutions(self.segmenter.encoder, self.frozen_convolution_blocks):
+        for block in pretrained.first_convolutions(self.segmenter.encoder, self.frozen_convolution_blocks):
             block.requires_grad_(False)
         return adam_at_constant_rate(self.network, self.initial_lr, self.num_epochs)
 
@@ -147,37 +131,38 @@ class TransferProtocol(SegmentationTrainer):
 
     def extra_checkpoint_entries(self) -> dict[str, Any]:
         """The classes that transfer learning has added: their weight, here and in a further transfer."""
-        return {**super().extra_checkpoint_entries(), CHECKPOINT_KEY: {"added_labels": list(self.added_labels)}}
+        added = {"added_labels": list(self.added_labels)}
+        return {**super().extra_checkpoint_entries(), pretrained.CHECKPOINT_KEY: added}
 
     def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
         """The loss gets the weights that training began with."""
         super().take_from_checkpoint(checkpoint, path)
-        self.added_labels = tuple(checkpoint[CHECKPOINT_KEY]["added_labels"])
+        self.added_labels = tuple(checkpoint[pretrained.CHECKPOINT_KEY]["added_labels"])
         self._source = None
         self.loss = self._build_loss()
 
 
-class UNETTransferTrainer(TransferProtocol, UNETTrainer):
+class UNETTransferTrainer(TransferProtocol, published.UNETTrainer):
     """UNET, transferred."""
 
 
-class UNETPlusTransferTrainer(TransferProtocol, UNETPlusTrainer):
+class UNETPlusTransferTrainer(TransferProtocol, published.UNETPlusTrainer):
     """UNET+, transferred."""
 
 
-class UNETSTransferTrainer(TransferProtocol, UNETSTrainer):
+class UNETSTransferTrainer(TransferProtocol, published.UNETSTrainer):
     """UNET-S, transferred."""
 
 
-class CANTransferTrainer(TransferProtocol, CANTrainer):
+class CANTransferTrainer(TransferProtocol, published.CANTrainer):
     """CAN, transferred."""
 
 
-class CANPlusTransferTrainer(TransferProtocol, CANPlusTrainer):
+class CANPlusTransferTrainer(TransferProtocol, published.CANPlusTrainer):
     """CAN+, transferred."""
 
 
-class CANSTransferTrainer(TransferProtocol, CANSTrainer):
+class CANSTransferTrainer(TransferProtocol, published.CANSTrainer):
     """CAN-S, transferred."""
 
 

@@ -8,21 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nnunetv2_anomaly.conversion import sources
 from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
 from nnunetv2_anomaly.conversion.run import convert_cases
-from nnunetv2_anomaly.conversion.sources import (
-    BASELINE,
-    ImageFolder,
-    ImageSource,
-    OaiPackages,
-    find_series_paths_file,
-    image_files,
-    label_files,
-    read_series_paths,
-    subject_of,
-    visit_of,
-)
+from nnunetv2_anomaly.conversion.sources import BASELINE, ImageSource
 from nnunetv2_anomaly.conversion.splits import read_test_sets
 from nnunetv2_anomaly.conversion.subjects import SubjectTable, read_subjects
 from nnunetv2_anomaly.conversion.summary import described
@@ -89,9 +79,9 @@ def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None,
     subjects = read_subjects(args.subjects) if args.subjects else None
     series_paths = None
     if args.images is None and hasattr(args, "paths"):
-        file = args.paths or find_series_paths_file(folder for folder in (args.zib, args.labels) if folder)
+        file = args.paths or sources.find_series_paths_file(folder for folder in (args.zib, args.labels) if folder)
         if file is not None:
-            series_paths = read_series_paths(file)
+            series_paths = sources.read_series_paths(file)
         elif subjects:
             series_paths = subjects.series_paths() or None
         if series_paths is None and not release.has_pose:
@@ -110,8 +100,8 @@ def image_lookup(
         baseline series; None to look through all series of the visit.
     """
     if images is not None:
-        return ImageFolder(images).images_of
-    packages = OaiPackages(oai or ())
+        return sources.ImageFolder(images).images_of
+    packages = sources.OaiPackages(oai or ())
     if series_paths is None:
         return packages.series_of_visit
 
@@ -132,8 +122,8 @@ def collect_cases(
     Raises: UserError if the folder is missing or holds no label map.
     """
     cases = []
-    for file in label_files(folder):
-        subject, visit = subject_of(file), visit_of(file) if has_visits else BASELINE
+    for file in sources.label_files(folder):
+        subject, visit = sources.subject_of(file), sources.visit_of(file) if has_visits else BASELINE
         relative = file.relative_to(folder).as_posix()
         if subject is None or visit is None:
             expected = "9001104_36m_..." if has_visits else "9001104..."
@@ -161,16 +151,16 @@ def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | Non
     Raises: UserError if a folder is missing, or there is no label map.
     """
     named: dict[str, list[Path]] = {}
-    for file in image_files(images):
+    for file in sources.image_files(images):
         named.setdefault(re.sub(r"_0000$", "", image_stem(file)), []).append(file)
     cases = []
-    for file in label_files(labels):
+    for file in sources.label_files(labels):
         name = image_stem(file)
         found = named.pop(name, [])
-        sources = tuple(ImageSource(path, path.relative_to(root or images).as_posix(), False) for path in found)
+        there = tuple(ImageSource(path, path.relative_to(root or images).as_posix(), False) for path in found)
         relative = file.relative_to(root or labels).as_posix()
         problem = None if found else f"no image in {images}; expected {name}_0000.nii.gz, as in the release"
-        cases.append(Case(name, name, None, file, relative, sources, is_test, problem=problem))
+        cases.append(Case(name, name, None, file, relative, there, is_test, problem=problem))
     for name, found in sorted(named.items()):
         problem = f"no label map in {labels}; expected {name}.nii.gz, as in the release"
         cases.append(Case(name, name, None, found[0], found[0].name, is_test=is_test, problem=problem))

@@ -22,18 +22,8 @@ from nnunetv2.imageio.reader_writer_registry import (
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images import files as image_files
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.files import (
-    FILE_ENDINGS,
-    NIFTI_ENDINGS,
-    SHEARED,
-    check_whole,
-    image_written_beside,
-    read_failures_as_user_errors,
-    read_header,
-    read_image,
-    write_image,
-)
 from nnunetv2_anomaly.images.grids import Grid, differences, oriented, turned, turned_back
 from nnunetv2_anomaly.images.headers import save_nifti_like
 from nnunetv2_anomaly.images.label_maps import whole_numbers
@@ -85,16 +75,17 @@ class SegmentationFiles:
         except RuntimeError as error:
             wanted = reader or f"for files that end in {file_ending}"
             raise UserError(f"nnU-Net has no reader {wanted}; check dataset.json") from error
-        self.by_simpleitk = file_ending in FILE_ENDINGS and self.reader_class.__name__.startswith("SimpleITKIO")
+        name = self.reader_class.__name__
+        self.by_simpleitk = file_ending in image_files.FILE_ENDINGS and name.startswith("SimpleITKIO")
         #: whether nnU-Net turns the axes to right, anterior, superior, and keeps softmax outputs so
-        self.turned = self.reader_class.__name__.endswith("WithReorient")
+        self.turned = name.endswith("WithReorient")
         #: whether nnU-Net keeps the spacing of CASE.tif in CASE.json
-        self.has_spacing_beside = self.reader_class.__name__ == "Tiff3DIO"
+        self.has_spacing_beside = name == "Tiff3DIO"
 
     def read(self, path: Path) -> Segmentation:
         """Read a segmentation. Raises: UserError if it is unreadable, or holds others than whole numbers from 0."""
         if self.by_simpleitk:
-            image = read_image(path, dimensions=(2, 3))
+            image = image_files.read_image(path, dimensions=(2, 3))
             grid = Grid.of(image) if image.GetDimension() == 3 else None
             image = image if grid is None else oriented(image)
             voxels = whole_numbers(sitk.GetArrayFromImage(image), path)
@@ -111,8 +102,8 @@ class SegmentationFiles:
         return Segmentation(path, voxels, spacing)
 
     def _read_through_nnunet(self, path: Path) -> tuple[NDArray, dict[str, Any]]:
-        with read_failures_as_user_errors(path, "a segmentation"):
-            check_whole(path)
+        with image_files.read_failures_as_user_errors(path, "a segmentation"):
+            image_files.check_whole(path)
             voxels, properties = self.reader_class().read_seg(str(path))
         if len(voxels) != 1:
             raise UserError(f"{path} holds {len(voxels)} values a voxel; expected a segmentation with one")
@@ -125,18 +116,19 @@ class SegmentationFiles:
         Raises: OSError if the disk is full or the folder cannot be written to.
         """
         in_file = voxels if like.grid is None else turned_back(voxels, like.grid)
-        if like.path.name.lower().endswith(NIFTI_ENDINGS) and not (like.affine is None and like.grid is None):
-            with image_written_beside(path) as temporary:
+        has_pose = like.affine is not None or like.grid is not None
+        if has_pose and like.path.name.lower().endswith(image_files.NIFTI_ENDINGS):
+            with image_files.image_written_beside(path) as temporary:
                 save_nifti_like(in_file.T, like.path, temporary, like.affine)
             return
         if self.by_simpleitk:
-            source = read_image(like.path, dimensions=(2, 3))
+            source = image_files.read_image(like.path, dimensions=(2, 3))
             image = sitk.GetImageFromArray(in_file)
             image.CopyInformation(source)
-            write_image(sitk.Cast(image, source.GetPixelID()), path)
+            image_files.write_image(sitk.Cast(image, source.GetPixelID()), path)
             return
         _, properties = self._read_through_nnunet(like.path)
-        with image_written_beside(path) as temporary:
+        with image_files.image_written_beside(path) as temporary:
             self.reader_class().write_seg(voxels[None] if voxels.ndim == 2 else voxels, str(temporary), properties)
             if self.has_spacing_beside:
                 os.replace(temporary.with_suffix(".json"), path.with_suffix(".json"))
@@ -145,7 +137,7 @@ class SegmentationFiles:
         """Copy a segmentation byte by byte, beside and renamed. Raises: OSError if it cannot be written."""
         if self.has_spacing_beside and source.with_suffix(".json").is_file():
             shutil.copyfile(source.with_suffix(".json"), path.with_suffix(".json"))
-        with image_written_beside(path) as temporary:
+        with image_files.image_written_beside(path) as temporary:
             shutil.copyfile(source, temporary)
 
     def probabilities(self, path: Path, of: Segmentation, num_classes: int) -> Iterator[NDArray]:
@@ -177,7 +169,7 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
         out of [0, 1].
     """
     with (
-        read_failures_as_user_errors(path, "nnU-Net's softmax output", "predict the case again"),
+        image_files.read_failures_as_user_errors(path, "nnU-Net's softmax output", "predict the case again"),
         zipfile.ZipFile(path) as archive,
         archive.open("probabilities.npy") as stream,
     ):
@@ -209,12 +201,12 @@ def chosen_reader(dataset: DatasetDescription, files: Iterable[Path]) -> str | N
 
     Args: files: the data set's segmentations.
     """
-    if dataset.reader is None and dataset.file_ending.lower() in NIFTI_ENDINGS:
+    if dataset.reader is None and dataset.file_ending.lower() in image_files.NIFTI_ENDINGS:
         for file in files:
             try:
-                read_header(file)
+                image_files.read_header(file)
             except UserError as error:
-                if SHEARED in str(error):
+                if image_files.SHEARED in str(error):
                     logging.warning("All files are read by nibabel (NibabelIO), as the axes of %s are sheared", file)
                     return "NibabelIO"
     return dataset.reader

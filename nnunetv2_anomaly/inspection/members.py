@@ -20,14 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from nnunetv2_anomaly.inspection.findings import Finding
-from nnunetv2_anomaly.training.safe_loading import (
-    IN_POSTPROCESSING,
-    UnsafeFileError,
-    first_line,
-    load_safely,
-    names_in_pickle,
-    shown,
-)
+from nnunetv2_anomaly.training import safe_loading
 
 DO_NOT_LOAD = "do not install or load it before its author has said what this is for"
 DO_NOT_UNPACK = "do not unpack it with any program"
@@ -57,7 +50,8 @@ def zip_members(archive: zipfile.ZipFile) -> tuple[list[Finding], list[Member]]:
         clause = _unsafe_clause(info) or ("is there twice" if info.filename.casefold() in seen else None)
         seen.add(info.filename.casefold())
         if clause:
-            findings.append(Finding("members", "fault", f"{shown(info.orig_filename)} {clause}", DO_NOT_UNPACK))
+            text = f"{safe_loading.shown(info.orig_filename)} {clause}"
+            findings.append(Finding("members", "fault", text, DO_NOT_UNPACK))
         elif not info.is_dir():
             members.append(Member(info.filename, functools.partial(archive.open, info)))
     return findings, members
@@ -83,7 +77,7 @@ def folder_members(folder: Path) -> tuple[list[Finding], list[Member]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            text = f"{shown(name)} is a link and was not followed: what it leads to is not judged"
+            text = f"{safe_loading.shown(name)} is a link and was not followed: what it leads to is not judged"
             findings.append(Finding("members", "fault", text, "replace it by the file, and inspect the model again"))
         elif path.is_file():
             members.append(Member(name, functools.partial(io.FileIO, path)))
@@ -100,10 +94,10 @@ def inspect_member(member: Member, label: str) -> tuple[list[Finding], Any]:
     try:
         with member.open() as file:
             return _read(io.BytesIO(file.read()), suffix, label)
-    except UnsafeFileError as error:
+    except safe_loading.UnsafeFileError as error:
         return [Finding(topic, "fault", f"{label} {error}", DO_NOT_LOAD)], None
     except Exception as error:  # a damaged or hostile file fails in many ways
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {safe_loading.first_line(error)}"
         text = f"{label} is damaged, or holds what nnU-Net does not store ({reason})"
         return [Finding(topic, "fault", text, f"{FETCH_AGAIN}, and {DO_NOT_LOAD}")], None
 
@@ -112,7 +106,7 @@ def _read(file: io.BytesIO, suffix: str, label: str) -> tuple[list[Finding], Any
     """Raises: UnsafeFileError if loading it would run code; another exception if it cannot be read."""
     head = file.getvalue()[:4]
     if suffix in CHECKPOINT_SUFFIXES or (head == _ZIP and is_torch_archive(file)):
-        content = load_safely(file)
+        content = safe_loading.load_safely(file)
         text = f"{label}: {len(file.getvalue()) / 1e6:.1f} MB, runs no code when loaded"
         return [Finding("checkpoint", "ok", text)], content
     if suffix == ".json":
@@ -122,10 +116,10 @@ def _read(file: io.BytesIO, suffix: str, label: str) -> tuple[list[Finding], Any
         if not isinstance(arrays, np.ndarray):
             sum(array.nbytes for array in arrays.values())  # reads them
     elif suffix in _PICKLE_SUFFIXES or head[:1] == b"\x80":
-        names, error = names_in_pickle(file)
-        foreign = [name for name in names if not IN_POSTPROCESSING.fullmatch(name)]
+        names, error = safe_loading.names_in_pickle(file)
+        foreign = [name for name in names if not safe_loading.IN_POSTPROCESSING.fullmatch(name)]
         if foreign:
-            raise UnsafeFileError(foreign)
+            raise safe_loading.UnsafeFileError(foreign)
         if error:
             raise error
     elif suffix in _PROGRAM_SUFFIXES or head == _ZIP:
