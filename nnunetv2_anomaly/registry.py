@@ -22,11 +22,9 @@ class DetectorFamily:
 
     name: str
     detector: str
-    #: the class that ``nnUNetv2_train -tr`` is given to train it
-    trainer: str
+    trainer: str  # the class that ``nnUNetv2_train -tr`` is given to train it
     summary: str
-    #: table of the family's own settings, name -> plans.settings.Setting
-    settings: str | None = None
+    settings: str | None = None  # table of the family's own settings, name -> plans.settings.Setting
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,9 @@ class Trainer:
     """A class that nnU-Net's commands know by its name."""
 
     module: str
-    #: of detectors where it trains one, else of segmenters
-    family: str
+    family: str  # of detectors where it trains one, else of segmenters
     summary: str
-    #: whether a trained detector travels in its network
-    anomaly_aware: bool = False
+    anomaly_aware: bool = False  # whether a trained detector travels in its network
 
 
 DETECTORS: dict[str, DetectorFamily] = {

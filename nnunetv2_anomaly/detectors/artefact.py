@@ -26,20 +26,13 @@ class Artefact:
 
     contract: Contract
     state: Mapping[str, Tensor]
-    #: cases of every fitted part: networks, bone model, reference set, threshold
-    fitted_on: frozenset[str]
-    #: training/data_record.py's record of what it saw
-    data: Mapping[str, Any] | None
-    #: numbers by name, unitless; ``quality.describe_quality`` reads them
-    quality: Mapping[str, float]
-    #: external weights -> SHA-256
-    sources: Mapping[str, str]
-    #: False where a part is random or a stand-in, so that its quality says nothing of the method
-    comparable: bool
-    #: False while its training has phases left
-    finished: bool
-    #: the checkpoint that it comes from
-    path: Path | None = None
+    fitted_on: frozenset[str]  # cases of every fitted part: networks, bone model, reference set, threshold
+    data: Mapping[str, Any] | None  # training/data_record.py's record of what it saw
+    quality: Mapping[str, float]  # numbers by name, unitless; ``quality.describe_quality`` reads them
+    sources: Mapping[str, str]  # external weights -> SHA-256
+    comparable: bool  # False where a part is random or a stand-in, so that its quality says nothing of the method
+    finished: bool  # False while its training has phases left
+    path: Path | None = None  # the checkpoint that it comes from
 
     def description(self) -> dict[str, Any]:
         """What stands under ``DETECTOR_KEY``: all but the weights, in plain numbers, text, lists and dictionaries."""

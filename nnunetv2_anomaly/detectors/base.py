@@ -24,14 +24,12 @@ class Contract:
     """What a family of detectors promises and needs; stored with a trained detector, checked at start."""
 
     family: str
-    #: None: one per image channel; else 1
-    error_channels: int | None
+    error_channels: int | None  # None: one per image channel; else 1
     #: spatial axes that it takes; a family with (2,) alone is applied slice by slice in a 3D window
     dimensions: tuple[int, ...]
     #: the window that it must be given: the planned patch, any, or whole slices
     window: Literal["planned", "any", "whole"]
-    #: windows are padded to a multiple of so many voxels, and its maps cropped
-    multiple_of: int = 1
+    multiple_of: int = 1  # windows are padded to a multiple of so many voxels, and its maps cropped
 
     def num_error_channels(self, num_channels: int) -> int:
         """Channels of the anomaly map of an image with ``num_channels`` channels."""

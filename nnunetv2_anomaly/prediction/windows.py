@@ -16,12 +16,9 @@ from nnunetv2_anomaly.images.sliding_window import Windows
 class Maps:
     """A detector's maps of one volume, float32, on the CPU, unitless."""
 
-    #: (C, X, Y, Z), on the detector's scale
-    image: Tensor
-    #: (E, X, Y, Z), above 0 where brighter than expected
-    difference: Tensor
-    #: (E, X, Y, Z)
-    error: Tensor
+    image: Tensor  # (C, X, Y, Z), on the detector's scale
+    difference: Tensor  # (E, X, Y, Z), above 0 where brighter than expected
+    error: Tensor  # (E, X, Y, Z)
 
     @property
     def expected(self) -> Tensor | None:

@@ -39,8 +39,7 @@ class PretrainedModel:
     dataset_name: str
     plans_name: str
     configuration: Mapping[str, Any]
-    #: description of the detector in it, if it has one
-    detector: Mapping[str, Any] | None = None
+    detector: Mapping[str, Any] | None = None  # description of the detector in it, if it has one
 
 
 def given_weights_file(arguments: Sequence[str] | None = None) -> Path | None:
