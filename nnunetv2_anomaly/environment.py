@@ -44,10 +44,8 @@ def environment_folder(variable: str) -> Path:
     """One of nnU-Net's folders. Raises: UserError if its environment variable is not set, or holds no text."""
     folder = os.environ.get(variable)
     if not folder:
-        raise UserError(
-            f"the environment variable {variable} is not set; set nnU-Net's folders, for example with "
-            'eval "$(nnUNetv2_anomaly env --base DIR)"'
-        )
+        advice = 'set nnU-Net\'s folders, for example with eval "$(nnUNetv2_anomaly env --base DIR)"'
+        raise UserError(f"the environment variable {variable} is not set; {advice}")
     check_name(folder)
     return Path(folder)
 

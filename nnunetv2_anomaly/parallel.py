@@ -117,10 +117,8 @@ def _done_here(function: Callable[[Job], Result], job: Job) -> Future[Result]:
 def _finished(futures: Mapping[Future[Result], Job]) -> Iterator[tuple[Job, Future[Result]]]:
     for future in as_completed(futures):
         if isinstance(future.exception(), BrokenProcessPool):
-            raise UserError(
-                "a process ended without a word, most likely because memory ran out; run again with fewer at a time "
-                "(-np 1)"
-            ) from future.exception()
+            fault = "a process ended without a word, most likely because memory ran out"
+            raise UserError(f"{fault}; run again with fewer at a time (-np 1)") from future.exception()
         yield futures[future], future
 
 

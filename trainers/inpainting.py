@@ -107,9 +107,8 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         learning_rate, exponent = learning_rate_of_phase(
             epochs * self.num_iterations_per_epoch, distilling=distilling, chosen=self.prestage_learning_rate
         )
-        optimizer = torch.optim.Adam(
-            [parameter for parameter in self.module.parameters() if parameter.requires_grad], lr=learning_rate
-        )
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=learning_rate)
         return optimizer, PhaseLRScheduler(optimizer, learning_rate, start, epochs, exponent)
 
     @staticmethod
@@ -119,12 +118,10 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """As in the base; without augmentation patches are loaded as large as they are trained on."""
-        rotation, dummy_2d, initial_patch_size, mirror_axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
+        chosen = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.prestage_augmentation:
-            return (0.0, 0.0), False, self.configuration_manager.patch_size, mirror_axes
-        return rotation, dummy_2d, initial_patch_size, mirror_axes
+            return (0.0, 0.0), False, self.configuration_manager.patch_size, chosen[-1]
+        return chosen
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that hold no foreground if the settings say so."""
@@ -139,11 +136,8 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
         Raises: UserError for a case without foreground (unless such cases are skipped), NaN, or mismatched sizes.
         """
-        cache = preparation.cache_folder(
-            self.preprocessed_dataset_folder_base,
-            self.configuration_manager.data_identifier,
-            self.erase_margin.replace(" ", "_"),
-        )
+        margin, identifier = self.erase_margin.replace(" ", "_"), self.configuration_manager.data_identifier
+        cache = preparation.cache_folder(self.preprocessed_dataset_folder_base, identifier, margin)
         with self.queue.rank_0_first():  # it fills the cache
             statistics = preparation.prepare_cases(
                 self.dataset_class(self.preprocessed_dataset_folder, sorted({*training, *validation})),
@@ -158,11 +152,10 @@ class AnomalyPreStageTrainer(DetectorTrainer):
             )
         empty = sorted(case for case, entry in statistics.items() if entry.foreground_voxels == 0)
         if empty and not self.skip_cases_without_foreground:
-            raise UserError(
-                f"{len(empty)} case(s) have no foreground in their segmentation, so that there is nothing to erase: "
-                f"{', '.join(empty[:5])}; correct the segmentation, take them out of splits_final.json, or set "
-                f"'skip_cases_without_foreground' to true in the section 'anomaly' of plans.json"
-            )
+            fault = f"{len(empty)} case(s) have no foreground in their segmentation, so that there is nothing to erase"
+            advice = "correct the segmentation, take them out of splits_final.json, or set"
+            setting = "'skip_cases_without_foreground' to true in the section 'anomaly' of plans.json"
+            raise UserError(f"{fault}: {', '.join(empty[:5])}; {advice} {setting}")
         if empty:
             self.print_to_log_file(f"Left out, without foreground: {', '.join(empty)}")
         self._cases_without_foreground |= set(empty)
@@ -180,25 +173,20 @@ class AnomalyPreStageTrainer(DetectorTrainer):
     def on_train_start(self) -> None:
         """As in the base, once the detector has its intensity range, and its output starts at the mean."""
         super().on_train_start()
-        self.print_to_log_file(
-            f"Intensity range of {len(self.training_cases)} training cases, clipped to +-{self.intensity_clip:g}: "
-            f"{np.round(self.intensities.low, 3)} to {np.round(self.intensities.high, 3)}, mean in [0, 1] "
-            f"{np.round(self.intensities.rescaled_mean, 3)}"
-        )
-        if self.intensities.clipped_fraction > 0.01:
-            self.print_to_log_file(
-                f"WARNING: clipping to +-{self.intensity_clip:g} cuts {self.intensities.clipped_fraction:.1%} of the "
-                f"voxels; raise 'intensity_clip' if the normalisation of this data set is not a z-score"
-            )
-        self.print_to_log_file(
-            f"Phase 1 (G with C): {self.inpainting_epochs} epochs, phase 2 (A): {self.distillation_epochs} epochs, "
-            f"erase margin {self.erase_margin}, which erases {self.erased_share:.0%} of the training images"
-        )
+        clip, found = f"+-{self.intensity_clip:g}", self.intensities
+        low, high, mean = (np.round(values, 3) for values in (found.low, found.high, found.rescaled_mean))
+        cases = f"{len(self.training_cases)} training cases, clipped to {clip}"
+        self.print_to_log_file(f"Intensity range of {cases}: {low} to {high}, mean in [0, 1] {mean}")
+        if found.clipped_fraction > 0.01:
+            advice = "raise 'intensity_clip' if the normalisation of this data set is not a z-score"
+            fact = f"clipping to {clip} cuts {found.clipped_fraction:.1%} of the voxels"
+            self.print_to_log_file(f"WARNING: {fact}; {advice}")
+        margin = f"erase margin {self.erase_margin}, which erases {self.erased_share:.0%} of the training images"
+        phases = f"Phase 1 (G with C): {self.inpainting_epochs} epochs, phase 2 (A): {self.distillation_epochs} epochs"
+        self.print_to_log_file(f"{phases}, {margin}")
         if self.erased_share > MOST_ERASED:
-            self.print_to_log_file(
-                "WARNING: the erased region leaves little to inpaint from; lower 'erase_margin_mm' (where it is set, "
-                "'erase_margin_voxels') in the section 'anomaly' of plans.json"
-            )
+            advice = "lower 'erase_margin_mm' (where it is set, 'erase_margin_voxels') in the section 'anomaly' of"
+            self.print_to_log_file(f"WARNING: the erased region leaves little to inpaint from; {advice} plans.json")
 
     def start_from_data(self) -> None:
         """The intensity range of the training cases, and the mean as what untrained networks return."""
@@ -225,26 +213,21 @@ class AnomalyPreStageTrainer(DetectorTrainer):
             "intensity_clip": float(source["detector.intensity_clip"]),
         }
         for name, value in theirs.items():
-            if value != getattr(self, name):
-                raise UserError(
-                    f"the inpainter in {path} was trained with {name} {value}, and this fold has "
-                    f"{getattr(self, name)}; expected one setting, so train fold 'all' again: {command}"
-                )
+            if value != (own := getattr(self, name)):
+                fault = f"the inpainter in {path} was trained with {name} {value}, and this fold has {own}"
+                raise UserError(f"{fault}; expected one setting, so train fold 'all' again: {command}")
         fitted = "detector.reconstructor."  # A, which this fold trains itself
         here = {name: tensor for name, tensor in self.module.state_dict().items() if not name.startswith(fitted)}
         wanted = {name: tensor for name, tensor in source.items() if not name.startswith(fitted)}
-        difference = first_difference(wanted, here)
-        if difference:
-            raise UserError(
-                f"the inpainter in {path} does not fit: {difference}; train fold 'all' again with these plans: "
-                f"{command}"
-            )
+        if difference := first_difference(wanted, here):
+            fault = f"the inpainter in {path} does not fit: {difference}"
+            raise UserError(f"{fault}; train fold 'all' again with these plans: {command}")
         self.module.load_state_dict(wanted, strict=False)
-        detector = self.module.detector
-        self.print_to_log_file(
-            f"G and C from {path}: they have seen all cases, this fold's validation cases included; A will not. The "
-            f"intensity range is theirs, {detector.intensity_low.tolist()} to {detector.intensity_high.tolist()}"
+        low, high = (
+            limit.tolist() for limit in (self.module.detector.intensity_low, self.module.detector.intensity_high)
         )
+        seen = "they have seen all cases, this fold's validation cases included; A will not"
+        self.print_to_log_file(f"G and C from {path}: {seen}. The intensity range is theirs, {low} to {high}")
 
     def enter_distillation(self) -> None:
         """Phase 2: G and C frozen, A trained from here on, with an optimiser and a best score of its own."""
@@ -322,11 +305,10 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         super().take_from_checkpoint(checkpoint, path)
         phase = checkpoint[PHASE_KEY]
         if phase["distilling"] and phase["inpainting_epochs"] != self.inpainting_epochs:
-            raise UserError(
-                f"in the checkpoint {path} phase 1 took {phase['inpainting_epochs']} epochs, and 'inpainting_epochs' "
-                f"is now {self.inpainting_epochs}; expected the same number, because phase 2 has begun, so put it back "
-                f"in the section 'anomaly' of plans.json"
-            )
+            took = f"in the checkpoint {path} phase 1 took {phase['inpainting_epochs']} epochs"
+            fault = f"{took}, and 'inpainting_epochs' is now {self.inpainting_epochs}"
+            advice = "put it back in the section 'anomaly' of plans.json"
+            raise UserError(f"{fault}; expected the same number, because phase 2 has begun, so {advice}")
         if phase["distilling"] != self.module.distilling:
             self.module.set_distilling(phase["distilling"])
             self._restart_optimizer()

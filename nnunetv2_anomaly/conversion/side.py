@@ -103,12 +103,10 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
         return shape
     named = _side_from_compartments(*compartments)
     if named.side and shape.score * named.score < 0 and abs(shape.score) >= LEAST_SCORE:
-        raise UserError(
-            f"the side of this knee is {named.side} by the places of medial and lateral tibial cartilage (score "
-            f"{named.score:+.2f}) and {_SIDES[shape.score < 0]} by the shape of bones and cartilages (score "
-            f"{shape.score:+.2f}; a typical right knee has +1, a left one -1); expected one side from both; exchange "
-            "the two labels, or correct the mask's axes, or leave this knee out"
-        )
+        by_place = f"{named.side} by the places of medial and lateral tibial cartilage (score {named.score:+.2f})"
+        by_shape = f"{_SIDES[shape.score < 0]} by the shape of bones and cartilages ({_scored(shape)})"
+        advice = "exchange the two labels, or correct the mask's axes, or leave this knee out"
+        raise UserError(f"the side of this knee is {by_place} and {by_shape}; expected one side from both; {advice}")
     return named
 
 
@@ -133,13 +131,16 @@ def agreed_side(description: str | None, table: str | None, anatomy: SideEvidenc
     """
     sides = {description, table, anatomy.side} - {None}
     if len(sides) > 1:
-        raise UserError(
-            f"the side of this knee is {description or 'not given'} by the series description, {table or 'not given'} "
-            f"by the subject table and {anatomy.side or 'not given'} by the anatomy in the labels (score "
-            f"{anatomy.score:+.2f}; a typical right knee has +1, a left one -1); expected one side from all that give "
-            "one; look at the image, then correct the source that is wrong, or leave this knee out"
-        )
+        given = [side or "not given" for side in (description, table, anatomy.side)]
+        by = f"{given[0]} by the series description, {given[1]} by the subject table and {given[2]} by the anatomy"
+        fault = f"the side of this knee is {by} in the labels ({_scored(anatomy)}); expected one side from all that"
+        advice = "look at the image, then correct the source that is wrong, or leave this knee out"
+        raise UserError(f"{fault} give one; {advice}")
     return sides.pop() if sides else None
+
+
+def _scored(evidence: SideEvidence) -> str:
+    return f"score {evidence.score:+.2f}; a typical right knee has +1, a left one -1"
 
 
 def _sample(labels: NDArray, spacing: NDArray) -> tuple[NDArray, list[NDArray[np.float64]], NDArray[np.float64]]:

@@ -64,30 +64,20 @@ def read_artefact(path: Path) -> Artefact:
 
     Raises: UserError if the file cannot be read, describes no detector, or its weights are not finite.
     """
-    checkpoint = load_file(
-        path, "remove it and continue the pre-stage from an earlier checkpoint with --c, or train it again"
-    )
+    advice = "remove it and continue the pre-stage from an earlier checkpoint with --c, or train it again"
+    checkpoint = load_file(path, advice)
     entry = checkpoint.get(DETECTOR_KEY) if isinstance(checkpoint, dict) else None
     if entry is None:
         writer = checkpoint.get("trainer_name", "unknown") if isinstance(checkpoint, dict) else "unknown"
-        raise UserError(
-            f"the checkpoint {path} was written by the trainer {writer} and describes no detector; expected one of a "
-            f"pre-stage, so train that first"
-        )
+        fault = f"the checkpoint {path} was written by the trainer {writer} and describes no detector"
+        raise UserError(f"{fault}; expected one of a pre-stage, so train that first")
     state = detector_state(checkpoint["network_weights"])
     if not all(torch.isfinite(value).all() for value in state.values()):
-        raise UserError(
-            f"the detector in {path} holds weights that are NaN or infinite; expected finite ones, so train the "
-            f"pre-stage again"
-        )
+        fault = f"the detector in {path} holds weights that are NaN or infinite"
+        raise UserError(f"{fault}; expected finite ones, so train the pre-stage again")
     known = {name: entry[name] for name in ("data", "quality", "sources", "comparable", "finished")}
-    return Artefact(
-        contract=Contract.from_dict(entry["contract"]),
-        state=state,
-        fitted_on=frozenset(entry["fitted_on"]),
-        path=path,
-        **known,
-    )
+    contract = Contract.from_dict(entry["contract"])
+    return Artefact(contract, state, frozenset(entry["fitted_on"]), path=path, **known)
 
 
 def add_quality(path: Path, quality: Mapping[str, float]) -> None:
@@ -121,10 +111,9 @@ def find_checkpoint(folder: str | Path, fold: int | str, train_command: str) -> 
         return final
     unfinished = any((fold_folder / name).is_file() for name in ("checkpoint_latest.pth", "checkpoint_best.pth"))
     state = "is not finished" if unfinished else "has not been trained"
-    raise UserError(
-        f"the pre-stage of fold {fold} {state}: {final} does not exist, and the anomaly-aware segmentation needs its "
-        f"detector; run: {train_command}{' --c' if unfinished else ''}"
-    )
+    fault = f"the pre-stage of fold {fold} {state}: {final} does not exist"
+    needed = f"and the anomaly-aware segmentation needs its detector; run: {train_command}"
+    raise UserError(f"{fault}, {needed}{' --c' if unfinished else ''}")
 
 
 def install_detector(detector: Detector, artefact: Artefact) -> None:
@@ -140,16 +129,13 @@ def install_detector(detector: Detector, artefact: Artefact) -> None:
             f"so set 'detector' in the section 'anomaly' of plans.json, or train its pre-stage"
         )
     if not artefact.finished:
-        raise UserError(
-            f"the checkpoint {artefact.path} was written before its detector was trained; expected a finished "
-            f"pre-stage, so continue it with --c"
-        )
+        fault = f"the checkpoint {artefact.path} was written before its detector was trained"
+        raise UserError(f"{fault}; expected a finished pre-stage, so continue it with --c")
     difference = first_difference(artefact.state, detector.state_dict())
     if difference:
-        raise UserError(
-            f"the detector in {artefact.path} does not fit: {difference}; expected a pre-stage with the same patch "
-            f"size, strides, image channels and detector settings, so train it with the same plans and configuration"
-        )
+        expected = "a pre-stage with the same patch size, strides, image channels and detector settings"
+        fault = f"the detector in {artefact.path} does not fit: {difference}; expected {expected}"
+        raise UserError(f"{fault}, so train it with the same plans and configuration")
     detector.load_state_dict(artefact.state)
 
 
@@ -162,12 +148,10 @@ def check_fold_rule(artefact: Artefact, validation_cases: Iterable[str], allowed
     seen = sorted(artefact.fitted_on.intersection(validation_cases))
     if not seen:
         return None
-    fact = (
-        f"the detector in {artefact.path} was trained on {len(seen)} of this fold's validation cases ({listed(seen)})"
-    )
+    cases = f"{len(seen)} of this fold's validation cases ({listed(seen)})"
+    fact = f"the detector in {artefact.path} was trained on {cases}"
+    setting = "'allow_detector_trained_on_validation_cases'"
     if allowed:
-        return f"{fact}; accepted because 'allow_detector_trained_on_validation_cases' is set"
-    raise UserError(
-        f"{fact}; expected a detector that never saw them, so train the pre-stage for this fold, or set "
-        f"'allow_detector_trained_on_validation_cases' to true in the section 'anomaly' of plans.json"
-    )
+        return f"{fact}; accepted because {setting} is set"
+    advice = f"train the pre-stage for this fold, or set {setting} to true in the section 'anomaly' of plans.json"
+    raise UserError(f"{fact}; expected a detector that never saw them, so {advice}")

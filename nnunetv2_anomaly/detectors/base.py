@@ -117,16 +117,12 @@ class Detector(nn.Module):
 
 
 def detector_class(name: str) -> type[Detector]:
-    """The detector of a family.
-
-    Raises: UserError if no installed package has a family of that name.
-    """
+    """The detector of a family. Raises: UserError if no installed package has a family of that name."""
     families = detector_families()
     if name not in families:
-        raise UserError(
-            f"the detector family '{name}' is not installed; known are {', '.join(families)}, so set 'detector' in the "
-            f"section 'anomaly' of plans.json to one of them, or install the package that brings it"
-        )
+        fault = f"the detector family '{name}' is not installed; known are {', '.join(families)}"
+        advice = "set 'detector' in the section 'anomaly' of plans.json to one of them"
+        raise UserError(f"{fault}, so {advice}, or install the package that brings it")
     return load(families[name].detector)
 
 
@@ -137,15 +133,12 @@ def check_fits_configuration(contract: Contract, configuration_manager: Configur
     """
     patch_size = configuration_manager.patch_size
     if len(patch_size) not in contract.dimensions and not (len(patch_size) == 3 and 2 in contract.dimensions):
-        raise UserError(
-            f"the detector family '{contract.family}' takes {' or '.join(map(str, contract.dimensions))} axes, and "
-            f"patches of this configuration have {len(patch_size)}; use another configuration or another detector"
-        )
-    sizes = configuration_manager.configuration.get("median_image_size_in_voxels") or patch_size
-    if contract.window == "whole" and any(
-        p < m for p, m in zip(patch_size[-2:], [round(size) for size in sizes[-2:]], strict=True)
-    ):
-        raise UserError(
-            f"the detector family '{contract.family}' needs whole slices, and the patch {list(patch_size)} is smaller "
-            f"than the images ({[round(size) for size in sizes]}); plan them with nnUNetv2_anomaly plan_whole_image"
-        )
+        takes = f"the detector family '{contract.family}' takes {' or '.join(map(str, contract.dimensions))} axes"
+        fault = f"{takes}, and patches of this configuration have {len(patch_size)}"
+        raise UserError(f"{fault}; use another configuration or another detector")
+    median = configuration_manager.configuration.get("median_image_size_in_voxels") or patch_size
+    sizes = [round(size) for size in median]
+    if contract.window == "whole" and any(p < m for p, m in zip(patch_size[-2:], sizes[-2:], strict=True)):
+        needs = f"the detector family '{contract.family}' needs whole slices"
+        fault = f"{needs}, and the patch {list(patch_size)} is smaller than the images ({sizes})"
+        raise UserError(f"{fault}; plan them with nnUNetv2_anomaly plan_whole_image")

@@ -26,7 +26,6 @@ def error_image(image: Tensor, reconstruction: Tensor) -> Tensor:
     Raises: ValueError if the two shapes differ.
     """
     if image.shape != reconstruction.shape:
-        raise ValueError(
-            f"image and reconstruction must have one shape, got {tuple(image.shape)} and {tuple(reconstruction.shape)}"
-        )
+        shapes = f"{tuple(image.shape)} and {tuple(reconstruction.shape)}"
+        raise ValueError(f"image and reconstruction must have one shape, got {shapes}")
     return squared(image.float() - reconstruction.float())

@@ -46,10 +46,9 @@ def only_files(entries: Iterable[Path]) -> list[Path]:
     entries = sorted(entries)
     others = [str(entry) for entry in entries if not entry.is_file()]
     if others:
-        raise UserError(
-            f"{listed(others)}: no file, but a folder, a pipe, or a link to nothing; expected image files, so get what "
-            "a link stands for (git annex get, datalad get), or move it away"
-        )
+        fault = f"{listed(others)}: no file, but a folder, a pipe, or a link to nothing"
+        advice = "get what a link stands for (git annex get, datalad get), or move it away"
+        raise UserError(f"{fault}; expected image files, so {advice}")
     return entries
 
 

@@ -30,12 +30,8 @@ class ImageCompressor(nn.Module):
         super().__init__()
         self.bottleneck_size = downsampled_size(patch_size, strides)
         widths = (num_channels, *COMPRESSOR_FEATURES[-len(strides) :])
-        self.blocks = nn.Sequential(
-            *(
-                ConvolutionBlock(in_channels, out_channels, stride)
-                for in_channels, out_channels, stride in zip(widths, widths[1:], strides, strict=False)
-            )
-        )
+        shapes = zip(widths, widths[1:], strides, strict=False)
+        self.blocks = nn.Sequential(*(ConvolutionBlock(*channels_and_stride) for channels_and_stride in shapes))
         self.encode = nn.Linear(widths[-1] * prod(self.bottleneck_size), code_length)
         self.decode = nn.Linear(code_length, prod(self.bottleneck_size))
         self.apply(initialize_glorot)
@@ -50,13 +46,8 @@ class ReconstructionNetwork(SummingUNet):
     """The shape that G and A share: the method's U-Net with C's output at the bottleneck and a sigmoid at the end."""
 
     def __init__(self, num_channels: int, strides: Sequence[Stride], features: int) -> None:
-        super().__init__(
-            in_channels=num_channels,
-            out_channels=num_channels,
-            features=features,
-            strides=strides,
-            bottleneck_channels=1,
-        )
+        channels = {"in_channels": num_channels, "out_channels": num_channels, "bottleneck_channels": 1}
+        super().__init__(**channels, features=features, strides=strides)
 
     def forward(self, image: Tensor, bottleneck: Tensor | None = None) -> Tensor:
         """(B, C, ...) in [0, 1] and C's output (B, 1, ...) -> reconstruction (B, C, ...) in [0, 1], float32."""
@@ -184,12 +175,11 @@ class PreStageNetwork(nn.Module):
         Args: image_and_hole: (B, C + 1, *patch_size): the normalised image channels, then the hole mask (1 = erased).
         Raises: UserError if the hole mask is missing, as when nnUNetv2_predict is given a pre-stage model.
         """
-        if image_and_hole.shape[1] != len(self.detector.intensity_low) + 1:
-            raise UserError(
-                f"the pre-stage's network was given {image_and_hole.shape[1]} channel(s) and expects "
-                f"{len(self.detector.intensity_low)} image channel(s) and the hole mask; it does not segment, so use "
-                f"nnUNetv2_anomaly error_images for its images, or nnUNetv2_predict with AnomalyAwareTrainer"
-            )
+        given, expected = image_and_hole.shape[1], len(self.detector.intensity_low)
+        if given != expected + 1:
+            fault = f"was given {given} channel(s) and expects {expected} image channel(s) and the hole mask"
+            advice = "use nnUNetv2_anomaly error_images for its images, or nnUNetv2_predict with AnomalyAwareTrainer"
+            raise UserError(f"the pre-stage's network {fault}; it does not segment, so {advice}")
         rescaled = self.detector.rescale(image_and_hole[:, :-1])
         erased = rescaled * (1 - image_and_hole[:, -1:].float())
         # C sees the whole image, G only what is left of it.
@@ -207,14 +197,9 @@ def build_prestage_network(
 
     Raises: UserError if the plans name no patch size or no usable strides.
     """
-    return PreStageNetwork(
-        inpainter=ReconstructionNetwork(
-            num_channels,
-            planned_strides(configuration_manager, settings["detector_downsamplings"]),
-            settings["detector_features"],
-        ),
-        detector=AnomalyDetector.build(configuration_manager, num_channels, settings),
-    )
+    strides = planned_strides(configuration_manager, settings["detector_downsamplings"])
+    inpainter = ReconstructionNetwork(num_channels, strides, settings["detector_features"])
+    return PreStageNetwork(inpainter, AnomalyDetector.build(configuration_manager, num_channels, settings))
 
 
 class InpainterWindow(nn.Module):

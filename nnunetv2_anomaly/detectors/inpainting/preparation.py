@@ -103,11 +103,10 @@ def intensity_statistics(cases: Sequence[CaseStatistics]) -> IntensityStatistics
     high = np.max([case.high for case in cases], axis=0)
     constant = np.flatnonzero(high <= low)
     if constant.size:
-        raise UserError(
-            f"image channel {constant[0]} has the one value {low[constant[0]]:g} in all {len(cases)} training cases "
-            f"after normalisation and clipping; expected images with contrast, so check the raw images, the "
-            f"normalisation in plans.json and the setting 'intensity_clip'"
-        )
+        value = f"the one value {low[constant[0]]:g} in all {len(cases)} training cases"
+        fault = f"image channel {constant[0]} has {value} after normalisation and clipping"
+        advice = "check the raw images, the normalisation in plans.json and the setting 'intensity_clip'"
+        raise UserError(f"{fault}; expected images with contrast, so {advice}")
     return IntensityStatistics(
         low=low.tolist(),
         high=high.tolist(),
@@ -176,16 +175,13 @@ def _prepare_case(
         image = np.asarray(data[:], dtype=np.float32)
         labels = np.asarray(segmentation[:])[0]
     if not np.isfinite(image).all():
-        raise UserError(
-            f"case '{case}' holds NaN or infinite voxels after preprocessing; expected finite intensities, so correct "
-            f"the raw image (or the normalisation) and run nnUNetv2_preprocess again"
-        )
+        advice = "correct the raw image (or the normalisation) and run nnUNetv2_preprocess again"
+        fault = f"case '{case}' holds NaN or infinite voxels after preprocessing"
+        raise UserError(f"{fault}; expected finite intensities, so {advice}")
     if labels.shape != image.shape[1:]:
-        raise UserError(
-            f"case '{case}' has an image of {image.shape[1:]} and a segmentation of {labels.shape} voxels in {folder}; "
-            f"expected one geometry, so check the raw files and run nnUNetv2_plan_and_preprocess again "
-            f"with --verify_dataset_integrity"
-        )
+        sizes = f"an image of {image.shape[1:]} and a segmentation of {labels.shape} voxels in {folder}"
+        advice = "check the raw files and run nnUNetv2_plan_and_preprocess again with --verify_dataset_integrity"
+        raise UserError(f"case '{case}' has {sizes}; expected one geometry, so {advice}")
     spacing_mm = spacing_of(properties) if margin_voxels is None else ()
     region = erased_region(labels, foreground_labels, margin_voxels, margin_mm=margin_mm, spacing_mm=spacing_mm)
     clipped = np.clip(image, -clip, clip)
@@ -249,10 +245,8 @@ def prepare_cases(
         options = (foreground_labels, margin_voxels, margin_mm, spacing_of, clip, patch_size)
         futures = [pool.submit(_prepare_case, dataset, case, cache, *options) for case in cases]
         try:
-            results = [
-                future.result()
-                for future in tqdm(futures, desc="Erased regions and intensities", disable=not show_progress)
-            ]
+            shown = tqdm(futures, desc="Erased regions and intensities", disable=not show_progress)
+            results = [future.result() for future in shown]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

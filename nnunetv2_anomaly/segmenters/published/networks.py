@@ -106,10 +106,8 @@ class PublishedNetwork(SummingTrunk):
         Raises: ValueError if strides are empty, more than shape.downsamplings, or differ in their number of axes.
         """
         if len(strides) > shape.downsamplings:
-            raise ValueError(
-                f"{shape.name} has {shape.downsamplings} downsamplings, got {len(strides)} strides: {strides}; "
-                f"give at most {shape.downsamplings}"
-            )
+            fault = f"{shape.name} has {shape.downsamplings} downsamplings, got {len(strides)} strides: {strides}"
+            raise ValueError(f"{fault}; give at most {shape.downsamplings}")
         super().__init__(in_channels=in_channels, features=shape.features, strides=strides, dilations=shape.dilations)
         self.shape = shape
         scored = self.map_channels[::-1] if additive_supervision else self.map_channels[-1:]
