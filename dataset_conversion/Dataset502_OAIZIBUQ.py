@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     A subject's series is the listed one of OAI ZIB where a list is at hand, else any DESS series of the baseline
     visit; it has to have the mask's grid in either case.
     """
-    # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
     from nnunetv2_anomaly.conversion.command import convert_oai
 
     return convert_oai(args, RELEASE, args.labels or args.zib)

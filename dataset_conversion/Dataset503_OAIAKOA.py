@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say; returns 0, or 1 if a case failed."""
-    # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
     from nnunetv2_anomaly.conversion.command import convert_oai
 
     return convert_oai(args, RELEASE, args.labels, has_visits=True)

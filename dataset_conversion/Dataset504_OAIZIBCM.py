@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert as the options say; returns 0, or 1 if a case failed."""
-    # Imported here: SimpleITK and matplotlib take a while, which --help need not wait for.
     from nnunetv2_anomaly.conversion.command import collect_pairs, run_conversion
 
     if (args.input is None) == (args.images is None) or (args.images is None) != (args.labels is None):

@@ -10,10 +10,7 @@ from nnunetv2_anomaly.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """Check that the device of ``-device cuda|cpu|mps`` exists.
-
-    Raises: UserError if it does not.
-    """
+    """Check that the device of ``-device cuda|cpu|mps`` exists. Raises: UserError if it does not."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("-device cuda was asked for (the default), but torch sees no CUDA GPU; give -device cpu or mps")
     if name == "mps" and not torch.backends.mps.is_available():

@@ -46,17 +46,13 @@ def write_failures_as_user_errors(
     try:
         yield
     except kinds as error:
-        if isinstance(error, UserError) or not is_write_failure(error):
+        # The number of a full disk, missing permission and the like; torch's and blosc2's errors have none.
+        number = getattr(error, "errno", None)
+        if isinstance(error, UserError) or (number is not None and number not in _CANNOT_WRITE):
             raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         told = advice if isinstance(advice, str) else advice()
         raise UserError(f"{place} cannot be written to ({reason}); {told}") from error
-
-
-def is_write_failure(error: Exception) -> bool:
-    """Whether an error's number is that of a full disk, missing permission and the like; True where it has none."""
-    number = getattr(error, "errno", None)
-    return number is None or number in _CANNOT_WRITE
 
 
 def temporary_beside(path: Path) -> Path:

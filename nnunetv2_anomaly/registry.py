@@ -50,11 +50,11 @@ DETECTORS: dict[str, DetectorFamily] = {
     family.name: family
     for family in (
         DetectorFamily(
-            name="inpainting",
-            detector="nnunetv2_anomaly.detectors.inpainting.networks:AnomalyDetector",
-            trainer="AnomalyPreStageTrainer",
-            summary="G/C/A: inpaint the erased anatomy, distil that into a detector without a mask (Woo et al.)",
-            settings="nnunetv2_anomaly.detectors.inpainting.settings:SETTINGS",
+            "inpainting",
+            "nnunetv2_anomaly.detectors.inpainting.networks:AnomalyDetector",
+            "AnomalyPreStageTrainer",
+            "G/C/A: inpaint the erased anatomy, distil that into a detector without a mask (Woo et al.)",
+            "nnunetv2_anomaly.detectors.inpainting.settings:SETTINGS",
         ),
     )
 }
@@ -63,14 +63,12 @@ SEGMENTERS: dict[str, SegmenterFamily] = {
     family.name: family
     for family in (
         SegmenterFamily(
-            name="planned",
-            network="nnunetv2_anomaly.segmenters.planned:build_segmenter",
-            summary="the network that nnU-Net planned",
+            "planned", "nnunetv2_anomaly.segmenters.planned:build_segmenter", "the network that nnU-Net planned"
         ),
         SegmenterFamily(
-            name="published",
-            network="nnunetv2_anomaly.segmenters.published.networks:PublishedNetwork",
-            summary="UNET and CAN, plain or with additive deep supervision (Woo et al., Appendix A)",
+            "published",
+            "nnunetv2_anomaly.segmenters.published.networks:PublishedNetwork",
+            "UNET and CAN, plain or with additive deep supervision (Woo et al., Appendix A)",
         ),
     )
 }
@@ -86,9 +84,7 @@ TRAINERS: dict[str, Trainer] = {
     "AnomalyAwareTrainer": Trainer(
         "anomaly_aware", "planned", "nnU-Net's network on image and error image, alpha 1", anomaly_aware=True
     ),
-    "AnomalyAwarePublishedTrainer": Trainer(
-        "anomaly_aware", "planned", "the same with the paper's alpha, 10", anomaly_aware=True
-    ),
+    "AnomalyAwarePublishedTrainer": Trainer("anomaly_aware", "planned", "the same with the paper's alpha, 10", True),
     "UNETTrainer": Trainer("published", "published", "UNET"),
     "UNETPlusTrainer": Trainer("published", "published", "UNET+"),
     "UNETSTrainer": Trainer("published", "published", "UNET-S", anomaly_aware=True),
@@ -130,8 +126,5 @@ def setting_tables(families: Mapping[str, DetectorFamily]) -> dict[str, Mapping[
 
 
 def load_trainer(name: str) -> type:
-    """The class of a trainer of ours.
-
-    Raises: KeyError if there is none of that name.
-    """
+    """The class of a trainer of ours. Raises: KeyError if there is none of that name."""
     return getattr(import_module(f"nnunetv2_anomaly.trainers.{TRAINERS[name].module}"), name)

@@ -26,6 +26,7 @@ from nnunetv2_anomaly.detectors.inpainting.networks import (
 )
 from nnunetv2_anomaly.detectors.inpainting.quality import ErasedRegionQuality, erased_region_quality
 from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, learning_rate_of_phase
+from nnunetv2_anomaly.detectors.quality import ERROR_AND_BASELINES
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.geometry import preprocessed_spacing
 from nnunetv2_anomaly.images.sliding_window import Windows
@@ -55,7 +56,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
     """
 
     family = "inpainting"
-    quality_keys = ("mse_erased", "mse_constant", "mse_blurred")
+    quality_keys = ERROR_AND_BASELINES
     detector_features: int = default("detector_features")
     detector_downsamplings: int = default("detector_downsamplings")
     compressor_code_length: int = default("compressor_code_length")

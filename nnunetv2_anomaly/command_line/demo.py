@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration."""
-    # Imported here: torch takes seconds, which --help and the other verbs need not wait for.
     from nnunetv2_anomaly.workflows.demo import run_demo
 
     name = "nnunetv2_anomaly_demo_quick" if arguments.quick else "nnunetv2_anomaly_demo"

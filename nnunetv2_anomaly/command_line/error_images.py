@@ -31,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Find the model, write the images."""
-    # Imported here: torch takes seconds, which --help and the other verbs need not wait for.
     from nnunetv2_anomaly.device import chosen_device
     from nnunetv2_anomaly.prediction.anomaly_maps import find_model_folder, predict_error_images
 

@@ -53,7 +53,6 @@ def number(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0."""
-    # pandas, SciPy and matplotlib take seconds to import: not for a mere --help.
     from nnunetv2_anomaly.errors import UserError, counted
     from nnunetv2_anomaly.evaluation.case import EvaluationSettings
     from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups

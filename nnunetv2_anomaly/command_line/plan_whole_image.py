@@ -18,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the plans, then print the next commands and the memory that training needs; returns 0."""
-    # Imported here: torch takes seconds, which --help and the other verbs need not wait for.
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunetv2_anomaly.errors import UserError

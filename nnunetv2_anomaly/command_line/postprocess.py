@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Clean the predictions. Returns: 0."""
-    # pandas and SciPy take seconds to import: not for a mere --help.
     from nnunetv2_anomaly.errors import UserError, counted
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description, segmentation_files
     from nnunetv2_anomaly.images.label_maps import note_of_floats

@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print or run the chain. Returns: 0, or the exit status of the command that failed."""
-    # Imported here: nnU-Net takes seconds, which --help need not wait for.
     from nnunetv2_anomaly.device import check_device
     from nnunetv2_anomaly.workflows.published_chain import PublishedChain
     from nnunetv2_anomaly.workflows.runner import Runner, StepError

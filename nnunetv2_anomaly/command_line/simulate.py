@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, and with -d write the data set as well; returns 0."""
-    # SimpleITK, SciPy and matplotlib, and with -d nnU-Net's torch, take seconds to import: not for a mere --help.
     if args.dataset_id is None:
         if args.num_test is not None or args.keep_lesion_labels:
             raise UserError("--num_test and --keep_lesion_labels shape the nnU-Net data set; give its number with -d")

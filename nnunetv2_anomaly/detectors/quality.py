@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-#: a measured error -> those of its baselines, which it must be below
-BASELINES = {"mse_erased": ("mse_constant", "mse_blurred")}
+#: a measured error, and those of its baselines, which it must be below
+ERROR_AND_BASELINES = ("mse_erased", "mse_constant", "mse_blurred")
 
 
 def lesion_auc(
@@ -44,19 +44,14 @@ def describe_quality(quality: Mapping[str, float]) -> tuple[str, bool]:
     Args: quality: numbers by name, as an artefact has them.
     """
     parts, beats = [], True
-    for name, baselines in BASELINES.items():
-        if name in quality:
-            constant, blurred = (quality[baseline] for baseline in baselines)
-            parts.append(
-                f"MSE inside the erased region on validation patches {quality[name]:.5f}, of a constant image "
-                f"{constant:.5f}, of a blurred image {blurred:.5f}"
-            )
-            beats = quality[name] < constant and quality[name] < blurred
+    if ERROR_AND_BASELINES[0] in quality:
+        erased, constant, blurred = (quality[name] for name in ERROR_AND_BASELINES)
+        baselines = f"of a constant image {constant:.5f}, of a blurred image {blurred:.5f}"
+        parts.append(f"MSE inside the erased region on validation patches {erased:.5f}, {baselines}")
+        beats = erased < constant and erased < blurred
     if "lesion_auc" in quality:
-        parts.append(
-            f"AUC for lesions against bone {quality['lesion_auc']:.3f}, of the image's intensity "
-            f"{quality['intensity_lesion_auc']:.3f}"
-        )
+        found, of_intensity = quality["lesion_auc"], quality["intensity_lesion_auc"]
+        parts.append(f"AUC for lesions against bone {found:.3f}, of the image's intensity {of_intensity:.3f}")
     return "; ".join(parts) or "no quality recorded", beats
 
 

@@ -138,13 +138,7 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
             metrics = evaluate_case(pair.reference, map_voxels, spacing, labels, missing_distance_mm=missing_mm)
             components = _components(map_voxels, keys)
             found = [
-                {
-                    "label": name,
-                    "status": _status(metrics[key]),
-                    **metrics[key],
-                    "components": components[name],
-                    **extent,
-                }
+                {"label": name, "status": _status(metrics[key]), **metrics[key], "components": components[name]}
                 for name, key in keys.items()
             ]
         yield from ({**row, "processing": processing, **extent} for row in found)

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import Tensor
 
 from nnunetv2_anomaly.detectors.inpainting.loss import PreStageLoss
-from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector, build_prestage_network
 from nnunetv2_anomaly.plans.memory import MemoryEstimate, TrainingStep, estimate
-from nnunetv2_anomaly.plans.settings import known_settings, section_of
-from nnunetv2_anomaly.plans.strides import planned_strides
-from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS, TRAINERS, load_trainer
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
 from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
-from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET, NetworkShape, PublishedNetwork
 
-#: name -> shape, additive deep supervision, anomaly-aware (method paper, Appendix A)
-PUBLISHED_NETWORKS: dict[str, tuple[NetworkShape, bool, bool]] = {
-    "UNET": (UNET, False, False),
-    "UNET+": (UNET, True, False),
-    "UNET-S": (UNET, True, True),
-    "CAN": (CAN, False, False),
-    "CAN+": (CAN, True, False),
-    "CAN-S": (CAN, True, True),
-}
+#: name -> its trainer (method paper, Appendix A)
+PUBLISHED_NETWORKS = {trainer.summary: name for name, trainer in TRAINERS.items() if trainer.module == "published"}
 #: phase of the pre-stage -> A is distilled (else G is trained)
 PRESTAGE_NETWORKS = {"G": False, "A": True}
 
@@ -39,32 +28,16 @@ def build_step(
         section ``anomaly`` count. num_channels: of the image. num_classes: background included.
     Raises: UserError if the planned patch and strides do not suit the networks.
     """
-    settings = {name: setting.default for name, setting in known_settings().items()}
-    settings |= section_of(configuration_manager.configuration)
+    trainer: Any = load_trainer(PUBLISHED_NETWORKS.get(name, DETECTORS[DEFAULT_DETECTOR].trainer))
+    network = trainer.build_network_architecture(None, configuration_manager, num_channels, num_classes)
     if name in PRESTAGE_NETWORKS:
-        prestage = build_prestage_network(configuration_manager, num_channels, settings)
-        prestage.set_distilling(PRESTAGE_NETWORKS[name])
-        return TrainingStep(prestage, PreStageLoss(), num_channels + 1)  # the hole mask is the last channel
-    shape, additive_supervision, anomaly_aware = PUBLISHED_NETWORKS[name]
-    segmenter = PublishedNetwork(
-        shape=shape,
-        in_channels=2 * num_channels if anomaly_aware else num_channels,
-        num_classes=num_classes,
-        strides=planned_strides(configuration_manager, shape.downsamplings),
-        additive_supervision=additive_supervision,
-    )
-    dice = MultiClassDiceLoss(None)
-    if not anomaly_aware:
-        return TrainingStep(segmenter, dice, num_channels)
-    detector = AnomalyDetector.build(configuration_manager, num_channels, settings)
-    network = AnomalyAwareNetwork(detector, segmenter, "published")
-
-    def latest_error_image() -> Tensor:
-        assert network.latest_error_image is not None, "the loss is called after the forward pass"
-        return network.latest_error_image
-
-    scale = DiceAndFocalCrossEntropy(dice, settings["alpha"], None)
-    return TrainingStep(network, AnomalyAwareLoss(scale, settings["beta"], latest_error_image), num_channels)
+        network.set_distilling(PRESTAGE_NETWORKS[name])
+        return TrainingStep(network, PreStageLoss(), num_channels + 1)  # the hole mask is the last channel
+    dice, settings = MultiClassDiceLoss(None), trainer.settings(configuration_manager)
+    if not TRAINERS[PUBLISHED_NETWORKS[name]].anomaly_aware:
+        return TrainingStep(network, dice, num_channels)
+    scale, beta = DiceAndFocalCrossEntropy(dice, settings["alpha"], None), settings["beta"]
+    return TrainingStep(network, AnomalyAwareLoss(scale, beta, lambda: network.latest_error_image), num_channels)
 
 
 def estimate_network(

@@ -225,22 +225,9 @@ class SummingUNet(SummingTrunk):
     The convolution is computed in float32 also under autocast.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        features: int,
-        strides: Sequence[Stride],
-        bottleneck_channels: int = 0,
-    ) -> None:
+    def __init__(self, *, out_channels: int, features: int, **of_trunk: Any) -> None:
         """Build the network with ``out_channels`` output channels; all else, errors included, as in SummingTrunk."""
-        super().__init__(
-            in_channels=in_channels,
-            features=features,
-            strides=strides,
-            bottleneck_channels=bottleneck_channels,
-        )
+        super().__init__(features=features, **of_trunk)
         self.output = pointwise_convolution(features, out_channels, self.dimensions)
         self.apply(initialize_identity_or_glorot)
 

@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.figure import Figure
 
+from nnunetv2_anomaly.detectors.quality import ERROR_AND_BASELINES
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES
 from nnunetv2_anomaly.evaluation.pictures import case_figure
 from nnunetv2_anomaly.evaluation.report import Findings, write_report
@@ -102,8 +103,8 @@ def _detector_table(mean: Mapping[str, Any]) -> Table:
     for name, keys_of_auc, title in MEASURED:
         entry = mean[name]
         areas = [number(entry.get(key), 3) for key in keys_of_auc]
-        keys = ("mse_erased", "mse_constant", "mse_blurred")
-        errors = [number(entry[key], 5) if key in entry and keys_of_auc == AUC_KEYS else "" for key in keys]
+        known = entry if keys_of_auc == AUC_KEYS else {}
+        errors = [number(known[key], 5) if key in known else "" for key in ERROR_AND_BASELINES]
         rows.append([Cell(text) for text in (title, *areas, *errors)])
     note = (
         f"Voxel-wise AUC, lesion against all other bone, mean over the {mean['num_cases_with_lesion']} test cases with "
@@ -154,7 +155,7 @@ def _training_curves(demo: DemoFolders) -> Figure:
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     prestage, loss, dice = figure.subplots(1, 3)
     logged = _logged(demo, "prestage")
-    for key, style in (("mse_erased", "k-o"), ("mse_constant", "--"), ("mse_blurred", ":")):
+    for key, style in zip(ERROR_AND_BASELINES, ("k-o", "--", ":"), strict=True):
         prestage.plot(logged[key], style, label=key.replace("_", " "))
     prestage.set_title("pre-stage: validation MSE in the erased region")
     for model, colour in (("naive", "tab:gray"), ("aware", "tab:red")):

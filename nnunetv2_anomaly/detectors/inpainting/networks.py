@@ -46,8 +46,8 @@ class ReconstructionNetwork(SummingUNet):
     """The shape that G and A share: the method's U-Net with C's output at the bottleneck and a sigmoid at the end."""
 
     def __init__(self, num_channels: int, strides: Sequence[Stride], features: int) -> None:
-        channels = {"in_channels": num_channels, "out_channels": num_channels, "bottleneck_channels": 1}
-        super().__init__(**channels, features=features, strides=strides)
+        of_trunk = {"in_channels": num_channels, "strides": strides, "bottleneck_channels": 1}
+        super().__init__(out_channels=num_channels, features=features, **of_trunk)
 
     def forward(self, image: Tensor, bottleneck: Tensor | None = None) -> Tensor:
         """(B, C, ...) in [0, 1] and C's output (B, 1, ...) -> reconstruction (B, C, ...) in [0, 1], float32."""
