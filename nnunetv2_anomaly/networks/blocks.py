@@ -101,12 +101,7 @@ class ConvolutionBlock(nn.Sequential):
         dimensions = len(stride)
         super().__init__(
             _CONVOLUTION[dimensions](
-                in_channels,
-                out_channels,
-                kernel_size=3,
-                stride=tuple(stride),
-                padding=dilation,
-                dilation=dilation,
+                in_channels, out_channels, kernel_size=3, stride=tuple(stride), padding=dilation, dilation=dilation
             ),
             _INSTANCE_NORM[dimensions](out_channels, affine=True),
             nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),

@@ -120,11 +120,7 @@ def predict_error_images(
 
 
 def _predict_cases(
-    predictor: nnUNetPredictor,
-    detector: Detector,
-    input_folder: Path,
-    output_folder: Path,
-    continue_prediction: bool,
+    predictor: nnUNetPredictor, detector: Detector, input_folder: Path, output_folder: Path, continue_prediction: bool
 ) -> tuple[list[str], list[str], str]:
     """Names of all cases of the folder, and of those that were written; what was wrong with others, if anything."""
     plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager

@@ -16,11 +16,7 @@ from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line, load_
 
 
 def load_model(
-    model_folder: Path,
-    *,
-    folds: Sequence[int | str],
-    device: torch.device,
-    checkpoint: str = "checkpoint_final.pth",
+    model_folder: Path, *, folds: Sequence[int | str], device: torch.device, checkpoint: str = "checkpoint_final.pth"
 ) -> nnUNetPredictor:
     """nnU-Net's predictor with the network of the first of some folds, and the weights of all (``each_fold``).
 

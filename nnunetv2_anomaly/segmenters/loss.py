@@ -78,12 +78,7 @@ class AnomalyAwareLoss(nn.Module):
     that of the forward pass that made ``output``.
     """
 
-    def __init__(
-        self,
-        loss_of_scale: nn.Module,
-        beta: float,
-        error_image_source: Callable[[], Tensor],
-    ) -> None:
+    def __init__(self, loss_of_scale: nn.Module, beta: float, error_image_source: Callable[[], Tensor]) -> None:
         """Build the loss.
 
         Args:
