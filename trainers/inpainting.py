@@ -224,9 +224,8 @@ class AnomalyPreStageTrainer(DetectorTrainer):
             fault = f"the inpainter in {path} does not fit: {difference}"
             raise UserError(f"{fault}; train fold 'all' again with these plans: {command}")
         self.module.load_state_dict(wanted, strict=False)
-        low, high = (
-            limit.tolist() for limit in (self.module.detector.intensity_low, self.module.detector.intensity_high)
-        )
+        detector = self.module.detector
+        low, high = detector.intensity_low.tolist(), detector.intensity_high.tolist()
         seen = "they have seen all cases, this fold's validation cases included; A will not"
         self.print_to_log_file(f"G and C from {path}: {seen}. The intensity range is theirs, {low} to {high}")
 

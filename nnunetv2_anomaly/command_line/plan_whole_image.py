@@ -31,11 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     plans_manager = PlansManager(planned.plans)
     configuration_manager = plans_manager.get_configuration(planned.configuration)
     print(f"{'Wrote' if planned.written else 'Already there, unchanged:'} {planned.file}")
-    print(
-        f"{planned.configuration}: patch {_times(configuration_manager.patch_size)} voxels, from the largest training "
-        f"image, {_times(planned.largest_image)}; strides "
-        f"{', '.join(_times(stride) for stride in configuration_manager.pool_op_kernel_sizes)}"
-    )
+    patch = f"patch {_times(configuration_manager.patch_size)} voxels"
+    strides = ", ".join(map(_times, configuration_manager.pool_op_kernel_sizes))
+    origin = f"from the largest training image, {_times(planned.largest_image)}; strides {strides}"
+    print(f"{planned.configuration}: {patch}, {origin}")
     number = planned.plans["dataset_name"][len("Dataset") :].split("_")[0]
     print(f"Next: nnUNetv2_preprocess -d {number} -plans_name {arguments.plans_name} -c {planned.configuration}")
     print(f"Then give nnUNetv2_train and nnUNetv2_predict -p {arguments.plans_name}\n")

@@ -258,10 +258,8 @@ def _difference(first: _Slice, other: _Slice) -> str | None:
     if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
         return f"direction, {joined(first.cosines)} against {joined(other.cosines)}"
     if other.stored_type != first.stored_type:
-        kinds = (
-            f"{bits} bits {'with' if sign == '1' else 'without'} sign"
-            for bits, sign in (first.stored_type, other.stored_type)
-        )
+        types = (first.stored_type, other.stored_type)
+        kinds = (f"{bits} bits {'with' if sign == '1' else 'without'} sign" for bits, sign in types)
         return f"voxel type, {' against '.join(kinds)}"
     return None
 

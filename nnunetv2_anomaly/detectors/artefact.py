@@ -123,11 +123,10 @@ def install_detector(detector: Detector, artefact: Artefact) -> None:
         not trained to the end.
     """
     if artefact.contract != detector.contract:
-        raise UserError(
-            f"the detector in {artefact.path} is of the family '{artefact.contract.family}' "
-            f"({artefact.contract.as_dict()}); expected '{detector.contract.family}' ({detector.contract.as_dict()}), "
-            f"so set 'detector' in the section 'anomaly' of plans.json, or train its pre-stage"
-        )
+        found, expected = (f"'{of.family}' ({of.as_dict()})" for of in (artefact.contract, detector.contract))
+        advice = "set 'detector' in the section 'anomaly' of plans.json, or train its pre-stage"
+        fault = f"the detector in {artefact.path} is of the family {found}"
+        raise UserError(f"{fault}; expected {expected}, so {advice}")
     if not artefact.finished:
         fault = f"the checkpoint {artefact.path} was written before its detector was trained"
         raise UserError(f"{fault}; expected a finished pre-stage, so continue it with --c")

@@ -22,22 +22,16 @@ from nnunetv2_anomaly.measurements.lesions import FN, FP, PREDICTION, REFERENCE,
 #: value of the column ``bone`` where all bones count together
 ALL = "all"
 
+_RATES = ("positives", "negatives", "sensitivity", "specificity", "accuracy", "mean_dsc")
+_AT_BEST = ("dacc", "dacc_rule", "dacc_threshold", "ddsc", "ddsc_rule", "ddsc_threshold")
 #: columns of ``counts``
-COUNT_COLUMNS = (
-    "model", "bone", "rule", "threshold", TP, FN, TN, FP, "positives", "negatives", "sensitivity", "specificity",
-    "accuracy", "mean_dsc",
-)  # fmt: skip
+COUNT_COLUMNS = ("model", "bone", "rule", "threshold", TP, FN, TN, FP, *_RATES)
 
 #: columns of ``summary``
-SUMMARY_COLUMNS = (
-    "model", "bone", "positives", "negatives", "sensitivity", "specificity", "accuracy", "mean_dsc", "auc", "dacc",
-    "dacc_rule", "dacc_threshold", "ddsc", "ddsc_rule", "ddsc_threshold",
-)  # fmt: skip
+SUMMARY_COLUMNS = ("model", "bone", *_RATES, "auc", *_AT_BEST)
 
 #: columns of ``volume_agreement``
-AGREEMENT_COLUMNS = (
-    "model", "bone", "n", "pearson_r", "pearson_p", "bias_mm3", "sd_mm3", "lower_mm3", "upper_mm3",
-)  # fmt: skip
+AGREEMENT_COLUMNS = ("model", "bone", "n", "pearson_r", "pearson_p", "bias_mm3", "sd_mm3", "lower_mm3", "upper_mm3")
 
 #: columns of ``lesion_wise``
 LESION_WISE_COLUMNS = (
@@ -115,8 +109,7 @@ def summary(counts_table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (model, bone), own in counts_table.groupby(["model", "bone"], sort=False):
         as_it_is = own[(own["rule"] == SIZE) & (own["threshold"] == 0)].iloc[0]
-        before = ["positives", "negatives", "sensitivity", "specificity", "accuracy", "mean_dsc"]
-        row = {"model": model, "bone": bone} | {name: as_it_is[name] for name in before}
+        row = {"model": model, "bone": bone} | {name: as_it_is[name] for name in _RATES}
         row["auc"] = auc(*roc(own))
         for name, metric in (("dacc", "accuracy"), ("ddsc", "mean_dsc")):
             values = own[metric].to_numpy(dtype=float)

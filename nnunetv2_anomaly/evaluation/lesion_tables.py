@@ -106,16 +106,14 @@ def size_in_words(low: float, high: float) -> str:
 
 def volume_table(agreement: pd.DataFrame) -> Table:
     """How far lesion volumes agree, from ``detection.volume_agreement``."""
+    volumes = {"bias": "bias", "sd": "sd", "lower": "lower limit", "upper": "upper limit"}
     columns = (
         _BONE,
         _MODEL,
         Column("n"),
         Column("pearson_r", "Pearson r", 3),
         p_column("pearson_p", "p"),
-        Column("bias_mm3", "bias [mm³]", 1),
-        Column("sd_mm3", "sd [mm³]", 1),
-        Column("lower_mm3", "lower limit [mm³]", 1),
-        Column("upper_mm3", "upper limit [mm³]", 1),
+        *(Column(f"{name}_mm3", f"{title} [mm³]", 1) for name, title in volumes.items()),
     )
     notes = (
         "n: bones in which at least one of the maps has a lesion. Bias: mean of prediction - reference; limits of "

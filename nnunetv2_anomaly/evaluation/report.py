@@ -27,9 +27,8 @@ from nnunetv2_anomaly.reporting.table import Cell, Table, number
 _WITHOUT_LATEX = ("all_metrics", "tukey", "paired")
 
 #: tables and figures that only some evaluations have, by the names of their files
-_TABLES_OF_SOME = (
-    "groups", "folds", "lesion_detection", "lesion_volumes", "lesion_sizes", "tukey", "paired",
-)  # fmt: skip
+_TABLES_OF_SOME = ("groups", "folds", "lesion_detection", "lesion_volumes", "lesion_sizes", "tukey", "paired")
+_DIVISIONS = {"groups": "By group of cases", "folds": "By fold"}
 _FIGURES_OF_SOME = ("roc", "lesion_volumes", "lesion_sizes")
 
 
@@ -61,7 +60,7 @@ class Findings:
 
 
 def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, paired: pd.DataFrame) -> dict[str, Table]:
-    enough = _enough_cases(tested)
+    enough = tested.cases["case"].nunique() >= statistics.fewest_cases(len(tested.models))
     marked = statistics.daggers(paired, evaluation.models[0]) if enough else None
     tables = {
         "segmentation": segmentation_table(evaluation, marked),
@@ -75,10 +74,6 @@ def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, pai
     if len(paired) and enough:
         tables["paired"] = paired_table(paired)
     return {name: table for name, table in tables.items() if table is not None}
-
-
-def _enough_cases(tested: Evaluation) -> bool:
-    return tested.cases["case"].nunique() >= statistics.fewest_cases(len(tested.models))
 
 
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
@@ -122,15 +117,8 @@ def report_sections(
     """
     evaluation, tables, drawings = findings.evaluation, findings.tables, findings.drawings
     parts = [
-        Section(
-            "Distances and DSC, case by case",
-            [drawing for name, drawing in drawings.items() if name.startswith("box_")],
-        ),
-        *(
-            Section(title, [tables[name]])
-            for name, title in (("groups", "By group of cases"), ("folds", "By fold"))
-            if name in tables
-        ),
+        Section("Distances and DSC, case by case", [drawings[name] for name in drawings if name.startswith("box_")]),
+        *(Section(title, [tables[name]]) for name, title in _DIVISIONS.items() if name in tables),
     ]
     if "tukey" in tables or "paired" in tables:
         parts.append(Section("Differences between models", _significant(findings)))

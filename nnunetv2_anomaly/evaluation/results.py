@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+_OF_CASE = ("case", "model", "fold", "group")
 #: columns of ``Evaluation.cases`` before the metrics of ``surface.METRICS``
-CASE_COLUMNS = ("case", "model", "fold", "group", "label", "processing", "status")
+CASE_COLUMNS = (*_OF_CASE, "label", "processing", "status")
 
 #: values of the column ``processing``: the prediction as it is (the paper's HD*), and after post-processing
 RAW, CLEANED = "raw", "cleaned"
@@ -17,13 +18,10 @@ RAW, CLEANED = "raw", "cleaned"
 BOTH, NEITHER, MISSED, INVENTED = "both", "neither", "missed", "invented"
 
 #: columns of ``Evaluation.bones``
-BONE_COLUMNS = (
-    "case", "model", "fold", "group", "bone", "lesion", "rule", "threshold", "reference_mm3", "prediction_mm3", "dsc",
-    "outcome",
-)  # fmt: skip
+BONE_COLUMNS = (*_OF_CASE, "bone", "lesion", "rule", "threshold", "reference_mm3", "prediction_mm3", "dsc", "outcome")
 
 #: columns of ``Evaluation.lesions``
-LESION_COLUMNS = ("case", "model", "fold", "group", "bone", "lesion", "map", "volume_mm3", "overlap", "found")
+LESION_COLUMNS = (*_OF_CASE, "bone", "lesion", "map", "volume_mm3", "overlap", "found")
 
 
 @dataclass(frozen=True)

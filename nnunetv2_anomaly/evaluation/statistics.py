@@ -25,17 +25,11 @@ METRICS = ("dsc", "asd_mm", "hd_mm", "hd95_mm")
 #: a difference is significant below it (method paper, Section 5)
 SIGNIFICANCE = 0.05
 
-#: columns of ``tukey``
-TUKEY_COLUMNS = (
-    "processing", "label", "metric", "model_a", "model_b", "n_a", "n_b", "mean_a", "mean_b", "difference", "lower",
-    "upper", "p", "significant",
-)  # fmt: skip
-
-#: columns of ``paired``
-PAIRED_COLUMNS = (
-    "processing", "label", "metric", "model_a", "model_b", "n", "mean_a", "mean_b", "difference", "p", "p_holm",
-    "significant",
-)  # fmt: skip
+_PAIR = ("processing", "label", "metric", "model_a", "model_b")
+_MEANS = ("mean_a", "mean_b", "difference")
+#: columns of ``tukey`` and of ``paired``
+TUKEY_COLUMNS = (*_PAIR, "n_a", "n_b", *_MEANS, "lower", "upper", "p", "significant")
+PAIRED_COLUMNS = (*_PAIR, "n", *_MEANS, "p", "p_holm", "significant")
 
 
 def tukey(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:

@@ -78,9 +78,8 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
     if not isinstance(given, dict):
         fault = f"labels are {json.dumps(given)}; expected each label's name and value"
     elif wrong:
-        fault = (
-            f"label {wrong[0]} is {json.dumps(given[wrong[0]])}; expected a whole number from 0 to 65535, or several"
-        )
+        expected = "expected a whole number from 0 to 65535, or several"
+        fault = f"label {wrong[0]} is {json.dumps(given[wrong[0]])}; {expected}"
     elif not isinstance(file_ending, str) or not file_ending.startswith("."):
         fault = f"file_ending is {json.dumps(file_ending)}; expected one such as .nii.gz"
     if fault is not None:

@@ -22,7 +22,7 @@ from nnunetv2_anomaly.images.files import read_failures_as_user_errors
 from nnunetv2_anomaly.images.label_maps import count_values
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, chosen_reader
 from nnunetv2_anomaly.parallel import run_cases
-from nnunetv2_anomaly.postprocessing.clean_up import Cleaned, CleanUp
+from nnunetv2_anomaly.postprocessing.clean_up import EXTENT_COLUMNS, Cleaned, CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.table import csv_text
@@ -33,7 +33,7 @@ MARKER = "postprocessing.json"
 #: columns of removed.csv
 COLUMNS = (
     "case", "label", "value", "components", "removed_components", "removed_voxels", "removed_mm3",
-    "smallest_removed_distance", "distance_unit", "image_diagonal", "voxel_mm3", "uncertain_voxels", "became",
+    "smallest_removed_distance", *EXTENT_COLUMNS, "uncertain_voxels", "became",
 )  # fmt: skip
 
 
