@@ -292,13 +292,8 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     if (distance := float(np.linalg.norm(aside[farthest]))) > TOLERANCE_MM:
         fault = f"is shifted by {distance:.3f} mm within its plane against {slices[0].file.name}; expected no shift"
         raise UserError(f"{folder}: {slices[farthest].file.name} {fault}")
-    grid = Grid(
-        size=(*first.size, len(slices)),
-        spacing_mm=(first.pixel_spacing[1], first.pixel_spacing[0], step_mm),
-        origin_mm=tuple(positions[0].tolist()),
-        direction=tuple(np.column_stack([row, column, normal]).ravel().tolist()),
-    )
-    return slices, grid
+    spacing_mm, directions = (*first.pixel_spacing[::-1], step_mm), np.column_stack([row, column, normal])
+    return slices, Grid.from_arrays((*first.size, len(slices)), spacing_mm, positions[0], directions)
 
 
 def _even_step(folder: Path, slices: list[_Slice], along: NDArray[np.float64]) -> float:

@@ -73,10 +73,6 @@ class AxisMapping:
         """A view of the mask with the image's axes: (A, B, C) in, (Z, Y, X) out."""
         return np.flip(labels.transpose(self.order), self.flips)
 
-    def inverse_apply(self, labels: NDArray) -> NDArray:
-        """A view of an array on the image's axes with the mask's own: (Z, Y, X) in, (A, B, C) out."""
-        return np.flip(labels, self.flips).transpose(np.argsort(self.order))
-
 
 #: the mask has the image's axes already
 IDENTITY = AxisMapping((0, 1, 2), ())

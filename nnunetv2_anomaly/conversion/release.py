@@ -48,9 +48,7 @@ class Case:
     images: tuple[ImageSource, ...] = ()
     is_test: bool = False
     known: Subject | None = None  # what the subject table says
-    knees: Mapping[str, Subject] = dataclasses.field(
-        default_factory=dict
-    )  # by side, where it has lines for either knee
+    knees: Mapping[str, Subject] = dataclasses.field(default_factory=dict)  # by side, in a table of either knee
     problem: str | None = None  # why there is no image
 
 

@@ -25,9 +25,7 @@ class Model:
 
     name: str
     folder: Path
-    is_results_folder: (
-        bool  # nnU-Net's, of a trained model, of which the predictions are those of its folds' validation
-    )
+    is_results_folder: bool  # nnU-Net's, of a trained model: the predictions are those of its folds' validation
     files: Mapping[str, Path]  # case -> prediction
     probabilities: Mapping[str, Path]  # case -> softmax output (.npz), where there is one
     folds: Mapping[str, str]  # case -> fold, only of a results folder

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 #: Axis order of every converted volume: x to the patient's right, y to anterior, z to superior. The published masks
 #: have it, and nnU-Net's SimpleITKIOWithReorient, which the data sets name as reader.
@@ -38,6 +38,11 @@ class Grid:
         """Grid of a 3D image, or of a file reader whose header has been read."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
+    @classmethod
+    def from_arrays(cls, size: ArrayLike, spacing_mm: ArrayLike, origin_mm: ArrayLike, direction: ArrayLike) -> Grid:
+        """Grid of three numbers each, and a (3, 3) matrix of directions, as in the class."""
+        return cls(*(tuple(np.ravel(part).tolist()) for part in (size, spacing_mm, origin_mm, direction)))
+
     @property
     def orientation(self) -> str:
         """The way the axes point most nearly, for example "RAS"."""
@@ -50,17 +55,11 @@ class Grid:
     def oriented(self) -> Grid:
         """The same voxels with the axes in ``ORIENTATION``'s order; obliqueness is kept, nothing is resampled."""
         order, flips = axes_to(self.orientation)
-        i, j, k = order
         ways = (self.steps_mm()[:, axis] * (self.size[axis] - 1) for axis in flips)
         origin = sum(ways, start=np.array(self.origin_mm))
         signs = np.array([-1.0 if axis in flips else 1.0 for axis in range(3)])
         direction = (np.array(self.direction).reshape(3, 3) * signs)[:, order]
-        return Grid(
-            (self.size[i], self.size[j], self.size[k]),
-            (self.spacing_mm[i], self.spacing_mm[j], self.spacing_mm[k]),
-            tuple(origin.tolist()),
-            tuple(direction.ravel().tolist()),
-        )
+        return Grid.from_arrays(np.array(self.size)[order], np.array(self.spacing_mm)[order], origin, direction)
 
 
 def axes_to(orientation: str) -> tuple[list[int], tuple[int, ...]]:

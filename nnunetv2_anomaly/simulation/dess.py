@@ -30,6 +30,8 @@ LESION_CONTRAST = (0.07, 0.16)
 #: standard deviation of the noise of each of the two receiver channels, unitless
 NOISE = 0.015
 
+#: bones and lesions are drawn in their box with so much around it
+_MARGIN_MM = 4.0
 #: signal that red marrow adds in the metaphysis and shaft, range of the draw per bone, unitless
 RED_MARROW = (0.03, 0.08)
 
@@ -93,7 +95,7 @@ def _draw_bones(
     bone = np.isin(labels, BONES + LESIONS)
     if not bone.any():
         return
-    box = _padded_box(ndimage.find_objects(bone.astype(np.uint8))[0], bone.shape, spacing, 4.0)
+    box = _padded_box(ndimage.find_objects(bone.astype(np.uint8))[0], bone.shape, spacing)
     bone, labels, anomalies, view = bone[box], labels[box], anomalies[box], image[box]
     marrow = np.full(bone.shape, MARROW, np.float32)
     marrow += 0.015 * gaussian_noise(rng, bone.shape, spacing, (14.0, 10.0, 10.0))
@@ -133,10 +135,8 @@ def _metaphysis_share(labels: NDArray[np.uint8], spacing: Sequence[float]) -> ND
     return share
 
 
-def _padded_box(
-    box: Sequence[slice], shape: Sequence[int], spacing: Sequence[float], margin_mm: float
-) -> tuple[slice, ...]:
-    margins = [int(np.ceil(margin_mm / s)) for s in spacing]
+def _padded_box(box: Sequence[slice], shape: Sequence[int], spacing: Sequence[float]) -> tuple[slice, ...]:
+    margins = [int(np.ceil(_MARGIN_MM / s)) for s in spacing]
     return tuple(slice(max(0, b.start - m), min(n, b.stop + m)) for b, n, m in zip(box, shape, margins, strict=True))
 
 
@@ -193,7 +193,7 @@ def _draw_lesions(
     shares = np.zeros(anomalies.shape, np.float32)
     components, _ = ndimage.label(anomalies > 0, structure=np.ones((3, 3, 3)))
     for index, found in enumerate(ndimage.find_objects(components), start=1):
-        box = _padded_box(found, anomalies.shape, spacing, 4.0)
+        box = _padded_box(found, anomalies.shape, spacing)
         core = components[box] == index
         share = core.astype(np.float32)
         volume_mm3 = share.sum() * np.prod(spacing)

@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from nnunetv2_anomaly.images.grids import Grid, posed
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES
 from nnunetv2_anomaly.simulation.knee_shapes import KneeShapes
 from nnunetv2_anomaly.simulation.resampling import resample_linear
@@ -237,15 +238,12 @@ def phantom_image(
         axis as in many of the OAI's series; the centre of the field of view lies at the scanner's origin.
     """
     labels = render_label_map(parameters, shape=size[::-1], spacing_mm=spacing_mm[::-1])
-    image = sitk.GetImageFromArray(labels)
-    image.SetSpacing([float(s) for s in spacing_mm])
     angle = np.deg2rad(parameters.oblique_degrees)
     # Columns are the directions of x, y, z in LPS: (-1, 0, 0) is right, (0, -1, 0) anterior, (0, 0, 1) superior.
     direction = np.array([[-np.cos(angle), np.sin(angle), 0], [-np.sin(angle), -np.cos(angle), 0], [0, 0, 1]])
-    image.SetDirection(direction.ravel().tolist())
-    centre = (np.array(image.GetSize()) - 1) / 2 * np.array(image.GetSpacing())
-    image.SetOrigin((-(direction @ centre)).tolist())
-    return image
+    spacing = np.array(spacing_mm, dtype=float)
+    origin = -(direction @ ((np.array(labels.shape[::-1]) - 1) / 2 * spacing))
+    return posed(labels, Grid.from_arrays(labels.shape[::-1], spacing, origin, direction))
 
 
 def _draw_direction(rng: np.random.Generator, towards: Sequence[float], spread: float) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.grids import Grid, posed
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, LABELS
 
 #: the most voxels of a simulated knee (the OAI's has 24 million), and how many bytes of memory each takes meanwhile
@@ -53,13 +54,10 @@ def resample_labels(
     corner = (extent - new_size * new_spacing) / 2
     weights = list(map(_overlaps, new_size, new_spacing, corner, old_size, old_spacing))[::-1]
     labels = sitk.GetArrayViewFromImage(image)
-    result = sitk.GetImageFromArray(_nested_median(labels, weights))
-    result.SetSpacing(new_spacing.tolist())
-    result.SetDirection(image.GetDirection())
     direction = np.array(image.GetDirection()).reshape(3, 3)
     first = corner + new_spacing / 2 - old_spacing / 2
-    result.SetOrigin((np.array(image.GetOrigin()) + direction @ first).tolist())
-    return result
+    origin = np.array(image.GetOrigin()) + direction @ first
+    return posed(_nested_median(labels, weights), Grid.from_arrays(new_size, new_spacing, origin, direction))
 
 
 def _nested_median(labels: NDArray, weights: Sequence[NDArray[np.float32]]) -> NDArray[np.uint8]:

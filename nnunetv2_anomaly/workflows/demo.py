@@ -22,15 +22,7 @@ from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.prediction.validation import measure_detector
 from nnunetv2_anomaly.reporting.table import csv_text
 from nnunetv2_anomaly.simulation.simulate import simulate_folder
-from nnunetv2_anomaly.workflows.demo_report import (
-    AWARE,
-    CONFIGURATION,
-    MODELS,
-    PLANS,
-    PRESTAGE,
-    DemoFolders,
-    write_demo_report,
-)
+from nnunetv2_anomaly.workflows.demo_report import CONFIGURATION, MODELS, PLANS, DemoFolders, write_demo_report
 from nnunetv2_anomaly.workflows.runner import Runner, Step, locked, training_step
 
 DATASET_ID = "500"
@@ -162,12 +154,12 @@ class Demo(DemoFolders):
     def steps(self) -> list[Step]:
         """All steps, each after those it needs."""
         data = self._data_steps()
-        prestage = self._train(PRESTAGE, "Pre-stage: G with C, then A", data[-1])
-        naive = self._train(self.size.naive_trainer, "Naive nnU-Net", data[-1])
-        aware = self._train(AWARE, "Anomaly-aware nnU-Net", prestage)
+        prestage = self._train("prestage", "Pre-stage: G with C, then A", data[-1])
+        naive = self._train("naive", "Naive nnU-Net", data[-1])
+        aware = self._train("aware", "Anomaly-aware nnU-Net", prestage)
         predictions = [
-            self._predict(self.size.naive_trainer, "Predicting with the naive network", naive),
-            self._predict(AWARE, "Predicting with the anomaly-aware network", aware),
+            self._predict("naive", "Predicting with the naive network", naive),
+            self._predict("aware", "Predicting with the anomaly-aware network", aware),
         ]
         return [*data, prestage, naive, aware, *predictions, *self._comparison_steps(prestage, predictions)]
 
@@ -199,13 +191,15 @@ class Demo(DemoFolders):
         )  # fmt: skip
         return [simulate, dataset, plan, plans, split]
 
-    def _train(self, trainer: str, title: str, needed: Step) -> Step:
+    def _train(self, model: str, title: str, needed: Step) -> Step:
+        trainer = self.trainers[model]
         return training_step(
             self.results, (DATASET_ID, CONFIGURATION, FOLD), trainer, PLANS, "-device", self.device.type,
             name=f"train_{trainer}", title=title, after=(needed,),
         )  # fmt: skip
 
-    def _predict(self, trainer: str, title: str, needed: Step) -> Step:
+    def _predict(self, model: str, title: str, needed: Step) -> Step:
+        trainer = self.trainers[model]
         command = (
             "nnUNetv2_predict", "-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(trainer)),
             "-d", DATASET_ID, "-c", CONFIGURATION, "-f", FOLD, "-tr", trainer, "-p", PLANS,
@@ -254,7 +248,7 @@ class Demo(DemoFolders):
 
     def _measure_detector(self) -> None:
         images, labels, anomalies = (self.raw / name for name in ("imagesTs", "labelsTs", "anomaliesTs"))
-        folders = (images, labels, anomalies, self.detector, self.model(PRESTAGE))
+        folders = (images, labels, anomalies, self.detector, self.model(self.trainers["prestage"]))
         measure_detector(*folders, fold=FOLD, device=self.device, show_progress=False)
 
     def _write_lesions(self) -> None:

@@ -17,12 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.training.dataloading.nnunet_dataset import (
-    comp_blosc2_params,
-    file_ending_dataset_mapping,
-    nnUNetBaseDataset,
-    nnUNetDatasetBlosc2,
-)
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetBaseDataset, nnUNetDatasetBlosc2
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt, find_objects
 from tqdm import tqdm
 
@@ -146,7 +141,7 @@ def _save_region(
 
 
 def _ending(dataset_class: type[nnUNetBaseDataset]) -> str:
-    return next(ending for ending, known in file_ending_dataset_mapping.items() if known is dataset_class)
+    return "b2nd" if dataset_class is nnUNetDatasetBlosc2 else "npz"
 
 
 def _prepare_case(

@@ -19,19 +19,12 @@ from nnunetv2_anomaly.plans.strides import Stride
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """What tells the published networks apart (method paper, Appendix A, Fig. 2, 3).
+    """What tells the published networks apart (method paper, Appendix A, Fig. 2, 3)."""
 
-    Attributes:
-        name: the paper's name.
-        features: feature maps at full resolution.
-        downsamplings: how often the network halves the image.
-        dilations: dilations of the context aggregation module, in voxels of the last level; none for a U-Net.
-    """
-
-    name: str
-    features: int
-    downsamplings: int
-    dilations: tuple[int, ...]
+    name: str  # the paper's
+    features: int  # feature maps at full resolution
+    downsamplings: int  # how often the network halves the image
+    dilations: tuple[int, ...]  # of the context aggregation module, in voxels of the last level; none for a U-Net
 
 
 #: 5,887,765 parameters with one input channel and 5 classes in 3D
