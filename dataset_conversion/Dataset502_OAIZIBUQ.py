@@ -35,11 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert as the options say; returns 0, or 1 if a case failed.
-
-    A subject's series is the listed one of OAI ZIB where a list is at hand, else any DESS series of the baseline
-    visit; it has to have the mask's grid in either case.
-    """
+    """Convert as the options say; returns 0, or 1 if a case failed."""
     from nnunetv2_anomaly.conversion.command import convert_oai
 
     return convert_oai(args, RELEASE, args.labels or args.zib)

@@ -76,8 +76,6 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         loss = DiceAndFocalCrossEntropy(self.build_dice(), self.alpha, self.label_manager.ignore_label)
         return AnomalyAwareLoss(self.over_scales(loss), self.beta, lambda: self.module.latest_error_image)
 
-    # ---------------------------------------------------- the detector's way here
-
     def initialize(self) -> None:
         """As in nnU-Net, then with the trained detector, unless a checkpoint is about to bring its own."""
         super().initialize()
@@ -153,8 +151,6 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         now = data_record(self.plans_manager, self.configuration_manager, dataset, cases)
         what = f"the detector in {artefact.path}"
         return check_data(artefact.data, now, what, self.allow_changed_data, self.prestage_command())
-
-    # --------------------------------------------------------------- checkpoints
 
     def extra_checkpoint_entries(self) -> dict[str, Any]:
         """As in the base, and what the detector inside is."""

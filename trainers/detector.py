@@ -286,6 +286,4 @@ class DetectorTrainer(AnomalyTrainerBase):
 
     def foreground_labels(self) -> list[int]:
         """Values of the labels that are not background."""
-        if not self.label_manager.has_regions:
-            return list(self.label_manager.foreground_labels)
         return [label for label in self.label_manager.all_labels if label != 0]

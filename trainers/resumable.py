@@ -88,8 +88,6 @@ class ResumableTrainer(nnUNetTrainer):
                 self.print_to_log_file(f"WARNING: {warning}")
         self.data = now
 
-    # --------------------------------------------------------------- checkpoints
-
     def save_checkpoint(self, filename: str) -> None:
         """As in nnU-Net, but beside and renamed: a kill while writing leaves the last good file.
 

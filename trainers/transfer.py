@@ -48,8 +48,6 @@ class TransferProtocol(SegmentationTrainer):
         self.added_labels: tuple[str, ...] = ()
         self._source: pretrained.PretrainedModel | None = None
 
-    # ------------------------------------------------------------ where it starts
-
     def initialize(self) -> None:
         """As in nnU-Net, with the classes that the pretrained weights know.
 
@@ -100,8 +98,6 @@ class TransferProtocol(SegmentationTrainer):
         plans = f"-sp {source.plans_name} -tp {source.plans_name}_of_{source.dataset_name.split('_')[0]}"
         return f"nnUNetv2_move_plans_between_datasets {datasets} {plans}"
 
-    # --------------------------------------------------------------- how it trains
-
     def build_dice(self) -> nn.Module:
         """Weighted Dice (Eq. 6)."""
         labels = self.dataset_json["labels"]
@@ -126,8 +122,6 @@ class TransferProtocol(SegmentationTrainer):
         """Scaling, rotation and translation as published, then nnU-Net's validation transforms."""
         rest = transforms_without_augmentation(patch_size, *arguments, **keywords)
         return ComposeTransforms([published_spatial_transform(patch_size), rest])
-
-    # ----------------------------------------------------------------- checkpoints
 
     def extra_checkpoint_entries(self) -> dict[str, Any]:
         """The classes that transfer learning has added: their weight, here and in a further transfer."""

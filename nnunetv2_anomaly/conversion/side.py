@@ -75,8 +75,7 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
     shape contradicts. Of the shape up to six asymmetries are measured, each in a frame that its own bone gives, so that
     neither a turned leg nor a bent knee matters (``femoral_asymmetries``, ``tibial_asymmetries``). Each is divided by
     its value in a typical right knee, cut off at ``MOST_OF_ONE``, and the score is their mean. A side is given only if
-    at least
-    ``LEAST_FEATURES`` could be measured, |score| reaches ``LEAST_SCORE``, at most one in
+    at least ``LEAST_FEATURES`` could be measured, |score| reaches ``LEAST_SCORE``, at most one in
     ``FEATURES_PER_EXCEPTION`` of them has the other sign, none exceeds ``MOST_OF_A_KNEE``, and either bone alone
     reaches ``LEAST_OF_BONE``. Mirroring the labels negates every asymmetry.
 

@@ -44,11 +44,9 @@ def detection_table(summary: pd.DataFrame) -> Table:
     columns = (
         _BONE,
         _MODEL,
-        Column("positives", "positive"),
-        Column("negatives", "negative"),
+        *(Column("positives", "positive"), Column("negatives", "negative")),
         *(Column(name, title, 3) for name, title in scores.items()),
-        _best_column("dacc", "dAcc"),
-        _best_column("ddsc", "dDSC"),
+        *(_best_column("dacc", "dAcc"), _best_column("ddsc", "dDSC")),
     )
     notes = (
         "A bone is positive where the reference has a lesion in it, and detected from a DSC of 5 % on. Sensitivity, "
@@ -82,12 +80,8 @@ def lesion_wise_table(lesion_wise: pd.DataFrame) -> Table:
             "from_mm3", "volume [mm³]", None, lambda of: size_in_words(of["from_mm3"], of["to_mm3"]), also=["to_mm3"]
         ),
         _MODEL,
-        Column("reference", "lesions"),
-        Column("found"),
-        Column("sensitivity", digits=3),
-        Column("predicted"),
-        Column("true"),
-        Column("precision", digits=3),
+        *(Column("reference", "lesions"), Column("found"), Column("sensitivity", digits=3)),
+        *(Column("predicted"), Column("true"), Column("precision", digits=3)),
     )
     notes = (
         "A lesion of the reference is found where any of its voxels is predicted; one of the prediction is true where "

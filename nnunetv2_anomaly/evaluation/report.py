@@ -165,11 +165,9 @@ def write_report(
 def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) -> list[str]:
     num_cases = evaluation.cases["case"].nunique()
     models = [f"{model} (the baseline)" if place == 0 else model for place, model in enumerate(evaluation.models)]
-    compared = f"{num_cases} case{'s' * (num_cases != 1)}"
-    if len(models) > 1:
-        compared += f" and {len(models)} models: {', '.join(models)}."
-    else:
-        compared += f" of one model: {evaluation.models[0]}."
+    several = f"and {len(models)} models: {', '.join(models)}"
+    compared = several if len(models) > 1 else f"of one model: {evaluation.models[0]}"
+    compared = f"{counted(num_cases, 'case')} {compared}."
     labels = f"Labels: {', '.join(in_words(label) for label in evaluation.labels)}."
     if evaluation.groups:
         sizes = evaluation.cases.groupby("group", observed=True)["case"].nunique()
@@ -205,22 +203,15 @@ def _significant(findings: Findings) -> list[Content]:
 
 
 def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]]) -> Section:
-    chosen = Table(
-        "Each model's worst, median and best case by the mean DSC over its labels, after post-processing",
-        ("model", "rank", "case", "mean DSC [%]"),
-        [
-            [Cell(choice.model), Cell(choice.rank), Cell(choice.case), Cell(number(100 * choice.mean_dsc, 1))]
-            for choice in select_cases(evaluation)
-        ],
-        words=3,
-        grouped=1,
-    )
+    rows = [
+        [Cell(choice.model), Cell(choice.rank), Cell(choice.case), Cell(number(100 * choice.mean_dsc, 1))]
+        for choice in select_cases(evaluation)
+    ]
+    title = "Each model's worst, median and best case by the mean DSC over its labels, after post-processing"
+    chosen = Table(title, ("model", "rank", "case", "mean DSC [%]"), rows, words=3, grouped=1)
     text = (
         "Each case on the slice on which the predictions, all together, disagree most with the reference. Sagittal "
         "slices have superior up and anterior to the right."
     )
-    shown = [
-        Picture(figure, f"{title}: reference, predictions, and where they disagree.", title)
-        for title, figure in pictures
-    ]
-    return Section("Cases", [chosen, text, *shown])
+    what = "reference, predictions, and where they disagree"
+    return Section("Cases", [chosen, text, *(Picture(figure, f"{name}: {what}.", name) for name, figure in pictures)])

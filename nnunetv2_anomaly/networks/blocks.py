@@ -227,12 +227,9 @@ class SummingUNet(SummingTrunk):
         self.apply(initialize_identity_or_glorot)
 
     def forward(self, image: Tensor, bottleneck: Tensor | None = None) -> Tensor:
-        """Scores before any output non-linearity.
+        """Scores before any output non-linearity, (B, out_channels, ...) of the image's size, float32.
 
-        Args:
-            image: (B, in_channels, ...) with the spatial axes of the strides.
-            bottleneck: (B, bottleneck_channels, ...) of the bottleneck's size, concatenated there.
-        Returns: (B, out_channels, ...) of the image's size, float32.
+        Args: image, bottleneck: as ``feature_maps`` takes them.
         """
         x = self.feature_maps(image, bottleneck)[-1]
         with full_precision(x):

@@ -64,8 +64,6 @@ class PublishedChain:
         """Steps that are not done and need none that is not: they do not depend on each other."""
         return [step for step in self.steps() if not step.is_done() and all(needed.is_done() for needed in step.after)]
 
-    # --------------------------------------------------------------------- steps
-
     def _trainings(self, ready: dict[int, Step]) -> list[Step]:
         networks, folds, detectors = list(dict.fromkeys(self.networks)), (*FOLDS, "all"), {}
         aware = [network for network in networks if TRAINERS[f"{network}Trainer"].anomaly_aware]
@@ -119,8 +117,6 @@ class PublishedChain:
         names = ("-s", self._dataset(self.zib), "-t", self._dataset(dataset_id), "-sp", self.plans, "-tp", self._moved)
         command = ("nnUNetv2_move_plans_between_datasets", *names)
         return Step(f"move_plans_{dataset_id}", (self._plans_file(dataset_id, self._moved),), command, after=after)
-
-    # --------------------------------------------------------------------- files
 
     @property
     def _moved(self) -> str:
