@@ -90,7 +90,6 @@ def convert(
 
 
 def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from: Mapping[str, Any], name: str) -> None:
-    """Write the files of a data set of that name into a folder."""
     keep_lesion_labels = made_from["keep_lesion_labels"]
     for subset, suffix in (("training", "Tr"), ("test", "Ts")):
         for kind in _KINDS:

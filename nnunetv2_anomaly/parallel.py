@@ -158,7 +158,6 @@ def _interrupts_put_off() -> Iterator[None]:
 
 
 def _prepare() -> None:
-    """Make a process ready for its jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

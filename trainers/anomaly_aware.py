@@ -10,13 +10,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from nnunetv2_anomaly.detectors.artefact import (
-    Artefact,
-    check_fold_rule,
-    find_checkpoint,
-    install_detector,
-    read_artefact,
-)
+from nnunetv2_anomaly.detectors import artefact as artefacts
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.plans.settings import default
@@ -95,7 +89,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         """The command that trains the pre-stage which this training needs."""
         return train_command(self, detector_families()[self.detector].trainer)
 
-    def install_detector(self) -> Artefact | None:
+    def install_detector(self) -> artefacts.Artefact | None:
         """Take the detector from the pre-stage of this data set, plans, configuration and fold.
 
         Raises: UserError if there is none, or if it does not fit.
@@ -103,12 +97,12 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         plans, trainer = self.plans_manager, detector_families()[self.detector].trainer
         model = f"{trainer}__{plans.plans_name}__{self.configuration_name}"
         folder = self.prestage_folder or os.path.join(str(nnUNet_results), plans.dataset_name, model)
-        artefact = read_artefact(find_checkpoint(folder, self.fold, self.prestage_command()))
-        install_detector(self.module.detector, artefact)
+        artefact = artefacts.read_artefact(artefacts.find_checkpoint(folder, self.fold, self.prestage_command()))
+        artefacts.install_detector(self.module.detector, artefact)
         self.detector_description = artefact.description()
         return artefact
 
-    def report_detector(self, artefact: Artefact | None) -> None:
+    def report_detector(self, artefact: artefacts.Artefact | None) -> None:
         """Check the fold rule and the data, and log how good the detector was in its validation."""
         if artefact is None:
             return
@@ -116,7 +110,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         if self.fold != "all":  # there, training and validation cases are the same by definition
             _, validation_cases = self.do_split()
             accept = self.allow_detector_trained_on_validation_cases
-            warnings.insert(0, check_fold_rule(artefact, validation_cases, accept))
+            warnings.insert(0, artefacts.check_fold_rule(artefact, validation_cases, accept))
         sentence, beats = describe_quality(artefact.quality)
         if not beats:
             fact = "this detector reconstructs the erased region no better than a constant or a blurred image does"
@@ -136,7 +130,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
             fact = f"the weights were trained with the error channel '{channel}', which stays"
             self.print_to_log_file(f"WARNING: {fact}, although the setting 'error_channel' is '{self.error_channel}'")
 
-    def check_data(self, artefact: Artefact) -> str | None:
+    def check_data(self, artefact: artefacts.Artefact) -> str | None:
         """Check that the data set is still the one that the detector was trained on; a sentence for the log.
 
         Raises: UserError if it has changed, unless the settings allow that.

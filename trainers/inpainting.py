@@ -16,14 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_anomaly.detectors.artefact import Artefact, find_checkpoint
-from nnunetv2_anomaly.detectors.inpainting import preparation
+from nnunetv2_anomaly.detectors.inpainting import networks, preparation
 from nnunetv2_anomaly.detectors.inpainting.loss import PreStageLoss
-from nnunetv2_anomaly.detectors.inpainting.networks import (
-    InpainterWindow,
-    PreStageNetwork,
-    PreStageOutput,
-    build_prestage_network,
-)
 from nnunetv2_anomaly.detectors.inpainting.quality import ErasedRegionQuality, erased_region_quality
 from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, learning_rate_of_phase
 from nnunetv2_anomaly.detectors.quality import ERROR_AND_BASELINES
@@ -92,9 +86,9 @@ class AnomalyPreStageTrainer(DetectorTrainer):
     @classmethod
     def build_detector_network(
         cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
-    ) -> PreStageNetwork:
+    ) -> networks.PreStageNetwork:
         """G, C and A for the planned patch size."""
-        return build_prestage_network(configuration_manager, num_channels, settings)
+        return networks.build_prestage_network(configuration_manager, num_channels, settings)
 
     def _build_loss(self) -> nn.Module:
         return PreStageLoss()
@@ -191,7 +185,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
     def start_from_data(self) -> None:
         """The intensity range of the training cases, and the mean as what untrained networks return."""
-        module: PreStageNetwork = self.module
+        module: networks.PreStageNetwork = self.module
         module.detector.set_intensity_range(self.intensities.low, self.intensities.high, self.intensity_clip)
         if given_weights_file() is None:  # nnU-Net has copied these weights by now
             mean = torch.tensor(self.intensities.rescaled_mean)
@@ -269,7 +263,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         """Loss, and the squared errors inside the erased region beside those of the two baselines."""
         return super().validation_step(self._with_hole_mask(batch))
 
-    def measure_batch(self, output: PreStageOutput, data: Tensor) -> ErasedRegionQuality:
+    def measure_batch(self, output: networks.PreStageOutput, data: Tensor) -> ErasedRegionQuality:
         """Squared errors of the network that is trained at present."""
         latest = output.inpainted if output.reconstruction is None else output.reconstruction
         return erased_region_quality(output.image, latest, data[:, -1:], self.configuration_manager.patch_size)
@@ -317,7 +311,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
     @classmethod
     def rivals(
-        cls, network: PreStageNetwork, case: CaseForValidation, labels: Sequence[int], windows: Windows
+        cls, network: networks.PreStageNetwork, case: CaseForValidation, labels: Sequence[int], windows: Windows
     ) -> Rivals:
         """G, which knows the mask; both are measured inside and outside the erased region."""
         image = torch.from_numpy(case.image)
@@ -335,4 +329,4 @@ class AnomalyPreStageTrainer(DetectorTrainer):
             patch_size = windows.configuration_manager.patch_size
             return erased_region_quality(rescaled[None], expected[None], hole[None], patch_size).summary()
 
-        return Rivals({"inpainter": (InpainterWindow(network), torch.cat((image, hole)))}, measure)
+        return Rivals({"inpainter": (networks.InpainterWindow(network), torch.cat((image, hole)))}, measure)

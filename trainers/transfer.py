@@ -17,12 +17,7 @@ from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_
 from nnunetv2_anomaly.trainers import published
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
-from nnunetv2_anomaly.training import pretrained
-from nnunetv2_anomaly.training.augmentation import (
-    loaded_patch_size,
-    published_spatial_transform,
-    transforms_without_augmentation,
-)
+from nnunetv2_anomaly.training import augmentation, pretrained
 
 
 class TransferProtocol(SegmentationTrainer):
@@ -115,13 +110,13 @@ class TransferProtocol(SegmentationTrainer):
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """Patches are loaded as large as the augmentation needs; nothing is mirrored."""
         self.inference_allowed_mirroring_axes = None
-        return (0.0, 0.0), False, loaded_patch_size(self.configuration_manager.patch_size), None
+        return (0.0, 0.0), False, augmentation.loaded_patch_size(self.configuration_manager.patch_size), None
 
     @staticmethod
     def get_training_transforms(patch_size: Any, *arguments: Any, **keywords: Any) -> BasicTransform:
         """Scaling, rotation and translation as published, then nnU-Net's validation transforms."""
-        rest = transforms_without_augmentation(patch_size, *arguments, **keywords)
-        return ComposeTransforms([published_spatial_transform(patch_size), rest])
+        rest = augmentation.transforms_without_augmentation(patch_size, *arguments, **keywords)
+        return ComposeTransforms([augmentation.published_spatial_transform(patch_size), rest])
 
     def extra_checkpoint_entries(self) -> dict[str, Any]:
         """The classes that transfer learning has added: their weight, here and in a further transfer."""

@@ -244,7 +244,6 @@ def _source_cells(case: Case, chosen: CaseImage, image: sitk.Image) -> dict[str,
 
 
 def _write(job: CaseJob, chosen: CaseImage, image: sitk.Image, labels: NDArray[np.uint8], row: dict[str, str]) -> None:
-    """Write the files, and record them in the row."""
     folder = job.options.dataset_dir
     image_file, label_file, _ = case_files(job.case)
     if job.options.reference:

@@ -66,10 +66,8 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
             raise UserError(f"{file} has {count or 'no'} columns {told}; expected one of {listed(heading) or 'none'}")
     if limit is None and _is_grade(column):
         limit = KL_LIMIT
-    values = {
-        case: _value(case, table, identifier, columns, f"{file} has several {column} of {case}") for case in cases
-    }
-    known = {case: value for case, value in values.items() if code_of(value)}
+    values = {case: _value(case, table, identifier, columns, f"{file} has several {column}") for case in cases}
+    known = {case: value for case, value in values.items() if value}
     if limit is not None:
         numbers = {case: number_in(value) for case, value in known.items()}
         of_case = {case: _side(column, limit, number > limit) for case, number in numbers.items() if number is not None}
@@ -109,7 +107,8 @@ def _value(case: str, table: pd.DataFrame, identifier: str, columns: Mapping[str
         read = rows[[p == project for p in projects]]
         found = {cell for name in wanted for cell in read[name] if code_of(cell)}
         if len(found) > 1:
-            raise UserError(f"{fault} ({', '.join(sorted(found))}); expected one, or a table with a column case")
+            told = ", ".join(sorted(found))
+            raise UserError(f"{fault} of {case} ({told}); expected one, or a table with a column case")
         if found:
             return found.pop()
     return ""

@@ -106,8 +106,12 @@ def prepare_output(output: Path, arguments: dict[str, Any]) -> None:
     """Make or take over the output folder. Raises: UserError if it holds something else, or cannot be written to."""
     with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "evaluation")
-        content = {"version": __version__, "finished": False, "arguments": arguments}
-        write_text(output / MARKER, json.dumps(content, indent=2))
+        _write_marker(output, arguments)
+
+
+def _write_marker(output: Path, arguments: dict[str, Any], **found: Any) -> None:
+    content = {"version": __version__, "finished": bool(found), "arguments": arguments, **found}
+    write_text(output / MARKER, json.dumps(content, indent=2, default=str))
 
 
 def write_evaluation(
@@ -150,17 +154,15 @@ def write_evaluation(
             notes=notes,
             more_sections=more_sections,
         )
-        content = {
-            "version": __version__,
-            "finished": True,
-            "arguments": arguments,
-            "dataset": str(settings.dataset.source),
-            "models": {model.name: str(model.folder) for model in pairs.models},
-            "groups": list(evaluation.groups),
-            "num_cases": len(pairs.references),
-            "settings": dataclasses.asdict(settings),
-        }
-        write_text(output / MARKER, json.dumps(content, indent=2, default=str))
+        _write_marker(
+            output,
+            arguments,
+            dataset=settings.dataset.source,
+            models={model.name: model.folder for model in pairs.models},
+            groups=evaluation.groups,
+            num_cases=len(pairs.references),
+            settings=dataclasses.asdict(settings),
+        )
     return report
 
 

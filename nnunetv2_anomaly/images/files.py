@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import re
@@ -197,17 +198,12 @@ def _check_header(path: Path) -> None:
 def _unpacked(path: Path) -> bytes | None:
     """What a file holds in compressed form, unpacked; None if that is nothing.
 
-    Raises: zlib.error if its checksum is another one; EOFError if it is cut short.
+    Raises: OSError, EOFError or zlib.error if its checksum is another one, or it is cut short.
     """
     packed = _packed(path)
-    parts = []
-    while packed:  # a .gz may be several in a row, with zeros after each
-        unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's form or zlib's own
-        parts.append(unpacking.decompress(packed))
-        if not unpacking.eof:
-            raise EOFError
-        packed = unpacking.unused_data.lstrip(b"\0")
-    return b"".join(parts) if parts else None
+    if packed is None:
+        return None
+    return gzip.decompress(packed) if packed.startswith(b"\x1f\x8b") else zlib.decompress(packed)
 
 
 def _packed(path: Path) -> bytes | None:

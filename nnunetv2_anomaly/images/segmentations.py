@@ -14,11 +14,8 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from nnunetv2.imageio import reader_writer_registry as readers
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_file_ending,
-    recursive_find_reader_writer_by_name,
-)
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
@@ -60,17 +57,15 @@ class SegmentationFiles:
     """Reads and writes the segmentations of one data set through the reader that nnU-Net uses for it."""
 
     def __init__(self, file_ending: str, reader: str | None = None) -> None:
-        """Choose the reader.
-
-        Args: reader: name of nnU-Net's class, as ``chosen_reader`` gives it; None chooses by the file ending.
+        """Args: reader: name of nnU-Net's class, as ``chosen_reader`` gives it; None chooses by the file ending.
         Raises: UserError if nnU-Net has no such reader.
         """
         self.file_ending = file_ending
         try:
             self.reader_class: type[BaseReaderWriter] = (
-                recursive_find_reader_writer_by_name(reader)
+                readers.recursive_find_reader_writer_by_name(reader)
                 if reader
-                else determine_reader_writer_from_file_ending(file_ending, verbose=False)
+                else readers.determine_reader_writer_from_file_ending(file_ending, verbose=False)
             )
         except RuntimeError as error:
             wanted = reader or f"for files that end in {file_ending}"

@@ -23,19 +23,10 @@ from torch import Tensor
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, TRAINER_VARIABLE
 from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.inspection import members
 from nnunetv2_anomaly.inspection.disclosure import disclosures
 from nnunetv2_anomaly.inspection.findings import Finding, warning_if
 from nnunetv2_anomaly.inspection.installation import SET_TRAINERS, find_trainer
-from nnunetv2_anomaly.inspection.members import (
-    CHECKPOINT_SUFFIXES,
-    DO_NOT_LOAD,
-    FETCH_AGAIN,
-    Member,
-    folder_members,
-    inspect_member,
-    is_torch_archive,
-    zip_members,
-)
 from nnunetv2_anomaly.plans.settings import SECTION, check_configuration, section_of
 from nnunetv2_anomaly.registry import DETECTORS, TRAINERS
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
@@ -71,21 +62,21 @@ def inspect_model(path: Path) -> list[Finding]:
     no_model = f"{path} holds no plans.json, and so no model of nnU-Net's; {expected}"
     try:
         if path.is_dir():
-            findings, members = folder_members(path)
-            return [*findings, *_inspect_members(members, path, no_model)]
+            findings, files = members.folder_members(path)
+            return [*findings, *_inspect_members(files, path, no_model)]
         with path.open("rb") as file:
-            if path.suffix.lower() in CHECKPOINT_SUFFIXES or is_torch_archive(file):
+            if path.suffix.lower() in members.CHECKPOINT_SUFFIXES or members.is_torch_archive(file):
                 return list(_inspect_single(path))
             with zipfile.ZipFile(file) as archive:
-                findings, members = zip_members(archive)
-                return [*findings, *_inspect_members(members, None, no_model)]
+                findings, files = members.zip_members(archive)
+                return [*findings, *_inspect_members(files, None, no_model)]
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} is no zip file, or not a whole one ({first_line(error)}); {expected}") from error
 
 
 def _inspect_single(path: Path) -> Iterator[Finding]:
     """One checkpoint alone; its plans are those that it was trained with."""
-    findings, content = inspect_member(Member("x.pth", lambda: path.open("rb")), shown(path.name))
+    findings, content = members.inspect_member(members.Member("x.pth", lambda: path.open("rb")), shown(path.name))
     yield from findings
     yield from disclosures(shown(path.name), content)
     if content is not None:
@@ -95,15 +86,15 @@ def _inspect_single(path: Path) -> Iterator[Finding]:
         yield from _plans_findings("the plans in the checkpoint", told["plans"], told["configuration"])
 
 
-def _inspect_members(members: list[Member], folder: Path | None, no_model: str) -> Iterator[Finding]:
+def _inspect_members(files: list[members.Member], folder: Path | None, no_model: str) -> Iterator[Finding]:
     """Every file, then every model. folder: that was given; None for a zip file."""
-    prefixes = [m.name.removesuffix("plans.json") for m in members if m.name.rpartition("/")[2] == "plans.json"]
+    prefixes = [m.name.removesuffix("plans.json") for m in files if m.name.rpartition("/")[2] == "plans.json"]
     if not prefixes:
         raise UserError(no_model)
     contents: dict[str, Any] = {}  # of JSON files; of checkpoints what they say of their training
-    for member in members:
+    for member in files:
         label = shown(member.name.removeprefix(prefixes[0] if len(prefixes) == 1 else ""))
-        findings, content = inspect_member(member, label)
+        findings, content = members.inspect_member(member, label)
         yield from findings
         yield from disclosures(label, content)
         if content is not None and not member.name.endswith(".json"):
@@ -128,7 +119,7 @@ def _model_findings(prefix: str, contents: Mapping[str, Any], folder: Path | Non
         folds = ", ".join(sorted({found["fold"] for found in checkpoints}))
         yield Finding("model", "ok", f"{text}, folds {folds}")
     else:
-        yield Finding("model", "fault", f"{text}, without a checkpoint", FETCH_AGAIN)
+        yield Finding("model", "fault", f"{text}, without a checkpoint", members.FETCH_AGAIN)
     facts = {found[0]: contents[found[0]] for found in checkpoints if contents[found[0]]}
     for name in dict.fromkeys(str(fact["trainer"]) for fact in facts.values()):
         yield _trainer_finding(name, folder)
@@ -224,7 +215,7 @@ def _plans_findings(label: str, plans: Any, configuration: Any) -> Iterator[Find
     try:
         for name in _imported_names(plans):
             text = f"{label} names {shown(name)!r}, neither nnU-Net's, torch's nor ours: prediction would import it"
-            yield Finding("plans", "fault", text, DO_NOT_LOAD)
+            yield Finding("plans", "fault", text, members.DO_NOT_LOAD)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # plans of older versions are read all the same
             resolved = PlansManager(plans).get_configuration(configuration).configuration
@@ -240,7 +231,7 @@ def _plans_findings(label: str, plans: Any, configuration: Any) -> Iterator[Find
         yield Finding("plans", "fault", f"{label}: {shown(error, 400)}", "correct it, or ask its author")
     except Exception as error:  # of plans of any form
         text = f"{label} has no configuration {shown(configuration)} that nnU-Net could read ({type(error).__name__}: "
-        yield Finding("plans", "fault", f"{text}{first_line(error)})", FETCH_AGAIN)
+        yield Finding("plans", "fault", f"{text}{first_line(error)})", members.FETCH_AGAIN)
 
 
 def _imported_names(plans: Any) -> list[Any]:
@@ -260,7 +251,7 @@ def _dataset_finding(dataset: Any) -> Finding:
         return Finding("plans", "ok", f"dataset.json: {told}; files {shown(dataset['file_ending'])}")
     except (LookupError, AttributeError, TypeError):
         text = "dataset.json is missing, or lacks channel_names, labels or file_ending, which prediction reads"
-        return Finding("plans", "fault", text, FETCH_AGAIN)
+        return Finding("plans", "fault", text, members.FETCH_AGAIN)
 
 
 def _as_json(value: Any) -> str:

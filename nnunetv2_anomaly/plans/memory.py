@@ -62,9 +62,7 @@ class LiveStorages(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0
-        self.peak = 0
-        self.largest_convolution = 0
+        self.now = self.peak = self.largest_convolution = 0
         self._alive: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -194,7 +194,6 @@ def planned_for(
 
 
 def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Plans, fingerprint and dataset.json of a planned data set."""
     known = sorted(file.stem for file in folder.glob("*.json") if file.stem not in _NO_PLANS)
     if plans not in known:
         there = f"has the plans {', '.join(known)}" if known else "has no plans"

@@ -197,10 +197,7 @@ class Boundary:
     """
 
     def __init__(self, padded: NDArray[np.unsignedinteger], map_shape: Sequence[int]):
-        """Find them.
-
-        Args: padded: a map in memory order, with a margin of 0 of one voxel or more. map_shape: of the whole map.
-        """
+        """Args: padded: a map in memory order, with a margin of 0 of one voxel or more. map_shape: of the whole map."""
         self.shape = padded.shape
         self.steps = np.array(padded.strides) // padded.itemsize
         # Compared as one long row, in pieces that fit the processor's cache: several times as fast as along each axis.

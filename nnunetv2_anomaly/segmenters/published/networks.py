@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from nnunetv2_anomaly.networks.blocks import (
-    SummingTrunk,
-    full_precision,
-    initialize_identity_or_glorot,
-    pointwise_convolution,
-)
+from nnunetv2_anomaly.networks import blocks
 from nnunetv2_anomaly.plans.strides import Stride
 
 
@@ -45,7 +40,7 @@ class ClassScores(nn.Module):
         """Build one layer per entry of map_channels, the channels of the feature maps, full resolution first."""
         super().__init__()
         self.seg_layers = nn.ModuleList(
-            pointwise_convolution(channels, num_classes, dimensions) for channels in map_channels
+            blocks.pointwise_convolution(channels, num_classes, dimensions) for channels in map_channels
         )
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
@@ -55,7 +50,7 @@ class ClassScores(nn.Module):
         Returns: (B, num_classes, ...) of the first map's size, float32 also under autocast, before the softmax.
         """
         scores: Tensor | None = None
-        with full_precision(feature_maps[0]):
+        with blocks.full_precision(feature_maps[0]):
             # the deepest level first; a plain network has one layer and leaves the deeper maps alone
             for layer, feature_map in reversed(list(zip(self.seg_layers, feature_maps, strict=False))):
                 level_scores = layer(feature_map.float())
@@ -67,7 +62,7 @@ class ClassScores(nn.Module):
         return scores
 
 
-class PublishedNetwork(SummingTrunk):
+class PublishedNetwork(blocks.SummingTrunk):
     """UNET, CAN, UNET+ or CAN+ in 2D or 3D (method paper, Appendix A, Fig. 2, 3).
 
     Plain: scores of the decoder's full-resolution map. "+": additive deep supervision, where the bottleneck and every
@@ -105,7 +100,7 @@ class PublishedNetwork(SummingTrunk):
         self.shape = shape
         scored = self.map_channels[::-1] if additive_supervision else self.map_channels[-1:]
         self.scores = ClassScores(scored, num_classes, self.dimensions)
-        self.apply(initialize_identity_or_glorot)
+        self.apply(blocks.initialize_identity_or_glorot)
 
     @property
     def levels_left_out(self) -> int:
