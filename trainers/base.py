@@ -142,8 +142,7 @@ class AnomalyTrainerBase(ResumableTrainer):
 
         Raises: UserError if it cannot be read, or does not fit the network.
         """
-        file = given_weights_file()
-        if file is not None:
+        if (file := given_weights_file()) is not None:
             check_copied_weights(file, self.module, type(self).__name__)
 
     def keep_buffers(self) -> None:

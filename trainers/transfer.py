@@ -81,8 +81,7 @@ class TransferProtocol(SegmentationTrainer):
                 f"classes kept: {', '.join(kept)}\nnew classes: {', '.join(new) or 'none'}\n"
                 f"weighted {self.added_class_weight:g} in the Dice loss: {', '.join(self.added_labels) or 'none'}"
             )
-            differences = pretrained.differing_plans(self._source, self.configuration_manager.configuration)
-            if differences:
+            if differences := pretrained.differing_plans(self._source, self.configuration_manager.configuration):
                 fact = f"the plans differ from those of the pretrained model: {'; '.join(differences)}"
                 advice = f"{self._move_command(self._source)}, then preprocess with -plans_name, train with -p"
                 self.print_to_log_file(f"WARNING: {fact}. To train with its plans: {advice}")

@@ -14,10 +14,8 @@ from nnunetv2_anomaly.dataset_conversion import (
 HELP = "Turn OAI ZIB, OAI ZIB-UQ, OAI AKOA or OAIZIB-CM into an nnU-Net raw data set."
 
 #: These modules import SimpleITK, matplotlib and nnU-Net only when they run.
-RELEASES = {
-    module.RELEASE.key: module
-    for module in (Dataset501_OAIZIB, Dataset502_OAIZIBUQ, Dataset503_OAIAKOA, Dataset504_OAIZIBCM)
-}
+_MODULES = (Dataset501_OAIZIB, Dataset502_OAIZIBUQ, Dataset503_OAIAKOA, Dataset504_OAIZIBCM)
+RELEASES = {module.RELEASE.key: module for module in _MODULES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -57,8 +57,7 @@ def evaluate_one(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     """
     files = [task.reference, *task.predictions.values(), *task.probabilities.values()]
     state = fingerprint(files, {"settings": dataclasses.asdict(task.settings), "models": list(task.predictions)})
-    kept = load_record(task.record, state)
-    if kept is not None:
+    if (kept := load_record(task.record, state)) is not None:
         return kept
     found = _measure(task)
     save_record(task.record, state, found)

@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from nnunetv2_anomaly.conversion import subjects
 from nnunetv2_anomaly.conversion.side import side_from_text
 from nnunetv2_anomaly.conversion.sources import BASELINE, visit_named
-from nnunetv2_anomaly.conversion.subjects import (
-    SIDES,
-    SUBJECT_COLUMNS,
-    VISITS,
-    code_of,
-    meaning_of,
-    number_in,
-    plain,
-    read_table,
-)
+from nnunetv2_anomaly.conversion.subjects import SUBJECT_COLUMNS, code_of, meaning_of, number_in, plain, read_table
 from nnunetv2_anomaly.errors import UserError, listed
 
 #: grades up to this one are the paper's HD0, higher ones its HD1
@@ -96,10 +88,11 @@ def _value(case: str, table: pd.DataFrame, identifier: str, columns: Mapping[str
         words = set(re.split(r"[^0-9A-Za-z]+", case))
         rows = rows[rows[identifier].str.removesuffix(".0").isin(words)]
         if "visit" in rows:
-            same = [cell in words or bool(visit and VISITS.get(code_of(cell)) == visit) for cell in rows["visit"]]
+            codes = {code for code, month in subjects.VISITS.items() if month == visit}
+            same = [cell in words or code_of(cell) in codes for cell in rows["visit"]]
             rows = rows[same] if any(same) else rows[rows["visit"] == ""]
         for name in {"side", "kneeside"} & set(rows) if (side := side_from_text(case)) else ():
-            rows = rows[[SIDES.get(code_of(cell), side) == side for cell in rows[name]]]
+            rows = rows[[subjects.SIDES.get(code_of(cell), side) == side for cell in rows[name]]]
     # Of several readings the lowest project's, as in ``read_subjects``.
     projects = [number_in(cell) or 0.0 for cell in rows["readprj"]] if "readprj" in rows else [0.0] * len(rows)
     wanted = [name for name, of in columns.items() if of in (None, visit or BASELINE)]

@@ -112,11 +112,8 @@ def paired(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFram
                 {**key, "model_a": a, "model_b": b, "n": len(of_a), "mean_a": _mean(of_a), "mean_b": _mean(of_b)}
                 | {"difference": _mean(of_a - of_b), "p": _wilcoxon(of_a, of_b)}
             )
-        corrected = holm([pair["p"] for pair in pairs])
-        rows += [
-            pair | {"p_holm": float(p), "significant": bool(p < SIGNIFICANCE)}
-            for pair, p in zip(pairs, corrected, strict=True)
-        ]
+        for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
+            rows.append(pair | {"p_holm": float(p), "significant": bool(p < SIGNIFICANCE)})
     return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 

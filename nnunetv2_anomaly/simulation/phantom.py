@@ -203,9 +203,8 @@ def render_label_map(
     shape, spacing_mm = tuple(int(n) for n in shape), tuple(float(s) for s in spacing_mm)
     extent = tuple(n * s for n, s in zip(shape, spacing_mm, strict=True))
     knee = KneeShapes(parameters, extent)
-    working_spacing = max(
-        float(np.clip(min(spacing_mm), *_WORKING_SPACING_MM)), (np.prod(extent) / _MOST_WORKING_VOXELS) ** (1 / 3)
-    )
+    finest = float(np.clip(min(spacing_mm), *_WORKING_SPACING_MM))
+    working_spacing = max(finest, (np.prod(extent) / _MOST_WORKING_VOXELS) ** (1 / 3))
     # Two voxels of margin on each side: derivatives and interpolation then need no special case at the border.
     working = [np.arange(-2 * working_spacing, e + 2.5 * working_spacing, working_spacing) for e in extent]
     target = [(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing_mm, strict=True)]

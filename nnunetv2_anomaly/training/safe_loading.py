@@ -77,8 +77,7 @@ def load_safely(source: str | Path | IO[bytes], map_location: Any = "cpu") -> An
             warnings.simplefilter("ignore")  # of pickle protocols, which the error names as well
             return torch.load(source, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged or hostile file fails in many ways
-        foreign = foreign_names(source)
-        if foreign:
+        if foreign := foreign_names(source):
             raise UnsafeFileError(foreign) from error
         raise
 

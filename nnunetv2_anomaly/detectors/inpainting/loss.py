@@ -16,9 +16,8 @@ def inpainting_loss(image: Tensor, inpainted: Tensor) -> Tensor:
 
 def distillation_loss(image: Tensor, inpainted: Tensor, reconstruction: Tensor) -> Tensor:
     """MSE(G(x), A(x)) + MSE(E(G(x)), E(A(x))) (method paper, Eq. 2). All (B, C, ...), in [0, 1]; returns a scalar."""
-    return mse_loss(reconstruction.float(), inpainted.float()) + mse_loss(
-        error_image(image, reconstruction), error_image(image, inpainted)
-    )
+    of_images = mse_loss(reconstruction.float(), inpainted.float())
+    return of_images + mse_loss(error_image(image, reconstruction), error_image(image, inpainted))
 
 
 class PreStageLoss(nn.Module):
