@@ -149,6 +149,8 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds a dictionary. Raises: UserError if it is missing or holds something else."""
     try:
+        if path.is_fifo():
+            raise ValueError("it is a pipe")
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no dictionary")

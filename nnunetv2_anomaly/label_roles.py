@@ -45,6 +45,10 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
         and isinstance(said.get("lesions", {}), (Mapping, list))
         and isinstance(said.get("bones", []), list)
         and all(isinstance(name, str) for part in said.values() for name in part)
+        and (
+            isinstance(said.get("lesions"), list | None)
+            or all(isinstance(b, str | None) for b in said["lesions"].values())
+        )
     ):
         expected = '{"lesions": {LESION: BONE or null, ...}, "bones": [BONE, ...]}'
         raise UserError(f"dataset.json's {ROLES_KEY} are {worded(said)}; expected {expected}")

@@ -82,13 +82,17 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
         fault = f"label {wrong[0]} is {json.dumps(given[wrong[0]])}; {expected}"
     elif not isinstance(file_ending, str) or not file_ending.startswith("."):
         fault = f"file_ending is {json.dumps(file_ending)}; expected one such as .nii.gz"
+    ignore, *more = labels.pop("ignore", ()) or (None,)
+    overwritten = content.get("overwrite_image_reader_writer")
+    if fault is None and more:
+        fault = f"label ignore is {json.dumps([ignore, *more])}; expected one value"
+    if fault is None and not isinstance(overwritten, str | None):
+        fault = f"overwrite_image_reader_writer is {json.dumps(overwritten)}; expected the name of a reader"
     if fault is not None:
         raise UserError(f"{file}: {fault}, as nnU-Net's dataset.json has it")
-    ignore = labels.pop("ignore", (None,))[0]
     labels = {name: values for name, values in labels.items() if set(values) != {0}}
     if not labels:
         raise UserError(f"{file} has no label but background; expected at least one")
-    overwritten = content.get("overwrite_image_reader_writer")
     return DatasetDescription(
         source=file,
         labels=dict(sorted(labels.items(), key=lambda item: (len(item[1]) > 1, item[1]))),
@@ -119,6 +123,8 @@ def find_dataset_description(
         folders += [folder, folder.parent.parent] if folder.name == "validation" else [folder]
     plans = next((folder / "plans.json" for folder in folders if (folder / "plans.json").is_file()), None)
     reader = None if plans is None else read_json(plans).get("image_reader_writer")
+    if not isinstance(reader, str | None):
+        raise UserError(f"{plans}: image_reader_writer is {json.dumps(reader)}; expected the name of nnU-Net's reader")
     if djfile is not None:
         return read_dataset_description(djfile, reader)
     places = [folder / "dataset.json" for folder in folders]

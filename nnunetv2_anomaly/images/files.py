@@ -84,13 +84,13 @@ def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
         check_whole(path)
         image = _reader(path).Execute()
         _check_axes(image)
+        # Headers may hold what identifies a person; only voxels and pose are kept.
+        for key in image.GetMetaDataKeys():
+            image.EraseMetaData(key)
     components = image.GetNumberOfComponentsPerPixel()
     kind = f"{image.GetDimension()} dimensions and {components} value(s) a voxel, {image.GetPixelIDTypeAsString()}"
     if image.GetDimension() not in dimensions or components != 1 or "complex" in kind:
         raise UserError(f"{path} has {kind}; expected {' or '.join(f'{n}D' for n in dimensions)}, one real number")
-    # Headers may hold what identifies a person; only voxels and pose are kept.
-    for key in image.GetMetaDataKeys():
-        image.EraseMetaData(key)
     return image
 
 

@@ -26,6 +26,9 @@ _POSE_FIELDS = (
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 
+_MILLIMETRE = re.compile("mm|millimet(?:er|re)s?", re.IGNORECASE)
+_NOT_FINITE = "has a pose with infinite numbers or NaN; expected finite ones"
+
 
 def header_fault(path: Path) -> str | None:
     """What one reader of a file takes otherwise than another, in words; None if its header says one thing.
@@ -34,27 +37,36 @@ def header_fault(path: Path) -> str | None:
     """
     name = path.name.lower()
     with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
-        head = file.read(92 if ".nii" in name else 10_000)
+        head = file.read(120 if ".nii" in name else 10_000)
     if name.endswith((".nii", ".nii.gz")):
         return _nifti_fault(nibabel.load(path), head)
     if name.endswith((".mha", ".mhd")):
-        said = re.findall(rb"^Element(?:Spacing|Size) *= *([^\r\n]*?) *\r?$", head, re.MULTILINE)
-        if len(set(said)) > 1:
-            return f"has an ElementSpacing and an ElementSize of {_joined(said)}; expected one"
+        field = rb"^[ \t]*(?:%s)[ \t]*[=:]([^\r\n]*)"
+        spacings = _numbers(field % b"Element(?:Spacing|Size)", head)
+        poses = _numbers(field % b"Offset|Position|Origin|TransformMatrix|Rotation|Orientation", head)
     elif name.endswith(".nrrd"):
-        fields = head.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0]
-        said = re.findall(rb"^spacings: *([^\r\n]*)", fields, re.MULTILINE)
-        units = b" ".join(re.findall(rb"^(?:space )?units: *([^\r\n]*)", fields, re.MULTILINE))
-        if other := set(re.findall(rb'"([^"]+)"', units)) - {b"mm", b"millimeter", b"millimetre"}:
-            return f"gives its lengths in the unit {_joined(sorted(other))}; expected mm"
+        head = head.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0]
+        spacings, poses = (
+            _numbers(b"^%s:([^\r\n]*)" % name, head) for name in (b"spacings", b"space (?:origin|directions)")
+        )
+        units = b" ".join(re.findall(rb"^(?:space )?units:([^\r\n]*)", head, re.MULTILINE)).decode(errors="replace")
+        if other := [unit for unit in re.findall(r'"([^"]+)"', units) if not _MILLIMETRE.fullmatch(unit)]:
+            return f"gives its lengths in the unit {other[0]}; expected mm"
     else:
         return None
-    negative = any(number.startswith(b"-") for number in b" ".join(said).split())
-    return f"has a spacing of {_joined(said)} mm; expected numbers above 0" if negative else None
+    if len(spacings) > 1 and not all(np.array_equal(np.round(spacings[0], 5), np.round(of, 5)) for of in spacings):
+        both = " and ".join(" ".join(f"{step:g}" for step in of) for of in spacings)
+        return f"has an ElementSpacing and an ElementSize of {both}; expected one"
+    if any(not 0 < step < np.inf for step in itertools.chain(*spacings)):
+        return f"has a spacing of {' '.join(f'{step:g}' for step in spacings[0])} mm; expected numbers above 0"
+    return _NOT_FINITE if not np.isfinite(list(itertools.chain(*poses))).all() else None
 
 
-def _joined(texts: list[bytes]) -> str:
-    return " and ".join(text.decode(errors="replace") for text in texts)
+def _numbers(field: bytes, head: bytes) -> list[list[float]]:
+    """The numbers in every line of a header that a pattern with one group finds."""
+    number = rb"[-+]?(?:nan|inf\w*|[\d.]+(?:e[-+]?\d+)?)"
+    lines = re.findall(field, head, re.MULTILINE)
+    return [[float(text) for text in re.findall(number, line, re.IGNORECASE)] for line in lines]
 
 
 def _nifti_fault(image: Any, head: bytes) -> str | None:
@@ -62,6 +74,9 @@ def _nifti_fault(image: Any, head: bytes) -> str | None:
     if header.sizeof_hdr != 348:
         return "is a NIfTI-2 file, which nnU-Net's own reader, ITK, cannot read; expected NIfTI-1"
     steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]  # nibabel has made its own positive
+    slope, inter = np.frombuffer(head[112:120], f"{header.endianness}f4")
+    if slope == 0 and np.isfinite(inter) and inter != 0:  # nibabel takes it for no scaling, ITK adds scl_inter
+        return f"has scl_slope 0 and scl_inter {inter:g}; expected 1 and 0 where nothing is scaled"
     if np.issubdtype(image.get_data_dtype(), np.complexfloating):
         return "holds complex numbers; expected real ones, such as their magnitude"
     if unit := {1: "metre", 3: "micrometre"}.get(int(header["xyzt_units"]) % 8):
@@ -74,10 +89,10 @@ def _nifti_fault(image: Any, head: bytes) -> str | None:
             pose, code = pose_of(coded=True)
             poses += [pose] if code else []
     if not all(np.isfinite(pose).all() for pose in poses):
-        return "has a pose with infinite numbers or NaN; expected finite ones"
+        return _NOT_FINITE
     size = (*image.shape[:3], 1, 1)[:3]
     if len(poses) == 2:
-        apart = _apart_mm(poses[0], poses[1], size)
+        apart = apart_mm(poses[0], poses[1], size)
         if apart > TOLERANCE_MM:
             return f"has two poses, qform and sform, that lie {apart:.2f} mm apart; expected one"
     for pose in poses:  # ITK takes the header's spacing, nibabel that of the pose
@@ -88,7 +103,7 @@ def _nifti_fault(image: Any, head: bytes) -> str | None:
     return None
 
 
-def _apart_mm(pose: NDArray, other: NDArray, size: tuple[int, ...]) -> float:
+def apart_mm(pose: NDArray, other: NDArray, size: tuple[int, ...]) -> float:
     """The largest distance between the corners of a volume in two poses, (4, 4) or (3, 4)."""
     corners = np.array(list(itertools.product(*((0, n - 1) for n in size), [1])))
     return float(np.linalg.norm(corners @ (pose - other).T, axis=1).max())
@@ -104,7 +119,7 @@ def shear_mm(image: sitk.Image | sitk.ImageFileReader) -> float:
     left, _, right = np.linalg.svd(direction)
     steps = np.diag(image.GetSpacing())
     pose, other = (np.c_[matrix @ steps, np.zeros(axes)] for matrix in (direction, left @ right))
-    return _apart_mm(pose, other, image.GetSize())
+    return apart_mm(pose, other, image.GetSize())
 
 
 def save_nifti_like(voxels: NDArray, source: Path, path: Path, affine: NDArray[np.float64] | None = None) -> None:
@@ -116,7 +131,8 @@ def save_nifti_like(voxels: NDArray, source: Path, path: Path, affine: NDArray[n
     like: Any = nibabel.load(source)
     if affine is not None:
         voxels = apply_orientation(voxels, ornt_transform(io_orientation(affine), io_orientation(like.affine)))
-    image = type(like)(voxels.astype(like.get_data_dtype()), None)
+    dtype = like.get_data_dtype()
+    image = type(like)(voxels.reshape(like.shape).astype(dtype), None, dtype=dtype)
     for field in _POSE_FIELDS:
         image.header[field] = like.header[field]
     image.to_filename(path)

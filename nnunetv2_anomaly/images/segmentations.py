@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images import files as image_files
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.grids import Grid, differences, oriented, turned, turned_back
-from nnunetv2_anomaly.images.headers import save_nifti_like
+from nnunetv2_anomaly.images.grids import Grid, differences, joined, oriented, turned, turned_back
+from nnunetv2_anomaly.images.headers import apart_mm, save_nifti_like
 from nnunetv2_anomaly.images.label_maps import whole_numbers
 
 
@@ -45,12 +45,12 @@ class Segmentation:
         if self.grid is not None and other.grid is not None:
             return differences(self.grid, other.grid)
         if self.voxels.shape != other.voxels.shape:
-            return f"size {self.voxels.shape} against {other.voxels.shape}"
+            return f"size {joined(self.voxels.shape)} against {joined(other.voxels.shape)}"
         if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=0, atol=1e-4):
-            return f"spacing {self.spacing_mm} against {other.spacing_mm} mm"
+            return f"spacing {joined(self.spacing_mm)} against {joined(other.spacing_mm)} mm"
         if self.affine is None or other.affine is None or np.allclose(self.affine, other.affine, atol=1e-3):
             return ""
-        return f"affine {self.affine.tolist()} against {other.affine.tolist()}"
+        return f"corners {apart_mm(self.affine, other.affine, self.voxels.shape[::-1]):.3f} mm apart"
 
 
 class SegmentationFiles:

@@ -46,6 +46,9 @@ def folder(tmp_path):
         for case in ("a", "b"):
             save(label_map(), tmp_path / name / (f"{case}_0000.nii.gz" if name == "images" else f"{case}.nii.gz"))
     description(tmp_path / "pred")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "letters.json").write_text('[{"val": "ab"}]')
+    (tmp_path / "nested.json").write_text('[{"val": [["a"], ["b"]]}]')
     return tmp_path
 
 
@@ -138,6 +141,13 @@ DESCRIPTIONS = {
         "that end in .jpeg2000|no reader",
     ),
     "an unknown reader": ({"overwrite_image_reader_writer": "MyReader"}, "no reader MyReader"),
+    "a reader that is a number": ({"overwrite_image_reader_writer": 5}, "overwrite_image_reader_writer is 5"),
+    "two values to ignore": ({"labels": {**LABELS, "ignore": [3, 4]}}, "label ignore is .3, 4.; expected one value"),
+    "a lesion in a number": (
+        {"label_roles": {"lesions": {"bone_lesion": 5}}},
+        "are lesions: bone_lesion: 5",
+    ),
+    "a lesion in a list": ({"label_roles": {"lesions": {"bone_lesion": ["bone"]}}}, "label_roles are lesions"),
     "roles of no label": ({"label_roles": {"lesions": ["cyst"]}}, "label_roles name cyst"),
     "roles that are none": ({"label_roles": ["bone"]}, "label_roles are"),
 }
@@ -153,6 +163,9 @@ OPTIONS = [
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o -np 0", "-np is 0; expected 1 or more"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --folds 0", "the folds of the cases are unknown"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --splits {}/pred/dataset.json", "splits_final.json"),
+    ("evaluate -ref {}/ref -pred {}/pred -o {}/o -djfile {}/pipe", r"pipe cannot be read \(it is a pipe\)"),
+    ("evaluate -ref {}/ref -pred {}/pred -o {}/o --splits {}/letters.json", "val is no list of cases"),
+    ("evaluate -ref {}/ref -pred {}/pred -o {}/o --splits {}/nested.json", "val is no list of cases"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --subjects {}/pred/a.nii.gz", "a.nii.gz"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --subjects {}/nowhere.csv", "nowhere.csv"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --group_limit 2", "--group_by and --group_limit are of a table"),

@@ -11,7 +11,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.files import check_whole, read_header, read_image
-from nnunetv2_anomaly.images.headers import header_fault, shear_mm
+from nnunetv2_anomaly.images.headers import header_fault, save_nifti_like, shear_mm
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles
 from nnunetv2_anomaly.prediction.anomaly_maps import CaseFiles, read_case
 
@@ -149,6 +149,18 @@ def test_headers_of_other_programs_are_taken(tmp_path):
         ("a.mha", {b"ElementSpacing = 0.5": b"ElementSize = -0.5"}, "a spacing of -0.5 0.75 2.25 mm"),
         ("a.mha", {b"ElementSpacing =": b"ElementSize = 1 1 1\nElementSpacing ="}, "ElementSpacing and an ElementSize"),
         ("a.mha", {b"ElementSpacing =": b"ElementSize = 0.5 0.75 2.25\nElementSpacing ="}, None),
+        ("a.mha", {b"ElementSpacing =": b"ElementSize = 0.50  0.7500001 2.250\nElementSpacing ="}, None),
+        ("a.mha", {b"ElementSpacing =": b" ElementSize : 0.5 0.75 3\nElementSpacing ="}, "of 0.5 0.75 3 and 0.5 0.75 2.25"),
+        ("a.mha", {b"Offset = 0": b"Offset = nan"}, "a pose with infinite numbers or NaN"),
+        ("a.mha", {b"TransformMatrix = 1": b"TransformMatrix = inf"}, "a pose with infinite numbers or NaN"),
+        ("a.nrrd", {b"space origin: (0": b"space origin: (inf"}, "a pose with infinite numbers or NaN"),
+        ("a.nrrd", {b"encoding": b'space units: "MM" "millimeters" "Millimetre"\nencoding'}, None),
+        (
+            "a.nrrd",
+            {b"space directions: (0.5,0,0) (0,0.75,0) (0,0,2.25)": b"spacings: nan 0.75 2.25",
+             b"space: left-posterior-superior\n": b"", b"space origin: (0,0,0)\n": b""},
+            "a spacing of nan 0.75 2.25 mm",
+        ),
         ("a.nrrd", {b"encoding": b'space units: "m" "m" "m"\nencoding'}, "lengths in the unit m; expected mm"),
         ("a.nrrd", {b"encoding": b'space units: "mm" "mm" "mm"\nencoding'}, None),
         (
@@ -208,3 +220,26 @@ def test_what_is_written_keeps_the_forms_of_a_pose(tmp_path, reader, fields):
     assert after.get_data_dtype() == before.get_data_dtype()
     for field in ("qform_code", "sform_code", "pixdim", "xyzt_units", "srow_x", "srow_y", "quatern_d", "qoffset_x"):
         np.testing.assert_array_equal(after.header[field], before.header[field], err_msg=field)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint32, np.int64, np.uint64, np.float64])
+@pytest.mark.parametrize("shape", [(4, 5, 6), (1, 4, 5, 6)])
+def test_what_is_written_keeps_type_and_shape(tmp_path, dtype, shape):
+    source = tmp_path / "a.nii.gz"
+    nibabel.save(
+        nibabel.Nifti1Image(VOXELS.reshape(shape).T.astype(dtype), np.diag([*SPACING, 1]), dtype=dtype), source
+    )
+    save_nifti_like(2 * VOXELS.T, source, tmp_path / "b.nii.gz")
+    before, after = nibabel.load(source), nibabel.load(tmp_path / "b.nii.gz")
+    assert (after.shape, after.get_data_dtype()) == (before.shape, before.get_data_dtype())
+    np.testing.assert_array_equal(np.asarray(after.dataobj), 2 * np.asarray(before.dataobj))
+
+
+def test_a_scale_of_nothing_with_a_shift_is_told(tmp_path):
+    """SimpleITK would add 5 to every voxel, nibabel nothing."""
+    path = tmp_path / "a.nii"
+    content = bytearray(written(path).read_bytes())
+    content[112:120] = np.array([0, 5], np.float32).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="has scl_slope 0 and scl_inter 5; expected 1 and 0"):
+        read_image(path)

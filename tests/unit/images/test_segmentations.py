@@ -281,7 +281,7 @@ def test_pictures_differ_in_size_alone(tmp_path):
         io.imsave(tmp_path / f"{name}.png", noise(shape), check_contrast=False)
     first, second, third = (files.read(tmp_path / f"{name}.png") for name in "abc")
     assert first.difference(second) == ""
-    assert first.difference(third) == "size (5, 6) against (6, 5)"
+    assert first.difference(third) == "size 5 x 6 against 6 x 5"
 
 
 # Writing
