@@ -299,9 +299,9 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         super().take_from_checkpoint(checkpoint, path)
         phase = checkpoint[PHASE_KEY]
         if phase["distilling"] and phase["inpainting_epochs"] != self.inpainting_epochs:
-            took = f"in the checkpoint {path} phase 1 took {phase['inpainting_epochs']} epochs"
-            fault = f"{took}, and 'inpainting_epochs' is now {self.inpainting_epochs}"
+            epochs = f"{phase['inpainting_epochs']} epochs, and 'inpainting_epochs' is now {self.inpainting_epochs}"
             advice = "put it back in the section 'anomaly' of plans.json"
+            fault = f"in the checkpoint {path} phase 1 took {epochs}"
             raise UserError(f"{fault}; expected the same number, because phase 2 has begun, so {advice}")
         if phase["distilling"] != self.module.distilling:
             self.module.set_distilling(phase["distilling"])

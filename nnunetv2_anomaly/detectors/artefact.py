@@ -69,8 +69,8 @@ def read_artefact(path: Path) -> Artefact:
     entry = checkpoint.get(DETECTOR_KEY) if isinstance(checkpoint, dict) else None
     if entry is None:
         writer = checkpoint.get("trainer_name", "unknown") if isinstance(checkpoint, dict) else "unknown"
-        fault = f"the checkpoint {path} was written by the trainer {writer} and describes no detector"
-        raise UserError(f"{fault}; expected one of a pre-stage, so train that first")
+        fault = f"was written by the trainer {writer} and describes no detector; expected one of a pre-stage"
+        raise UserError(f"the checkpoint {path} {fault}, so train that first")
     state = detector_state(checkpoint["network_weights"])
     if not all(torch.isfinite(value).all() for value in state.values()):
         fault = f"the detector in {path} holds weights that are NaN or infinite"
@@ -111,9 +111,9 @@ def find_checkpoint(folder: str | Path, fold: int | str, train_command: str) -> 
         return final
     unfinished = any((fold_folder / name).is_file() for name in ("checkpoint_latest.pth", "checkpoint_best.pth"))
     state = "is not finished" if unfinished else "has not been trained"
-    fault = f"the pre-stage of fold {fold} {state}: {final} does not exist"
-    needed = f"and the anomaly-aware segmentation needs its detector; run: {train_command}"
-    raise UserError(f"{fault}, {needed}{' --c' if unfinished else ''}")
+    needed = f"{final} does not exist, and the anomaly-aware segmentation needs its detector"
+    command = f"{train_command}{' --c' if unfinished else ''}"
+    raise UserError(f"the pre-stage of fold {fold} {state}: {needed}; run: {command}")
 
 
 def install_detector(detector: Detector, artefact: Artefact) -> None:
@@ -128,8 +128,8 @@ def install_detector(detector: Detector, artefact: Artefact) -> None:
         fault = f"the detector in {artefact.path} is of the family {found}"
         raise UserError(f"{fault}; expected {expected}, so {advice}")
     if not artefact.finished:
-        fault = f"the checkpoint {artefact.path} was written before its detector was trained"
-        raise UserError(f"{fault}; expected a finished pre-stage, so continue it with --c")
+        fault = "was written before its detector was trained; expected a finished pre-stage"
+        raise UserError(f"the checkpoint {artefact.path} {fault}, so continue it with --c")
     difference = first_difference(artefact.state, detector.state_dict())
     if difference:
         expected = "a pre-stage with the same patch size, strides, image channels and detector settings"

@@ -98,8 +98,8 @@ def intensity_statistics(cases: Sequence[CaseStatistics]) -> IntensityStatistics
     high = np.max([case.high for case in cases], axis=0)
     constant = np.flatnonzero(high <= low)
     if constant.size:
-        value = f"the one value {low[constant[0]]:g} in all {len(cases)} training cases"
-        fault = f"image channel {constant[0]} has {value} after normalisation and clipping"
+        value = f"has the one value {low[constant[0]]:g} in all {len(cases)} training cases"
+        fault = f"image channel {constant[0]} {value} after normalisation and clipping"
         advice = "check the raw images, the normalisation in plans.json and the setting 'intensity_clip'"
         raise UserError(f"{fault}; expected images with contrast, so {advice}")
     return IntensityStatistics(
