@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from places import REAL_MAPS, SHARED
+from scipy import ndimage
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.grids import oriented
@@ -56,6 +57,34 @@ def test_a_knee_is_what_its_labels_say(knee):
     assert told(np.where(knee > 4, 0, knee)) == ""
 
 
+def plausible(knee):
+    """What knees may be like all the same: name -> labels."""
+    z, y, x = np.indices(knee.shape)
+    bone = {
+        part: np.isin(knee, values) for part, values in {"femur": (1, 7), "tibia": (3, 8), "patella": (5, 9)}.items()
+    }
+    at_femur = np.argwhere(ndimage.binary_dilation(knee == 2) & bone["femur"])
+    near = ((np.indices(knee.shape).T - at_femur[len(at_femur) // 2]) ** 2).sum(axis=-1).T * 2.2**2 <= 20**2
+    plateau = bone["tibia"] & (z > np.nonzero(bone["tibia"])[0].max() - 4)
+    depth, height, width = knee.shape
+    return {
+        "a femoral lesion of 20 mm": np.where(near & bone["femur"], 7, knee),
+        "a lesion of the whole plateau": np.where(plateau, 8, knee),
+        "a lesion under all cartilage": np.where(ndimage.binary_dilation(knee == 4) & bone["tibia"], 8, knee),
+        "a patella all lesion": np.where(bone["patella"], 9, knee),
+        "bent": ndimage.rotate(knee, -20, axes=(0, 1), order=0),
+        "nothing in the lowest third": np.where(z < depth // 3, 0, knee),
+        "nothing in the posterior two thirds": np.where(y < height * 2 // 3, 0, knee),
+        "nothing in two lateral thirds": np.where(x < width * 2 // 3, 0, knee),
+    }
+
+
+def test_knees_that_are_unusual_or_labelled_in_part_pass(knee):
+    for name, labels in plausible(knee).items():
+        assert told(labels) == "", name
+    assert told(knee, np.array(SPACING_MM) * 0.6) == ""
+
+
 @pytest.mark.parametrize("table", FOREIGN)
 def test_foreign_tables_are_recognised(knee, table):
     assert told(renamed(knee, FOREIGN[table]))
@@ -82,6 +111,7 @@ def test_depths_are_millimetres():
     """A plate of 6 x 40 x 40 mm at 2 mm: its inner voxels lie 4 mm from the outside."""
     labels = np.zeros((30, 40, 40), np.uint8)
     labels[10:13, 5:25, 5:25] = LABELS["tibial_bone"]
+    labels[[0, -1], [0, -1], [0, -1]] = LABELS["femoral_bone"]  # elsewhere the labels go on
     assert told(labels, (2.0, 2.0, 2.0)) == "tibial_bone is 4.0 mm deep (expected 9 or more)"
     assert told(labels, (4.0, 2.0, 2.0)) == ""
     assert told(labels[11:], (2.0, 2.0, 2.0)) == ""  # cut off: it may go on
