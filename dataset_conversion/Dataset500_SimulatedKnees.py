@@ -26,11 +26,14 @@ from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.images.grids import Grid, posed
 from nnunetv2_anomaly.images.label_maps import relabelled
 from nnunetv2_anomaly.labels import ANATOMY, BONE_OF_LESION, LABELS
+from nnunetv2_anomaly.simulation.simulate import read_manifest
 
 HELP = "Turn a folder of simulated knees into an nnU-Net raw data set."
 
 #: folder of the simulation -> what stands between a case's name and .nii.gz
 _KINDS = {"images": "_0000", "labels": "", "anomalies": ""}
+#: entry of ``convert``'s answer, and what its folders end with
+_SUBSETS = (("training", "Tr"), ("test", "Ts"))
 
 #: entry of dataset.json that says what a data set was made from, by which a run that was stopped finds its own
 _MADE_FROM = "made_from"
@@ -72,8 +75,16 @@ def convert(
     cases = {"training": sorted(set(lesion_mm3) - set(test)), "test": test}
     arguments = {"num_test": num_test, "seed": seed, "keep_lesion_labels": keep_lesion_labels}
     made_from = {"manifest_sha256": files.sha256_of(source / "manifest.json"), **arguments}
-    if _made_from(dataset_dir) == made_from:
-        return cases  # whole, as it got its name at the very end
+    if _made_from(dataset_dir) == made_from:  # written whole, as it got its name at the very end
+        names = [
+            f"{kind}{s}/{c}{end}.nii.gz"
+            for subset, s in _SUBSETS
+            for c in cases[subset]
+            for kind, end in _KINDS.items()
+        ]
+        if missing := [name for name in names if not (dataset_dir / name).is_file()]:
+            raise UserError(f"{dataset_dir} lacks {listed(missing)}; delete it and run again to have it written anew")
+        return cases
     refuse_filled(dataset_dir)
     with files.write_failures_as_user_errors(dataset_dir, "make room, or give permission, and run again"):
         files.remove_half_written(dataset_dir)
@@ -91,7 +102,7 @@ def convert(
 
 def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from: Mapping[str, Any], name: str) -> None:
     keep_lesion_labels = made_from["keep_lesion_labels"]
-    for subset, suffix in (("training", "Tr"), ("test", "Ts")):
+    for subset, suffix in _SUBSETS:
         for kind in _KINDS:
             (folder / f"{kind}{suffix}").mkdir(parents=True)
         for case in cases[subset]:
@@ -160,7 +171,7 @@ def _read_cases(source: Path) -> dict[str, float]:
     file = source / "manifest.json"
     if not file.is_file():
         raise UserError(f"{source} holds no manifest.json; give the output folder of nnUNetv2_anomaly simulate")
-    cases = files.read_json(file)["cases"]
+    cases = read_manifest(file)["cases"]
     names = (f"{kind}/{case}{end}.nii.gz" for case in cases for kind, end in _KINDS.items())
     missing = [name for name in names if not (source / name).is_file()]
     if missing or not cases:

@@ -34,7 +34,7 @@ from nnunetv2_anomaly.files import (
     write_text,
 )
 from nnunetv2_anomaly.images.colours import write_colour_tables
-from nnunetv2_anomaly.images.files import FILE_ENDINGS, image_stem, only_files, write_image
+from nnunetv2_anomaly.images.files import FILE_ENDINGS, check_whole, image_stem, only_files, write_image
 from nnunetv2_anomaly.images.grids import Grid, oriented, posed, turned_back
 from nnunetv2_anomaly.images.label_maps import note_of_floats, read_label_map
 from nnunetv2_anomaly.images.label_meaning import check_label_meaning
@@ -241,7 +241,7 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
     file = output_folder / MANIFEST
     if not file.exists():
         return {}
-    earlier = read_json(file)
+    earlier = read_manifest(file)
     cases = earlier["cases"]
     before, now = ({"version": made["version"], **made["arguments"]} for made in (earlier, manifest))
     differing = [f"{name} {before[name]} there, {now[name]} now" for name in _SETTINGS if before[name] != now[name]]
@@ -256,9 +256,30 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
     return {
         case: entry
         for case, entry in cases.items()
-        if all(path.exists() for path in _case_files(output_folder, case))
+        if all(_is_whole(path) for path in _case_files(output_folder, case))
         and entry["source_sha256"] == ((source := sources[case]) and label_source_sha256(source))
     }
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """Read the manifest of a simulated folder. Raises: UserError if it lacks what was written."""
+    manifest = read_json(file)
+    try:
+        _ = manifest["version"], [manifest["arguments"][name] for name in _SETTINGS if name != "version"]
+        for entry in manifest["cases"].values():
+            _ = entry["source_sha256"], entry["intensity_auc"], sum(entry["anomaly_volumes_mm3"].values())
+    except (AttributeError, KeyError, TypeError) as error:
+        fault = f"{file} is damaged ({error}); expected it as it was written"
+        raise UserError(f"{fault}; restore it, or delete its folder and simulate again") from error
+    return manifest
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        check_whole(path)
+    except UserError:
+        return False
+    return True
 
 
 def _simulate_case(job: _Job) -> dict:

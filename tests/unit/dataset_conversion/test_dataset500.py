@@ -156,6 +156,15 @@ def test_a_data_set_that_is_there_whole_is_kept_and_another_one_is_not_replaced(
             convert(simulated, dataset, **other)
 
 
+@pytest.mark.parametrize("lost", ["labelsTr", "imagesTs", "anomaliesTs"])
+def test_a_lost_file_of_a_data_set_is_named(simulated, tmp_path, lost):
+    convert(simulated, tmp_path / "Dataset500_X", num_test=2)
+    file = next((tmp_path / "Dataset500_X" / lost).iterdir())
+    file.unlink()
+    with pytest.raises(UserError, match=rf"Dataset500_X lacks {lost}/{file.name}; delete it and run again"):
+        convert(simulated, tmp_path / "Dataset500_X", num_test=2)
+
+
 def test_a_failure_leaves_nothing_behind(simulated, tmp_path, monkeypatch):
     def fail(*_args, **_keywords):
         raise OSError("disk full")

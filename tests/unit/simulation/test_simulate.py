@@ -102,6 +102,25 @@ def test_a_run_is_resumed_and_grows(tmp_path):
     assert len(manifest["cases"]) == 3
 
 
+def test_a_damaged_case_is_made_again(tmp_path):
+    simulate_folder(tmp_path / "o", num_phantoms=2, **GRID)
+    damaged = tmp_path / "o" / "labels" / "phantom_0001.nii.gz"
+    before, content = array(damaged), bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    simulate_folder(tmp_path / "o", num_phantoms=2, **GRID)
+    assert np.array_equal(array(damaged), before)
+
+
+@pytest.mark.parametrize("change", [dict.clear, lambda m: m.update(arguments=5), lambda m: m["cases"].update(a=None)])
+def test_a_damaged_manifest_is_told(tmp_path, change):
+    manifest = simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
+    change(manifest)
+    (tmp_path / "o" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*; restore it, or delete its folder"):
+        simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
+
+
 def test_what_killed_runs_left_half_written_is_deleted_and_their_images_are_no_cases(tmp_path):
     (tmp_path / "o" / "images").mkdir(parents=True)
     half = [tmp_path / "o" / f"part_of_nnunetv2_anomaly_1_{name}" for name in ("manifest.json", "overview.png")]
