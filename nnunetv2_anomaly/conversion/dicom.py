@@ -122,7 +122,7 @@ def read_series_image(series: DicomSeries) -> sitk.Image:
     is carried over.
 
     Returns: 3D image, intensities without unit.
-    Raises: UserError if a file cannot be read, or no longer is what its header was.
+    Raises: UserError if a file cannot be read, no longer is what its header was, or is rescaled to infinite numbers.
     """
     columns, rows, _ = series.grid.size
     with _no_warnings():
@@ -132,6 +132,10 @@ def read_series_image(series: DicomSeries) -> sitk.Image:
         except (RuntimeError, ValueError) as error:
             fault = f"cannot be read ({last_line(error)}); expected whole DICOM files; get the folder again"
             raise UserError(f"the voxels of the series in {series.folder} {fault}") from error
+    for file, plane in zip(series.files, planes, strict=True):
+        if not (np.abs(plane, dtype=np.float64) <= np.finfo(np.float32).max).all():
+            fault = "its rescaling (RescaleSlope, RescaleIntercept) makes voxels that are no finite numbers"
+            raise UserError(f"{file}: {fault}; expected numbers of at most 3e38; get the file again")
     return posed(_narrowed(np.stack(planes)), series.grid)
 
 
@@ -259,7 +263,8 @@ def _difference(first: _Slice, other: _Slice) -> str | None:
         return f"direction, {joined(first.cosines)} against {joined(other.cosines)}"
     if other.stored_type != first.stored_type:
         types = (first.stored_type, other.stored_type)
-        kinds = (f"{bits} bits {'with' if sign == '1' else 'without'} sign" for bits, sign in types)
+        signs = {"0": "without sign", "1": "with sign"}
+        kinds = (f"{bits} bits {signs.get(sign, 'and no word on a sign')}" for bits, sign in types)
         return f"voxel type, {' against '.join(kinds)}"
     return None
 

@@ -438,7 +438,8 @@ def test_single_slice_is_refused(tmp_path):
     [
         ({"PixelSpacing": [0.5, 0.5]}, "differ in pixel spacing, 0.3646 x 0.3646 against 0.5 x 0.5 mm"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, "differ in direction"),
-        ({"PixelRepresentation": 0}, "differ in voxel type"),
+        ({"PixelRepresentation": 0}, "differ in voxel type, 16 bits with sign against 16 bits without sign"),
+        ({"PixelRepresentation": None}, "16 bits with sign against 16 bits and no word on a sign"),
         ({"Rows": 9}, "differ in size, 12 x 10 against 12 x 9 voxels"),
     ],
 )
@@ -447,6 +448,11 @@ def test_slices_that_differ_are_refused(folder, tags, words):
     sentence = refusal(folder)
     assert words in sentence
     assert "001 and 003" in sentence
+
+
+def test_rescaling_to_infinite_numbers_is_refused(folder):
+    change(folder, "003", RescaleSlope="1e308", RescaleIntercept="0")
+    assert "003: its rescaling (RescaleSlope, RescaleIntercept) makes voxels that are no finite" in refusal(folder)
 
 
 def test_localizer_is_refused(tmp_path):
