@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -40,6 +41,8 @@ _CODES = {
     "side": (SIDES, "1 (right) or 2 (left)"),
     "sex": (_SEXES, "1 (male) or 2 (female)"),
 }
+#: field -> what its numbers lie between
+_RANGES = {"age_years": (0, 130), "bmi": (5, 150)}
 #: of another visit these are unknown
 _OF_VISIT = ("kl_grade", "age_years", "bmi")
 
@@ -107,7 +110,7 @@ def read_subjects(file: Path) -> SubjectTable:
     """Read a subject table: one's own, or one of the OAI's (``read_table``).
 
     Columns and codes are in docs/reference/converted-data-sets.md; nothing else is taken over. Of several readings of a
-    knee (READPRJ) the lowest project's counts, and the next one's where it has none.
+    knee (READPRJ) the lowest project's counts, and the next one's where it has none; and V00's value before P01's.
 
     Raises: UserError for a missing file, a missing column of subjects, a value out of range, or a subject listed twice
         with other values.
@@ -120,23 +123,26 @@ def read_subjects(file: Path) -> SubjectTable:
     if subject_column is None or not rows:
         fault = f"has no column SubjectID, or no line; its {len(heading)} columns are {listed(heading) or 'none'}"
         raise UserError(f"{file} {fault}; expected the subjects' numbers in a column SubjectID or ID")
-    found: dict[tuple, dict[str, tuple[float, Any]]] = {}
+    found: dict[tuple, dict[str, tuple[tuple[float, bool], Any]]] = {}
     for line, row in rows:
         place, subject = f"{file}, line {line}", row[subject_column].removesuffix(".0")
         if not subject:
             raise UserError(f"{place}: {heading[subject_column]} is empty; expected the subject's number")
-        cells = [(field, visit, _value(row[number], field, heading[number], place)) for number, field, visit in columns]
+        cells = [
+            (field, visit, _value(row[number], field, heading[number], place), is_before_baseline(heading[number]))
+            for number, field, visit in columns
+        ]
         told = [cell for cell in cells if cell[2] is not None]
         side, visit_of_line, project = (
-            next((value for field, _, value in told if field == of), None) for of in ("side", "visit", "project")
+            next((value for field, _, value, _ in told if field == of), None) for of in ("side", "visit", "project")
         )
         # A line that tells nothing is one of the subject all the same.
-        for field, visit, value in [("subject", None, subject), *told]:
-            known = found.setdefault((subject, side, visit or visit_of_line), {})
-            before = known.setdefault(field, (project or 0.0, value))
-            if (project or 0.0) < before[0]:
-                known[field] = (project or 0.0, value)
-            elif value != before[1] and (project or 0.0) == before[0]:
+        for field, visit, value, earlier in [("subject", None, subject, False), *told]:
+            known, rank = found.setdefault((subject, side, visit or visit_of_line), {}), (project or 0.0, earlier)
+            before = known.setdefault(field, (rank, value))
+            if rank < before[0]:
+                known[field] = (rank, value)
+            elif value != before[1] and rank == before[0]:
                 fault = f"subject {subject} is listed a second time with other values ({field} {before[1]} and {value})"
                 raise UserError(f"{place}: {fault}; expected one line per subject, or per visit, knee and reading")
     fields = {field.name for field in dataclasses.fields(Subject)} - {"subject", "visit", "side"}
@@ -197,6 +203,11 @@ def meaning_of(column: str) -> tuple[str, str | None]:
     return field, VISITS[prefix] if prefix and field in _OF_VISIT else None
 
 
+def is_before_baseline(column: str) -> bool:
+    """Whether a column is of an examination (P01, P02) that counts as baseline where that has no value itself."""
+    return plain(column).startswith(("p01", "p02"))
+
+
 def code_of(cell: str) -> str:
     """The code in a cell ("2: Female"), in small letters; empty where the value is missing (".: Missing", "NA")."""
     code = re.sub(r"[.,]00?$", "", cell.partition(":")[0].strip().lower())
@@ -204,11 +215,12 @@ def code_of(cell: str) -> str:
 
 
 def number_in(cell: str) -> float | None:
-    """The number in a cell, also with a comma before one or two decimals; None if it holds no number."""
+    """The number in a cell, also with a comma before one or two decimals; None if it holds no finite number."""
     try:
-        return float(re.sub(r",(\d\d?)$", r".\1", code_of(cell)))
+        number = float(re.sub(r",(\d\d?)$", r".\1", code_of(cell)))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _value(cell: str, field: str, column: str, place: str) -> Any:
@@ -222,6 +234,12 @@ def _value(cell: str, field: str, column: str, place: str) -> Any:
     value: Any = codes.get(code) if codes else number_in(cell)
     if field == "kl_grade" and value is not None:
         value, expected = (int(value) if value in range(5) else None), "0 to 4"
+    if field in _RANGES:
+        low, high = _RANGES[field]
+        value, expected = (
+            value if value is not None and low < value < high else None,
+            f"a number between {low} and {high}",
+        )
     if value is None:
         raise UserError(f"{place}: {column} is {cell}; expected {expected}, or nothing")
     return value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +53,12 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
     identifier = next((name for name in ("case", *SUBJECT_COLUMNS, "subject") if name in names), "case")
     alike = {name: visit for name in names for field, visit in [meaning_of(name)] if field == meaning_of(column)[0]}
     columns = {wanted: None} if wanted in names or not alike else alike
-    for told, name in (("case or SubjectID", identifier), (column, next(iter(columns))), ("Visit", "visit")):
+    needed = {identifier: "case or SubjectID", **dict.fromkeys(columns, column)}
+    for name in (*needed, *sorted({"visit", "side", "kneeside", "readprj"} - needed.keys())):
         count = names.count(name)
-        if count > 1 or (count == 0 and name != "visit"):
-            raise UserError(f"{file} has {count or 'no'} columns {told}; expected one of {listed(heading) or 'none'}")
+        if count > 1 or (count == 0 and name in needed):
+            fault = f"{file} has {count or 'no'} columns {needed.get(name, name)}"
+            raise UserError(f"{fault}; expected one of {listed(heading) or 'none'}")
     if limit is None and _is_grade(column):
         limit = KL_LIMIT
     values = {case: _value(case, table, identifier, columns, f"{file} has several {column}") for case in cases}
@@ -67,6 +70,8 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
             raise UserError(f"{file}: {column} of {case} is {known[case]}; expected a number, as there is a limit")
         order = [_side(column, limit, high) for high in (False, True)]
     else:
+        fullest = _by_code(known.values())
+        known = {case: fullest[_code(value)] for case, value in known.items()}
         distinct = sorted(
             set(known.values()), key=lambda value: (number_in(value) is None, number_in(value) or 0.0, value)
         )
@@ -96,15 +101,26 @@ def _value(case: str, table: pd.DataFrame, identifier: str, columns: Mapping[str
     # Of several readings the lowest project's, as in ``read_subjects``.
     projects = [number_in(cell) or 0.0 for cell in rows["readprj"]] if "readprj" in rows else [0.0] * len(rows)
     wanted = [name for name, of in columns.items() if of in (None, visit or BASELINE)]
-    for project in sorted(set(projects)):
+    for project, earlier in itertools.product(sorted(set(projects)), (False, True)):
         read = rows[[p == project for p in projects]]
-        found = {cell for name in wanted for cell in read[name] if code_of(cell)}
+        of = [name for name in wanted if subjects.is_before_baseline(name) == earlier]
+        found = _by_code(cell for name in of for cell in read[name] if code_of(cell))
         if len(found) > 1:
-            told = ", ".join(sorted(found))
+            told = ", ".join(sorted(found.values()))
             raise UserError(f"{fault} of {case} ({told}); expected one, or a table with a column case")
         if found:
-            return found.pop()
+            return next(iter(found.values()))
     return ""
+
+
+def _code(cell: str) -> float | str:
+    """What makes two cells the same: the number that "1: Male" and "1.0" have in common, else the text."""
+    return cell if (number := number_in(cell)) is None else number
+
+
+def _by_code(cells: Iterable[str]) -> dict[float | str, str]:
+    """Code -> the longest of its cells, which says most."""
+    return {_code(cell): cell for cell in sorted(cells, key=lambda cell: (len(cell), cell))}
 
 
 def _is_grade(column: str) -> bool:

@@ -50,6 +50,10 @@ def test_lines_by_visit(tmp_path):
         ("SubjectID,KLGrade\n1,5\n", "line 2: KLGrade is 5; expected 0 to 4"),
         ("SubjectID,KLGrade\n1,two\n", "line 2: KLGrade is two; expected a number"),
         ("SubjectID,Age\n1,60\n1,61\n", "line 3: subject 1 is listed a second time"),
+        ("SubjectID,Age\n1,inf\n", "line 2: Age is inf; expected a number between 0 and 130, or nothing"),
+        ("SubjectID,Age\n1,-5\n", "line 2: Age is -5; expected a number between 0 and 130"),
+        ("SubjectID,BMI\n1,1e999\n", "line 2: BMI is 1e999; expected a number between 5 and 150"),
+        ("SubjectID,KLGrade\n1,inf\n", "line 2: KLGrade is inf; expected a number"),
         ("SubjectID,Age\n,60\n", "line 2: SubjectID is empty"),
         ("SubjectID,Visit\n1,soon\n", "line 2: Visit is soon; expected one of 00m"),
     ],
@@ -103,6 +107,14 @@ def test_a_visit_in_a_columns_name_is_the_visit_of_the_value(tmp_path):
     assert table.get("9001104", "12m") == Subject("9001104", "12m", age_years=73.0)
     assert table.get("9002430", "00m") == Subject("9002430", "00m", bmi=27.4)
     assert table.get("9002430", "96m") == Subject("9002430")
+
+
+@pytest.mark.parametrize("heading", ["ID|P01BMI|V00BMI", "ID|V00BMI|P01BMI"])
+def test_the_baseline_goes_before_examinations_before_it(tmp_path, heading):
+    lines = ["9001104|30.1|30.2", "9002430|27.4|27.4"]
+    table = read(tmp_path, "\n".join([heading, *lines]))
+    assert table.get("9001104", "00m").bmi == (30.2 if heading.endswith("V00BMI") else 30.1)
+    assert read(tmp_path, f"{heading.replace('V00', 'V01')}\n{lines[0]}").get("9001104", "00m").bmi in (30.1, 30.2)
 
 
 def test_of_a_table_of_knees_the_line_of_the_knee_is_taken(tmp_path):

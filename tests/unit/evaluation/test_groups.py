@@ -167,6 +167,32 @@ def test_columns_of_one_name_are_told(table):
         read_groups(table("case,KLGrade,kl_grade\nknee_1,1,3\n"), ("knee_1",))
 
 
+@pytest.mark.parametrize("name", ["READPRJ", "SIDE", "Visit", "V00XRKL"])
+def test_two_columns_of_one_meaning_are_told(table, name):
+    columns = ["READPRJ", "SIDE", "Visit", "V00XRKL", "V01XRKL", name]
+    with pytest.raises(UserError, match=r"has 2 columns \w+; expected one of ID, READPRJ"):
+        read_groups(table(f"ID|{'|'.join(columns)}\n1|15|1|V00|2|3|1\n"), ("1_00m_right",))
+
+
+def test_the_baseline_goes_before_examinations_before_it(table):
+    text = "ID|P01BMI|V00BMI\n1|30|20\n2|30|\n"
+    groups = read_groups(table(text), ("1_00m", "2_00m"), column="BMI", limit=25)
+    assert groups.of_case == {"1_00m": "BMI <= 25", "2_00m": "BMI > 25"}
+
+
+def test_a_code_is_one_group_with_its_meaning_or_without(table):
+    text = "ID|P02SEX\n1|1: Male\n2|2: Female\n3|1\n4|2.0\n4|2\n"
+    groups = read_groups(table(text), ("1", "2", "3", "4"), column="SEX")
+    assert groups.of_case == {"1": "SEX 1: Male", "2": "SEX 2: Female", "3": "SEX 1: Male", "4": "SEX 2: Female"}
+    assert groups.names == ("SEX 1: Male", "SEX 2: Female")
+
+
+@pytest.mark.parametrize("value", ["inf", "1e400"])
+def test_infinite_grades_are_told(table, value):
+    with pytest.raises(UserError, match=f"KLGrade of knee_1 is {value}; expected a number"):
+        read_groups(table(f"case,KLGrade\nknee_1,{value}\n"), ("knee_1",))
+
+
 def test_byte_order_mark_of_spreadsheets(table):
     assert len(read_groups(table(GRADES, "utf-8-sig"), CASES).names) == 2
 
