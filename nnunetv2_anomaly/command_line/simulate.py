@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import UserError, counted
 
 HELP = "Simulate DESS-like knee images with known lesions, from label maps, from phantoms, or both."
 
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
         extra_lesions=args.extra_lesions,
         num_processes=args.num_processes,
     )
-    print(f"Wrote {len(manifest['cases'])} knees to {args.output}; overview.png shows some of them.")
+    print(f"Wrote {counted(len(manifest['cases']), 'knee')} to {args.output}; overview.png shows some of them.")
     if target is not None:
         shape = {name: getattr(args, name) for name in ("num_test", "seed", "keep_lesion_labels")}
         summary = convert(args.output, target, **shape)
-        print(f"Wrote {target}: {len(summary['training'])} training and {len(summary['test'])} test cases.")
+        print(f"Wrote {target}: {len(summary['training'])} training and {counted(len(summary['test']), 'test case')}.")
     return 0

@@ -17,7 +17,7 @@ from nnunetv2_anomaly.conversion.splits import read_test_sets
 from nnunetv2_anomaly.conversion.subjects import SubjectTable, read_subjects
 from nnunetv2_anomaly.conversion.summary import described
 from nnunetv2_anomaly.environment import environment_folder
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError, counted, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors
 from nnunetv2_anomaly.images.files import image_stem
 from nnunetv2_anomaly.images.label_maps import note_of_floats
@@ -54,11 +54,11 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
     summary.notes += note_of_floats(case.label_file for case in cases if case.problem is None)
     unknown = [case.name for case in cases if case.known is None]
     if getattr(args, "subjects", None) and unknown:
-        summary.notes.append(f"{args.subjects} has no line for {len(unknown)} cases: {listed(unknown)}.")
+        summary.notes.append(f"{args.subjects} has no line for {counted(len(unknown), 'case')}: {listed(unknown)}.")
     sides = {name: row["side"] for name, row in summary.rows.items()}
     either = [case.name for case in cases if case.knees and sides.get(case.name) == ""]
     if either:
-        note = f"{args.subjects} has lines by knee, and nothing says which knee {len(either)} cases show"
+        note = f"{args.subjects} has lines by knee, and nothing says which knee is in {counted(len(either), 'case')}"
         summary.notes.append(f"{note}, so that their grades stay unknown: {listed(either)}.")
     print(described(summary, options), flush=True)
     return 1 if summary.problems or summary.faults else 0

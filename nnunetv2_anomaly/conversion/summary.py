@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_anomaly.conversion.mapping import CLEAR_MARGIN, CLEAR_SCORE, AxisMapping
 from nnunetv2_anomaly.conversion.release import Options
-from nnunetv2_anomaly.errors import listed
+from nnunetv2_anomaly.errors import counted, listed
 
 
 @dataclasses.dataclass
@@ -28,7 +28,7 @@ class Summary:
 def described(summary: Summary, options: Options) -> str:
     """A run's outcome in words, with a table of what failed."""
     verb = "would be converted" if options.dry_run else "converted"
-    lines = [f"{len(summary.converted)} cases {verb}, {len(summary.kept)} were there from an earlier run."]
+    lines = [f"{counted(len(summary.converted), 'case')} {verb}, {len(summary.kept)} kept from an earlier run."]
     if options.dry_run:
         for name in summary.converted:
             row = summary.rows[name]
@@ -37,16 +37,18 @@ def described(summary: Summary, options: Options) -> str:
             lines.append(f"  {name}: {row['image_source']} + {row['label_source']}, {side}, {mapping}")
     elif summary.rows:
         training = sum(row["subset"] == "training" for row in summary.rows.values())
-        lines.append(f"{options.dataset_dir} holds {training} training and {len(summary.rows) - training} test cases.")
+        test = counted(len(summary.rows) - training, "test case")
+        lines.append(f"{options.dataset_dir} holds {training} training and {test}.")
     mappings = Counter(row["mapping"] for row in summary.rows.values())
     if summary.rows:
-        lines.append("Axis mappings: " + ", ".join(f"{text} in {n} cases" for text, n in mappings.most_common()))
+        found = (f"{text} in {counted(number, 'case')}" for text, number in mappings.most_common())
+        lines.append(f"Axis mappings: {', '.join(found)}")
     lines += summary.notes
     lines += summary.faults
     kept = {name: problem for name, problem in summary.problems.items() if name in summary.rows}
     failed = {name: problem for name, problem in summary.problems.items() if name not in kept}
-    for problems, became in ((kept, "are still there from an earlier run, and differ"), (failed, "failed")):
-        lines += [f"{len(problems)} cases {became}:"] if problems else []
+    for problems, became in ((kept, "still there from an earlier run, with differences"), (failed, "failed")):
+        lines += [f"{counted(len(problems), 'case')} {became}:"] if problems else []
         width = max(map(len, problems), default=0)
         for name, problem in sorted(problems.items()):
             wrapped = textwrap.wrap(problem, 118 - width, break_long_words=False, break_on_hyphens=False)
@@ -73,7 +75,7 @@ def refuse_differing_mappings(summary: Summary, record: dict, options: Options) 
         mapping, tied = ranking[0][0], len(ranking) > 1 and ranking[0][1] == ranking[1][1]
         if not tied:
             record["agreed_mapping"] = {"by_name": by_name, "mapping": mapping}
-    others = "; ".join(f"{text} in {count} cases" for text, count in Counter(way.values()).most_common())
+    others = "; ".join(f"{text} in {counted(count, 'case')}" for text, count in Counter(way.values()).most_common())
     for name, found in way.items():
         if found == mapping and not tied:
             continue
@@ -99,7 +101,8 @@ def note_unconfirmed(summary: Summary) -> None:
         if float(row["mapping_evidence"]) < CLEAR_MARGIN or float(row["mapping_score_bits"]) < CLEAR_SCORE
     ]
     if doubtful:
-        note = f"The voxels of {len(doubtful)} cases do not clearly bear out that the mask is the image's own"
+        told = f"The voxels of {counted(len(doubtful), 'case')}"
+        note = f"{told} do not clearly bear out that the mask is the image's own"
         summary.notes.append(f"{note}, as their headers say; look at them (--previews): {listed(doubtful)}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError, counted, listed
 from nnunetv2_anomaly.images.files import read_header, read_image
 
 
@@ -67,8 +67,8 @@ def note_of_floats(files: Iterable[Path]) -> list[str]:
         with suppress(UserError):  # said when its voxels are read
             if read_header(file).GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
                 found.append(str(file))
-    taken = "hold floating-point numbers, and are taken as far as all of these are whole"
-    return [f"{len(found)} label maps {taken}: {listed(found)}."] if found else []
+    taken = "with floating-point numbers, taken as far as all of these are whole"
+    return [f"{counted(len(found), 'label map')} {taken}: {listed(found)}."] if found else []
 
 
 def relabelled(labels: NDArray[np.uint8], new_values: Mapping[int, int]) -> NDArray[np.uint8]:

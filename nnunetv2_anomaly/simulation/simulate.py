@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError, counted, listed, worded
 from nnunetv2_anomaly.files import (
     label_source_sha256,
     read_json,
@@ -110,9 +110,9 @@ def simulate_folder(
     """
     output_folder = Path(output_folder)
     if size is not None and (len(size) != 3 or any(n != int(n) or n < 8 for n in size)):
-        raise UserError(f"size is {tuple(size)}; expected three whole numbers x y z of at least 8 voxels")
+        raise UserError(f"size is {worded(size)}; expected three whole numbers x y z of at least 8 voxels")
     if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0.05 <= s <= 20 for s in spacing_mm)):
-        raise UserError(f"spacing is {tuple(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm")
+        raise UserError(f"spacing is {worded(spacing_mm)}; expected three numbers x y z between 0.05 and 20 mm")
     size, spacing_mm = size and tuple(map(int, size)), spacing_mm and tuple(map(float, spacing_mm))
     if not 0 <= num_phantoms <= _MOST_PHANTOMS or num_processes < 1 or seed < 0:
         given = f"{num_phantoms} phantoms, {num_processes} processes and seed {seed} were given"
@@ -180,9 +180,9 @@ def _sources(labels_folder: str | os.PathLike | None, num_phantoms: int) -> dict
 def _summary(cases: dict[str, dict]) -> str:
     areas = [entry["intensity_auc"] for entry in cases.values() if entry["intensity_auc"] is not None]
     if not areas:
-        return f"None of the {len(cases)} knees holds a lesion."
+        return f"No lesion in {counted(len(cases), 'knee')}."
     area = f"{np.median(areas):.3f} in the median ({min(areas):.3f} to {max(areas):.3f})"
-    found = f"{len(areas)} of {len(cases)} knees hold lesions"
+    found = f"Lesions in {len(areas)} of {counted(len(cases), 'knee')}"
     return f"{found}; raw intensity within the bones finds them with an AUC of {area}."
 
 
@@ -244,12 +244,13 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
     earlier = read_manifest(file)
     cases = earlier["cases"]
     before, now = ({"version": made["version"], **made["arguments"]} for made in (earlier, manifest))
-    differing = [f"{name} {before[name]} there, {now[name]} now" for name in _SETTINGS if before[name] != now[name]]
+    changed = [name for name in _SETTINGS if before[name] != now[name]]
+    differing = [f"{name} {worded(before[name])} there, {worded(now[name])} now" for name in changed]
     # A run that was killed leaves images of cases that are not in the manifest yet.
     images = (path.name.removesuffix("_0000.nii.gz") for path in (output_folder / "images").glob("*_0000.nii.gz"))
     foreign = sorted({*cases, *images} - set(sources))
     if differing or foreign:
-        fault = f"holds {len(foreign)} cases that these arguments do not make ({listed(foreign)})"
+        fault = f"holds {counted(len(foreign), 'case')} that these arguments do not make ({listed(foreign)})"
         if differing:
             fault = f"was made with other arguments ({'; '.join(differing)})"
         raise UserError(f"{output_folder} {fault}; give another output folder, or delete this one to start again")

@@ -88,5 +88,5 @@ def test_simulation_killed_before_each_change_resumes_and_deletes_nothing_of_oth
     assert {path.name for path in (killed / "nnUNet_raw").iterdir()} == {*others, "Dataset501_SimulatedKnees"}
     # And once more it is kept as it is.
     before = files_of(whole / "nnUNet_raw")
-    assert "2 training and 1 test cases" in simulate(whole)
+    assert "2 training and 1 test case." in simulate(whole)
     assert files_of(whole / "nnUNet_raw") == before

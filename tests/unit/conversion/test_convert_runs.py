@@ -165,7 +165,7 @@ def test_second_run_leaves_finished_cases_alone_and_completes_the_rest(tree, tmp
     mask.write_bytes(content[: len(content) // 2])
     assert convert_zib(tmp_path) == 1
     told = capsys.readouterr().out
-    assert "1 cases failed" in told
+    assert "1 case failed" in told
     assert "9002430" in told
     dataset = tmp_path / "raw" / "Dataset501_OAIZIB"
     assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == 2
@@ -177,7 +177,7 @@ def test_second_run_leaves_finished_cases_alone_and_completes_the_rest(tree, tmp
     (dataset / "imagesTr" / "part_of_nnunetv2_anomaly_1_9002430_0000.nii.gz").write_bytes(b"half")
     mask.write_bytes(content)
     assert convert_zib(tmp_path) == 0
-    assert "1 cases converted, 2 were there" in capsys.readouterr().out
+    assert "1 case converted, 2 kept from" in capsys.readouterr().out
     assert (dataset / "imagesTr/9001104_0000.nii.gz").stat().st_mtime_ns == before
     assert not list(dataset.rglob("part_*"))
     assert not (dataset / "problems.csv").exists()
@@ -195,8 +195,8 @@ def test_changed_file_is_kept_until_overwrite_is_given(tree, tmp_path, capsys):
     assert label.read_bytes() == edited
     assert convert_zib(folder, "--dry_run") == 1  # said of a case that is still there
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 cases are still there from an earlier run, and differ: 9001104 converted before, and labelsTr" in told
-    assert "cases failed" not in told
+    assert "1 case still there from an earlier run, with differences: 9001104 converted before, and labelsTr" in told
+    assert "failed:" not in told
     assert convert_zib(folder, "--overwrite") == 0
     assert_same_voxels(label, knees["9001104"].labels)
 
@@ -349,7 +349,7 @@ def test_of_a_table_of_knees_no_line_is_taken_where_the_side_is_unknown(tmp_path
     assert convert_zib(tmp_path, "--subjects", table) == 0
     row = manifest_of(tmp_path / "raw/Dataset501_OAIZIB")["9001104"]
     assert (row["side"], row["kl_grade"], row["sex"]) == ("", "", "female")
-    assert "nothing says which knee 1 cases show, so that their grades stay unknown: 9001104" in capsys.readouterr().out
+    assert "nothing says which knee is in 1 case, so that their grades stay unknown: 9001104" in capsys.readouterr().out
 
 
 def test_names_in_a_series_description_are_not_taken_over(tmp_path):
@@ -644,7 +644,7 @@ def test_another_series_in_the_same_place_is_noticed_by_its_uid(tmp_path, capsys
     (series,) = (tmp_path / "oai" / "00m").glob("*/9001104/*/10500000")
     moved = series.rename(series.with_name("10500777"))
     assert main_of(Dataset503_OAIAKOA, words) == 0  # the same series, whatever its folder is called
-    assert "0 cases converted, 4 were there" in capsys.readouterr().out
+    assert "0 cases converted, 4 kept from" in capsys.readouterr().out
     shutil.rmtree(moved)
     write_visit(tmp_path / "oai", "00m", "9001104", cases["9001104_00m"], barcode="10500888", with_other_series=False)
     assert main_of(Dataset503_OAIAKOA, words) == 1
@@ -740,7 +740,7 @@ def test_cm_with_labels_of_another_table_is_refused(tmp_path, capsys):
     foreign.CopyInformation(mask)
     sitk.WriteImage(foreign, str(file))
     assert convert("oaizib_cm", "-i", tmp_path / "cm") == 1
-    told = " ".join(capsys.readouterr().out.split("1 cases failed:")[1].split())
+    told = " ".join(capsys.readouterr().out.split("1 case failed:")[1].split())
     assert "oaizib_002.nii.gz: its labels have not the shapes of what their values stand for" in told
     assert "tibial_cartilage is" in told
     assert "expected 1 femoral_bone, 2 femoral_cartilage, 3 tibial_bone, 4 medial_tibial_cartilage" in told
@@ -753,7 +753,7 @@ def test_cm_with_another_knees_mask_under_a_copied_header_is_refused(tmp_path, c
     sitk.WriteImage(other, str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz"))
     assert convert("oaizib_cm", "-i", tmp_path / "cm") == 1
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 cases failed: oaizib_002" in told
+    assert "1 case failed: oaizib_002" in told
     assert "(evidence -" in told
     assert "it may be another knee's mask" in told
 
@@ -836,7 +836,7 @@ def test_what_is_wrong_with_a_case_is_told_and_the_others_are_converted(tmp_path
     spoil(tmp_path)
     assert convert_zib(tmp_path) == 1
     told = " ".join(capsys.readouterr().out.split())
-    assert expected in told.split("1 cases failed:")[1]
+    assert expected in told.split("1 case failed:")[1]
     assert "unexpected" not in told
     dataset = tmp_path / "raw/Dataset501_OAIZIB"
     assert set(manifest_of(dataset)) == {"9002430"}
@@ -850,7 +850,7 @@ def test_whole_float_masks_are_converted_and_said_once(tmp_path, capsys):
     assert_same_voxels(tmp_path / "raw/Dataset501_OAIZIB/labelsTr/9001104.nii.gz", knees["9001104"].labels)
     told = capsys.readouterr().out
     assert told.count("floating-point") == 1
-    assert "1 label maps hold floating-point numbers, and are taken as far as all of these are whole: " in told
+    assert "1 label map with floating-point numbers, taken as far as all of these are whole: " in told
 
 
 @pytest.mark.parametrize(

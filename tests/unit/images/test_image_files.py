@@ -217,7 +217,7 @@ def test_whole_floats_are_a_label_map_and_said_once(tmp_path, dtype):
     assert labels.GetPixelID() == sitk.sitkUInt8
     assert (sitk.GetArrayFromImage(labels) == 1).all()
     files = [tmp_path / f"{name}.nii.gz" for name in ("a", "b", "c", "missing")]
-    taken = "2 label maps hold floating-point numbers, and are taken as far as all of these are whole"
+    taken = "2 label maps with floating-point numbers, taken as far as all of these are whole"
     assert note_of_floats(files) == [f"{taken}: {files[0]}, {files[1]}."]
     assert note_of_floats(files[2:]) == []
 

@@ -133,7 +133,7 @@ def test_what_killed_runs_left_half_written_is_deleted_and_their_images_are_no_c
     simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
     assert not any(file.exists() for file in half)
     (tmp_path / "o" / "images" / "phantom_0001_0000.nii.gz").touch()  # of a case that is in no manifest yet
-    with pytest.raises(UserError, match=r"holds 1 cases that these arguments do not make \(phantom_0001\)"):
+    with pytest.raises(UserError, match=r"holds 1 case that these arguments do not make \(phantom_0001\)"):
         simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
     assert sorted(simulate_folder(tmp_path / "o", num_phantoms=2, **GRID)["cases"]) == ["phantom_0000", "phantom_0001"]
 
@@ -142,9 +142,11 @@ def test_other_arguments_in_one_folder_are_refused(tmp_path):
     simulate_folder(tmp_path / "o", num_phantoms=2, **GRID)
     with pytest.raises(UserError, match=r"other arguments \(seed 0 there, 7 now\)"):
         simulate_folder(tmp_path / "o", num_phantoms=2, seed=7, **GRID)
+    with pytest.raises(UserError, match=r"other arguments \(size 24, 32, 32 there, 16, 32, 32 now\)"):
+        simulate_folder(tmp_path / "o", num_phantoms=2, **(GRID | {"size": (16, 32, 32)}))
     with pytest.raises(UserError, match=r"extra_lesions 0\.0 there, 2\.0 now"):
         simulate_folder(tmp_path / "o", num_phantoms=2, extra_lesions=2, **GRID)
-    with pytest.raises(UserError, match=r"1 cases that these arguments do not make \(phantom_0001\)"):
+    with pytest.raises(UserError, match=r"1 case that these arguments do not make \(phantom_0001\)"):
         simulate_folder(tmp_path / "o", num_phantoms=1, **GRID)
 
 
@@ -301,9 +303,9 @@ def test_user_mistakes_are_told_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no label map"):
         simulate_folder(output, labels_folder=tmp_path / "empty")
-    with pytest.raises(UserError, match="size is"):
+    with pytest.raises(UserError, match="size is 0, 4, 4; expected"):
         simulate_folder(output, num_phantoms=1, size=(0, 4, 4))
-    with pytest.raises(UserError, match="spacing is"):
+    with pytest.raises(UserError, match="spacing is 1, 1, -1; expected"):
         simulate_folder(output, num_phantoms=1, spacing_mm=(1, 1, -1))
     for lesions in (-1, 1e9, float("nan")):
         with pytest.raises(UserError, match=r"extra_lesions is .*; expected a mean number from 0 to 100, as"):
@@ -368,7 +370,7 @@ def test_the_command_writes_knees_and_data_set(tmp_path, monkeypatch, capsys):
     arguments = ["simulate", "-o", str(tmp_path / "o"), "--phantoms", "3", "--size", "24", "32", "32"]
     arguments += ["--spacing", "4", "3.5", "3.5", "-np", "1", "-d", "501", "--num_test", "1"]
     assert run_verb(arguments) == 0
-    assert "2 training and 1 test cases" in capsys.readouterr().out
+    assert "2 training and 1 test case." in capsys.readouterr().out
     dataset = tmp_path / "raw" / "Dataset501_SimulatedKnees"
     assert len(list((dataset / "imagesTr").iterdir())) == 2
     before = (dataset / "dataset.json").stat().st_mtime_ns
