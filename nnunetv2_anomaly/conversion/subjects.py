@@ -162,6 +162,8 @@ def read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     Raises: UserError if the file is missing or no table, or a line has more cells than the heading.
     """
     try:
+        if file.is_fifo():
+            raise csv.Error("it is a pipe")
         content = file.read_bytes()
         encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         with suppress(UnicodeDecodeError):

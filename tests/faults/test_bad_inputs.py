@@ -163,6 +163,10 @@ OPTIONS = [
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o -np 0", "-np is 0; expected 1 or more"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --folds 0", "the folds of the cases are unknown"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --splits {}/pred/dataset.json", "splits_final.json"),
+    (
+        "evaluate -ref {}/ref -pred {}/pred -o {}/o --subjects {}/pipe",
+        r"as a table \(it is a pipe\)",
+    ),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o -djfile {}/pipe", r"pipe cannot be read \(it is a pipe\)"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --splits {}/letters.json", "val is no list of cases"),
     ("evaluate -ref {}/ref -pred {}/pred -o {}/o --splits {}/nested.json", "val is no list of cases"),
