@@ -498,7 +498,7 @@ def _whole_runs(rank, folder, base):
     """nnU-Net's own run_ddp, with everything in it but the devices, for one trainer after the other."""
     results = {}
     get_trainer = run_training.get_trainer_from_args
-    prepare_cases, get_indices = prestage_module.prepare_cases, EveryCaseOnceLoader.get_indices
+    prepare_cases, get_indices = prestage_module.preparation.prepare_cases, EveryCaseOnceLoader.get_indices
     current = {}
 
     def build_on_cpu(*arguments):
@@ -530,7 +530,7 @@ def _whole_runs(rank, folder, base):
     torch.cuda.set_device = lambda device: None
     base_module.check_device = lambda device: None
     run_training.get_trainer_from_args = build_on_cpu
-    prestage_module.prepare_cases = prepare_and_note
+    prestage_module.preparation.prepare_cases = prepare_and_note
     EveryCaseOnceLoader.get_indices = indices_and_note
     changed = ChangedFiles(base)
     for number, (run, (trainer, configuration, fold, stop, proceed, validate)) in enumerate(WHOLE_RUNS.items()):
