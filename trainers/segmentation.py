@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_anomaly.detectors.base import Detector
-from nnunetv2_anomaly.errors import UnsupportedError, UserError
+from nnunetv2_anomaly.errors import UnsupportedError, UserError, worded
 from nnunetv2_anomaly.images.files import check_whole
+from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
 from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.reporting.drawing import save_pasting_figure
 from nnunetv2_anomaly.segmenters import planned
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from nnunetv2_anomaly.training.data_record import case_record, check_cases_exist
 from nnunetv2_anomaly.training.distributed import rank, world_size
+from nnunetv2_anomaly.training.pasting import PasteAnomalies, example_of, pasting_of, with_pasting
+
+#: patches in the picture of pasted anomalies
+_EXAMPLES = 8
 
 
 class SegmentationTrainer(AnomalyTrainerBase):
@@ -27,6 +37,9 @@ class SegmentationTrainer(AnomalyTrainerBase):
 
     num_epochs: int = default("num_epochs")
     segmentation_learning_rate: float | None = default("segmentation_learning_rate")
+    paste_anomalies: dict[str, Any] | None = default("paste_anomalies")
+    #: the transform that pastes them, None where none are
+    pasting: PasteAnomalies | None = None
 
     def set_up(self) -> None:
         """As in the base. Raises: UnsupportedError for region-based labels."""
@@ -34,6 +47,48 @@ class SegmentationTrainer(AnomalyTrainerBase):
         if self.label_manager.has_regions:
             fault = f"{type(self).__name__} does not support region-based labels: its losses need one class per voxel"
             raise UnsupportedError(f"{fault}; give dataset.json plain labels")
+
+        if self.paste_anomalies is not None:
+            labels = self.dataset_json["labels"]
+            roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
+            spacing = self.configuration_manager.spacing
+            pasting = pasting_of(self.paste_anomalies, labels, roles, spacing)
+            transforms: Callable[..., ComposeTransforms] = self.get_training_transforms  # type: ignore[has-type]
+            self.pasting = pasting
+            self.get_training_transforms = lambda *args, **kwargs: with_pasting(transforms(*args, **kwargs), pasting)
+
+    def on_train_start(self) -> None:
+        """As in the base, and a picture of pasted training patches."""
+        super().on_train_start()
+        if self.pasting is not None and rank() == 0:
+            options = worded(self.paste_anomalies) if self.paste_anomalies else "as by default"
+            self.print_to_log_file(f"Anomalies are pasted while training: {options}")
+            with self.write_failures_as_user_errors():
+                self._save_pasting_figure(self.pasting)
+
+    def _save_pasting_figure(self, pasting: PasteAnomalies) -> None:
+        """pasted_anomalies.png in the fold's folder: eight patches of training cases; random numbers are restored."""
+        states = np.random.get_state(), torch.get_rng_state()
+        training, _ = self.do_split()
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, training)
+        size = self.configuration_manager.patch_size
+        loader = nnUNetDataLoader(dataset, 1, size, size, self.label_manager, oversample_foreground_percent=1.0)
+        patches: list[tuple] = []
+        for number in range(4 * _EXAMPLES):  # a patch may hold no bone
+            batch = next(loader)
+            example = example_of(pasting, np.asarray(batch["data"][0]), np.asarray(batch["target"][0][0]), number)
+            patches += [] if example is None or len(patches) == _EXAMPLES else [example]
+        np.random.set_state(states[0])
+        torch.set_rng_state(states[1])
+        if patches:
+            spacing = self.configuration_manager.spacing[-2:]
+            save_pasting_figure(Path(self.output_folder) / "pasted_anomalies.png", patches, spacing)
+
+    def on_train_epoch_start(self) -> None:
+        """As in nnU-Net; anomalies are pasted until the share of the epochs that the setting gives."""
+        if self.pasting is not None:
+            self.pasting.set_progress(self.current_epoch / self.num_epochs)
+        super().on_train_epoch_start()
 
     def initialize(self) -> None:
         """As in nnU-Net, with the learning rate of the settings where one is set."""
@@ -153,3 +208,9 @@ class SegmentationTrainer(AnomalyTrainerBase):
                 (folder / "summary.json").unlink(missing_ok=True)  # measured on what was not written
                 fault = f"{path} came out cut short, so the disk is likely full"
                 raise UserError(f"{fault}; make room, and repeat the validation with --val") from error
+
+
+class PastedAnomaliesTrainer(SegmentationTrainer):
+    """nnU-Net's planned network and loss, with anomalies pasted into the bones of the training images."""
+
+    paste_anomalies: dict[str, Any] | None = {}  # noqa: RUF012 (never changed; the options are the defaults)

@@ -97,6 +97,28 @@ def save_reconstruction_figure(
 
 
 @own_style
+def save_pasting_figure(
+    path: Path, patches: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], spacing: Sequence[float]
+) -> None:
+    """Training patches with pasted anomalies, and below each the same with outlines: labels blue, anomalies orange.
+
+    Args: patches: pasted image (any unit), labels, and share of an anomaly in each pixel, (X, Y). spacing: mm, of these
+        axes, for the aspect ratio.
+    """
+    figure = Figure(figsize=(2.4 * len(patches), 5.2), layout="constrained")
+    figure.suptitle("Training patches with pasted anomalies (orange); the labels (blue) stay as they are")
+    for column, (image, labels, weight) in zip(figure.subplots(2, len(patches), squeeze=False).T, patches, strict=True):
+        low, high = np.percentile(image, (1, 99.5))
+        for plot in column:
+            plot.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=spacing[0] / spacing[1], origin="lower")
+            plot.set(xticks=[], yticks=[])
+        for picture, level, colour in ((labels > 0, 0.5, "deepskyblue"), (weight, 0.25, "orange")):
+            if picture.min() < level < picture.max():
+                column[1].contour(picture, levels=[level], colors=colour, linewidths=0.8)
+    save_figure(figure, path)
+
+
+@own_style
 def save_label_figure(
     path: Path, *, title: str, image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int]
 ) -> None:

@@ -1,0 +1,322 @@
+"""Synthetic anomalies pasted into healthy structures while training; the labels stay as they are.
+
+A network that has met bright, dark and uneven patches within a bone keeps calling them bone.
+The shapes are unlike lesions on purpose: what is learnt is that the host goes on beneath, not how a lesion looks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.label_roles import LabelRoles
+from nnunetv2_anomaly.plans.settings import is_list, is_not_negative, is_positive, is_text, is_whole, or_none
+
+#: voxels of a patch that are looked at to find the host, its middle intensity and its spread
+_SAMPLES = 20_000
+#: fewer of them in a host tell nothing of it
+_LEAST_SAMPLES = 20
+#: median absolute deviation -> standard deviation of a normal distribution
+_MAD = 1.4826
+#: how far a soft edge reaches, mm (standard deviation of the Gaussian)
+_SOFT_EDGE_MM = (0.5, 2.0)
+
+
+def _is_range(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: is_list(check, 2)(value) and value[0] <= value[1]
+
+
+# ------------------------------------------------------------------------ shapes
+
+#: (random numbers, places in mm from the middle, (n, *box); half of the extent in mm) -> mask (*box)
+Shape = Callable[[Generator, NDArray[np.float64], float], NDArray[np.bool_]]
+
+
+def turned_box(rng: Generator, places_mm: NDArray[np.float64], half_mm: float) -> NDArray[np.bool_]:
+    """A turned box of unequal edges."""
+    return _within_box(rng, places_mm, half_mm * rng.uniform(0.4, 1, len(places_mm)))
+
+
+def slab(rng: Generator, places_mm: NDArray[np.float64], half_mm: float) -> NDArray[np.bool_]:
+    """A turned box of which one edge is a fifth of the others."""
+    return _within_box(rng, places_mm, half_mm * np.array([0.2, *[1.0] * (len(places_mm) - 1)]))
+
+
+def noise(rng: Generator, places_mm: NDArray[np.float64], half_mm: float) -> NDArray[np.bool_]:
+    """The upper part of smoothed noise, within a ball."""
+    field, ball = _smooth_field(rng, places_mm, half_mm / 3), np.linalg.norm(places_mm, axis=0) <= half_mm
+    return ball & (field > np.quantile(field[ball], rng.uniform(0.3, 0.7)))
+
+
+def tube(rng: Generator, places_mm: NDArray[np.float64], half_mm: float) -> NDArray[np.bool_]:
+    """What is near a random walk."""
+    radius = half_mm * rng.uniform(0.15, 0.35)
+    steps = rng.normal(size=(16, len(places_mm)))
+    walk = np.cumsum(radius * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
+    walk -= walk.mean(axis=0)
+    distances = [np.linalg.norm(places_mm - point.reshape(-1, *[1] * len(point)), axis=0) for point in walk]
+    return np.minimum.reduce(distances) <= radius
+
+
+SHAPES: tuple[Shape, ...] = (turned_box, slab, noise, tube)
+
+
+def _within_box(rng: Generator, places_mm: NDArray, half_axes_mm: NDArray) -> NDArray[np.bool_]:
+    turn = np.linalg.qr(rng.normal(size=(len(places_mm),) * 2))[0]
+    turned = np.tensordot(turn, places_mm, axes=1)
+    inside: NDArray[np.bool_] = np.abs(turned) <= half_axes_mm.reshape(-1, *[1] * len(half_axes_mm))
+    return np.logical_and.reduce(inside)
+
+
+def _smooth_field(rng: Generator, places_mm: NDArray, sigma_mm: float) -> NDArray[np.float64]:
+    """Noise smoothed by a Gaussian."""
+    shape = places_mm.shape[1:]
+    steps = [np.ptp(places) / max(1, n - 1) for places, n in zip(places_mm, shape, strict=True)]
+    return ndimage.gaussian_filter(rng.normal(size=shape), [sigma_mm / step if step else 0 for step in steps])
+
+
+# -------------------------------------------------------------------------- laws
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a law may know: the voxels in the box (C, *box), elsewhere (C, *box), and per channel (C, 1, ...)."""
+
+    here: Tensor
+    elsewhere: Tensor
+    median: Tensor
+    darkest: Tensor
+    shift: Tensor  # how far the anomaly is to lie from the median, with its sign
+
+
+def constant(_rng: Generator, host: Host, _places_mm: NDArray) -> Tensor:
+    """One value."""
+    return (host.median + host.shift).expand_as(host.here)
+
+
+def gain(_rng: Generator, host: Host, _places_mm: NDArray) -> Tensor:
+    """The host's texture, multiplied from the darkest of the image on."""
+    above = (host.median - host.darkest).clamp(min=1e-6)
+    return host.darkest + (host.here - host.darkest) * ((above + host.shift) / above).clamp(min=0, max=10)
+
+
+def uneven(rng: Generator, host: Host, places_mm: NDArray) -> Tensor:
+    """The host's texture, and a shift that varies from place to place between 0.3 and 1 of its strength."""
+    field = _smooth_field(rng, places_mm, float(np.abs(places_mm).max()) / 2)
+    field = 0.3 + 0.7 * (field - field.min()) / max(float(np.ptp(field)), 1e-9)
+    return host.here + host.shift * torch.from_numpy(field).to(host.here)
+
+
+def foreign(rng: Generator, host: Host, _places_mm: NDArray) -> Tensor:
+    """A patch from elsewhere in the image, brought to the strength that was drawn, and interpolated with the host."""
+    axes = tuple(range(1, host.here.ndim))
+    texture = host.elsewhere - host.elsewhere.mean(dim=axes, keepdim=True)
+    return torch.lerp(host.here, texture + host.median + host.shift, float(rng.uniform(0.5, 1)))
+
+
+LAWS: tuple[Callable[[Generator, Host, NDArray], Tensor], ...] = (foreign, constant, gain, uneven)
+
+#: option of the setting paste_anomalies -> default, check, what it accepts
+OPTIONS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "probability": (0.5, lambda value: is_not_negative(value) and value <= 1, "that a patch gets anomalies, 0 to 1"),
+    "count": ((1, 5), _is_range(is_whole(1, 100)), "fewest and most anomalies of a patch"),
+    "strength": ((1.0, 5.0), _is_range(is_not_negative), "of them, in standard deviations of the host"),
+    "size_mm": ((4.0, 20.0), _is_range(is_positive), "their extent"),
+    "polarity": ("both", lambda value: value in ("both", "bright", "dark"), "both, bright or dark"),
+    "hosts": (None, or_none(is_list(is_text)), "labels that they are pasted into, or null for the bones"),
+    "until": (1.0, lambda value: is_not_negative(value) and value <= 1, "share of the epochs after which none are"),
+}
+
+
+def is_pasting(value: Any) -> bool:
+    """Whether a value is a dictionary of ``OPTIONS``."""
+    return isinstance(value, Mapping) and all(name in OPTIONS and OPTIONS[name][1](of) for name, of in value.items())
+
+
+#: sign of an anomaly's shift by polarity; for "both" it is drawn
+POLARITIES: dict[str, float | None] = {"both": None, "bright": 1.0, "dark": -1.0}
+
+# --------------------------------------------------------------------- transform
+
+
+@dataclass(frozen=True)
+class PastedAnomaly:
+    """One anomaly: its box in the patch, and there how much of each voxel it is, and what it is."""
+
+    box: tuple[slice, ...]
+    weight: Tensor  # (*box), from 0 to 1
+    content: Tensor  # (C, *box), in the image's unit
+
+
+class PasteAnomalies(BasicTransform):
+    """Pastes anomalies into hosts; for after the spatial transforms and before those of intensity.
+
+    Images are (C, X, Y) or (C, X, Y, Z), segmentations alike, of which the first channel counts. The segmentation
+    stays. Where nothing is pasted, no random number is drawn but one; with probability 0 none.
+    """
+
+    def __init__(
+        self,
+        spacing_mm: Sequence[float],
+        hosts: Sequence[Collection[int]],
+        *,
+        probability: float = 0.5,
+        count: Sequence[int] = (1, 5),
+        strength: Sequence[float] = (1.0, 5.0),
+        size_mm: Sequence[float] = (4.0, 20.0),
+        polarity: str = "both",
+        until: float = 1.0,
+    ) -> None:
+        """Set what is drawn.
+
+        Args:
+            spacing_mm: distance of voxels along each axis of a patch.
+            hosts: values of each structure that anomalies are pasted into; each has a spread of its own.
+            probability: that a patch gets any.
+            count: fewest and most anomalies of a patch.
+            strength: least and largest distance from the host's median, in its own robust standard deviations.
+            size_mm: least and largest extent; sizes between are drawn evenly on a logarithmic scale.
+            polarity: of ``POLARITIES``.
+            until: share of a training after which nothing is pasted (``set_progress``).
+        """
+        super().__init__()
+        self.spacing_mm, self.hosts = np.array(spacing_mm, dtype=float), [tuple(values) for values in hosts]
+        self.probability, self.until = float(probability), until
+        # Shared with the loader's workers, so that a schedule reaches them.
+        self.now = torch.tensor(self.probability).share_memory_()
+        self.count, self.strength, self.size_mm = tuple(count), tuple(strength), tuple(size_mm)
+        self.sign = POLARITIES[polarity]
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, list[PastedAnomaly]]:
+        """The anomalies of a patch, empty where there are none."""
+        probability = float(self.now)
+        if probability == 0 or np.random.uniform() >= probability:
+            return {"anomalies": []}
+        rng = np.random.default_rng(np.random.randint(2**31))
+        return {"anomalies": self.draw_some(rng, data_dict["image"], data_dict["segmentation"][0])}
+
+    def set_progress(self, share: float) -> None:
+        """Say how much of the training is over, from 0 to 1; loaded batches follow a few later."""
+        self.now.fill_(self.probability if share < self.until else 0.0)
+
+    def draw_some(self, rng: Generator, image: Tensor, labels: Tensor) -> list[PastedAnomaly]:
+        """Draw a number of anomalies as ``draw`` does."""
+        drawn = (self.draw(rng, image, labels) for _ in range(rng.integers(self.count[0], self.count[1] + 1)))
+        return [anomaly for anomaly in drawn if anomaly is not None]
+
+    def draw(self, rng: Generator, image: Tensor, labels: Tensor) -> PastedAnomaly | None:
+        """Draw an anomaly. Args: image: (C, *axes). labels: (*axes). Returns: None where no host is in the patch."""
+        size, every = np.array(labels.shape), slice(None)
+        places = rng.integers(0, size[:, None], (len(size), _SAMPLES))
+        found = labels[tuple(places)].numpy()
+        samples = [places[:, np.isin(found, values)] for values in self.hosts]
+        there = [number for number, of in enumerate(samples) if of.shape[1] >= _LEAST_SAMPLES]
+        if not there:
+            return None
+        number = there[rng.integers(len(there))]
+        centre = samples[number][:, rng.integers(samples[number].shape[1])]
+        half_mm = math.exp(rng.uniform(math.log(self.size_mm[0]), math.log(self.size_mm[1]))) / 2
+        edge_mm = float(rng.uniform(*_SOFT_EDGE_MM)) if rng.uniform() < 0.5 else 0.0
+        reach = np.ceil((half_mm + 2 * edge_mm) / self.spacing_mm).astype(int)
+        start, stop = np.maximum(centre - reach, 0), np.minimum(centre + reach + 1, size)
+        box, other = tuple(map(slice, start, stop)), rng.integers(0, size - (stop - start) + 1)
+        broadcast = (-1, *[1] * len(size))
+        grid = np.stack(np.meshgrid(*map(np.arange, start - centre, stop - centre), indexing="ij"))
+        places_mm = grid * self.spacing_mm.reshape(broadcast)
+
+        weight = SHAPES[rng.integers(len(SHAPES))](rng, places_mm, half_mm).astype(np.float32)
+        if edge_mm:
+            weight = ndimage.gaussian_filter(weight, edge_mm / self.spacing_mm)
+        weight *= np.isin(labels[box].numpy(), self.hosts[number])
+
+        flat = image.flatten(1)
+        seen, within = (flat[:, np.ravel_multi_index(tuple(p), size)] for p in (places, samples[number]))
+        median = within.median(dim=1).values
+        spread = _MAD * (within - median[:, None]).abs().median(dim=1).values
+        low, high = self.strength
+        signs = rng.choice((-1.0, 1.0), len(image)) if self.sign is None else self.sign
+        shift = torch.from_numpy(signs * rng.uniform(low, high, len(image))).to(image) * spread
+        here, elsewhere = (every, *box), (every, *map(slice, other, other + stop - start))
+        known = (of.view(broadcast) for of in (median, seen.amin(dim=1), shift))
+        host = Host(image[here], image[elsewhere], *known)
+        content = LAWS[rng.integers(len(LAWS))](rng, host, places_mm)
+        return PastedAnomaly(box, torch.from_numpy(weight).to(image), content.clone())
+
+    def _apply_to_image(self, img: Tensor, anomalies: Sequence[PastedAnomaly] = ()) -> Tensor:
+        img = img.clone() if anomalies else img
+        for anomaly in anomalies:
+            place = (slice(None), *anomaly.box)
+            img[place] = torch.lerp(img[place], anomaly.content, anomaly.weight)
+        return img
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **_: Any) -> Tensor:
+        return segmentation
+
+
+def with_pasting(transforms: ComposeTransforms, pasting: PasteAnomalies) -> ComposeTransforms:
+    """nnU-Net's training transforms with the pasting after the spatial ones, or first where there are none."""
+    spatial = (SpatialTransform, Convert2DTo3DTransform)
+    last = max((place for place, of in enumerate(transforms.transforms) if isinstance(of, spatial)), default=-1)
+    transforms.transforms.insert(last + 1, pasting)
+    return transforms
+
+
+def pasting_of(
+    options: Mapping[str, Any], labels: Mapping[str, int], roles: LabelRoles, spacing_mm: Sequence[float]
+) -> PasteAnomalies:
+    """The pasting that a setting asks for.
+
+    Args:
+        options: of ``OPTIONS``; what is missing has its default.
+        labels: name -> value.
+        roles: of the labels; where no hosts are given they are the bones, each with the lesions in it.
+        spacing_mm: distance of voxels along each axis of a patch.
+    Raises: UserError if a host is no label, or there is none.
+    """
+    options = {name: default for name, (default, _, _) in OPTIONS.items()} | dict(options)
+    hosts = options.pop("hosts")
+    hosts = list(roles.bones) if hosts is None else hosts
+    unknown = [name for name in hosts if name not in labels]
+    if unknown or not hosts:
+        fault = f"names {', '.join(unknown)} among its hosts" if unknown else "has no host, as no label is a bone"
+        raise UserError(f"the setting 'paste_anomalies' {fault}; expected some of {', '.join(labels)} as 'hosts'")
+    values = [
+        [labels[host], *(labels[lesion] for lesion, bone in roles.lesions.items() if bone == host)] for host in hosts
+    ]
+    return PasteAnomalies(spacing_mm, values, **options)
+
+
+def example_of(
+    pasting: PasteAnomalies, image: NDArray[np.float32], labels: NDArray[np.integer], seed: int
+) -> tuple[NDArray, NDArray, NDArray] | None:
+    """A patch with anomalies, for a picture.
+
+    Args: image: (C, *axes). labels: (*axes). seed: of what is pasted.
+    Returns: first channel of the pasted image, labels, and share of an anomaly in each voxel, in the plane of the last
+        two axes with most of it; None where the patch has no host.
+    """
+    patch, rng = torch.from_numpy(image), np.random.default_rng(seed)
+    anomalies = pasting.draw_some(rng, patch, torch.from_numpy(labels.astype(np.int64)))
+    weight = torch.zeros(labels.shape)
+    for anomaly in anomalies:
+        weight[anomaly.box] = torch.maximum(weight[anomaly.box], anomaly.weight.float())
+    if not weight.any():
+        return None
+    pasted = pasting.apply({"image": patch}, anomalies=anomalies)["image"][0].numpy()
+    planes = [volume.reshape(-1, *labels.shape[-2:]) for volume in (pasted, labels, weight.numpy())]
+    best = int(planes[2].sum(axis=(1, 2)).argmax())
+    return planes[0][best], planes[1][best], planes[2][best]

@@ -1,0 +1,49 @@
+"""Trainings with pasted anomalies: any segmentation of ours, by nnU-Net's own loop."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import nnunetv2_anomaly.training.pasting as pasting
+from nnunetv2_anomaly.errors import UserError
+
+PASTED = {"probability": 1.0, "size_mm": [3.0, 6.0], "hosts": ["femoral_bone"]}
+
+
+@pytest.mark.parametrize("name", ["PastedAnomaliesTrainer", "AnomalyAwareTrainer", "UNETSTrainer"])
+def test_training_pastes_until_its_share_and_shows_eight_patches(trainer_factory, after_prestage, monkeypatch, name):
+    pasted, apply = [], pasting.PasteAnomalies._apply_to_image
+    monkeypatch.setattr(
+        pasting.PasteAnomalies, "_apply_to_image",
+        lambda self, img, anomalies=(): pasted.append((float(self.now), len(anomalies))) or apply(self, img, anomalies),
+    )  # fmt: skip
+    trainer = trainer_factory(name, anomaly={"paste_anomalies": {**PASTED, "until": 0.5}, "num_epochs": 2})
+    trainer.run_training()
+    by_probability = {now: [number for of, number in pasted if of == now] for now in {now for now, _ in pasted}}
+    assert sum(by_probability[1.0]) > 0
+    assert sum(by_probability[0.0]) == 0
+    assert (
+        "Anomalies are pasted while training: probability 1.0, size_mm [3.0, 6.0], hosts ['femoral_bone']"
+        in Path(trainer.log_file).read_text()
+    )
+    assert (Path(trainer.output_folder) / "pasted_anomalies.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_the_setting_the_batches_are_bitwise_those_without_pasting(trainer_factory, after_prestage):
+    batches = []
+    for options in (None, {**PASTED, "probability": 0.0}):
+        trainer = trainer_factory("AnomalyAwareTrainer", anomaly={"paste_anomalies": options, "seed": 3})
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        batches.append([next(trainer.dataloader_train) for _ in range(3)])
+        trainer.on_train_end()
+    for plain, other in zip(*batches, strict=True):
+        assert torch.equal(plain["data"], other["data"])
+        for one, another in zip(plain["target"], other["target"], strict=True):
+            assert torch.equal(one, another)
+
+
+def test_unknown_hosts_are_refused_at_the_start(trainer_factory):
+    with pytest.raises(UserError, match="names liver among its hosts"):
+        trainer_factory("PastedAnomaliesTrainer", anomaly={"paste_anomalies": {"hosts": ["liver"]}})
