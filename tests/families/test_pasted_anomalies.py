@@ -23,10 +23,8 @@ def test_training_pastes_until_its_share_and_shows_eight_patches(trainer_factory
     by_probability = {now: [number for of, number in pasted if of == now] for now in {now for now, _ in pasted}}
     assert sum(by_probability[1.0]) > 0
     assert sum(by_probability[0.0]) == 0
-    assert (
-        "Anomalies are pasted while training: probability 1.0, size_mm [3.0, 6.0], hosts ['femoral_bone']"
-        in Path(trainer.log_file).read_text()
-    )
+    options = "probability: 1.0, size_mm: 3.0, 6.0, hosts: femoral_bone, until: 0.5"
+    assert f"Anomalies are pasted while training: {options}" in Path(trainer.log_file).read_text()
     assert (Path(trainer.output_folder) / "pasted_anomalies.png").read_bytes()[:4] == b"\x89PNG"
 
 
