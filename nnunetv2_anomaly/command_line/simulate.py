@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--spacing", type=float, nargs=3, metavar=axes, help=spacing)
     add("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
     lesions = "mean number per knee of lesions that are in the image and the truth, not in the labels (default: 0)"
+    kinds = "put a lesion with half-axes of 12 to 20 mm (patella: 6 to 9) into every bone: as bright as usual (large), "
+    kinds += "nearly as bright as cartilage, or dark; in image and truth alone (default: none)"
+    add("--stress", choices=("large", "bright", "dark"), help=kinds)
     add("--extra_lesions", type=float, default=0.0, metavar="K", help=lesions)
     add("-np", "--num_processes", type=int, default=2, metavar="N", help="cases at a time (default: 2)")
     add = parser.add_argument_group("nnU-Net raw data set, written on top of it with -d").add_argument
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         spacing_mm=args.spacing,
         seed=args.seed,
         extra_lesions=args.extra_lesions,
+        stress=args.stress,
         num_processes=args.num_processes,
     )
     print(f"Wrote {counted(len(manifest['cases']), 'knee')} to {args.output}; overview.png shows some of them.")

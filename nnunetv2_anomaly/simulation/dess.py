@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nnunetv2_anomaly.labels import BONES, CARTILAGES, LESIONS
-from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE, draw_blob_shape
+from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE, draw_blob_shape, turned_blob
 from nnunetv2_anomaly.simulation.resampling import resample_linear
 from nnunetv2_anomaly.simulation.soft_tissue import Layout, gaussian_noise, sigmoid, soft_tissue
 
@@ -35,6 +35,17 @@ _MARGIN_MM = 4.0
 #: signal that red marrow adds in the metaphysis and shaft, range of the draw per bone, unitless
 RED_MARROW = (0.03, 0.08)
 
+#: half-axes of a stress lesion, range of the draw in mm; the patella is smaller
+_STRESS_RADII_MM = {1: (12.0, 20.0), 3: (12.0, 20.0), 5: (6.0, 9.0)}
+_TO_CARTILAGE = float(np.mean(list(CARTILAGE_SIGNAL.values()))) - MARROW
+#: kind of stress lesions -> signal that they add to what is there, range of the draw: the usual one; 0.6 to 1 of the
+#: way from marrow to cartilage; and as far towards the cortex
+STRESS: dict[str, tuple[float, float]] = {
+    "large": LESION_CONTRAST,
+    "bright": (0.6 * _TO_CARTILAGE, _TO_CARTILAGE),
+    "dark": (CORTEX - MARROW, 0.6 * (CORTEX - MARROW)),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedImage:
@@ -45,7 +56,12 @@ class SimulatedImage:
 
 
 def dess_like_image(
-    labels: NDArray, spacing_mm: Sequence[float], rng: np.random.Generator, *, extra_lesions: float = 0.0
+    labels: NDArray,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    *,
+    extra_lesions: float = 0.0,
+    stress: str | None = None,
 ) -> SimulatedImage:
     """Simulate a water-excited DESS image of a label map.
 
@@ -56,6 +72,8 @@ def dess_like_image(
         rng: source of all randomness; the same state gives the same image.
         extra_lesions: mean of the Poisson-distributed number of unlabelled lesions in the knee. They look like the
             labelled ones, lie in the bones, and are in the returned truth, while the label map stays as it is.
+        stress: kind of ``STRESS``: puts one lesion into every bone, larger than any other, which may cross the bone's
+            border; it is in the returned truth, whole, under its bone's lesion label, and in no label map.
 
     Returns: image and truth map, both (Z, Y, X).
     """
@@ -74,6 +92,8 @@ def dess_like_image(
             level = CARTILAGE_SIGNAL[label] * rng.uniform(0.93, 1.07)
             image[present] = level * (1.0 + 0.12 * layout.sample_noise(rng, 2.5, grid)[present])
     _draw_bones(image, labels, anomalies, spacing, rng)
+    if stress is not None:
+        _draw_stress(image, anomalies, layout, grid, STRESS[stress], rng)
     # The scanner's point spread: a good half of a voxel, so that a voxel holds a bit of its neighbours.
     ndimage.gaussian_filter(image, 0.45, output=image, truncate=3.0)
     bias = layout.sample_noise(rng, 45.0, grid)
@@ -229,3 +249,28 @@ def _add_lesion(
     centre = [g[index] for g, index in zip(layout.grid, place, strict=True)]
     box, inside_blob = shape.inside(centre, grid, np.eye(3)[::-1])
     anomalies[box][inside_blob & (labels[box] == bone)] = LESION_OF_BONE[bone]
+
+
+def _draw_stress(
+    image: NDArray,
+    anomalies: NDArray,
+    layout: Layout,
+    grid: Sequence[NDArray],
+    contrast: tuple[float, float],
+    rng: np.random.Generator,
+) -> None:
+    """Draw one large lesion around a place in every bone, into image and truth, in place."""
+    spacing = [float(g[1] - g[0]) if len(g) > 1 else 1.0 for g in grid]
+    for bone, radii_mm in _STRESS_RADII_MM.items():
+        radii = rng.uniform(*radii_mm, 3)
+        inside_mm = layout.distance(bone, LESION_OF_BONE[bone], inside=True)
+        # Most of it lies in the bone; all of it would leave the border whole.
+        places = np.argwhere(inside_mm > min(0.5 * radii.mean(), 0.9 * inside_mm.max()))
+        if not len(places):
+            continue
+        centre = [g[index] for g, index in zip(layout.grid, places[rng.integers(len(places))], strict=True)]
+        box, inside = turned_blob(rng, radii.tolist(), 0.35).inside(centre, grid, np.eye(3)[::-1])
+        share = ndimage.gaussian_filter(inside.astype(np.float32), [1.2 / s for s in spacing])
+        uneven = 1.0 + 0.3 * gaussian_noise(rng, share.shape, spacing, (2.5, 2.5, 2.5))
+        image[box] = np.maximum(image[box] + np.float32(rng.uniform(*contrast)) * share * uneven, 0.0)
+        anomalies[box][inside] = LESION_OF_BONE[bone]

@@ -149,10 +149,15 @@ def draw_blob_shape(rng: np.random.Generator) -> BlobShape:
         radius, elongation, ripple = float(np.clip(rng.lognormal(np.log(5.5), 0.35), 2.5, 9.0)), 0.3, 0.35
     factors = np.exp(rng.normal(0.0, elongation, 3))
     factors /= np.prod(factors) ** (1 / 3)
+    return turned_blob(rng, (radius * factors).tolist(), ripple)
+
+
+def turned_blob(rng: np.random.Generator, radii_mm: Sequence[float], ripple: float) -> BlobShape:
+    """A blob of these half-axes that lies in a random direction. Args: ripple: as in ``BlobShape``."""
     axes, triangle = np.linalg.qr(rng.normal(size=(3, 3)))
     axes = axes * np.sign(np.diag(triangle))
     return BlobShape(
-        radii_mm=tuple((radius * factors).tolist()),
+        radii_mm=(radii_mm[0], radii_mm[1], radii_mm[2]),
         axes=tuple(tuple(row) for row in axes.tolist()),
         ripple=ripple,
         phases=tuple(rng.uniform(0, 2 * np.pi, 3).tolist()),

@@ -58,7 +58,7 @@ _MOST_PHANTOMS = 100_000
 _MOST_LESIONS = 100
 
 #: arguments that change what a case looks like; a folder holds cases of one setting only
-_SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions")
+_SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions", "stress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,7 @@ class _Job:
     size: Sequence[int] | None
     spacing_mm: Sequence[float] | None
     extra_lesions: float
+    stress: str | None
 
 
 def simulate_folder(
@@ -81,6 +82,7 @@ def simulate_folder(
     spacing_mm: Sequence[float] | None = None,
     seed: int = 0,
     extra_lesions: float = 0.0,
+    stress: str | None = None,
     num_processes: int = 2,
 ) -> dict:
     """Simulate a DESS-like image for every label map of a folder, and for phantoms, and write all as files.
@@ -99,6 +101,7 @@ def simulate_folder(
             160 x 384 x 384 voxels of 0.7 x 0.3646 x 0.3646 mm; with one, phantoms keep the OAI's field of view.
         seed: of all randomness.
         extra_lesions: mean number per knee (Poisson) of lesions that are in image and truth but not in the labels.
+        stress: kind of the large lesions that every bone gets besides, in image and truth alone: large, bright or dark.
         num_processes: cases made at a time, one core each.
 
     Returns: the manifest as written: version, arguments, and per case its source or side, seed, lesion volumes in
@@ -130,6 +133,7 @@ def simulate_folder(
         "spacing_mm": spacing_mm and list(spacing_mm),
         "seed": seed,
         "extra_lesions": float(extra_lesions),
+        "stress": stress,
     }
     manifest: dict[str, Any] = {"version": __version__, "arguments": arguments, "cases": {}}
     with write_failures_as_user_errors(output_folder):
@@ -141,7 +145,7 @@ def simulate_folder(
         for kind in _KINDS:
             (output_folder / kind).mkdir(exist_ok=True)
     jobs = [
-        _Job(case, file, output_folder, seed, size, spacing_mm, extra_lesions)
+        _Job(case, file, output_folder, seed, size, spacing_mm, extra_lesions, stress)
         for case, file in sources.items()
         if case not in finished
     ]
@@ -305,7 +309,8 @@ def _simulate_case(job: _Job) -> dict:
     # The simulation wants superior, anterior and right along the array's axes; the files stay in their own pose.
     turned = oriented(label_image)
     spacing = turned.GetSpacing()[::-1]
-    simulated = dess_like_image(sitk.GetArrayFromImage(turned), spacing, rng, extra_lesions=job.extra_lesions)
+    voxels = sitk.GetArrayFromImage(turned)
+    simulated = dess_like_image(voxels, spacing, rng, extra_lesions=job.extra_lesions, stress=job.stress)
     image, anomalies = (turned_back(volume, Grid.of(label_image)) for volume in (simulated.image, simulated.anomalies))
     stored = np.rint(image * INTENSITY_SCALE).astype(np.int16)
     with write_failures_as_user_errors(job.output_folder):

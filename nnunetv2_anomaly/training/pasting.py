@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.label_roles import LabelRoles
-from nnunetv2_anomaly.plans.settings import is_list, is_not_negative, is_positive, is_text, is_whole, or_none
+from nnunetv2_anomaly.plans.settings import is_list, is_number, is_positive, is_text, is_whole
 
 #: voxels of a patch that are looked at to find the host, its middle intensity and its spread
 _SAMPLES = 20_000
@@ -130,15 +130,15 @@ def foreign(rng: Generator, host: Host, _places_mm: NDArray) -> Tensor:
 
 LAWS: tuple[Callable[[Generator, Host, NDArray], Tensor], ...] = (foreign, constant, gain, uneven)
 
-#: option of the setting paste_anomalies -> default, check, what it accepts
-OPTIONS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-    "probability": (0.5, lambda value: is_not_negative(value) and value <= 1, "that a patch gets anomalies, 0 to 1"),
-    "count": ((1, 5), _is_range(is_whole(1, 100)), "fewest and most anomalies of a patch"),
-    "strength": ((1.0, 5.0), _is_range(is_not_negative), "of them, in standard deviations of the host"),
-    "size_mm": ((4.0, 20.0), _is_range(is_positive), "their extent"),
-    "polarity": ("both", lambda value: value in ("both", "bright", "dark"), "both, bright or dark"),
-    "hosts": (None, or_none(is_list(is_text)), "labels that they are pasted into, or null for the bones"),
-    "until": (1.0, lambda value: is_not_negative(value) and value <= 1, "share of the epochs after which none are"),
+#: option of the setting paste_anomalies -> its default, and whether a value is acceptable
+OPTIONS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+    "probability": (0.5, lambda value: is_number(value) and 0 <= value <= 1),
+    "count": ((1, 5), _is_range(is_whole(1, 100))),
+    "strength": ((1.0, 5.0), _is_range(is_positive)),
+    "size_mm": ((4.0, 20.0), _is_range(is_positive)),
+    "polarity": ("both", lambda value: value in ("both", "bright", "dark")),
+    "hosts": (None, lambda value: value is None or is_list(is_text)(value)),
+    "until": (1.0, lambda value: is_number(value) and 0 <= value <= 1),
 }
 
 
@@ -287,7 +287,7 @@ def pasting_of(
         spacing_mm: distance of voxels along each axis of a patch.
     Raises: UserError if a host is no label, or there is none.
     """
-    options = {name: default for name, (default, _, _) in OPTIONS.items()} | dict(options)
+    options = {name: default for name, (default, _) in OPTIONS.items()} | dict(options)
     hosts = options.pop("hosts")
     hosts = list(roles.bones) if hosts is None else hosts
     unknown = [name for name in hosts if name not in labels]

@@ -89,6 +89,35 @@ def test_extra_lesions_are_in_truth_and_image_within_their_bones_and_not_in_the_
     assert 0.7 < np.nanmedian(areas) < 0.95
 
 
+@pytest.mark.parametrize(
+    ("stress", "least", "most"), [("large", 0.03, 0.2), ("bright", 0.2, 0.6), ("dark", -0.16, -0.02)]
+)
+def test_stress_lesions_are_large_in_every_bone_and_of_their_kind(stress, least, most):
+    labels = phantom(0, lesion_share=0.0)
+    voxel_mm3, crossed = np.prod(SPACING_MM), []
+    for seed in range(4):
+        made = dess_like_image(labels, SPACING_MM, np.random.default_rng(seed), stress=stress)
+        plain = dess_like_image(labels, SPACING_MM, np.random.default_rng(seed))
+        for lesion, bone in BONE_OF_LESION.items():
+            volume = (made.anomalies == lesion).sum() * voxel_mm3
+            smallest, largest = (6, 9) if bone == 5 else (12, 20)
+            # Another bone's lesion may lie over a part of it; the surface wobbles by up to a third.
+            assert 0.3 * smallest**3 <= volume * 3 / (4 * np.pi) <= (1.35 * largest) ** 3
+            within = (made.anomalies == lesion) & (labels == bone)
+            assert least < float((made.image - plain.image)[within].mean()) < most
+            crossed.append(((made.anomalies == lesion) & (labels != bone)).any())
+    assert np.mean(crossed) > 0.5
+
+
+def test_without_stress_the_image_is_what_it_was():
+    labels = phantom(1, lesion_share=0.5)
+    one, other = (
+        dess_like_image(labels, SPACING_MM, np.random.default_rng(3), **options) for options in ({}, {"stress": None})
+    )
+    np.testing.assert_array_equal(one.image, other.image)
+    assert set(np.unique(one.anomalies)) <= {0, *np.unique(labels[labels > 6])}
+
+
 def test_any_label_may_be_missing():
     full = phantom(2, lesion_share=1.0)
     for kept in ((), (1,), (1, 2, 3, 4), (2, 4), (5, 9)):
