@@ -71,6 +71,7 @@ BAD_VALUES = [
     ("prestage_folder", 3),
     ("allow_detector_trained_on_validation_cases", None),
     ("allow_changed_data", 1),
+    ("paste_anomalies", {"probability": 2}),
     ("segmentation_learning_rate", 0),
     ("segmentation_learning_rate", "small"),
     ("mirror_axes", [3]),
