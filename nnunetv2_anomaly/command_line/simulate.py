@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError, counted
+from nnunetv2_anomaly.label_roles import label_roles, taken_as
+from nnunetv2_anomaly.labels import ANATOMY, LABELS
 
 HELP = "Simulate DESS-like knee images with known lesions, from label maps, from phantoms, or both."
 
@@ -49,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
         target = checked_dataset_dir(args.dataset_id, args.name)
     from nnunetv2_anomaly.simulation.simulate import simulate_folder
 
+    roles = label_roles(LABELS)
+    lesions = [f"{lesion} in {bone}" for lesion, bone in roles.lesions.items()]
+    anatomy = [name for name in ANATOMY if name != "background"]
+    print(taken_as({"lesions": lesions, "bones": roles.bones, "anatomy": anatomy}))
     manifest = simulate_folder(
         args.output,
         labels_folder=args.labels,

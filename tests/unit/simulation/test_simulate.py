@@ -370,7 +370,11 @@ def test_the_command_writes_knees_and_data_set(tmp_path, monkeypatch, capsys):
     arguments = ["simulate", "-o", str(tmp_path / "o"), "--phantoms", "3", "--size", "24", "32", "32"]
     arguments += ["--spacing", "4", "3.5", "3.5", "-np", "1", "-d", "501", "--num_test", "1"]
     assert run_verb(arguments) == 0
-    assert "2 training and 1 test case." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 training and 1 test case." in out
+    assert out.startswith(
+        "Taken as lesions: femoral_lesion in femoral_bone, tibial_lesion in tibial_bone, patellar_lesion in"
+    )
     dataset = tmp_path / "raw" / "Dataset501_SimulatedKnees"
     assert len(list((dataset / "imagesTr").iterdir())) == 2
     before = (dataset / "dataset.json").stat().st_mtime_ns
