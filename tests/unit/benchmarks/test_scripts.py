@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from places import ROOT
 
-from nnunetv2_anomaly.simulation.phantom import draw_phantom, render_label_map
+from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image
 
 pytestmark = pytest.mark.exhaustive
 
@@ -29,9 +29,7 @@ def write_phantoms(folder, number, ending):
     folder.mkdir()
     for seed in range(number):
         parameters = draw_phantom(np.random.default_rng(seed))
-        labels = render_label_map(parameters, shape=(32, 48, 48), spacing_mm=(3.5, 2.9, 2.9))
-        image = sitk.GetImageFromArray(labels)
-        image.SetSpacing((2.9, 2.9, 3.5))
+        image = phantom_image(parameters, size=(48, 48, 32), spacing_mm=(2.9, 2.9, 3.5))
         sitk.WriteImage(image, str(folder / f"knee{seed}{ending}"))
 
 
