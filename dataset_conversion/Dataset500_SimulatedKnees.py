@@ -76,12 +76,8 @@ def convert(
     arguments = {"num_test": num_test, "seed": seed, "keep_lesion_labels": keep_lesion_labels}
     made_from = {"manifest_sha256": files.sha256_of(source / "manifest.json"), **arguments}
     if _made_from(dataset_dir) == made_from:  # written whole, as it got its name at the very end
-        names = [
-            f"{kind}{s}/{c}{end}.nii.gz"
-            for subset, s in _SUBSETS
-            for c in cases[subset]
-            for kind, end in _KINDS.items()
-        ]
+        places = [f"{suffix}/{case}" for subset, suffix in _SUBSETS for case in cases[subset]]
+        names = [f"{kind}{place}{end}.nii.gz" for place in places for kind, end in _KINDS.items()]
         if missing := [name for name in names if not (dataset_dir / name).is_file()]:
             raise UserError(f"{dataset_dir} lacks {listed(missing)}; delete it and run again to have it written anew")
         return cases

@@ -118,7 +118,7 @@ def read_subjects(file: Path) -> SubjectTable:
     heading, rows = read_table(file)
     names = [plain(name) for name in heading]
     subject_column = next((names.index(name) for name in SUBJECT_COLUMNS if name in names), None)
-    meanings = [(number, *meaning_of(name)) for number, name in enumerate(heading)]
+    meanings = [(number, *meaning_of(name), is_before_baseline(name)) for number, name in enumerate(heading)]
     columns = [meaning for meaning in meanings if meaning[1] in _COLUMNS.values()]
     if subject_column is None or not rows:
         fault = f"has no column SubjectID, or no line; its {len(heading)} columns are {listed(heading) or 'none'}"
@@ -128,10 +128,7 @@ def read_subjects(file: Path) -> SubjectTable:
         place, subject = f"{file}, line {line}", row[subject_column].removesuffix(".0")
         if not subject:
             raise UserError(f"{place}: {heading[subject_column]} is empty; expected the subject's number")
-        cells = [
-            (field, visit, _value(row[number], field, heading[number], place), is_before_baseline(heading[number]))
-            for number, field, visit in columns
-        ]
+        cells = [(field, visit, _value(row[n], field, heading[n], place), prior) for n, field, visit, prior in columns]
         told = [cell for cell in cells if cell[2] is not None]
         side, visit_of_line, project = (
             next((value for field, _, value, _ in told if field == of), None) for of in ("side", "visit", "project")
@@ -238,10 +235,7 @@ def _value(cell: str, field: str, column: str, place: str) -> Any:
         value, expected = (int(value) if value in range(5) else None), "0 to 4"
     if field in _RANGES:
         low, high = _RANGES[field]
-        value, expected = (
-            value if value is not None and low < value < high else None,
-            f"a number between {low} and {high}",
-        )
+        value, expected = value if low < (value or 0.0) < high else None, f"a number between {low} and {high}"
     if value is None:
         raise UserError(f"{place}: {column} is {cell}; expected {expected}, or nothing")
     return value

@@ -101,9 +101,8 @@ def note_unconfirmed(summary: Summary) -> None:
         if float(row["mapping_evidence"]) < CLEAR_MARGIN or float(row["mapping_score_bits"]) < CLEAR_SCORE
     ]
     if doubtful:
-        told = f"The voxels of {counted(len(doubtful), 'case')}"
-        note = f"{told} do not clearly bear out that the mask is the image's own"
-        summary.notes.append(f"{note}, as their headers say; look at them (--previews): {listed(doubtful)}")
+        note = f"The voxels of {counted(len(doubtful), 'case')} do not clearly bear out that the mask is the image's"
+        summary.notes.append(f"{note} own, as their headers say; look at them (--previews): {listed(doubtful)}")
 
 
 def _stored_mapping(row: Mapping[str, str], by_name: bool) -> str:

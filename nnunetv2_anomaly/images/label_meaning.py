@@ -70,8 +70,7 @@ def contradictions(labels: NDArray, spacing_mm: Sequence[float], names: Mapping[
         around = ndimage.binary_dilation(lesion) & ~lesion
         judged = lesion.sum() >= max(smallest, _LEAST_LESION_VOXELS) and around.any()
         own = healthy[part] | _mask(labels, f"{part}_cartilage", names)
-        # A patella may be all lesion.
-        whole = part == "patellar" and lesion.sum() > healthy[part].sum()
+        whole = part == "patellar" and lesion.sum() > healthy[part].sum()  # a patella may be all lesion
         if judged and not whole and (share := own[around].mean()) < LEAST_IN_BONE:
             found.append(f"{share:.0%} of what surrounds {part}_lesion is {part}_bone or its cartilage (expected most)")
     for kind, masks in (("bone", bones), ("cartilage", cartilages)):

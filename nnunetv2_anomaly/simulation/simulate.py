@@ -274,8 +274,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
         for entry in manifest["cases"].values():
             _ = entry["source_sha256"], entry["intensity_auc"], sum(entry["anomaly_volumes_mm3"].values())
     except (AttributeError, KeyError, TypeError) as error:
-        fault = f"{file} is damaged ({error}); expected it as it was written"
-        raise UserError(f"{fault}; restore it, or delete its folder and simulate again") from error
+        raise UserError(f"{file} is damaged ({error}); restore it, or delete its folder and simulate again") from error
     return manifest
 
 
