@@ -19,12 +19,10 @@ import SimpleITK as sitk
 from nnunetv2_anomaly.errors import UserError, check_name, listed
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.images.grids import TOLERANCE_MM
-from nnunetv2_anomaly.images.headers import header_fault, shear_mm
+from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS, header_fault, shear_mm
 
 #: endings of the image files that this package reads; MetaImage headers (.mhd) name the file of their voxels
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
-
-NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 #: what is wrong with a file that SimpleITK cannot show as it is, and nibabel can
 SHEARED = "has axes that are not at right angles, which SimpleITK does not read; resample it, or have the data set's "
@@ -97,6 +95,7 @@ def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
 def read_header(path: Path) -> sitk.ImageFileReader:
     """Size, pose and type of an image file, without its voxels. Raises: UserError if it is missing or unreadable."""
     with read_failures_as_user_errors(path):
+        _check_header(path)
         reader = _reader(path)
         reader.ReadImageInformation()
         _check_axes(reader)
@@ -110,7 +109,6 @@ def _check_axes(image: sitk.Image | sitk.ImageFileReader) -> None:
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
-    _check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     if path.name.lower().endswith((".mhd", ".mha")):

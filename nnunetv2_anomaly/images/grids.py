@@ -121,9 +121,14 @@ def corner_distance_mm(grid: Grid, other: Grid) -> float:
     grid, other = grid.oriented(), other.oriented()
     if grid.size != other.size:
         raise ValueError(f"sizes {grid.size} and {other.size} differ")
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in grid.size))), dtype=float)
-    ends = [np.array(g.origin_mm) + corners @ g.steps_mm().T for g in (grid, other)]
-    return float(np.linalg.norm(ends[0] - ends[1], axis=1).max())
+    pose, other_pose = (np.c_[g.steps_mm(), g.origin_mm] for g in (grid, other))
+    return apart_mm(pose, other_pose, grid.size)
+
+
+def apart_mm(pose: NDArray, other: NDArray, size: tuple[int, ...]) -> float:
+    """The largest distance between the corners of a volume in two poses, (4, 4) or (3, 4)."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in size), [1])))
+    return float(np.linalg.norm(corners @ (pose - other).T, axis=1).max())
 
 
 def same_grid(grid: Grid, other: Grid) -> bool:

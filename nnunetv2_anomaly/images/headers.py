@@ -18,7 +18,9 @@ import SimpleITK as sitk
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.images.grids import TOLERANCE_MM
+from nnunetv2_anomaly.images.grids import TOLERANCE_MM, apart_mm
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 #: fields of a NIfTI header that hold its pose, in both of its forms
 _POSE_FIELDS = (
@@ -37,8 +39,8 @@ def header_fault(path: Path) -> str | None:
     """
     name = path.name.lower()
     with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
-        head = file.read(120 if ".nii" in name else 10_000)
-    if name.endswith((".nii", ".nii.gz")):
+        head = file.read(120 if name.endswith(NIFTI_ENDINGS) else 10_000)
+    if name.endswith(NIFTI_ENDINGS):
         return _nifti_fault(nibabel.load(path), head)
     if name.endswith((".mha", ".mhd")):
         field = rb"^[ \t]*(?:%s)[ \t]*[=:]([^\r\n]*)"
@@ -101,12 +103,6 @@ def _nifti_fault(image: Any, head: bytes) -> str | None:
             both = (" x ".join(f"{step:.6g}" for step in numbers) for numbers in (steps, own))
             return f"has a spacing of {' mm in its field pixdim and of '.join(both)} mm in its pose; expected one"
     return None
-
-
-def apart_mm(pose: NDArray, other: NDArray, size: tuple[int, ...]) -> float:
-    """The largest distance between the corners of a volume in two poses, (4, 4) or (3, 4)."""
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in size), [1])))
-    return float(np.linalg.norm(corners @ (pose - other).T, axis=1).max())
 
 
 def shear_mm(image: sitk.Image | sitk.ImageFileReader) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError, counted, listed
 from nnunetv2_anomaly.images.files import read_header, read_image
+from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS
 
 
 def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
@@ -50,7 +51,7 @@ def whole_numbers(voxels: NDArray, path: Path) -> NDArray[np.integer]:
 
 def _scaling(path: Path) -> str:
     """How a NIfTI header scales the stored numbers, and what to do; empty where it does not."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith(NIFTI_ENDINGS):
         return ""
     image: Any = nibabel.load(path)
     slope, inter = np.float32(image.dataobj.slope), np.float32(image.dataobj.inter)

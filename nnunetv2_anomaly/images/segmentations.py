@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images import files as image_files
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.grids import Grid, differences, joined, oriented, turned, turned_back
-from nnunetv2_anomaly.images.headers import apart_mm, save_nifti_like
+from nnunetv2_anomaly.images.grids import Grid, apart_mm, differences, joined, oriented, turned, turned_back
+from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS, save_nifti_like
 from nnunetv2_anomaly.images.label_maps import whole_numbers
 
 
@@ -112,7 +112,7 @@ class SegmentationFiles:
         """
         in_file = voxels if like.grid is None else turned_back(voxels, like.grid)
         has_pose = like.affine is not None or like.grid is not None
-        if has_pose and like.path.name.lower().endswith(image_files.NIFTI_ENDINGS):
+        if has_pose and like.path.name.lower().endswith(NIFTI_ENDINGS):
             with image_files.image_written_beside(path) as temporary:
                 save_nifti_like(in_file.T, like.path, temporary, like.affine)
             return
@@ -196,7 +196,7 @@ def chosen_reader(dataset: DatasetDescription, files: Iterable[Path]) -> str | N
 
     Args: files: the data set's segmentations.
     """
-    if dataset.reader is None and dataset.file_ending.lower() in image_files.NIFTI_ENDINGS:
+    if dataset.reader is None and dataset.file_ending.lower() in NIFTI_ENDINGS:
         for file in files:
             try:
                 image_files.read_header(file)

@@ -93,7 +93,7 @@ def dess_like_image(
             image[present] = level * (1.0 + 0.12 * layout.sample_noise(rng, 2.5, grid)[present])
     _draw_bones(image, labels, anomalies, spacing, rng)
     if stress is not None:
-        _draw_stress(image, anomalies, layout, grid, STRESS[stress], rng)
+        _draw_stress(image, anomalies, layout, grid, spacing, STRESS[stress], rng)
     # The scanner's point spread: a good half of a voxel, so that a voxel holds a bit of its neighbours.
     ndimage.gaussian_filter(image, 0.45, output=image, truncate=3.0)
     bias = layout.sample_noise(rng, 45.0, grid)
@@ -256,11 +256,11 @@ def _draw_stress(
     anomalies: NDArray,
     layout: Layout,
     grid: Sequence[NDArray],
+    spacing: Sequence[float],
     contrast: tuple[float, float],
     rng: np.random.Generator,
 ) -> None:
     """Draw one large lesion around a place in every bone, into image and truth, in place."""
-    spacing = [float(g[1] - g[0]) if len(g) > 1 else 1.0 for g in grid]
     for bone, radii_mm in _STRESS_RADII_MM.items():
         radii = rng.uniform(*radii_mm, 3)
         inside_mm = layout.distance(bone, LESION_OF_BONE[bone], inside=True)

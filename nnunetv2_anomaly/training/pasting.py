@@ -130,25 +130,25 @@ def foreign(rng: Generator, host: Host, _places_mm: NDArray) -> Tensor:
 
 LAWS: tuple[Callable[[Generator, Host, NDArray], Tensor], ...] = (foreign, constant, gain, uneven)
 
-#: option of the setting paste_anomalies -> its default, and whether a value is acceptable
-OPTIONS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
-    "probability": (0.5, lambda value: is_number(value) and 0 <= value <= 1),
-    "count": ((1, 5), _is_range(is_whole(1, 100))),
-    "strength": ((1.0, 5.0), _is_range(is_positive)),
-    "size_mm": ((4.0, 20.0), _is_range(is_positive)),
-    "polarity": ("both", lambda value: value in ("both", "bright", "dark")),
-    "hosts": (None, lambda value: value is None or is_list(is_text)(value)),
-    "until": (1.0, lambda value: is_number(value) and 0 <= value <= 1),
+#: sign of an anomaly's shift by polarity; for "both" it is drawn
+POLARITIES: dict[str, float | None] = {"both": None, "bright": 1.0, "dark": -1.0}
+
+#: option of the setting paste_anomalies -> whether a value is acceptable; its default is ``PasteAnomalies``'s
+OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "probability": lambda value: is_number(value) and 0 <= value <= 1,
+    "count": _is_range(is_whole(1, 100)),
+    "strength": _is_range(is_positive),
+    "size_mm": _is_range(is_positive),
+    "polarity": lambda value: is_text(value) and value in POLARITIES,
+    "hosts": lambda value: value is None or is_list(is_text)(value),
+    "until": lambda value: is_number(value) and 0 <= value <= 1,
 }
 
 
 def is_pasting(value: Any) -> bool:
     """Whether a value is a dictionary of ``OPTIONS``."""
-    return isinstance(value, Mapping) and all(name in OPTIONS and OPTIONS[name][1](of) for name, of in value.items())
+    return isinstance(value, Mapping) and all(name in OPTIONS and OPTIONS[name](of) for name, of in value.items())
 
-
-#: sign of an anomaly's shift by polarity; for "both" it is drawn
-POLARITIES: dict[str, float | None] = {"both": None, "bright": 1.0, "dark": -1.0}
 
 # --------------------------------------------------------------------- transform
 
@@ -287,8 +287,7 @@ def pasting_of(
         spacing_mm: distance of voxels along each axis of a patch.
     Raises: UserError if a host is no label, or there is none.
     """
-    options = {name: default for name, (default, _) in OPTIONS.items()} | dict(options)
-    hosts = options.pop("hosts")
+    hosts = options.get("hosts")
     hosts = list(roles.bones) if hosts is None else hosts
     unknown = [name for name in hosts if name not in labels]
     if unknown or not hosts:
@@ -297,7 +296,7 @@ def pasting_of(
     values = [
         [labels[host], *(labels[lesion] for lesion, bone in roles.lesions.items() if bone == host)] for host in hosts
     ]
-    return PasteAnomalies(spacing_mm, values, **options)
+    return PasteAnomalies(spacing_mm, values, **{name: of for name, of in options.items() if name != "hosts"})
 
 
 def example_of(
