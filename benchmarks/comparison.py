@@ -17,6 +17,7 @@ import torch
 from benchmarks.channel_use import AS_TRAINED, CHANGES, channel_use
 from benchmarks.experiment import Experiment, Repeat, epoch_seconds, is_older, training_of
 from benchmarks.figures import difference_drawing
+from benchmarks.stress_tables import stress_difference_table, stress_rows, stress_table
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
 from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
@@ -34,7 +35,7 @@ from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over, measure_detector
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Picture, Section
-from nnunetv2_anomaly.reporting.table import Cell, Table, number
+from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number
 
 #: between a case's name and its repeat's, in the names of gathered files
 _OF = "--"
@@ -77,6 +78,10 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         "lesions": lesion_table(evaluation, lesions, inside),
         "differences": difference_table(evaluation, lesions, inside),
     }
+    if experiment.arguments.stress:
+        rows = stress_rows(experiment, num_processes)
+        write_text(experiment.folder / "stress" / "rows.csv", csv_text(rows))
+        tables = {"stress": stress_table(rows), "stress_differences": stress_difference_table(rows)} | tables
     if detectors:
         tables["detectors"] = detector_table(detectors)
     used = channel_use(experiment)

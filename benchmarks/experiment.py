@@ -20,6 +20,7 @@ from sklearn.model_selection import GroupKFold
 from benchmarks.ablation import SECTION as ABLATION_SECTION
 from benchmarks.machine import machine, memory_mib, versions
 from benchmarks.models import MARGIN_MM, PRE_STAGE, Detector, Model
+from benchmarks.stress import CLEAN, KINDS, link_images, write_healthy_maps
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
 from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
 from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
@@ -62,6 +63,7 @@ class Arguments:
     iterations_per_epoch: int
     device: str
     data_seed: int
+    stress: bool
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,15 @@ class Experiment:
         """Folder of the held-out knees' lesions, unlabelled ones included."""
         return self.raw / ("anomaliesTs" if self.arguments.num_test else "anomaliesTr")
 
+    @property
+    def stress(self) -> Path:
+        """Folder of the held-out knees without lesions and with stress lesions, a folder each."""
+        return self.folder / "stress"
+
+    def stress_predictions(self, repeat: Repeat) -> Path:
+        """Folder of its segmentations of these, CASE_KIND.nii.gz."""
+        return self.stress / "predictions" / repeat.model.name / f"seed{repeat.seed}_fold{repeat.fold}"
+
     def validation_cases(self, fold: str) -> list[str]:
         """Validation cases of a fold."""
         return load_json(str(self.preprocessed / "splits_final.json"))[int(fold)]["val"]
@@ -205,6 +216,8 @@ class Experiment:
             words = ["nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres", "-np", processes]
             # nnU-Net copies the references last.
             self.runner.run([self._step(name, [folder / "gt_segmentations" / "*"], words, num_files=cases)])
+        if arguments.stress:
+            self._add_stress(processes)
 
     def _simulation(self, processes: str) -> Step:
         arguments = self.arguments
@@ -220,6 +233,19 @@ class Experiment:
         words += ["--seed", str(arguments.data_seed), "-np", processes]
         words += ["--keep_lesion_labels"] if arguments.keep_lesion_labels else []
         return self._step("simulate", [self.raw], ["nnUNetv2_anomaly", "simulate", *words])
+
+    def _add_stress(self, processes: str) -> None:
+        healthy = self.stress / "healthy"
+        if not healthy.is_dir():
+            write_healthy_maps(self.references, healthy)
+        for kind in KINDS:
+            words = ["nnUNetv2_anomaly", "simulate", "-i", str(healthy), "-o", str(self.stress / kind)]
+            words += ["--seed", str(self.arguments.data_seed), "-np", processes]
+            words += ["--stress", kind] if kind != CLEAN else []
+            # Which is drawn when all cases are there.
+            self.runner.run([self._step(f"simulate-{kind}", [self.stress / kind / "overview.png"], words)])
+        for repeat in {repeat.fold: repeat for repeat in self.repeats}.values():
+            link_images(self.stress, self.cases(repeat), self.stress / f"images_fold{repeat.fold}")
 
     def _write_plans(self) -> None:
         arguments = self.arguments
@@ -340,18 +366,28 @@ class Experiment:
             needed = [steps[training_of(model.detector, repeat.fold)]] if model.detector else []
             training = train(f"train-{repeat.name}", dataset, configuration, repeat.fold, model.trainer, *needed)
             if arguments.num_test:
-                output = self.predictions(repeat)
-                words = [
-                    "nnUNetv2_predict", "-i", str(self.images(repeat)), "-o", str(unfinished(output)), "-d", dataset[0],
-                    "-c", configuration, "-f", repeat.fold, "-tr", model.trainer, "-p", PLANS,
-                    "-npp", "1", "-nps", "1", "-device", arguments.device,
-                ]  # fmt: skip
+                name, output = f"predict-{repeat.name}", self.predictions(repeat)
                 cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
-                steps[f"predict-{repeat.name}"] = Prediction(
-                    f"predict-{repeat.name}", (output / "*.nii.gz",), tuple(words), after=(training,), num_files=cases,
-                    variables=self._variables(),
-                )  # fmt: skip
+                steps[name] = self._prediction(name, repeat, self.images(repeat), output, cases, training)
+            if arguments.stress and not model.mask_known:
+                name, images = f"stress-{repeat.name}", self.stress / f"images_fold{repeat.fold}"
+                cases = len(KINDS) * len(self.cases(repeat))
+                output = self.stress_predictions(repeat)
+                steps[name] = self._prediction(name, repeat, images, output, cases, training)
         return steps
+
+    def _prediction(
+        self, name: str, repeat: Repeat, images: Path, output: Path, num_files: int, training: Step
+    ) -> Prediction:
+        words = [
+            "nnUNetv2_predict", "-i", str(images), "-o", str(unfinished(output)),
+            "-d", MASKED_ID if repeat.model.mask_known else DATASET_ID, "-c", self.configuration(repeat),
+            "-f", repeat.fold, "-tr", repeat.model.trainer, "-p", PLANS,
+            "-npp", "1", "-nps", "1", "-device", self.arguments.device,
+        ]  # fmt: skip
+        makes = (output / "*.nii.gz",)
+        more = {"after": (training,), "num_files": num_files, "variables": self._variables()}
+        return Prediction(name, makes, tuple(words), **more)
 
     def run(self, jobs: int) -> None:
         """Run trainings and predictions that are not done, several side by side.

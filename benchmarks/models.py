@@ -21,8 +21,9 @@ _ABLATION_KEYS = ("channel", "weight", "mask_known")
 #: keys of a model that say how its pre-stage is trained
 _DETECTOR_KEYS = ("detector", "margin", "augmentation")
 
+_PASTED = ("paste_anomalies",)
 #: settings that models may differ in; the others are the pre-stage's, or would leave budget and seed
-_OF_ALL = ("segmentation_learning_rate",)
+_OF_ALL = ("segmentation_learning_rate", "num_epochs", *_PASTED)
 _OF_PLANNED = ("mirror_axes",)
 _OF_AWARE = ("alpha", "beta", "error_channel")
 
@@ -144,7 +145,7 @@ def parse_model(word: str) -> Model:
     if not re.fullmatch(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*", name):
         raise UserError(f"the model's name '{name}' is not usable; expected letters, digits and single underscores")
     options = {}
-    for option in re.findall(r"[^,\[]+(?:\[[^\]]*\])?", tail):
+    for option in re.findall(r"[^,\[{]+(?:\[[^\]]*\]|\{[^}]*\})?", tail):
         key, _, value = option.partition("=")
         try:
             options[key] = json.loads(value)
@@ -178,7 +179,11 @@ def parse_model(word: str) -> Model:
     if trainer == "nnUNetTrainer":
         return Model(name, PLAIN, options)
     # Also where a model leaves them at their default, which another version may change.
-    noted = (*(_OF_AWARE if aware else ()), *(_OF_PLANNED if trainer in _PLANNED else ()))
+    noted = (
+        *(_PASTED if trainer != PRE_STAGE else ()),
+        *(_OF_AWARE if aware else ()),
+        *(_OF_PLANNED if trainer in _PLANNED else ()),
+    )
     settings = {key: getattr(getattr(trainers, trainer), key) for key in noted} | options
     trainer = "AblationTrainer" if ablation else trainer
     return Model(name, trainer, settings, ablation, detector if with_detector else None)

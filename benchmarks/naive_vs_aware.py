@@ -27,7 +27,7 @@ from nnunetv2_anomaly.workflows.runner import LOCK, locked
 
 STATE = "comparison.json"
 #: arguments that may differ when a comparison is resumed: more of the same
-_MAY_GROW = ("models", "seeds", "folds")
+_MAY_GROW = ("models", "seeds", "folds", "stress")
 
 #: smallest value of each option
 _LEAST = {
@@ -68,6 +68,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--extra_lesions", type=float, default=1.5, help="mean number of unlabelled lesions per knee")
     parser.add_argument("--keep_lesion_labels", action="store_true", help="segment lesions, too, not as bone")
+    parser.add_argument(
+        "--stress", action="store_true",
+        help="held-out knees without lesions, and with large, bright and dark ones that training never showed, too",
+    )  # fmt: skip
     parser.add_argument("--data_seed", type=int, default=0, help="of the simulated images")
     parser.add_argument("--whole_image", action="store_true", help="the whole image as patch, as in the paper")
     parser.add_argument("--patch", nargs=3, type=int, help="voxels, nnU-Net's axis order; by default as planned")

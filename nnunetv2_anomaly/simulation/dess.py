@@ -93,7 +93,8 @@ def dess_like_image(
             image[present] = level * (1.0 + 0.12 * layout.sample_noise(rng, 2.5, grid)[present])
     _draw_bones(image, labels, anomalies, spacing, rng)
     if stress is not None:
-        _draw_stress(image, anomalies, layout, grid, spacing, STRESS[stress], rng)
+        # Of random numbers of its own: the rest of the knee is as it is without.
+        _draw_stress(image, anomalies, layout, grid, spacing, STRESS[stress], rng.spawn(1)[0])
     # The scanner's point spread: a good half of a voxel, so that a voxel holds a bit of its neighbours.
     ndimage.gaussian_filter(image, 0.45, output=image, truncate=3.0)
     bias = layout.sample_noise(rng, 45.0, grid)

@@ -373,12 +373,29 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     words = [
         "--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16",
         "--batch", "2", "--models", "nnUNetTrainer", "bound=AnomalyAwareTrainer:mask_known=true",
+        "pasted=nnUNetTrainer:paste_anomalies={}", "--stress",
     ]  # fmt: skip
     done = compare(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "results.md").read_text().strip() in done.stdout
     cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
-    assert set(cases["model"]) == {"nnUNetTrainer", "bound"}
+    assert set(cases["model"]) == {"nnUNetTrainer", "bound", "pasted"}
+    stress = pd.read_csv(folder / "stress" / "rows.csv")
+    knees = set(cases["case"].str.partition("--")[0])
+    sets = {"clean", "as they are", "large", "bright", "dark"}
+    for model, known in {"nnUNetTrainer": sets, "pasted": sets, "bound": {"as they are"}}.items():
+        own = stress[stress["model"] == model]
+        assert (set(own["set"]), set(own["knee"])) == (
+            known,
+            knees,
+        )  # the mask of a model that knows it is of no lesion
+    bones = stress["label"].isin(("femoral_bone", "tibial_bone", "patellar_bone"))
+    assert stress[bones & stress["set"].isin(("large", "bright", "dark"))]["covered"].notna().all()
+    assert stress[stress["set"] == "clean"]["covered"].isna().all()
+    pd.testing.assert_index_equal(
+        pd.read_csv(folder / "tables" / "stress.csv").set_index(["set", "model"]).index.droplevel(1).unique(),
+        pd.Index(["clean", "as they are", "large", "bright", "dark"], name="set"),
+    )
     assert cases["case"].nunique() == 2
     record = json.loads((folder / "records" / "train-bound-seed0-fold0.json").read_text())
     assert record["seconds"] > 0
@@ -386,11 +403,11 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     assert f", cpu, {os.cpu_count()} cores" in record["machine"]
     assert record["machine"] in (folder / "results.md").read_text()
     cost = pd.read_csv(folder / "tables" / "cost.csv").set_index("model")
-    assert list(cost.index) == ["nnUNetTrainer", "bound", "pre-stage, 1 + 1 iterations, margin 18.23 mm"]
+    assert list(cost.index) == ["nnUNetTrainer", "bound", "pasted", "pre-stage, 1 + 1 iterations, margin 18.23 mm"]
     # the epochs, two of one iteration: without the start and the prediction that the command's seconds have, too
     assert cost.loc["bound", "training_seconds"] < record["seconds"]
     assert cost.loc["bound", "training_seconds"] == pytest.approx(2 * cost.loc["bound", "seconds_per_iteration"])
-    assert "nnUNetTrainer mirrored in training and at prediction" in (folder / "results.md").read_text()
+    assert "nnUNetTrainer, pasted mirrored in training and at prediction" in (folder / "results.md").read_text()
     assert (cost[["seconds_per_iteration", "training_seconds", "training_peak_mib"]] > 0).all(axis=None)
     assert "Detectors on held-out knees" in (folder / "evaluation" / "report.html").read_text()
     assert {file.name for file in (folder / "figures").iterdir()} == {
@@ -414,7 +431,7 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     folder = tmp_path / "work"
     done = compare(
         folder, "--num_phantoms", "5", "--num_test", "0", "--folds", "0", "1", "--whole_image", "--keep_lesion_labels",
-        "--models", "UNETPlusTrainer", "UNETSTrainer",
+        "--models", "UNETPlusTrainer", "UNETSTrainer", "--stress",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = (folder / "results.md").read_text()
@@ -429,6 +446,10 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
         for change in ("zero", "in_random_order"):
             again = folder / "channel_use" / "UNETSTrainer" / f"seed0_fold{fold}" / change
             assert {file.name for file in again.glob("*.nii.gz")} == {f"{case}.nii.gz" for case in folds[fold]["val"]}
+    stress = pd.read_csv(folder / "stress" / "rows.csv")
+    assert {(row.repeat, row.knee) for row in stress.itertuples()} == {
+        (f"seed0-fold{fold}", case) for fold in (0, 1) for case in folds[fold]["val"]
+    }
     cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
     wanted = {f"{case}--seed0-fold{fold}" for fold in (0, 1) for case in folds[fold]["val"]}
     assert set(cases["case"]) == wanted

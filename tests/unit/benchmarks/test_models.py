@@ -18,7 +18,10 @@ def test_settings_and_changed_parts_are_kept_apart():
     )
     assert model.name == "own"
     assert model.trainer == "AblationTrainer"
-    assert model.settings == {"alpha": 1, "beta": 99.0, "error_channel": "published", "mirror_axes": [0, 1]}
+    assert model.settings == {
+        "alpha": 1, "beta": 99.0, "error_channel": "published", "mirror_axes": [0, 1],
+        "paste_anomalies": default("paste_anomalies"),
+    }  # fmt: skip
     assert model.ablation == {"channel": "none", "weight": "darker"}
     assert model.detector == Detector(share=0.25, margin_mm=6.0)
     assert not model.mask_known
@@ -29,11 +32,17 @@ def test_what_makes_up_the_method_is_noted_in_full():
     # Another version may have other defaults, and a comparison that goes on then must see that.
     names = ["AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer", "UNETSTrainer", "nnUNetTrainer"]
     aware, as_published, published, baseline = parse_models(names)
-    of_method = {name: default(name) for name in ("alpha", "beta", "error_channel")}
+    of_method = {name: default(name) for name in ("alpha", "beta", "error_channel", "paste_anomalies")}
     assert aware.settings == {**of_method, "mirror_axes": default("mirror_axes")}
     assert as_published.settings == {**aware.settings, "alpha": 10.0}
     assert published.settings == {**of_method, "alpha": 10.0}
     assert baseline.settings == {}
+
+
+def test_settings_with_several_values_stay_whole():
+    model = parse_model('p=nnUNetTrainer:mirror_axes=[],paste_anomalies={"strength":[1,9],"until":0.8},num_epochs=3')
+    pasted = {"strength": [1, 9], "until": 0.8}
+    assert model.settings == {"mirror_axes": [], "paste_anomalies": pasted, "num_epochs": 3}
 
 
 def test_a_detector_alone_is_the_one_that_a_segmentation_would_have():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from places import REAL_MAPS
+from scipy import ndimage
 
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LESIONS
 from nnunetv2_anomaly.simulation.dess import dess_like_image
@@ -106,6 +107,9 @@ def test_stress_lesions_are_large_in_every_bone_and_of_their_kind(stress, least,
             within = (made.anomalies == lesion) & (labels == bone)
             assert least < float((made.image - plain.image)[within].mean()) < most
             crossed.append(((made.anomalies == lesion) & (labels != bone)).any())
+        far = ndimage.distance_transform_edt(made.anomalies == 0, SPACING_MM) > 10
+        np.testing.assert_allclose(made.image[far], plain.image[far], atol=1e-6)  # the same knee but for its lesions
+        assert far.any()
     assert np.mean(crossed) > 0.5
 
 

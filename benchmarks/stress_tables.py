@@ -1,0 +1,151 @@
+"""Tables of the stress tests: what decides between models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from benchmarks.experiment import Experiment
+from benchmarks.stress import FAR_MM, KINDS, measure_files
+from nnunetv2_anomaly.evaluation import statistics
+from nnunetv2_anomaly.evaluation.results import RAW
+from nnunetv2_anomaly.evaluation.tables import Measure
+from nnunetv2_anomaly.labels import BONES, NAMES
+from nnunetv2_anomaly.reporting.table import Cell, Table, number, word_cell
+
+AS_THEY_ARE = "as they are"
+SETS = (KINDS[0], AS_THEY_ARE, *KINDS[1:])
+_BONES, _CARTILAGES = "bones", "cartilages"
+
+_DSC = {"factor": 100.0, "digits": 1, "larger_is_better": True}
+_SHARE = {"factor": 100.0, "digits": 1, "larger_is_better": False}
+#: group of labels and what is measured of it
+QUANTITIES: tuple[tuple[str, Measure], ...] = (
+    (_BONES, Measure("covered", "lesion given to its bone [%]", "covered", RAW, **_DSC)),
+    (_BONES, Measure("bones_dsc", "bones: DSC [%]", "dsc", RAW, **_DSC)),
+    (_BONES, Measure("bones_hd", "HD* [mm]", "hd_mm", RAW, factor=1.0, digits=1, larger_is_better=False)),
+    (_BONES, Measure("parts", "with stray parts [%]", "parts", RAW, **_SHARE)),
+    (_BONES, Measure("far", f"HD* above {FAR_MM:g} mm [%]", "far", RAW, **_SHARE)),
+    (_BONES, Measure("holes", "holes [%]", "holes", RAW, **{**_SHARE, "digits": 2})),
+    (_CARTILAGES, Measure("cartilages_dsc", "cartilages: DSC [%]", "dsc", RAW, **_DSC)),
+    (_CARTILAGES, Measure("cartilages_hd", "HD* [mm]", "hd_mm", RAW, factor=1.0, digits=1, larger_is_better=False)),
+)
+
+
+def stress_rows(experiment: Experiment, num_processes: int) -> pd.DataFrame:
+    """A row per set, knee, label, model and training: columns set, knee, label, model, repeat, and of ``measure``."""
+    keys, jobs = [], []
+    for kind, model, repeat, knee, *files in _predictions(experiment):
+        keys.append({"set": kind, "model": model, "repeat": repeat, "knee": knee})
+        jobs.append(joblib.delayed(measure_files)(*files))
+    found = joblib.Parallel(n_jobs=num_processes)(jobs)
+    return pd.DataFrame([{**key, **row} for key, rows in zip(keys, found, strict=True) for row in rows])
+
+
+def _predictions(experiment: Experiment) -> Iterator[tuple[str, str, str, str, Path, Path, Path]]:
+    """Set, model, training, knee; prediction, reference, anomalies."""
+    for repeat in experiment.repeats:
+        head = repeat.model.name, f"seed{repeat.seed}-fold{repeat.fold}"
+        for knee in experiment.cases(repeat):
+            name = f"{knee}.nii.gz"
+            files = (experiment.predictions(repeat), experiment.references, experiment.anomalies)
+            yield AS_THEY_ARE, *head, knee, *(folder / name for folder in files)
+            for kind in KINDS if not repeat.model.mask_known else ():
+                predicted = experiment.stress_predictions(repeat) / f"{knee}_{kind}.nii.gz"
+                folders = (experiment.stress / kind / part for part in ("labels", "anomalies"))
+                yield kind, *head, knee, predicted, *(folder / name for folder in folders)
+
+
+def by_group(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over the labels of a group: columns set, group, model, repeat, knee, and the quantities."""
+    bones = {NAMES[bone] for bone in BONES}
+    grouped = rows.assign(group=[_BONES if label in bones else _CARTILAGES for label in rows["label"]])
+    metrics = list(dict.fromkeys(measure.metric for _, measure in QUANTITIES))
+    keys = ["set", "group", "model", "repeat", "knee"]
+    return grouped.groupby(keys, sort=False)[metrics].mean().reset_index()
+
+
+def stress_table(rows: pd.DataFrame) -> Table:
+    """Means over labels, knees and trainings by set and model, with the range over trainings beneath."""
+    groups = by_group(rows)
+    lines = []
+    for kind in SETS:
+        of_kind = groups[groups["set"] == kind]
+        for model in dict.fromkeys(of_kind["model"]):
+            own = of_kind[of_kind["model"] == model]
+            cells = [_mean_cell(own[own["group"] == group], measure) for group, measure in QUANTITIES]
+            lines.append((word_cell("set", kind), word_cell("model", model), *cells))
+    return Table(
+        "Held-out knees without lesions, as they are, and with lesions that training never showed",
+        ("knees", "model", *(measure.title for _, measure in QUANTITIES)),
+        tuple(lines),
+        (
+            "Before clean-up. Means over labels, knees and trainings; beneath, the smallest and the largest mean of a "
+            "training, where there are several. Stray parts: the label has more than one part. Holes: share of the "
+            "filled bone that it encloses without being it. large: lesions with half-axes of 12 to 20 mm (patella 6 to "
+            "9) and the usual brightness; bright: 0.6 to 1 of the way to cartilage; dark: as far towards the cortex.",
+        ),
+        words=2,
+        grouped=1,
+    )
+
+
+def stress_difference_table(rows: pd.DataFrame) -> Table:
+    """Every model minus the first, knee by knee, with Wilcoxon's signed-rank test over knees."""
+    groups = by_group(rows)
+    metrics = list(dict.fromkeys(measure.metric for _, measure in QUANTITIES))
+    models = list(dict.fromkeys(groups["model"]))
+    lines = []
+    for kind in SETS:
+        own = groups[groups["set"] == kind].rename(columns={"group": "label", "knee": "case"}).assign(processing=RAW)
+        knees = own.groupby(["processing", "label", "model", "case"], sort=False)[metrics].mean().reset_index()
+        tests = statistics.paired(knees, metrics)
+        tests = tests[tests["model_a"] == models[0]].set_index(["model_b", "label", "metric"])
+        trainings = own.groupby(["label", "model", "repeat"], sort=False)[metrics].mean()
+        for model in dict.fromkeys(own["model"][own["model"] != models[0]]):
+            cells = []
+            for group, measure in QUANTITIES:
+                apart = trainings.loc[group, model][measure.metric] - trainings.loc[group, models[0]][measure.metric]
+                cells.append(_difference_cell(tests.loc[model, group, measure.metric], apart.dropna(), measure))
+            lines.append((word_cell("set", kind), word_cell("model", model), *cells))
+    return Table(
+        f"The same minus {models[0]}, knee by knee (each the mean over its trainings)",
+        ("knees", "model", *(measure.title for _, measure in QUANTITIES)),
+        tuple(lines),
+        (
+            "Beneath a mean: p of Wilcoxon's signed-rank test over knees, not corrected for the number of tests; and "
+            "the smallest and the largest difference of a pair of trainings of one seed and fold.",
+        ),
+        words=2,
+        grouped=1,
+    )
+
+
+def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
+    values = measure.factor * rows[measure.metric]
+    means = values.groupby(rows["repeat"]).mean().dropna()
+    if not len(means):
+        return Cell("")
+    mean, low, high = float(values.mean()), float(means.min()), float(means.max())
+    beneath = f"{number(low, measure.digits)} to {number(high, measure.digits)}" if len(means) > 1 else ""
+    kept = {measure.name: mean, f"{measure.name}_low": low, f"{measure.name}_high": high}
+    return Cell(number(mean, measure.digits), beneath=beneath, values=kept)
+
+
+def _difference_cell(test: pd.Series, apart: pd.Series, measure: Measure) -> Cell:
+    if not test["n"]:
+        return Cell("")
+    mean, digits = -measure.factor * test["difference"], max(measure.digits, 2 if measure.metric == "dsc" else 1)
+    low, high = (measure.factor * float(value) for value in (np.min(apart), np.max(apart)))
+    beneath = f"p {number(test['p'], 3)}" + (f"\n{number(low, digits)} to {number(high, digits)}" * (len(apart) > 1))
+    kept = {
+        measure.name: mean,
+        f"{measure.name}_p": test["p"],
+        f"{measure.name}_low": low,
+        f"{measure.name}_high": high,
+    }
+    return Cell(f"{'+' if mean > 0 else ''}{number(mean, digits)}", beneath=beneath, values=kept)
