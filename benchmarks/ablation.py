@@ -79,6 +79,7 @@ class AblationNetwork(AnomalyAwareNetwork):
         detector: AnomalyDetector,
         segmenter: nn.Module,
         error_channel: str,
+        num_maps: int,
         *,
         channel: str,
         weight: str,
@@ -88,11 +89,11 @@ class AblationNetwork(AnomalyAwareNetwork):
 
         Args:
             detector: A; or with ``mask_known`` G in A's place.
-            segmenter, error_channel: as in AnomalyAwareNetwork.
+            segmenter, error_channel, num_maps: as in AnomalyAwareNetwork.
             channel, weight: names in ``MAPS``, of what the error channel and the focal weight are made of.
             mask_known: the last input channel is the hole mask, and what it covers is erased.
         """
-        super().__init__(detector, segmenter, error_channel)
+        super().__init__(detector, segmenter, error_channel, num_maps)
         self.channel, self.weight, self.mask_known = channel, weight, mask_known
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
@@ -145,7 +146,7 @@ class AblationTrainer(AnomalyAwareTrainer):
         )
         settings = cls.settings(configuration_manager)
         detector = AnomalyDetector.build(configuration_manager, num_image_channels, settings)
-        return AblationNetwork(detector, segmenter, settings["error_channel"], **choices)
+        return AblationNetwork(detector, segmenter, settings["error_channel"], num_image_channels, **choices)
 
     def install_detector(self):
         """As in AnomalyAwareTrainer; with "mask_known" G takes A's place."""

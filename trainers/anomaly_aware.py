@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
@@ -16,6 +17,7 @@ from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.registry import detector_families
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
+from nnunetv2_anomaly.segmenters.settings import NORMALISED
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.commands import train_command
@@ -23,6 +25,8 @@ from nnunetv2_anomaly.training.data_record import check_data, data_record
 
 #: weight of the focal cross-entropy (method paper, Section 4)
 PUBLISHED_ALPHA = 10.0
+#: training patches over which the error's variance is measured
+_NORMALISING_PATCHES = 32
 
 
 class AnomalyAwareSegmentation(SegmentationTrainer):
@@ -82,6 +86,10 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
             self.initialize()
         if not self.resumed:
             self.report_detector(self.install_detector())
+            if self.module.error_channel_name == NORMALISED:
+                patches = self.training_patches(_NORMALISING_PATCHES, self.oversample_foreground_percent)
+                images = (torch.from_numpy(image).to(self.device)[None] for image, _ in patches)
+                self.module.normalise_error_channel(images)
         self.report_channel()
         super().on_train_start()
 
@@ -125,7 +133,8 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
     def report_channel(self) -> None:
         """Log what the segmenter sees of the error: the weights decide, where they come from a file."""
         channel = self.module.error_channel_name
-        self.print_to_log_file(f"Error channel: {channel}")
+        factors = f", times {self.module.error_channel_coefficients[1].tolist()}" if channel == NORMALISED else ""
+        self.print_to_log_file(f"Error channel: {channel}{factors}")
         if channel != self.error_channel:
             fact = f"the weights were trained with the error channel '{channel}', which stays"
             self.print_to_log_file(f"WARNING: {fact}, although the setting 'error_channel' is '{self.error_channel}'")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from numpy.typing import NDArray
 from torch import nn
 
 from nnunetv2_anomaly.detectors.base import Detector
@@ -66,20 +66,26 @@ class SegmentationTrainer(AnomalyTrainerBase):
             with self.write_failures_as_user_errors():
                 self._save_pasting_figure(self.pasting)
 
-    def _save_pasting_figure(self, pasting: PasteAnomalies) -> None:
-        """pasted_anomalies.png in the fold's folder: eight patches of training cases; random numbers are restored."""
-        states = np.random.get_state(), torch.get_rng_state()
-        training, _ = self.do_split()
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, training)
+    def training_patches(self, number: int, oversample_foreground: float = 1.0) -> list[tuple[NDArray, NDArray]]:
+        """Patches of training cases without augmentation, in each training the same; its random numbers stay.
+
+        Returns: images (C, *patch_size) and labels (*patch_size), (X, Y, Z) as nnU-Net has the axes.
+        """
+        state = np.random.get_state()
+        np.random.seed(0)
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[0])
         size = self.configuration_manager.patch_size
-        loader = nnUNetDataLoader(dataset, 1, size, size, self.label_manager, oversample_foreground_percent=1.0)
+        loader = nnUNetDataLoader(dataset, 1, size, size, self.label_manager, oversample_foreground)
+        batches = [next(loader) for _ in range(number)]
+        np.random.set_state(state)
+        return [(np.asarray(batch["data"][0]), np.asarray(batch["target"][0][0])) for batch in batches]
+
+    def _save_pasting_figure(self, pasting: PasteAnomalies) -> None:
+        """pasted_anomalies.png in the fold's folder: eight patches of training cases."""
         patches: list[tuple] = []
-        for number in range(4 * _EXAMPLES):  # a patch may hold no bone
-            batch = next(loader)
-            example = example_of(pasting, np.asarray(batch["data"][0]), np.asarray(batch["target"][0][0]), number)
+        for number, (image, labels) in enumerate(self.training_patches(4 * _EXAMPLES)):  # a patch may hold no bone
+            example = example_of(pasting, image, labels, number)
             patches += [] if example is None or len(patches) == _EXAMPLES else [example]
-        np.random.set_state(states[0])
-        torch.set_rng_state(states[1])
         if patches:
             spacing = self.configuration_manager.spacing[-2:]
             save_pasting_figure(Path(self.output_folder) / "pasted_anomalies.png", patches, spacing)
@@ -126,14 +132,13 @@ class SegmentationTrainer(AnomalyTrainerBase):
     ) -> nn.Module:
         """Detector, if any, and segmenter; a class method, so that a subclass's settings count at prediction."""
         detector = cls.build_detector(configuration_manager, num_input_channels)
-        num_seen = num_input_channels
-        if detector is not None:
-            num_seen += detector.contract.num_error_channels(num_input_channels)
+        num_maps = 0 if detector is None else detector.contract.num_error_channels(num_input_channels)
         plans = (plans_manager, configuration_manager)
+        num_seen = num_input_channels + num_maps
         segmenter = cls.build_segmenter(*plans, num_seen, num_output_channels, enable_deep_supervision)
         if detector is None:
             return segmenter
-        return AnomalyAwareNetwork(detector, segmenter, cls.settings(configuration_manager)["error_channel"])
+        return AnomalyAwareNetwork(detector, segmenter, cls.settings(configuration_manager)["error_channel"], num_maps)
 
     @property
     def segmenter(self) -> nn.Module:

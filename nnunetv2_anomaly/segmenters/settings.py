@@ -10,6 +10,9 @@ from nnunetv2_anomaly.training.pasting import OPTIONS, is_pasting
 #: (method paper, Section 3.3). The others are ours, as large as the normalised image beside it; docs/benchmarks.md says
 #: why.
 ERROR_CHANNELS = {"published": (0.0, 1.0), "squared": (0.0, 100.0), "signed": (10.0, 0.0)}
+#: E of unit variance over the training cases, which nnU-Net's own normalisation gives every image channel
+NORMALISED = "normalised"
+_CHANNELS = (*ERROR_CHANNELS, NORMALISED)
 
 SETTINGS: dict[str, Setting] = {
     "alpha": Setting(
@@ -21,10 +24,10 @@ SETTINGS: dict[str, Setting] = {
     "beta": Setting(99.0, *NOT_NEGATIVE, "slope of the focal weight F = 1 + beta * E (Eq. 4)"),
     "error_channel": Setting(
         "published",
-        f"one of {', '.join(ERROR_CHANNELS)}",
-        lambda value: isinstance(value, str) and value in ERROR_CHANNELS,
-        "what the segmenter sees of the reconstruction error: its square as published, 100 times that (squared), or 10 "
-        "times x - A(x) with its sign (signed)",
+        f"one of {', '.join(_CHANNELS)}",
+        lambda value: isinstance(value, str) and value in _CHANNELS,
+        "what the segmenter sees of the reconstruction error: its square as published, 100 times that (squared), its "
+        "square with unit variance over the training cases (normalised), or 10 times x - A(x) with its sign (signed)",
     ),
     "paste_anomalies": Setting(
         None,

@@ -230,6 +230,26 @@ def test_channel_of_the_weights_stays_whatever_the_setting_and_is_told(trainer_f
     assert "'signed', which stays, although the setting 'error_channel' is 'published'" in log_of(other)
 
 
+def test_normalised_channel_has_unit_variance_over_training_patches_and_stays_on_resuming(
+    trainer_factory, after_prestage, tmp_path
+):
+    trainer = trainer_factory(NAME, anomaly={"error_channel": "normalised", "num_epochs": 2, "seed": 1})
+    trainer.on_train_start()
+    factors = trainer.network.error_channel_coefficients.clone()
+    patches = [torch.from_numpy(image)[None] for image, _ in trainer.training_patches(32, 0.33)]
+    with torch.no_grad():
+        errors = torch.cat([trainer.network.detector(patch) for patch in patches])
+    torch.testing.assert_close((errors * factors[1]).std(), torch.tensor(1.0))
+    assert f"Error channel: normalised, times {factors[1].tolist()}" in log_of(trainer)
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    trainer.on_train_end()
+
+    resumed = trainer_factory(NAME, anomaly={"error_channel": "normalised", "num_epochs": 2, "seed": 2})
+    resumed.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    resumed.on_train_start()
+    assert torch.equal(resumed.network.error_channel_coefficients, factors)
+
+
 # --------------------------------------------------------------------------------------------------------- loss
 
 

@@ -29,8 +29,8 @@ def detector():
 @pytest.mark.parametrize("form", ["published", "squared", "signed"])
 def test_the_whole_difference_is_the_method_itself(detector, form):
     image = torch.randn(2, 1, *PATCH)
-    method = AnomalyAwareNetwork(detector, Seen(), form)
-    own = AblationNetwork(detector, Seen(), form, channel="whole", weight="whole", mask_known=False)
+    method = AnomalyAwareNetwork(detector, Seen(), form, 1)
+    own = AblationNetwork(detector, Seen(), form, 1, channel="whole", weight="whole", mask_known=False)
     assert torch.equal(own(image), method(image))
     assert torch.equal(own.latest_error_image, method.latest_error_image)
 
@@ -55,7 +55,7 @@ def test_shuffled_has_the_histogram_and_not_the_places():
 
 def test_channel_and_weight_are_chosen_apart(detector):
     image = torch.randn(1, 1, *PATCH)
-    network = AblationNetwork(detector, Seen(), "squared", channel="none", weight="whole", mask_known=False)
+    network = AblationNetwork(detector, Seen(), "squared", 1, channel="none", weight="whole", mask_known=False)
     with torch.no_grad():
         assert torch.equal(network(image)[:, 1:], torch.zeros_like(image))
         assert torch.equal(network.latest_error_image, detector(image))
@@ -65,7 +65,7 @@ def test_known_mask_is_erased_and_not_shown_to_the_segmenter(detector):
     image = torch.randn(1, 1, *PATCH)
     hole = torch.zeros_like(image)
     hole[..., 3:] = 1
-    network = AblationNetwork(detector, Seen(), "squared", channel="whole", weight="whole", mask_known=True)
+    network = AblationNetwork(detector, Seen(), "squared", 1, channel="whole", weight="whole", mask_known=True)
     with torch.no_grad():
         stacked = network(torch.cat((image, hole), dim=1))
         rescaled = detector.rescale(image)

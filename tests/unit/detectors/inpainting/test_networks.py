@@ -54,7 +54,8 @@ def make_segmenter(num_channels=1, deep_supervision=True):
 
 
 def anomaly_aware(num_channels=1, deep_supervision=False, channel="signed"):
-    return AnomalyAwareNetwork(make_detector(num_channels), make_segmenter(num_channels, deep_supervision), channel)
+    segmenter = make_segmenter(num_channels, deep_supervision)
+    return AnomalyAwareNetwork(make_detector(num_channels), segmenter, channel, num_channels)
 
 
 def random_image(num_channels=1, seed=0):
@@ -258,6 +259,33 @@ def test_error_channel_travels_in_the_state_dict():
     image = random_image()
     with torch.no_grad():
         assert torch.equal(other(image), trained(image))
+
+
+def test_a_normalised_error_has_unit_variance_in_each_channel():
+    network = anomaly_aware(num_channels=2, channel="normalised").eval()
+    seen = []
+    network.segmenter.register_forward_pre_hook(lambda module, given: seen.append(given[0][:, 2:]))
+    patches = [random_image(2, seed) * scale for seed, scale in ((0, 1.0), (1, 0.3), (2, 2.0))]
+    network.normalise_error_channel(iter(patches))
+    with torch.no_grad():
+        for patch in patches:
+            network(patch)
+            error, factors = network.detector(patch), network.error_channel_coefficients[1]
+            torch.testing.assert_close(seen[-1], error * factors.view(1, 2, 1, 1, 1))
+    deviations = torch.cat(seen).transpose(0, 1).flatten(1).std(dim=1)
+    torch.testing.assert_close(deviations, torch.ones(2))
+    assert network.error_channel_coefficients[1, 0] != network.error_channel_coefficients[1, 1]
+
+
+@pytest.mark.parametrize(("before", "after"), [("published", "normalised"), ("normalised", "published")])
+def test_the_channel_of_the_weights_stays_also_where_its_form_is_another(before, after):
+    trained, other = anomaly_aware(channel=before).eval(), anomaly_aware(channel=after).eval()
+    if before == "normalised":
+        trained.normalise_error_channel([random_image()])
+    other.load_state_dict(trained.state_dict())
+    assert other.error_channel_name == before
+    with torch.no_grad():
+        assert torch.equal(other(random_image()), trained(random_image()))
 
 
 def test_latest_error_image_is_the_detectors_of_the_latest_image():
