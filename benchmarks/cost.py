@@ -20,6 +20,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to, focal_weight
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
+from nnunetv2_anomaly.training.pasting import PasteAnomalies, with_pasting
 
 NUM_CLASSES = 7
 
@@ -134,6 +136,29 @@ def _in_bfloat16(detector: nn.Module, image: Tensor) -> Tensor:
         return detector(image)
 
 
+def augmentations(configuration: ConfigurationManager, spacing: list[float]) -> dict[str, Callable[[], None]]:
+    """nnU-Net's augmentation of one training patch, without pasted anomalies and with them; a third of it is bone."""
+    patch, third = np.array(configuration.patch_size), int(configuration.patch_size[1]) // 3
+    turns = (-np.pi / 6, np.pi / 6)
+    size = get_patch_size(patch, turns, turns, turns, (0.85, 1.25))
+    scales = (1 / np.cumprod(np.vstack(configuration.pool_op_kernel_sizes), axis=0)).tolist()[:-1]
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32))
+    labels = torch.zeros((1, *size), dtype=torch.int16)
+    labels[:, :, size[1] // 2 - third // 2 : size[1] // 2 + third // 2] = 1
+
+    def augmentation(**options: float) -> Callable[[], None]:
+        transforms = nnUNetTrainer.get_training_transforms(patch, turns, scales, (), False, [False])
+        if options:
+            transforms = with_pasting(transforms, PasteAnomalies(spacing, [[1]], **options))
+        return lambda: transforms(image=image, segmentation=labels) and None
+
+    return {
+        "nnU-Net": augmentation(),
+        "pasting into every other patch": augmentation(probability=0.5),
+        "pasting into every patch": augmentation(probability=1.0),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patch", type=int, nargs=3, default=[64, 96, 96], help="voxels, nnU-Net's axis order")
@@ -206,6 +231,15 @@ def main() -> None:
     if device.type == "cuda":
         print(torch.cuda.get_device_name())
     print(f"patch {patch}, batch {arguments.batch}, strides {configuration.pool_op_kernel_sizes}")
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in nnU-Net's loading processes
+    loading = interleaved(augmentations(configuration, arguments.spacing), 4 * arguments.repeats, torch.device("cpu"))
+    show("Augmentation of one patch, one thread", loading, "nnU-Net")
+    means = {name: values.mean() for name, values in loading.items()}
+    for name, mean in means.items():
+        print(f"  {name}: mean {mean * 1e3:.1f} ms, ratio of means {mean / means['nnU-Net']:.3f}")
+    torch.set_num_threads(threads)
 
     for network in networks.values():
         network.train()

@@ -27,7 +27,7 @@ from nnunetv2_anomaly.label_roles import LabelRoles
 from nnunetv2_anomaly.plans.settings import is_list, is_number, is_positive, is_text, is_whole
 
 #: voxels of a patch that are looked at to find the host, its middle intensity and its spread
-_SAMPLES = 20_000
+_SAMPLES = 10_000
 #: fewer of them in a host tell nothing of it
 _LEAST_SAMPLES = 20
 #: median absolute deviation -> standard deviation of a normal distribution
@@ -154,6 +154,17 @@ def is_pasting(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class _Structure:
+    """A host as a patch shows it: places of some of its voxels, and intensities per channel, (C,)."""
+
+    values: tuple[int, ...]
+    places: NDArray[np.integer]  # (n,), in the flattened patch
+    median: Tensor
+    spread: Tensor  # robust standard deviation
+    darkest: Tensor  # of the whole patch
+
+
+@dataclass(frozen=True)
 class PastedAnomaly:
     """One anomaly: its box in the patch, and there how much of each voxel it is, and what it is."""
 
@@ -214,21 +225,27 @@ class PasteAnomalies(BasicTransform):
         self.now.fill_(self.probability if share < self.until else 0.0)
 
     def draw_some(self, rng: Generator, image: Tensor, labels: Tensor) -> list[PastedAnomaly]:
-        """Draw a number of anomalies as ``draw`` does."""
-        drawn = (self.draw(rng, image, labels) for _ in range(rng.integers(self.count[0], self.count[1] + 1)))
-        return [anomaly for anomaly in drawn if anomaly is not None]
+        """Draw a number of anomalies, none where no host is in the patch. Args: image: (C, *axes). labels: (*axes)."""
+        structures = self._structures(rng, image, labels)
+        number = rng.integers(self.count[0], self.count[1] + 1) if structures else 0
+        return [self._draw(rng, image, labels, structures[rng.integers(len(structures))]) for _ in range(number)]
 
-    def draw(self, rng: Generator, image: Tensor, labels: Tensor) -> PastedAnomaly | None:
-        """Draw an anomaly. Args: image: (C, *axes). labels: (*axes). Returns: None where no host is in the patch."""
+    def _structures(self, rng: Generator, image: Tensor, labels: Tensor) -> list[_Structure]:
+        places = rng.integers(0, labels.numel(), _SAMPLES)
+        found, seen = labels.flatten()[places].numpy(), image.flatten(1)[:, places]
+        structures = []
+        for values in self.hosts:
+            own = np.isin(found, values)
+            if own.sum() >= _LEAST_SAMPLES:
+                within = seen[:, own]
+                median = within.median(dim=1).values
+                spread = _MAD * (within - median[:, None]).abs().median(dim=1).values
+                structures.append(_Structure(values, places[own], median, spread, seen.amin(dim=1)))
+        return structures
+
+    def _draw(self, rng: Generator, image: Tensor, labels: Tensor, structure: _Structure) -> PastedAnomaly:
         size, every = np.array(labels.shape), slice(None)
-        places = rng.integers(0, size[:, None], (len(size), _SAMPLES))
-        found = labels[tuple(places)].numpy()
-        samples = [places[:, np.isin(found, values)] for values in self.hosts]
-        there = [number for number, of in enumerate(samples) if of.shape[1] >= _LEAST_SAMPLES]
-        if not there:
-            return None
-        number = there[rng.integers(len(there))]
-        centre = samples[number][:, rng.integers(samples[number].shape[1])]
+        centre = np.array(np.unravel_index(structure.places[rng.integers(len(structure.places))], size))
         half_mm = math.exp(rng.uniform(math.log(self.size_mm[0]), math.log(self.size_mm[1]))) / 2
         edge_mm = float(rng.uniform(*_SOFT_EDGE_MM)) if rng.uniform() < 0.5 else 0.0
         reach = np.ceil((half_mm + 2 * edge_mm) / self.spacing_mm).astype(int)
@@ -241,17 +258,13 @@ class PasteAnomalies(BasicTransform):
         weight = SHAPES[rng.integers(len(SHAPES))](rng, places_mm, half_mm).astype(np.float32)
         if edge_mm:
             weight = ndimage.gaussian_filter(weight, edge_mm / self.spacing_mm)
-        weight *= np.isin(labels[box].numpy(), self.hosts[number])
+        weight *= np.isin(labels[box].numpy(), structure.values)
 
-        flat = image.flatten(1)
-        seen, within = (flat[:, np.ravel_multi_index(tuple(p), size)] for p in (places, samples[number]))
-        median = within.median(dim=1).values
-        spread = _MAD * (within - median[:, None]).abs().median(dim=1).values
         low, high = self.strength
         signs = rng.choice((-1.0, 1.0), len(image)) if self.sign is None else self.sign
-        shift = torch.from_numpy(signs * rng.uniform(low, high, len(image))).to(image) * spread
+        shift = torch.from_numpy(signs * rng.uniform(low, high, len(image))).to(image) * structure.spread
         here, elsewhere = (every, *box), (every, *map(slice, other, other + stop - start))
-        known = (of.view(broadcast) for of in (median, seen.amin(dim=1), shift))
+        known = (of.view(broadcast) for of in (structure.median, structure.darkest, shift))
         host = Host(image[here], image[elsewhere], *known)
         content = LAWS[rng.integers(len(LAWS))](rng, host, places_mm)
         return PastedAnomaly(box, torch.from_numpy(weight).to(image), content.clone())

@@ -42,6 +42,9 @@ def test_cost():
         "The detector, a batch of 2",
     ):
         assert f"\n{title}\n" in printed
+    pasting = dict(re.findall(r"(?m)^  (pasting into .*): mean .* ratio of means ([0-9.]+)$", printed))
+    assert list(pasting) == ["pasting into every other patch", "pasting into every patch"]
+    assert all(float(ratio) > 0 for ratio in pasting.values())
     assert len(re.findall(r"(?m)^  anomaly-aware .* ratio [0-9.]+$", printed)) == 2
     # The layout of memory changes no more than the order of sums; half precision does.
     off = {
