@@ -1,4 +1,4 @@
-"""Tables of the stress tests: what decides between models."""
+"""Tables and a figure of the stress tests: what decides between models."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
+import SimpleITK as sitk
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 
 from benchmarks.experiment import Experiment
 from benchmarks.stress import FAR_MM, KINDS, measure_files
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.results import RAW
 from nnunetv2_anomaly.evaluation.tables import Measure
-from nnunetv2_anomaly.labels import BONES, NAMES
+from nnunetv2_anomaly.images.grids import oriented
+from nnunetv2_anomaly.labels import BONES, LABELS, NAMES
+from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
+from nnunetv2_anomaly.reporting.page import Picture
 from nnunetv2_anomaly.reporting.table import Cell, Table, number, word_cell
+from nnunetv2_anomaly.simulation.dess import STRESS
 
 AS_THEY_ARE = "as they are"
 SETS = (KINDS[0], AS_THEY_ARE, *KINDS[1:])
+_LESION_COLOUR = "#C1121F"
 _BONES, _CARTILAGES = "bones", "cartilages"
 
 _DSC = {"factor": 100.0, "digits": 1, "larger_is_better": True}
@@ -123,6 +131,48 @@ def stress_difference_table(rows: pd.DataFrame) -> Table:
         words=2,
         grouped=1,
     )
+
+
+def stress_drawing(experiment: Experiment) -> Picture:
+    """A held-out knee with each kind of stress lesion, and what each model's first training makes of it."""
+    first = {repeat.model.name: repeat for repeat in reversed(experiment.repeats) if not repeat.model.mask_known}
+    models = [model.name for model in experiment.models if model.name in first]
+    knee = next(iter(experiment.cases(first[models[0]])))
+    return Picture(
+        _figure(experiment, {model: experiment.stress_predictions(first[model]) for model in models}, knee),
+        f"Knee {knee} with lesions that training never showed (red outline), sagittal slices through most of them, and "
+        "its segmentations before clean-up.",
+        "Segmentations of lesions that training never showed",
+        "stress",
+    )
+
+
+@own_style
+def _figure(experiment: Experiment, predictions: dict[str, Path], knee: str) -> Figure:
+    palette = label_palette(LABELS, LABELS.values())
+    colours = ListedColormap([palette[value] for value in sorted(palette)])
+    figure = Figure(figsize=(2.0 * (len(predictions) + 2), 2.2 * len(STRESS)), layout="constrained")
+    for row, kind in zip(figure.subplots(len(STRESS), len(predictions) + 2, squeeze=False), STRESS, strict=True):
+        parts = {part: experiment.stress / kind / part for part in ("images", "anomalies", "labels")}
+        files = {part: folder / f"{knee}.nii.gz" for part, folder in parts.items()}
+        files["images"] = parts["images"] / f"{knee}_0000.nii.gz"
+        files |= {model: folder / f"{knee}_{kind}.nii.gz" for model, folder in predictions.items()}
+        images = {name: oriented(sitk.ReadImage(str(file))) for name, file in files.items()}
+        volumes = {name: sitk.GetArrayFromImage(image) for name, image in images.items()}
+        spacing, place = images["labels"].GetSpacing(), int(np.argmax((volumes["anomalies"] > 0).sum((0, 1))))
+        image, lesion = (volumes.pop(name)[:, :, place] for name in ("images", "anomalies"))
+        for axis, (name, shown) in zip(row, {"": None, **volumes}.items(), strict=True):
+            grid = {"origin": "lower", "aspect": spacing[2] / spacing[1]}
+            axis.imshow(image, cmap="gray", vmin=0, vmax=np.percentile(image, 99.5), **grid)
+            if shown is not None:
+                labels = np.ma.masked_equal(shown[:, :, place], 0)
+                axis.imshow(labels, cmap=colours, vmin=-0.5, vmax=9.5, alpha=0.5, interpolation="nearest", **grid)
+            axis.contour(lesion > 0, levels=[0.5], colors=_LESION_COLOUR, linewidths=0.8)
+            axis.set(xticks=[], yticks=[])
+            if kind == next(iter(STRESS)):
+                axis.set_title(name.replace("labels", "reference").replace("_", " "), fontsize=9)
+        row[0].set_ylabel(kind, fontsize=9)
+    return figure
 
 
 def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
