@@ -32,6 +32,8 @@ _SAMPLES = 10_000
 _LEAST_SAMPLES = 20
 #: median absolute deviation -> standard deviation of a normal distribution
 _MAD = 1.4826
+#: share of the way from a host's median to the darkest voxel that an anomaly may go: what is as dark as air is no host
+_NOT_AS_DARK = 0.8
 #: how far a soft edge reaches, mm (standard deviation of the Gaussian)
 _SOFT_EDGE_MM = (0.5, 2.0)
 
@@ -161,7 +163,8 @@ class _Structure:
     places: NDArray[np.integer]  # (n,), in the flattened patch
     median: Tensor
     spread: Tensor  # robust standard deviation
-    darkest: Tensor  # of the whole patch
+    darkest: Tensor  # of the whole patch, as is brightest
+    brightest: Tensor
 
 
 @dataclass(frozen=True)
@@ -187,8 +190,8 @@ class PasteAnomalies(BasicTransform):
         *,
         probability: float = 0.5,
         count: Sequence[int] = (1, 5),
-        strength: Sequence[float] = (1.0, 5.0),
-        size_mm: Sequence[float] = (4.0, 20.0),
+        strength: Sequence[float] = (1.0, 10.0),
+        size_mm: Sequence[float] = (4.0, 40.0),
         polarity: str = "both",
         until: float = 1.0,
     ) -> None:
@@ -199,7 +202,8 @@ class PasteAnomalies(BasicTransform):
             hosts: values of each structure that anomalies are pasted into; each has a spread of its own.
             probability: that a patch gets any.
             count: fewest and most anomalies of a patch.
-            strength: least and largest distance from the host's median, in its own robust standard deviations.
+            strength: least and largest distance from the host's median, in its own robust standard deviations; never
+                beyond the brightest voxel of the patch, or near its darkest.
             size_mm: least and largest extent; sizes between are drawn evenly on a logarithmic scale.
             polarity: of ``POLARITIES``.
             until: share of a training after which nothing is pasted (``set_progress``).
@@ -240,7 +244,7 @@ class PasteAnomalies(BasicTransform):
                 within = seen[:, own]
                 median = within.median(dim=1).values
                 spread = _MAD * (within - median[:, None]).abs().median(dim=1).values
-                structures.append(_Structure(values, places[own], median, spread, seen.amin(dim=1)))
+                structures.append(_Structure(values, places[own], median, spread, seen.amin(dim=1), seen.amax(dim=1)))
         return structures
 
     def _draw(self, rng: Generator, image: Tensor, labels: Tensor, structure: _Structure) -> PastedAnomaly:
@@ -263,6 +267,8 @@ class PasteAnomalies(BasicTransform):
         low, high = self.strength
         signs = rng.choice((-1.0, 1.0), len(image)) if self.sign is None else self.sign
         shift = torch.from_numpy(signs * rng.uniform(low, high, len(image))).to(image) * structure.spread
+        darkest = -_NOT_AS_DARK * (structure.median - structure.darkest)
+        shift = shift.clamp(darkest, structure.brightest - structure.median)
         here, elsewhere = (every, *box), (every, *map(slice, other, other + stop - start))
         known = (of.view(broadcast) for of in (structure.median, structure.darkest, shift))
         host = Host(image[here], image[elsewhere], *known)

@@ -110,6 +110,18 @@ def test_polarity(polarity, sign):
         assert float(change.mean()) * sign > 0
 
 
+@pytest.mark.parametrize("polarity", ["bright", "dark"])
+def test_no_anomaly_is_as_dark_as_air_or_brighter_than_all_else(polarity, monkeypatch):
+    monkeypatch.setattr(pasting, "LAWS", (pasting.constant,))
+    for seed in range(6):
+        image, _, made = pasted(seed=seed, polarity=polarity, strength=(50.0, 60.0))
+        new = made["image"][made["image"] != image]
+        if polarity == "bright":
+            assert float(new.max()) <= float(image.max())
+        else:  # 0.8 of the way from the host's 10 to about -4
+            assert -3.0 < float(new.min()) < 0.0
+
+
 def test_strength_is_in_the_hosts_own_spread():
     """Ten times the contrast, ten times the change."""
     np.random.seed(0)
