@@ -17,6 +17,7 @@ import torch
 from benchmarks.channel_use import AS_TRAINED, CHANGES, channel_use
 from benchmarks.experiment import Experiment, Repeat, epoch_seconds, is_older, training_of
 from benchmarks.figures import difference_drawing
+from benchmarks.focal_weights import focal_weight_table
 from benchmarks.stress_tables import stress_difference_table, stress_drawing, stress_rows, stress_table
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
@@ -62,7 +63,8 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     made_by = provenance(experiment, command)
     detectors = _detectors(experiment)
     if not experiment.repeats:
-        return _write(experiment, made_by, {"detectors": detector_table(detectors)})
+        tables = {"detectors": detector_table(detectors), "focal_weights": focal_weight_table(experiment)}
+        return _write(experiment, made_by, tables)
     references, folders = _gather(experiment)
     dataset = find_dataset_description(experiment.raw / "dataset.json", [])
     settings = _settings(dataset, references.glob("*.nii.gz"))
@@ -83,7 +85,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         write_text(experiment.folder / "stress" / "rows.csv", csv_text(rows))
         tables = {"stress": stress_table(rows), "stress_differences": stress_difference_table(rows)} | tables
     if detectors:
-        tables["detectors"] = detector_table(detectors)
+        tables |= {"detectors": detector_table(detectors), "focal_weights": focal_weight_table(experiment)}
     used = channel_use(experiment)
     if len(used):
         tables["channel_use"] = channel_table(used)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
+from benchmarks.focal_weights import tissue_weights
 from benchmarks.stress import KINDS, link_images, measure, write_healthy_maps
 from benchmarks.stress_tables import stress_difference_table, stress_table
 
@@ -90,6 +91,14 @@ def test_one_folder_has_every_kind_of_some_knees(tmp_path):
     link_images(tmp_path, ["b"], tmp_path / "images")
     found = {file.name: file.read_text() for file in (tmp_path / "images").iterdir()}
     assert found == {f"b_{kind}_0000.nii.gz": f"{kind}b" for kind in KINDS}
+
+
+def test_the_focal_weight_is_told_for_each_tissue():
+    labels, anomalies = np.array([[[0, 1, 1, 2, 0]]]), np.array([[[0, 0, 7, 0, 7]]])
+    error = np.array([[[0.01, 0.02, 0.1, 0.2, 0.3]]])
+    found = tissue_weights(error, labels, anomalies)
+    assert found == pytest.approx({"bones": 2.98, "lesions": 20.8, "cartilages": 20.8, "elsewhere": 1.99})
+    assert math.isnan(tissue_weights(error, labels, 0 * anomalies)["lesions"])
 
 
 @pytest.fixture
