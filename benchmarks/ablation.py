@@ -141,12 +141,12 @@ class AblationTrainer(AnomalyAwareTrainer):
         """As in AnomalyAwareTrainer, without a channel for the hole mask."""
         choices = cls.choices(configuration_manager.configuration)
         num_image_channels = num_input_channels - int(choices["mask_known"])
-        segmenter = cls.build_segmenter(
-            plans_manager, configuration_manager, 2 * num_image_channels, num_output_channels, enable_deep_supervision
+        plans = (plans_manager, configuration_manager)
+        whole = super().build_network_architecture(
+            *plans, num_image_channels, num_output_channels, enable_deep_supervision
         )
-        settings = cls.settings(configuration_manager)
-        detector = AnomalyDetector.build(configuration_manager, num_image_channels, settings)
-        return AblationNetwork(detector, segmenter, settings["error_channel"], num_image_channels, **choices)
+        channel = cls.settings(configuration_manager)["error_channel"]
+        return AblationNetwork(whole.detector, whole.segmenter, channel, num_image_channels, **choices)
 
     def install_detector(self):
         """As in AnomalyAwareTrainer; with "mask_known" G takes A's place."""

@@ -172,6 +172,8 @@ class AnomalyAwareTrainer(AnomalyAwareSegmentation):
     alpha, with which nnU-Net balances Dice and cross-entropy: 1 (docs/benchmarks.md).
     """
 
+    starts_as_planned = True
+
 
 class AnomalyAwarePublishedTrainer(AnomalyAwareTrainer):
     """The same with the paper's alpha, 10."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -38,6 +39,8 @@ class SegmentationTrainer(AnomalyTrainerBase):
     num_epochs: int = default("num_epochs")
     segmentation_learning_rate: float | None = default("segmentation_learning_rate")
     paste_anomalies: dict[str, Any] | None = default("paste_anomalies")
+    #: whether the segmenter is built for the image, and sees a detector's error by further weights that start at 0
+    starts_as_planned: bool = False
     #: the transform that pastes them, None where none are
     pasting: PasteAnomalies | None = None
 
@@ -131,13 +134,16 @@ class SegmentationTrainer(AnomalyTrainerBase):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Detector, if any, and segmenter; a class method, so that a subclass's settings count at prediction."""
-        detector = cls.build_detector(configuration_manager, num_input_channels)
+        with torch.random.fork_rng(devices=[]):  # the segmenter's first weights do not hang on the detector
+            detector = cls.build_detector(configuration_manager, num_input_channels)
         num_maps = 0 if detector is None else detector.contract.num_error_channels(num_input_channels)
         plans = (plans_manager, configuration_manager)
-        num_seen = num_input_channels + num_maps
+        num_seen = num_input_channels + (0 if cls.starts_as_planned else num_maps)
         segmenter = cls.build_segmenter(*plans, num_seen, num_output_channels, enable_deep_supervision)
         if detector is None:
             return segmenter
+        if cls.starts_as_planned:
+            planned.see_more_channels(segmenter, num_maps)
         return AnomalyAwareNetwork(detector, segmenter, cls.settings(configuration_manager)["error_channel"], num_maps)
 
     @property

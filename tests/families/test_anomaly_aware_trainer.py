@@ -205,6 +205,23 @@ def test_training_steps_change_the_segmenter_and_leave_the_detector_bitwise_alon
     assert any(not torch.equal(value, encoder[name]) for name, value in trainer.network.encoder.state_dict().items())
 
 
+def test_with_a_seed_it_starts_as_nnunets_own_network_does(trainer_factory, after_prestage):
+    trainer = trainer_factory(NAME)
+    torch.manual_seed(0)
+    plain = nnUNetTrainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 4, True)
+    torch.manual_seed(0)
+    aware = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 4, True)
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        for own, other in zip(aware.eval()(image), plain.eval()(image), strict=True):
+            torch.testing.assert_close(own, other)
+        first = aware.segmenter.encoder.stages[0][0].convs[0].conv
+        assert first.weight.shape[1] == first.in_channels == 2
+        aware(image)[0].sum()
+    aware.segmenter(torch.randn(1, 2, 16, 16, 16))[0].sum().backward()
+    assert (first.weight.grad[:, 1] != 0).any()  # and the channel is learned
+
+
 # ------------------------------------------------------------------------------------------------- error channel
 
 
