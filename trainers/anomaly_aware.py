@@ -173,9 +173,11 @@ class AnomalyAwareTrainer(AnomalyAwareSegmentation):
     """
 
     starts_as_planned = True
+    paste_anomalies: dict[str, Any] | str | None = default("paste_anomalies")
 
 
 class AnomalyAwarePublishedTrainer(AnomalyAwareTrainer):
-    """The same with the paper's alpha, 10."""
+    """The same as published: with the paper's alpha, 10, and without pasted anomalies."""
 
     alpha: float = PUBLISHED_ALPHA
+    paste_anomalies: dict[str, Any] | str | None = None

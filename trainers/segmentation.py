@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.errors import UnsupportedError, UserError, worded
 from nnunetv2_anomaly.images.files import check_whole
-from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
+from nnunetv2_anomaly.label_roles import ROLES_KEY, LabelRoles, label_roles
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.reporting.drawing import save_pasting_figure
 from nnunetv2_anomaly.segmenters import planned
@@ -27,7 +27,14 @@ from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from nnunetv2_anomaly.training.data_record import case_record, check_cases_exist
 from nnunetv2_anomaly.training.distributed import rank, world_size
-from nnunetv2_anomaly.training.pasting import PasteAnomalies, example_of, pasting_of, with_pasting
+from nnunetv2_anomaly.training.pasting import (
+    AUTO,
+    PasteAnomalies,
+    example_of,
+    pasting_of,
+    why_not_pasted,
+    with_pasting,
+)
 
 #: patches in the picture of pasted anomalies
 _EXAMPLES = 8
@@ -38,7 +45,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
 
     num_epochs: int = default("num_epochs")
     segmentation_learning_rate: float | None = default("segmentation_learning_rate")
-    paste_anomalies: dict[str, Any] | None = default("paste_anomalies")
+    paste_anomalies: dict[str, Any] | str | None = None
     #: whether the segmenter is built for the image, and sees a detector's error by further weights that start at 0
     starts_as_planned: bool = False
     #: the transform that pastes them, None where none are
@@ -51,11 +58,12 @@ class SegmentationTrainer(AnomalyTrainerBase):
             fault = f"{type(self).__name__} does not support region-based labels: its losses need one class per voxel"
             raise UnsupportedError(f"{fault}; give dataset.json plain labels")
 
-        if self.paste_anomalies is not None:
-            labels = self.dataset_json["labels"]
-            roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
+        options = self.paste_anomalies
+        if options == AUTO:
+            options = None if why_not_pasted(self.roles) else {}
+        if isinstance(options, Mapping):
             spacing = self.configuration_manager.spacing
-            pasting = pasting_of(self.paste_anomalies, labels, roles, spacing)
+            pasting = pasting_of(options, self.dataset_json["labels"], self.roles, spacing)
             transforms: Callable[..., ComposeTransforms] = self.get_training_transforms  # type: ignore[has-type]
             self.pasting = pasting
             self.get_training_transforms = lambda *args, **kwargs: with_pasting(transforms(*args, **kwargs), pasting)
@@ -63,11 +71,26 @@ class SegmentationTrainer(AnomalyTrainerBase):
     def on_train_start(self) -> None:
         """As in the base, and a picture of pasted training patches."""
         super().on_train_start()
+        self.report_pasting()
         if self.pasting is not None and rank() == 0:
-            options = worded(self.paste_anomalies) if self.paste_anomalies else "as by default"
-            self.print_to_log_file(f"Anomalies are pasted while training: {options}")
             with self.write_failures_as_user_errors():
                 self._save_pasting_figure(self.pasting)
+
+    @property
+    def roles(self) -> LabelRoles:
+        """Which labels are bones and lesions."""
+        return label_roles(self.dataset_json["labels"], self.dataset_json.get(ROLES_KEY))
+
+    def report_pasting(self) -> None:
+        """Log whether anomalies are pasted, and how, or why not."""
+        if self.pasting is not None:
+            options = worded(self.paste_anomalies) if isinstance(self.paste_anomalies, Mapping) else None
+            self.print_to_log_file(f"Anomalies are pasted while training: {options or 'as by default'}")
+        elif self.paste_anomalies == AUTO:
+            reason = why_not_pasted(label_roles(self.dataset_json["labels"], self.dataset_json.get(ROLES_KEY)))
+            self.print_to_log_file(
+                f"No anomalies are pasted, as {reason}; the setting 'paste_anomalies' can change that"
+            )
 
     def training_patches(self, number: int, oversample_foreground: float = 1.0) -> list[tuple[NDArray, NDArray]]:
         """Patches of training cases without augmentation, in each training the same; its random numbers stay.
@@ -224,4 +247,4 @@ class SegmentationTrainer(AnomalyTrainerBase):
 class PastedAnomaliesTrainer(SegmentationTrainer):
     """nnU-Net's planned network and loss, with anomalies pasted into the bones of the training images."""
 
-    paste_anomalies: dict[str, Any] | None = {}  # noqa: RUF012 (never changed; the options are the defaults)
+    paste_anomalies: dict[str, Any] | str | None = {}  # noqa: RUF012 (never changed; the options are the defaults)

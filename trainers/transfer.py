@@ -29,6 +29,7 @@ class TransferProtocol(SegmentationTrainer):
     """
 
     num_epochs: int = 50
+    paste_anomalies: dict[str, Any] | str | None = None
     transfer_learning_rate: ClassVar[float] = 2.5e-4
     added_class_weight: ClassVar[float] = 10.0
     frozen_convolution_blocks: ClassVar[int] = 2

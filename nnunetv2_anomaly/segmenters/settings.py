@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, TRUE_OR_FALSE, Setting, is_text, or_null, whole
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR
-from nnunetv2_anomaly.training.pasting import OPTIONS, is_pasting
+from nnunetv2_anomaly.training.pasting import AUTO, OPTIONS, is_pasting
 
 #: Of the difference d and the anomaly map E a segmenter sees a * d + b * E: name -> (a, b). Published is E as it is
 #: (method paper, Section 3.3). The others are ours, as large as the normalised image beside it; docs/benchmarks.md says
@@ -30,9 +30,11 @@ SETTINGS: dict[str, Setting] = {
         "square with unit variance over the training cases (normalised), or 10 times x - A(x) with its sign (signed)",
     ),
     "paste_anomalies": Setting(
-        None,
-        *or_null((f"a dictionary of {', '.join(OPTIONS)}", is_pasting), "none"),
-        "synthetic anomalies pasted into bones while training, labels unchanged (docs/how-to/paste-anomalies.md)",
+        AUTO,
+        *or_null((f"auto, a dictionary of {', '.join(OPTIONS)}", is_pasting), "none"),
+        "synthetic anomalies pasted into bones while training, labels unchanged (docs/how-to/paste-anomalies.md); auto "
+        "pastes where there are bones and no lesion is a label; null in all trainers but AnomalyAwareTrainer and "
+        "PastedAnomaliesTrainer",
     ),
     "num_epochs": Setting(1000, *whole(1), "epochs of the anomaly-aware segmentation, as in nnU-Net"),
     "detector": Setting(

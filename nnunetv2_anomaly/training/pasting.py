@@ -147,9 +147,23 @@ OPTIONS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+#: the setting that pastes where that does no harm: see ``why_not_pasted``
+AUTO = "auto"
+
+
 def is_pasting(value: Any) -> bool:
-    """Whether a value is a dictionary of ``OPTIONS``."""
-    return isinstance(value, Mapping) and all(name in OPTIONS and OPTIONS[name](of) for name, of in value.items())
+    """Whether a value is a dictionary of ``OPTIONS``, or ``AUTO``."""
+    if isinstance(value, Mapping):
+        return all(name in OPTIONS and OPTIONS[name](of) for name, of in value.items())
+    return is_text(value) and value == AUTO
+
+
+def why_not_pasted(roles: LabelRoles) -> str | None:
+    """Why ``AUTO`` pastes nothing into a data set with these labels; None where it does."""
+    if not roles.bones:
+        return "no label is a bone"
+    # What is pasted keeps the bone's label: a network that is to tell lesions from bone would learn the contrary.
+    return "lesions are labels of their own" if roles.lesions else None
 
 
 # --------------------------------------------------------------------- transform

@@ -8,6 +8,7 @@ import torch
 import nnunetv2_anomaly.training.pasting as pasting
 from nnunetv2_anomaly.errors import UserError
 
+DESCRIPTION = {"channel_names": {"0": "MRI"}, "numTraining": 6, "file_ending": ".nii.gz"}
 PASTED = {"probability": 1.0, "size_mm": [3.0, 6.0], "hosts": ["femoral_bone"]}
 
 
@@ -40,6 +41,31 @@ def test_without_the_setting_the_batches_are_bitwise_those_without_pasting(train
         assert torch.equal(plain["data"], other["data"])
         for one, another in zip(plain["target"], other["target"], strict=True):
             assert torch.equal(one, another)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ({"background": 0, "femoral_bone": 1, "cartilage": 2}, None),
+        ({"background": 0, "femoral_bone": 1, "femoral_lesion": 2}, "lesions are labels of their own"),
+        ({"background": 0, "liver": 1, "kidney": 2}, "no label is a bone"),
+    ],
+)
+def test_the_default_pastes_into_bones_where_lesions_are_not_to_be_told_from_them(trainer_factory, labels, reason):
+    trainer = trainer_factory("AnomalyAwareTrainer", dataset_json={**DESCRIPTION, "labels": labels})
+    trainer.report_pasting()
+    log = Path(trainer.log_file).read_text()
+    if reason is None:
+        assert trainer.pasting.hosts == [(1,)]
+        assert "Anomalies are pasted while training: as by default" in log
+    else:
+        assert trainer.pasting is None
+        assert f"No anomalies are pasted, as {reason}" in log
+
+
+@pytest.mark.parametrize("name", ["AnomalyAwarePublishedTrainer", "UNETSTrainer"])
+def test_what_is_as_published_pastes_nothing(trainer_factory, name):
+    assert trainer_factory(name).pasting is None
 
 
 def test_unknown_hosts_are_refused_at_the_start(trainer_factory):

@@ -34,8 +34,8 @@ def test_what_makes_up_the_method_is_noted_in_full():
     aware, as_published, published, baseline = parse_models(names)
     of_method = {name: default(name) for name in ("alpha", "beta", "error_channel", "paste_anomalies")}
     assert aware.settings == {**of_method, "mirror_axes": default("mirror_axes")}
-    assert as_published.settings == {**aware.settings, "alpha": 10.0}
-    assert published.settings == {**of_method, "alpha": 10.0}
+    assert as_published.settings == {**aware.settings, "alpha": 10.0, "paste_anomalies": None}
+    assert published.settings == {**of_method, "alpha": 10.0, "paste_anomalies": None}
     assert baseline.settings == {}
 
 
