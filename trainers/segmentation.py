@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,31 +87,36 @@ class SegmentationTrainer(AnomalyTrainerBase):
             options = worded(self.paste_anomalies) if isinstance(self.paste_anomalies, Mapping) else None
             self.print_to_log_file(f"Anomalies are pasted while training: {options or 'as by default'}")
         elif self.paste_anomalies == AUTO:
-            reason = why_not_pasted(label_roles(self.dataset_json["labels"], self.dataset_json.get(ROLES_KEY)))
-            self.print_to_log_file(
-                f"No anomalies are pasted, as {reason}; the setting 'paste_anomalies' can change that"
-            )
+            reason = why_not_pasted(self.roles)
+            self.print_to_log_file(f"No anomalies are pasted, as {reason}; the setting 'paste_anomalies' changes that")
 
-    def training_patches(self, number: int, oversample_foreground: float = 1.0) -> list[tuple[NDArray, NDArray]]:
+    def training_patches(
+        self, number: int, oversample_foreground: float = 1.0
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.integer]]]:
         """Patches of training cases without augmentation, in each training the same; its random numbers stay.
 
-        Returns: images (C, *patch_size) and labels (*patch_size), (X, Y, Z) as nnU-Net has the axes.
+        Yields: image (C, *patch_size) and labels (*patch_size), (X, Y, Z) as nnU-Net has the axes.
         """
-        state = np.random.get_state()
-        np.random.seed(0)
         dataset = self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[0])
         size = self.configuration_manager.patch_size
         loader = nnUNetDataLoader(dataset, 1, size, size, self.label_manager, oversample_foreground)
-        batches = [next(loader) for _ in range(number)]
-        np.random.set_state(state)
-        return [(np.asarray(batch["data"][0]), np.asarray(batch["target"][0][0])) for batch in batches]
+        own = np.random.RandomState(0).get_state()
+        for _ in range(number):
+            state = np.random.get_state()
+            np.random.set_state(own)
+            batch = next(loader)
+            own = np.random.get_state()
+            np.random.set_state(state)
+            yield np.asarray(batch["data"][0]), np.asarray(batch["target"][0][0])
 
     def _save_pasting_figure(self, pasting: PasteAnomalies) -> None:
         """pasted_anomalies.png in the fold's folder: eight patches of training cases."""
         patches: list[tuple] = []
         for number, (image, labels) in enumerate(self.training_patches(4 * _EXAMPLES)):  # a patch may hold no bone
             example = example_of(pasting, image, labels, number)
-            patches += [] if example is None or len(patches) == _EXAMPLES else [example]
+            patches += [] if example is None else [example]
+            if len(patches) == _EXAMPLES:
+                break
         if patches:
             spacing = self.configuration_manager.spacing[-2:]
             save_pasting_figure(Path(self.output_folder) / "pasted_anomalies.png", patches, spacing)

@@ -60,9 +60,10 @@ class AnomalyAwareNetwork(nn.Module):
 
     @torch.no_grad()
     def normalise_error_channel(self, patches: Iterable[Tensor]) -> None:
-        """Give the detector's error unit variance, channel by channel, over patches (B, C, *patch_size)."""
-        maps = [self.detector.maps(patch)[1].float().transpose(0, 1).flatten(1) for patch in patches]
-        deviation = torch.cat(maps, dim=1).std(dim=1).clamp(min=1e-8)
+        """Give the detector's error unit variance, channel by channel, over patches (B, C, *patch_size) of one size."""
+        maps = (self.detector.maps(patch)[1].float().transpose(0, 1).flatten(1) for patch in patches)
+        moments = torch.stack([torch.stack((of.mean(dim=1), of.square().mean(dim=1))) for of in maps]).mean(dim=0)
+        deviation = (moments[1] - moments[0].square()).clamp(min=1e-16).sqrt()
         self.error_channel_coefficients.copy_(torch.stack((torch.zeros_like(deviation), 1 / deviation)))
 
     @property

@@ -256,7 +256,7 @@ def test_normalised_channel_has_unit_variance_over_training_patches_and_stays_on
     patches = [torch.from_numpy(image)[None] for image, _ in trainer.training_patches(32, 0.33)]
     with torch.no_grad():
         errors = torch.cat([trainer.network.detector(patch) for patch in patches])
-    torch.testing.assert_close((errors * factors[1]).std(), torch.tensor(1.0))
+    torch.testing.assert_close((errors * factors[1]).std(), torch.tensor(1.0), rtol=1e-3, atol=0)
     assert f"Error channel: normalised, times {factors[1].tolist()}" in log_of(trainer)
     trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
     trainer.on_train_end()
