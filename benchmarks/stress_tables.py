@@ -113,7 +113,7 @@ def stress_difference_table(rows: pd.DataFrame) -> Table:
         knees = own.groupby(["processing", "label", "model", "case"], sort=False)[metrics].mean().reset_index()
         tests = statistics.paired(knees, metrics)
         tests = tests[tests["model_a"] == models[0]].set_index(["model_b", "label", "metric"])
-        trainings = own.groupby(["label", "model", "repeat"], sort=False)[metrics].mean()
+        trainings = own.groupby(["label", "model", "repeat"])[metrics].mean()
         for model in dict.fromkeys(own["model"][own["model"] != models[0]]):
             cells = []
             for group, measure in QUANTITIES:

@@ -33,6 +33,11 @@ def mean_maps(maps: Sequence[Maps]) -> Maps:
     return Maps(*(torch.stack([getattr(of, kind) for of in maps]).mean(dim=0) for kind in Maps.__annotations__))
 
 
+#: Maps are blended in so small units that nnU-Net's float16 keeps them where a window weighs least, in the corners of a
+#: volume; eight windows of its largest weight, 10, stay below what float16 can hold.
+_UNITS = 256.0
+
+
 class _DifferenceWindow(nn.Module):
     """Difference of one window, and the anomaly map behind it where that is more than the difference's square."""
 
@@ -44,7 +49,7 @@ class _DifferenceWindow(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *window) -> (B, E or 2 E, *window)."""
         difference, error = self.detector.maps(image)
-        return torch.cat((difference, error), dim=1) if self.with_error else difference
+        return _UNITS * (torch.cat((difference, error), dim=1) if self.with_error else difference)
 
 
 @torch.no_grad()
@@ -58,7 +63,8 @@ def predict_maps(detector: Detector, image: Tensor, windows: Windows) -> Maps:
     """
     num_maps = detector.contract.num_error_channels(len(image))
     own_score = type(detector).error is not Detector.error
-    blended = windows.predict(_DifferenceWindow(detector, own_score), image, num_maps * (2 if own_score else 1))
+    num_blended = num_maps * (2 if own_score else 1)
+    blended = windows.predict(_DifferenceWindow(detector, own_score), image, num_blended) / _UNITS
     difference = blended[:num_maps]
     rescaled = detector.rescale(image[None].to(windows.device))[0].cpu()
     error = blended[num_maps:] if own_score else detector.error(image, difference)

@@ -367,13 +367,17 @@ def compare(folder, *words):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+#: a grid that is fine enough for simulate to see what labels stand for
+STRESSED = ("--size", "24", "32", "24")
+
+
 @pytest.mark.exhaustive
 def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     folder = tmp_path / "work"
     words = [
         "--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16",
         "--batch", "2", "--models", "nnUNetTrainer", "bound=AnomalyAwareTrainer:mask_known=true",
-        "pasted=nnUNetTrainer:paste_anomalies={}", "--stress",
+        "pasted=nnUNetTrainer:paste_anomalies={}", "--stress", *STRESSED,
     ]  # fmt: skip
     done = compare(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -431,7 +435,7 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     folder = tmp_path / "work"
     done = compare(
         folder, "--num_phantoms", "5", "--num_test", "0", "--folds", "0", "1", "--whole_image", "--keep_lesion_labels",
-        "--models", "UNETPlusTrainer", "UNETSTrainer", "--stress",
+        "--models", "UNETPlusTrainer", "UNETSTrainer", "--stress", *STRESSED,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = (folder / "results.md").read_text()
