@@ -14,6 +14,7 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
+from benchmarks.cells import over_trainings
 from benchmarks.channel_use import AS_TRAINED, CHANGES, channel_use
 from benchmarks.experiment import Experiment, Repeat, epoch_seconds, is_older, training_of
 from benchmarks.figures import difference_drawing
@@ -63,8 +64,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     made_by = provenance(experiment, command)
     detectors = _detectors(experiment)
     if not experiment.repeats:
-        tables = {"detectors": detector_table(detectors), "focal_weights": focal_weight_table(experiment)}
-        return _write(experiment, made_by, tables)
+        return _write(experiment, made_by, _detector_tables(experiment, detectors))
     references, folders = _gather(experiment)
     dataset = find_dataset_description(experiment.raw / "dataset.json", [])
     settings = _settings(dataset, references.glob("*.nii.gz"))
@@ -85,7 +85,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         write_text(experiment.folder / "stress" / "rows.csv", csv_text(rows))
         tables = {"stress": stress_table(rows), "stress_differences": stress_difference_table(rows)} | tables
     if detectors:
-        tables |= {"detectors": detector_table(detectors), "focal_weights": focal_weight_table(experiment)}
+        tables |= _detector_tables(experiment, detectors)
     used = channel_use(experiment)
     if len(used):
         tables["channel_use"] = channel_table(used)
@@ -105,6 +105,10 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     for drawing in drawings:
         save_figure(drawing.figure, figures / f"{drawing.name}.png", dpi=130)
     return _write(experiment, made_by, tables | lesion_tables(evaluation, tested))  # which the report has in any case
+
+
+def _detector_tables(experiment: Experiment, detectors: dict[str, dict]) -> dict[str, Table]:
+    return {"detectors": detector_table(detectors), "focal_weights": focal_weight_table(experiment)}
 
 
 def _write(experiment: Experiment, made_by: list[str], tables: dict[str, Table]) -> Path:
@@ -508,11 +512,7 @@ def _introduction(experiment: Experiment) -> str:
 
 def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
     values = measure.factor * rows[measure.metric]
-    repeats = values.groupby([_repeat(case) for case in rows["case"]]).mean()
-    mean = float(values.mean()) if len(values) else float("nan")
-    low, high = (float(repeats.min()), float(repeats.max())) if len(repeats) else (mean, mean)
-    beneath = [f"{number(low, measure.digits)} to {number(high, measure.digits)}"] if len(repeats) > 1 else []
-    kept = {measure.name: mean, f"{measure.name}_low": low, f"{measure.name}_high": high}
+    mean, beneath, kept = over_trainings(values, [_repeat(case) for case in rows["case"]], measure)
     if measure.metric in DISTANCES and values.notna().any():
         # A few far islands dominate the mean; the median shows the others.
         quartiles = [float(value) for value in np.nanquantile(values, [0.25, 0.5, 0.75])]

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from benchmarks.cells import over_trainings
 from benchmarks.experiment import Experiment
 from benchmarks.stress import FAR_MM, KINDS, measure_files
 from nnunetv2_anomaly.evaluation import statistics
@@ -177,13 +178,10 @@ def _figure(experiment: Experiment, predictions: dict[str, Path], knee: str) -> 
 
 def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:
     values = measure.factor * rows[measure.metric]
-    means = values.groupby(rows["repeat"]).mean().dropna()
-    if not len(means):
+    if not values.notna().any():
         return Cell("")
-    mean, low, high = float(values.mean()), float(means.min()), float(means.max())
-    beneath = f"{number(low, measure.digits)} to {number(high, measure.digits)}" if len(means) > 1 else ""
-    kept = {measure.name: mean, f"{measure.name}_low": low, f"{measure.name}_high": high}
-    return Cell(number(mean, measure.digits), beneath=beneath, values=kept)
+    mean, beneath, kept = over_trainings(values, rows["repeat"], measure)
+    return Cell(number(mean, measure.digits), beneath="\n".join(beneath), values=kept)
 
 
 def _difference_cell(test: pd.Series, apart: pd.Series, measure: Measure) -> Cell:
