@@ -51,10 +51,8 @@ def link_images(folder: Path, cases: Collection[str], target: Path) -> None:
 
 def measure_files(prediction: Path, reference: Path, anomalies: Path) -> list[dict[str, Any]]:
     """``measure`` on files of one grid."""
-    image = sitk.ReadImage(str(reference))
-    maps = (sitk.GetArrayFromImage(image if file == reference else sitk.ReadImage(str(file))) for file in
-            (prediction, reference, anomalies))  # fmt: skip
-    return measure(*maps, spacing_mm=image.GetSpacing()[::-1])
+    images = [sitk.ReadImage(str(file)) for file in (prediction, reference, anomalies)]
+    return measure(*map(sitk.GetArrayFromImage, images), spacing_mm=images[1].GetSpacing()[::-1])
 
 
 def measure(
