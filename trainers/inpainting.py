@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_anomaly.detectors.artefact import Artefact, find_checkpoint
+from nnunetv2_anomaly.detectors.artefact import find_checkpoint
 from nnunetv2_anomaly.detectors.inpainting import networks, preparation
 from nnunetv2_anomaly.detectors.inpainting.loss import PreStageLoss
 from nnunetv2_anomaly.detectors.inpainting.quality import ErasedRegionQuality, erased_region_quality
-from nnunetv2_anomaly.detectors.inpainting.schedule import PhaseLRScheduler, learning_rate_of_phase
+from nnunetv2_anomaly.detectors.inpainting.schedule import learning_rate_of_phase
 from nnunetv2_anomaly.detectors.quality import ERROR_AND_BASELINES
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.geometry import preprocessed_spacing
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import CaseForValidation, Rivals
-from nnunetv2_anomaly.trainers.detector import DetectorTrainer
+from nnunetv2_anomaly.trainers.phased import PhasedDetectorTrainer
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.training.checkpoints import first_difference
 from nnunetv2_anomaly.training.commands import train_command
@@ -36,11 +33,11 @@ from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: a larger share of erased voxels leaves G little to go by
 MOST_ERASED = 0.7
-#: key of a checkpoint under which the phase stands
-PHASE_KEY = "anomaly_phase"
+#: key of a checkpoint under which the erased margin stands, in words
+MARGIN_KEY = "anomaly_erase_margin"
 
 
-class AnomalyPreStageTrainer(DetectorTrainer):
+class AnomalyPreStageTrainer(PhasedDetectorTrainer):
     """Learns to inpaint the erased anatomy (G with C, Eq. 1), then distils that into the detector A (Eq. 2).
 
     Both phases see the fold's training cases only, through nnU-Net's own patches and augmentation, so that A meets
@@ -51,6 +48,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
     family = "inpainting"
     quality_keys = ERROR_AND_BASELINES
+    phase_settings: ClassVar = {"phase 1, G": "inpainting_epochs", "phase 2, A": "distillation_epochs"}
     detector_features: int = default("detector_features")
     detector_downsamplings: int = default("detector_downsamplings")
     compressor_code_length: int = default("compressor_code_length")
@@ -68,13 +66,11 @@ class AnomalyPreStageTrainer(DetectorTrainer):
 
     def set_up(self) -> None:
         """Two phases, or the second alone."""
-        super().set_up()
         if self.inpainter_from_fold_all and self.fold != "all":
             self.inpainting_epochs = 0
+        super().set_up()
         if not self.prestage_augmentation:
             self.get_training_transforms = self._transforms_without_augmentation
-        self.num_epochs = self.inpainting_epochs + self.distillation_epochs
-        self._iteration = 0
         self._cases_without_foreground: set[str] = set()
 
     @property
@@ -93,18 +89,9 @@ class AnomalyPreStageTrainer(DetectorTrainer):
     def _build_loss(self) -> nn.Module:
         return PreStageLoss()
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """Adam over what the current phase trains, with the phase's own schedule (method paper, Section 4.1)."""
-        distilling = self.module.distilling
-        start = self.inpainting_epochs if distilling else 0
-        # Without a phase 1 its optimiser is made all the same, and replaced before the first step.
-        epochs = self.distillation_epochs if distilling else max(self.inpainting_epochs, 1)
-        learning_rate, exponent = learning_rate_of_phase(
-            epochs * self.num_iterations_per_epoch, distilling=distilling, chosen=self.prestage_learning_rate
-        )
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=learning_rate)
-        return optimizer, PhaseLRScheduler(optimizer, learning_rate, start, epochs, exponent)
+    def learning_rate_of_phase(self, phase: int, steps: int) -> tuple[float, float]:
+        """As published, or faster where a phase is shorter (method paper, Section 4.1)."""
+        return learning_rate_of_phase(steps, distilling=phase == 1, chosen=self.prestage_learning_rate)
 
     @staticmethod
     def _transforms_without_augmentation(*args: Any, **kwargs: Any) -> BasicTransform:
@@ -204,7 +191,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         checkpoint = load_file(path, f"train fold 'all' again: {command}")
         source = checkpoint["network_weights"]
         theirs = {
-            "erase_margin": checkpoint[PHASE_KEY]["erase_margin"],
+            "erase_margin": checkpoint[MARGIN_KEY],
             "intensity_clip": float(source["detector.intensity_clip"]),
         }
         for name, value in theirs.items():
@@ -223,28 +210,11 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         seen = "they have seen all cases, this fold's validation cases included; A will not"
         self.print_to_log_file(f"G and C from {path}: {seen}. The intensity range is theirs, {low} to {high}")
 
-    def enter_distillation(self) -> None:
-        """Phase 2: G and C frozen, A trained from here on, with an optimiser and a best score of its own."""
-        module = self.module
-        module.set_distilling(True)
-        if self.start_detector_from_inpainter:
-            module.detector.reconstructor.load_state_dict(module.inpainter.state_dict())
-        self._restart_optimizer()
-        self.print_to_log_file("Phase 2 begins: distilling A, with G and C frozen")
-
-    def _restart_optimizer(self) -> None:
-        self.optimizer, self.lr_scheduler = self.configure_optimizers()
-        self._best_ema = None
-        if self.is_ddp:  # DDP looks at which parameters want gradients only when it wraps
-            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])  # type: ignore[has-type]
-            self.keep_buffers()
-
-    def on_train_epoch_start(self) -> None:
-        """Change the phase when its epoch has come, then as in nnU-Net."""
-        if self.current_epoch >= self.inpainting_epochs and not self.module.distilling:
-            self.enter_distillation()
-        super().on_train_epoch_start()
-        self._iteration = 0
+    def enter_phase(self, phase: int) -> None:
+        """As in the base; in phase 2 G and C are frozen, and A begins with G's weights if the settings say so."""
+        super().enter_phase(phase)
+        if phase == 1 and self.start_detector_from_inpainter:
+            self.module.detector.reconstructor.load_state_dict(self.module.inpainter.state_dict())
 
     @staticmethod
     def _with_hole_mask(batch: dict) -> dict:
@@ -254,9 +224,7 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         return {**batch, "data": torch.cat((batch["data"], hole_mask), dim=1), "target": target[:, :1]}
 
     def train_step(self, batch: dict) -> dict:
-        """nnU-Net's step on image and hole mask; the learning rate moves with every iteration, short runs need it."""
-        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
-        self._iteration += 1
+        """The step on image and hole mask."""
         return super().train_step(self._with_hole_mask(batch))
 
     def validation_step(self, batch: dict) -> dict:
@@ -272,40 +240,11 @@ class AnomalyPreStageTrainer(DetectorTrainer):
         """Means of the squared errors over all batches."""
         return sum(measured, ErasedRegionQuality()).summary()
 
-    def phases(self) -> dict[int, str]:
-        """Phase 1, where there is one, and phase 2."""
-        return {0: "phase 1, G", self.inpainting_epochs: "phase 2, A"}
-
     # ----------------------------------------------------------- checkpoints
 
-    def artefact(self) -> Artefact:
-        """A is trained in phase 2 alone."""
-        return replace(super().artefact(), finished=self.module.distilling)
-
     def extra_checkpoint_entries(self) -> dict[str, Any]:
-        """The phase, which a resumed run continues."""
-        phase = {
-            "distilling": self.module.distilling,
-            "erase_margin": self.erase_margin,
-            "inpainting_epochs": self.inpainting_epochs,
-        }
-        return {**super().extra_checkpoint_entries(), PHASE_KEY: phase}
-
-    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """The phase; its optimiser is made before its state is loaded.
-
-        Raises: UserError if phase 1 was of another length.
-        """
-        super().take_from_checkpoint(checkpoint, path)
-        phase = checkpoint[PHASE_KEY]
-        if phase["distilling"] and phase["inpainting_epochs"] != self.inpainting_epochs:
-            epochs = f"{phase['inpainting_epochs']} epochs, and 'inpainting_epochs' is now {self.inpainting_epochs}"
-            advice = "put it back in the section 'anomaly' of plans.json"
-            fault = f"in the checkpoint {path} phase 1 took {epochs}"
-            raise UserError(f"{fault}; expected the same number, because phase 2 has begun, so {advice}")
-        if phase["distilling"] != self.module.distilling:
-            self.module.set_distilling(phase["distilling"])
-            self._restart_optimizer()
+        """The erased margin: an inpainter serves no other."""
+        return {**super().extra_checkpoint_entries(), MARGIN_KEY: self.erase_margin}
 
     # ------------------------------------------------------------ validation
 

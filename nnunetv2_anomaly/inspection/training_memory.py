@@ -15,8 +15,8 @@ from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
 
 #: name -> its trainer (method paper, Appendix A)
 PUBLISHED_NETWORKS = {trainer.summary: name for name, trainer in TRAINERS.items() if trainer.module == "published"}
-#: phase of the pre-stage -> A is distilled (else G is trained)
-PRESTAGE_NETWORKS = {"G": False, "A": True}
+#: what the pre-stage trains -> its phase
+PRESTAGE_NETWORKS = {"G": 0, "A": 1}
 
 
 def build_step(
@@ -31,7 +31,7 @@ def build_step(
     trainer: Any = load_trainer(PUBLISHED_NETWORKS.get(name, DETECTORS[DEFAULT_DETECTOR].trainer))
     network = trainer.build_network_architecture(None, configuration_manager, num_channels, num_classes)
     if name in PRESTAGE_NETWORKS:
-        network.set_distilling(PRESTAGE_NETWORKS[name])
+        network.set_phase(PRESTAGE_NETWORKS[name])
         return TrainingStep(network, PreStageLoss(), num_channels + 1)  # the hole mask is the last channel
     dice, settings = MultiClassDiceLoss(None), trainer.settings(configuration_manager)
     if not TRAINERS[PUBLISHED_NETWORKS[name]].anomaly_aware:

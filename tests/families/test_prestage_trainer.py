@@ -105,7 +105,7 @@ def test_detector_starts_from_the_inpainter_where_set(trainer_factory):
     for start in (True, False):
         trainer = trainer_factory(NAME, anomaly={"start_detector_from_inpainter": start})
         trainer.initialize()
-        trainer.enter_distillation()
+        trainer.enter_phase(1)
         pairs = zip(
             trainer.module.detector.reconstructor.parameters(), trainer.module.inpainter.parameters(), strict=True
         )
@@ -260,7 +260,7 @@ def test_best_score_restarts_with_phase_2(trainer_factory):
     trainer.run_epochs(1)
     assert trainer._best_ema == -trainer.logger.get_value("val_losses", -1)
     best = torch.load(Path(trainer.output_folder) / "checkpoint_best.pth", weights_only=False)
-    assert best["anomaly_phase"]["distilling"] is True
+    assert best["anomaly_phase"] == {"number": 1, "epochs": [2, 2]}
 
 
 def test_optimizer_holds_what_the_phase_trains_alone(trainer_factory):
@@ -268,7 +268,7 @@ def test_optimizer_holds_what_the_phase_trains_alone(trainer_factory):
     trainer.initialize()
     for distilling in (False, True):
         if distilling:
-            trainer.enter_distillation()
+            trainer.enter_phase(1)
         held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
         reconstructor = {id(parameter) for parameter in trainer.module.detector.reconstructor.parameters()}
         everything = {id(parameter) for parameter in trainer.module.parameters()}
@@ -290,7 +290,7 @@ def test_final_checkpoint_holds_nnunets_entries_and_ours(trained_results):
     assert checkpoint["trainer_name"] == NAME
     assert checkpoint["current_epoch"] == 4
     assert {"network_weights", "optimizer_state", "logging", "_best_ema", "init_args"} <= checkpoint.keys()
-    assert checkpoint["anomaly_phase"]["distilling"] is True
+    assert checkpoint["anomaly_phase"] == {"number": 1, "epochs": [2, 2]}
     extra = checkpoint["anomaly_detector"]
     assert extra["finished"] is True
     of_validation = {"lesion_auc", "lesion_ap", "intensity_lesion_auc"}  # added once the validation is over

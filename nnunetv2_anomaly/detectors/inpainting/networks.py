@@ -160,14 +160,19 @@ class PreStageNetwork(nn.Module):
         super().__init__()
         self.inpainter = inpainter
         self.detector = detector
-        self.set_distilling(False)
+        self.set_phase(0)
 
-    def set_distilling(self, distilling: bool) -> None:
-        """Choose the phase: False trains G with C (Eq. 1), True trains A with G and C frozen (Eq. 2)."""
-        self.distilling = distilling
-        self.inpainter.requires_grad_(not distilling)
-        self.detector.compressor.requires_grad_(not distilling)
-        self.detector.reconstructor.requires_grad_(distilling)
+    @property
+    def distilling(self) -> bool:
+        """Whether A is trained, and not G with C."""
+        return self.phase == 1
+
+    def set_phase(self, phase: int) -> None:
+        """Choose the phase: 0 trains G with C (Eq. 1), 1 trains A with G and C frozen (Eq. 2)."""
+        self.phase = phase
+        self.inpainter.requires_grad_(not self.distilling)
+        self.detector.compressor.requires_grad_(not self.distilling)
+        self.detector.reconstructor.requires_grad_(self.distilling)
 
     def forward(self, image_and_hole: Tensor) -> PreStageOutput:
         """Inpaint, and in phase 2 reconstruct as well.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2_anomaly.training.phases import SHORT_EXPONENT, SHORT_LEARNING_RATE
 
 #: method paper, Section 4.1: Adam, 5e-4, constant
 PUBLISHED_LEARNING_RATE = 5e-4
 #: from so many steps on a phase is trained as published: 50 times the training images of OAI ZIB, of one fold for A
 PUBLISHED_STEPS = {"inpainting": 25_000, "distillation": 20_000}
-SHORT_LEARNING_RATE = 2e-3
-SHORT_EXPONENT = 0.9
 
 
 def learning_rate_of_phase(steps: int, *, distilling: bool, chosen: float | None = None) -> tuple[float, float]:
@@ -23,18 +20,3 @@ def learning_rate_of_phase(steps: int, *, distilling: bool, chosen: float | None
     published = steps >= PUBLISHED_STEPS["distillation" if distilling else "inpainting"]
     learning_rate = PUBLISHED_LEARNING_RATE if published else SHORT_LEARNING_RATE
     return (learning_rate if chosen is None else chosen), (0.0 if published else SHORT_EXPONENT)
-
-
-class PhaseLRScheduler(PolyLRScheduler):
-    """nnU-Net's polynomial decay over one phase; ``step`` takes the epoch of the run, fractions allowed."""
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, initial_lr: float, first_epoch: int, num_epochs: int, exponent: float
-    ) -> None:
-        self.first_epoch = first_epoch
-        super().__init__(optimizer, initial_lr, num_epochs, exponent)
-
-    def step(self, current_step: float | None = None) -> None:
-        """Set the learning rate of ``current_step``, in epochs since the run began."""
-        # torch's constructor calls step() once, before any epoch.
-        super().step(0 if current_step is None else max(current_step - self.first_epoch, 0))

@@ -243,7 +243,7 @@ def check_prestage(case):
     hole[..., 2:7] = 1
     for distilling in (False, True):
         network.train()
-        network.set_distilling(distilling)
+        network.set_phase(int(distilling))
         output = network(torch.cat((image, hole), dim=1))
         given_back = output.reconstruction if distilling else output.inpainted
         assert given_back.shape == output.image.shape == image.shape
@@ -251,7 +251,7 @@ def check_prestage(case):
         assert_learns(network, PreStageLoss()(output, None))
 
     def run(network):
-        network.set_distilling(True)
+        network.set_phase(1)
         return network(torch.cat((image, hole), dim=1))
 
     assert_survives_saving(network, case.build(trainer, False), run)

@@ -48,7 +48,7 @@ def test_plans_that_downsample_nothing_are_refused(strides):
 )
 def test_networks_run_on_the_planned_patch(planned, num_channels):
     network = build_prestage_network(planned, num_channels, SETTINGS)
-    network.set_distilling(True)
+    network.set_phase(1)
     with torch.no_grad():
         output = network(torch.rand(1, num_channels + 1, *planned.patch_size))
     assert output.inpainted.shape == output.reconstruction.shape == (1, num_channels, *planned.patch_size)

@@ -199,7 +199,7 @@ def test_phase_1_trains_the_inpainter_with_the_compressor_alone(num_channels):
 @pytest.mark.parametrize("num_channels", [1, 2])
 def test_phase_2_trains_the_detectors_reconstructor_alone(num_channels):
     network = make_prestage(num_channels)
-    network.set_distilling(True)
+    network.set_phase(1)
     output = network(torch.cat((random_image(num_channels), torch.ones(2, 1, *PATCH_SIZE)), dim=1))
     assert not output.inpainted.requires_grad
     torch.square(output.reconstruction - output.inpainted).mean().backward()
@@ -210,8 +210,8 @@ def test_phase_2_trains_the_detectors_reconstructor_alone(num_channels):
 
 def test_phase_can_be_set_back():
     network = make_prestage()
-    network.set_distilling(True)
-    network.set_distilling(False)
+    network.set_phase(1)
+    network.set_phase(0)
     assert network(torch.zeros(1, 2, *PATCH_SIZE)).reconstruction is None
     assert all(parameter.requires_grad for parameter in network.inpainter.parameters())
     assert not any(parameter.requires_grad for parameter in network.detector.reconstructor.parameters())
@@ -219,7 +219,7 @@ def test_phase_can_be_set_back():
 
 def test_phase_2_shows_the_detector_the_whole_image():
     network = make_prestage().eval()
-    network.set_distilling(True)
+    network.set_phase(1)
     image = random_image()
     with torch.no_grad():
         erased_all = network(torch.cat((image, torch.ones(2, 1, *PATCH_SIZE)), dim=1))
