@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nnunetv2_anomaly.errors import UserError, worded
 
 #: key of dataset.json, which nnU-Net ignores
@@ -65,6 +67,12 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
     if unknown:
         raise UserError(f"dataset.json's {ROLES_KEY} name {', '.join(unknown)}; expected some of {', '.join(names)}")
     return LabelRoles(lesions, tuple(bones))
+
+
+def with_their_lesions(bones: Iterable[str], labels: Mapping[str, Any], roles: LabelRoles) -> list[list[int]]:
+    """Label values of each bone, with those of the lesions in it. Args: labels: name -> value, or a region's values."""
+    of_bones = ([bone, *(lesion for lesion, of in roles.lesions.items() if of == bone)] for bone in bones)
+    return [sorted({int(value) for name in names for value in np.atleast_1d(labels[name])}) for names in of_bones]
 
 
 def taken_as(names: Mapping[str, Iterable[str]]) -> str:

@@ -56,6 +56,19 @@ DETECTORS: dict[str, DetectorFamily] = {
             "G/C/A: inpaint the erased anatomy, distil that into a detector without a mask (Woo et al.)",
             "nnunetv2_anomaly.detectors.inpainting.settings:SETTINGS",
         ),
+        DetectorFamily(
+            "pasted",
+            "nnunetv2_anomaly.detectors.pasted.networks:PastedDetector",
+            "PastedAnomalyTrainer",
+            "what stands out from the bone's local level, learnt from anomalies that are pasted into healthy bone",
+            "nnunetv2_anomaly.detectors.pasted.settings:SETTINGS",
+        ),
+        DetectorFamily(
+            "bone_contrast",
+            "nnunetv2_anomaly.detectors.bone_contrast.detector:BoneContrast",
+            "BoneContrastTrainer",
+            "robust local contrast in the bones that a segmentation finds: the control of the others",
+        ),
     )
 }
 
@@ -76,11 +89,16 @@ SEGMENTERS: dict[str, SegmenterFamily] = {
 #: setting tables of what is no detector family, in the order of the settings page
 SETTING_TABLES = {
     "every trainer": "nnunetv2_anomaly.plans.settings:SHARED",
+    "detectors": "nnunetv2_anomaly.detectors.settings:SETTINGS",
     "segmentation": "nnunetv2_anomaly.segmenters.settings:SETTINGS",
 }
 
 TRAINERS: dict[str, Trainer] = {
     "AnomalyPreStageTrainer": Trainer("inpainting", "inpainting", "the detector: G with C, then A (Eq. 1, 2)"),
+    "PastedAnomalyTrainer": Trainer("pasted", "pasted", "the detector: local level, then what is pasted"),
+    "BoneContrastTrainer": Trainer(
+        "bone_contrast", "bone_contrast", "nnU-Net's segmentation, for contrast in its bones"
+    ),
     "AnomalyAwareTrainer": Trainer(
         "anomaly_aware", "planned", "nnU-Net's network on image and error image, alpha 1", anomaly_aware=True
     ),

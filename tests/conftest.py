@@ -49,6 +49,8 @@ TINY_SETTINGS = {
     "erase_margin_voxels": 2,
     "inpainting_epochs": 2,
     "distillation_epochs": 2,
+    "level_epochs": 2,
+    "pasting_epochs": 2,
     "num_epochs": 2,
     "num_iterations_per_epoch": 3,
     "num_val_iterations_per_epoch": 1,

@@ -25,6 +25,8 @@ SETTINGS = {
     "erase_margin_voxels": 2,
     "inpainting_epochs": 1,
     "distillation_epochs": 1,
+    "level_epochs": 1,
+    "pasting_epochs": 1,
     "num_epochs": 1,
     "num_iterations_per_epoch": 2,
     "num_val_iterations_per_epoch": 1,

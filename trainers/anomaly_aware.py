@@ -22,6 +22,7 @@ from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.commands import train_command
 from nnunetv2_anomaly.training.data_record import check_data, data_record
+from nnunetv2_anomaly.training.patches import training_patches
 
 #: weight of the focal cross-entropy (method paper, Section 4)
 PUBLISHED_ALPHA = 10.0
@@ -47,9 +48,11 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
     detector_description: dict[str, Any] | None = None
 
     @classmethod
-    def build_detector(cls, configuration_manager: ConfigurationManager, num_channels: int) -> Detector:
+    def build_detector(
+        cls, configuration_manager: ConfigurationManager, num_channels: int, num_labels: int
+    ) -> Detector:
         """The untrained detector of the family that the settings name."""
-        settings = cls.settings(configuration_manager)
+        settings = {**cls.settings(configuration_manager), "num_labels": num_labels}
         return detector_class(settings["detector"]).build(configuration_manager, num_channels, settings)
 
     def set_up(self) -> None:
@@ -87,7 +90,7 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
         if not self.resumed:
             self.report_detector(self.install_detector())
             if self.module.error_channel_name == NORMALISED:
-                patches = self.training_patches(_NORMALISING_PATCHES, self.oversample_foreground_percent)
+                patches = training_patches(self, _NORMALISING_PATCHES, self.oversample_foreground_percent)
                 images = (torch.from_numpy(image).to(self.device)[None] for image, _ in patches)
                 self.module.normalise_error_channel(images)
         self.report_channel()

@@ -20,7 +20,7 @@ from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
 from nnunetv2_anomaly.images.sliding_window import Windows
-from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, taken_as
+from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, taken_as, with_their_lesions
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import (
     CaseForValidation,
@@ -80,7 +80,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """As ``build_detector_network``; a class method, so that a subclass's settings count at prediction."""
-        settings = cls.settings(configuration_manager)
+        settings = {**cls.settings(configuration_manager), "num_labels": num_output_channels}
         return cls.build_detector_network(configuration_manager, num_input_channels, settings)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -235,8 +235,19 @@ class DetectorTrainer(AnomalyTrainerBase):
         """What the family compares its detector with on a case, whose ``labels`` are not background; here nothing."""
         return None
 
-    def labels_of_validation(self) -> dict[str, list[int]]:
-        """Values of the labels that validation counts as lesions, and compares them with: by setting, else by role.
+    def bones_with_lesions(self) -> list[list[int]]:
+        """Values of each bone's labels, with those of the lesions in it: by setting, else by role.
+
+        Raises: UserError if there is no bone, or a setting or dataset.json names what is no label.
+        """
+        labels = self.dataset_json["labels"]
+        roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
+        bones = roles.bones if self.bone_labels is None else self.bone_labels
+        labels_named(labels, bones, "bone")
+        return with_their_lesions(bones, labels, roles)
+
+    def labels_of_validation(self) -> dict[str, Any]:
+        """Values of the labels that validation counts as lesions, and of the bones that hold them: by setting or role.
 
         Raises: UserError if a setting or dataset.json names what is no label.
         """
@@ -245,8 +256,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         lesions = list(roles.lesions) if self.lesion_labels is None else self.lesion_labels
         bones = roles.bones if self.bone_labels is None else self.bone_labels
         self.print_to_log_file(taken_as({"lesions": lesions, "bones": bones}))
-        values = {"lesion_labels": labels_named(labels, lesions, "lesion")}
-        return {**values, "bone_labels": labels_named(labels, bones, "bone")}
+        return {"lesion_labels": labels_named(labels, lesions, "lesion"), "bones": self.bones_with_lesions()}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Per validation case: anomaly map in the original geometry, a picture, and the numbers."""

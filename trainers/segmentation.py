@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from numpy.typing import NDArray
 from torch import nn
 
 from nnunetv2_anomaly.detectors.base import Detector
@@ -21,7 +19,6 @@ from nnunetv2_anomaly.errors import UnsupportedError, UserError, worded
 from nnunetv2_anomaly.images.files import check_whole
 from nnunetv2_anomaly.label_roles import ROLES_KEY, LabelRoles, label_roles
 from nnunetv2_anomaly.plans.settings import default
-from nnunetv2_anomaly.reporting.drawing import save_pasting_figure
 from nnunetv2_anomaly.segmenters import planned
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
@@ -30,14 +27,11 @@ from nnunetv2_anomaly.training.distributed import rank, world_size
 from nnunetv2_anomaly.training.pasting import (
     AUTO,
     PasteAnomalies,
-    example_of,
     pasting_of,
     why_not_pasted,
     with_pasting,
 )
-
-#: patches in the picture of pasted anomalies
-_EXAMPLES = 8
+from nnunetv2_anomaly.training.patches import save_pasted_examples
 
 
 class SegmentationTrainer(AnomalyTrainerBase):
@@ -74,7 +68,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
         self.report_pasting()
         if self.pasting is not None and rank() == 0:
             with self.write_failures_as_user_errors():
-                self._save_pasting_figure(self.pasting)
+                save_pasted_examples(self, self.pasting, Path(self.output_folder))
 
     @property
     def roles(self) -> LabelRoles:
@@ -89,37 +83,6 @@ class SegmentationTrainer(AnomalyTrainerBase):
         elif self.paste_anomalies == AUTO:
             reason = why_not_pasted(self.roles)
             self.print_to_log_file(f"No anomalies are pasted, as {reason}; the setting 'paste_anomalies' changes that")
-
-    def training_patches(
-        self, number: int, oversample_foreground: float = 1.0
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.integer]]]:
-        """Patches of training cases without augmentation, in each training the same; its random numbers stay.
-
-        Yields: image (C, *patch_size) and labels (*patch_size), (X, Y, Z) as nnU-Net has the axes.
-        """
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[0])
-        size = self.configuration_manager.patch_size
-        loader = nnUNetDataLoader(dataset, 1, size, size, self.label_manager, oversample_foreground)
-        own = np.random.RandomState(0).get_state()
-        for _ in range(number):
-            state = np.random.get_state()
-            np.random.set_state(own)
-            batch = next(loader)
-            own = np.random.get_state()
-            np.random.set_state(state)
-            yield np.asarray(batch["data"][0]), np.asarray(batch["target"][0][0])
-
-    def _save_pasting_figure(self, pasting: PasteAnomalies) -> None:
-        """pasted_anomalies.png in the fold's folder: eight patches of training cases."""
-        patches: list[tuple] = []
-        for number, (image, labels) in enumerate(self.training_patches(4 * _EXAMPLES)):  # a patch may hold no bone
-            example = example_of(pasting, image, labels, number)
-            patches += [] if example is None else [example]
-            if len(patches) == _EXAMPLES:
-                break
-        if patches:
-            spacing = self.configuration_manager.spacing[-2:]
-            save_pasting_figure(Path(self.output_folder) / "pasted_anomalies.png", patches, spacing)
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net; anomalies are pasted until the share of the epochs that the setting gives."""
@@ -148,7 +111,9 @@ class SegmentationTrainer(AnomalyTrainerBase):
         )
 
     @classmethod
-    def build_detector(cls, configuration_manager: ConfigurationManager, num_channels: int) -> Detector | None:
+    def build_detector(
+        cls, configuration_manager: ConfigurationManager, num_channels: int, num_labels: int
+    ) -> Detector | None:
         """The detector in front of the segmenter; here none."""
         return None
 
@@ -163,7 +128,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
     ) -> nn.Module:
         """Detector, if any, and segmenter; a class method, so that a subclass's settings count at prediction."""
         with torch.random.fork_rng(devices=[]):  # the segmenter's first weights do not hang on the detector
-            detector = cls.build_detector(configuration_manager, num_input_channels)
+            detector = cls.build_detector(configuration_manager, num_input_channels, num_output_channels)
         num_maps = 0 if detector is None else detector.contract.num_error_channels(num_input_channels)
         plans = (plans_manager, configuration_manager)
         num_seen = num_input_channels + (0 if cls.starts_as_planned else num_maps)

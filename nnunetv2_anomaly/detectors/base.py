@@ -59,6 +59,7 @@ class Detector(nn.Module):
     def build(cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]) -> Self:
         """The untrained detector for a configuration's windows of ``num_channels`` image channels.
 
+        Args: settings: of the trainer, and ``num_labels``, how many the data set has with the background.
         Raises: UserError if nothing can be built from the plans.
         """
 

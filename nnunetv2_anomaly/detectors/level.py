@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, interpolate, max_pool2d, max_pool3d
-
-from nnunetv2_anomaly.plans.settings import POSITIVE, Setting
 
 #: what counts beside the voxels near by: the bone as a whole
 _PRIOR = 1e-3
@@ -26,19 +25,6 @@ POLARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "bright": lambda deviation: deviation.clamp(min=0),
     "dark": lambda deviation: (-deviation).clamp(min=0),
     "both": torch.abs,
-}
-
-SETTINGS: dict[str, Setting] = {
-    "polarity": Setting(
-        "bright",
-        f"one of {', '.join(POLARITIES)}",
-        lambda value: isinstance(value, str) and value in POLARITIES,
-        "which anomalies the detectors that know bones look for; bone marrow lesions are bright in DESS and in "
-        "fluid-sensitive sequences, dark in T1",
-    ),
-    "level_mm": Setting(
-        14.0, *POSITIVE, "standard deviation of the Gaussian that a bone's local level is taken with, mm"
-    ),
 }
 
 
@@ -86,11 +72,35 @@ def level_within(image: Tensor, bones: Tensor, sigma_voxels: Sequence[float], po
         for number in torch.unique(of_sample).tolist():
             if number:
                 mask = of_sample == number
-                box = _box(mask)  # what lies beyond has no weight
-                level, _ = local_level(image[sample][(slice(None), *box)], mask[box], sigma_voxels, polarity)
+                box: tuple[Any, ...] = _box(mask)  # what lies beyond has no weight
                 place = (sample, slice(None), *box)
+                level, _ = local_level(image[place], mask[box], sigma_voxels, polarity)
                 found[place] = torch.where(mask[box], level, found[place])
     return found
+
+
+def contrast_within(
+    image: Tensor, labels: Tensor, bones: Sequence[Collection[int]], spacing_mm: Sequence[float], sigma_mm: float = 14.0
+) -> Tensor:
+    """The image minus the local level of the labelled bones, 0 outside them: what stands out as brighter.
+
+    Args: image: (C, *axes), any unit. labels: (*axes). bones: label values of each. spacing_mm: along each axis.
+    Returns: (C, *axes), float32, in the image's unit.
+    """
+    numbers = bone_numbers(labels, bones)
+    level = level_within(image[None], numbers[None], sigma_in_voxels(sigma_mm, spacing_mm), "bright")
+    return image.float() - level[0]
+
+
+def bone_numbers(labels: Tensor, bones: Sequence[Collection[int]]) -> Tensor:
+    """The number of the bone that each voxel belongs to, from 1 on; 0 where it is in none.
+
+    Args: labels: any shape, whole numbers. bones: label values of each.
+    """
+    numbers = torch.zeros_like(labels, dtype=torch.int64)
+    for number, values in enumerate(bones, start=1):
+        numbers[torch.isin(labels, torch.tensor(list(values), device=labels.device, dtype=labels.dtype))] = number
+    return numbers
 
 
 def sigma_in_voxels(sigma_mm: float, spacing_mm: Sequence[float]) -> list[float]:

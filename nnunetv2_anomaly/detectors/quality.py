@@ -50,8 +50,9 @@ def describe_quality(quality: Mapping[str, float]) -> tuple[str, bool]:
         parts.append(f"MSE inside the erased region on validation patches {erased:.5f}, {baselines}")
         beats = erased < constant and erased < blurred
     if "lesion_auc" in quality:
-        found, of_intensity = quality["lesion_auc"], quality["intensity_lesion_auc"]
-        parts.append(f"AUC for lesions against bone {found:.3f}, of the image's intensity {of_intensity:.3f}")
+        found, of_intensity, of_contrast = (quality[f"{of}lesion_auc"] for of in ("", "intensity_", "contrast_"))
+        others = f"of the image's intensity {of_intensity:.3f}, of contrast in the labelled bones {of_contrast:.3f}"
+        parts.append(f"AUC for lesions against bone {found:.3f}, {others}")
     return "; ".join(parts) or "no quality recorded", beats
 
 

@@ -20,11 +20,13 @@ from tqdm import tqdm
 from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.detectors.error import squared
+from nnunetv2_anomaly.detectors.level import contrast_within
 from nnunetv2_anomaly.detectors.quality import lesion_auc, lesion_average_precision
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.images.geometry import preprocessed_spacing
 from nnunetv2_anomaly.images.sliding_window import Windows
-from nnunetv2_anomaly.labels import BONES, LESIONS
+from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LESIONS
 from nnunetv2_anomaly.prediction.anomaly_maps import list_cases, read_case
 from nnunetv2_anomaly.prediction.case_files import write_case
 from nnunetv2_anomaly.prediction.models import load_model
@@ -38,6 +40,7 @@ SIGNED_AUC_KEYS = ("lesion_auc_signed", "lesion_auc_signed_interior")
 #: what is measured in summary.json, and which AUC of it: (source, its keys, title)
 MEASURED = (
     ("intensity", AUC_KEYS, "raw intensity"),
+    ("contrast", AUC_KEYS, "contrast in the labelled bones"),
     ("inpainter", AUC_KEYS, "error image of G (mask known)"),
     ("inpainter", SIGNED_AUC_KEYS, "x - G(x), with its sign"),
     ("detector", AUC_KEYS, "error image of A (no mask)"),
@@ -87,21 +90,23 @@ def validate_case(
     windows: Windows,
     *,
     lesion_labels: Sequence[int],
-    bone_labels: Sequence[int],
+    bones: Sequence[Sequence[int]],
     rivals: Rivals | None = None,
 ) -> dict[str, Any]:
     """Make a detector's maps of one case, write them, and measure them.
 
+    Args: bones: label values of each, with those of the lesions in it.
     Returns: for "detector", and for each rival by its name, the family's measures and, where the case has lesion
         labels, the voxel-wise AUC for lesion against bone, over all bone and over the bone at least one voxel from its
         surface: of the error image (``AUC_KEYS``), and of the difference, which is above 0.5 where lesions are brighter
-        than expected (``SIGNED_AUC_KEYS``); for "intensity" the AUC of the image itself. "detector" has the average
-        precision of the error image over all bone, too.
+        than expected (``SIGNED_AUC_KEYS``); for "intensity" that of the image itself, and for "contrast" that of the
+        image minus the local level of the labelled bones (``detectors.level``): what every detector has to beat. The
+        three have the average precision over all bone, too.
     """
     image = torch.from_numpy(case.image)
     maps = predict_maps(detector, image, windows)
     lesion_mask = np.isin(case.labels, lesion_labels)
-    bone_mask = lesion_mask | np.isin(case.labels, bone_labels)
+    bone_mask = lesion_mask | np.isin(case.labels, [value for values in bones for value in values])
     # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
     # image's edge bone may go on, and 2D images have one slice only.
     areas = (bone_mask, binary_erosion(bone_mask, border_value=1))
@@ -114,10 +119,17 @@ def validate_case(
             **lesion_auc(difference.mean(dim=0).numpy(), lesion_mask, areas, SIGNED_AUC_KEYS),
         }
 
-    intensity = lesion_auc(maps.image.mean(dim=0).numpy(), lesion_mask, areas, AUC_KEYS)
-    result: dict[str, Any] = {"case": case.name, "intensity": intensity}
-    result["detector"] = measured(maps.difference, maps.error)
-    result["detector"]["lesion_ap"] = lesion_average_precision(maps.error.mean(dim=0).numpy(), lesion_mask, bone_mask)
+    result: dict[str, Any] = {"case": case.name, "detector": measured(maps.difference, maps.error)}
+    spacing = preprocessed_spacing(case.properties, windows.plans_manager, windows.configuration_manager)
+    controls = {
+        "detector": maps.error,
+        "intensity": image.float(),
+        "contrast": contrast_within(image, torch.from_numpy(case.labels), bones, spacing),
+    }
+    for name, of in controls.items():
+        scores = of.mean(dim=0).numpy()
+        found = result.setdefault(name, lesion_auc(scores, lesion_mask, areas, AUC_KEYS))
+        found["lesion_ap"] = lesion_average_precision(scores, lesion_mask, bone_mask)
     for name, (network, volume) in (rivals.reconstructions if rivals else {}).items():
         difference = maps.image - windows.predict(network, volume, len(image))
         result[name] = measured(difference, squared(difference))
@@ -147,7 +159,8 @@ def quality_of(mean: Mapping[str, Any]) -> dict[str, float]:
     if mean["detector"]["lesion_auc"] is None:
         return {}
     of_detector = {name: mean["detector"][name] for name in ("lesion_auc", "lesion_ap")}
-    return {**of_detector, "intensity_lesion_auc": mean["intensity"]["lesion_auc"]}
+    controls = ("intensity", "contrast")
+    return of_detector | {f"{of}_{name}": mean[of][name] for of in controls for name in of_detector}
 
 
 def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -220,8 +233,9 @@ def measure_detector(
         case = CaseForValidation(name, np.asarray(data), preprocessed_labels[0], properties)
         foreground = sorted(set(np.unique(preprocessed_labels).tolist()) - {0, -1})
         rivals = trainer.rivals(network, case, foreground, windows)
-        named = {"lesion_labels": anomaly_labels, "bone_labels": bone_labels}
-        results.append(validate_case(detector, case, output_folder, windows, rivals=rivals, **named))
+        bones = [[bone, *(lesion for lesion, of in BONE_OF_LESION.items() if of == bone)] for bone in bone_labels]
+        labelled: dict[str, Any] = {"lesion_labels": anomaly_labels, "bones": bones}
+        results.append(validate_case(detector, case, output_folder, windows, rivals=rivals, **labelled))
     return write_summary(output_folder / "summary.json", results)
 
 

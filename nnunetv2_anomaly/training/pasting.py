@@ -23,7 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.label_roles import LabelRoles
+from nnunetv2_anomaly.label_roles import LabelRoles, with_their_lesions
 from nnunetv2_anomaly.plans.settings import is_list, is_number, is_positive, is_text, is_whole
 
 #: voxels of a patch that are looked at to find the host, its middle intensity and its spread
@@ -188,6 +188,7 @@ class PastedAnomaly:
     box: tuple[slice, ...]
     weight: Tensor  # (*box), from 0 to 1
     content: Tensor  # (C, *box), in the image's unit
+    brighter: bool  # than its host, over all channels
 
 
 class PasteAnomalies(BasicTransform):
@@ -208,6 +209,7 @@ class PasteAnomalies(BasicTransform):
         size_mm: Sequence[float] = (4.0, 40.0),
         polarity: str = "both",
         until: float = 1.0,
+        mark: bool = False,
     ) -> None:
         """Set what is drawn.
 
@@ -221,6 +223,7 @@ class PasteAnomalies(BasicTransform):
             size_mm: least and largest extent; sizes between are drawn evenly on a logarithmic scale.
             polarity: of ``POLARITIES``.
             until: share of a training after which nothing is pasted (``set_progress``).
+            mark: whether the segmentation gets one more channel: 1 where brighter, 2 where darker was pasted, else 0.
         """
         super().__init__()
         self.spacing_mm, self.hosts = np.array(spacing_mm, dtype=float), [tuple(values) for values in hosts]
@@ -229,6 +232,7 @@ class PasteAnomalies(BasicTransform):
         self.now = torch.tensor(self.probability).share_memory_()
         self.count, self.strength, self.size_mm = tuple(count), tuple(strength), tuple(size_mm)
         self.sign = POLARITIES[polarity]
+        self.mark = mark
 
     def get_parameters(self, **data_dict: Any) -> dict[str, list[PastedAnomaly]]:
         """The anomalies of a patch, empty where there are none."""
@@ -287,7 +291,8 @@ class PasteAnomalies(BasicTransform):
         known = (of.view(broadcast) for of in (structure.median, structure.darkest, shift))
         host = Host(image[here], image[elsewhere], *known)
         content = LAWS[rng.integers(len(LAWS))](rng, host, places_mm)
-        return PastedAnomaly(box, torch.from_numpy(weight).to(image), content.clone())
+        brighter = bool((shift / structure.spread.clamp(min=1e-9)).sum() > 0)
+        return PastedAnomaly(box, torch.from_numpy(weight).to(image), content.clone(), brighter)
 
     def _apply_to_image(self, img: Tensor, anomalies: Sequence[PastedAnomaly] = ()) -> Tensor:
         img = img.clone() if anomalies else img
@@ -296,8 +301,13 @@ class PasteAnomalies(BasicTransform):
             img[place] = torch.lerp(img[place], anomaly.content, anomaly.weight)
         return img
 
-    def _apply_to_segmentation(self, segmentation: Tensor, **_: Any) -> Tensor:
-        return segmentation
+    def _apply_to_segmentation(self, segmentation: Tensor, anomalies: Sequence[PastedAnomaly] = ()) -> Tensor:
+        if not self.mark:
+            return segmentation
+        marks = torch.zeros_like(segmentation[:1])
+        for anomaly in anomalies:
+            marks[0][anomaly.box][anomaly.weight > 0.5] = 1 if anomaly.brighter else 2
+        return torch.cat((segmentation, marks))
 
 
 def with_pasting(transforms: ComposeTransforms, pasting: PasteAnomalies) -> ComposeTransforms:
@@ -309,15 +319,23 @@ def with_pasting(transforms: ComposeTransforms, pasting: PasteAnomalies) -> Comp
 
 
 def pasting_of(
-    options: Mapping[str, Any], labels: Mapping[str, int], roles: LabelRoles, spacing_mm: Sequence[float]
+    options: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    roles: LabelRoles,
+    spacing_mm: Sequence[float],
+    *,
+    setting: str = "paste_anomalies",
+    mark: bool = False,
 ) -> PasteAnomalies:
     """The pasting that a setting asks for.
 
     Args:
         options: of ``OPTIONS``; what is missing has its default.
-        labels: name -> value.
+        labels: name -> value, or values of a region.
         roles: of the labels; where no hosts are given they are the bones, each with the lesions in it.
         spacing_mm: distance of voxels along each axis of a patch.
+        setting: its name, for the error.
+        mark: as ``PasteAnomalies`` takes it.
     Raises: UserError if a host is no label, or there is none.
     """
     hosts = options.get("hosts")
@@ -325,11 +343,9 @@ def pasting_of(
     unknown = [name for name in hosts if name not in labels]
     if unknown or not hosts:
         fault = f"names {', '.join(unknown)} among its hosts" if unknown else "has no host, as no label is a bone"
-        raise UserError(f"the setting 'paste_anomalies' {fault}; expected some of {', '.join(labels)} as 'hosts'")
-    values = [
-        [labels[host], *(labels[lesion] for lesion, bone in roles.lesions.items() if bone == host)] for host in hosts
-    ]
-    return PasteAnomalies(spacing_mm, values, **{name: of for name, of in options.items() if name != "hosts"})
+        raise UserError(f"the setting '{setting}' {fault}; expected some of {', '.join(labels)} as 'hosts'")
+    options = {name: of for name, of in options.items() if name != "hosts"}
+    return PasteAnomalies(spacing_mm, with_their_lesions(hosts, labels, roles), mark=mark, **options)
 
 
 def example_of(

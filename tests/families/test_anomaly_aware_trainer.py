@@ -13,6 +13,7 @@ from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
+from nnunetv2_anomaly.training.patches import training_patches
 
 NAME = "AnomalyAwareTrainer"
 COMMAND = "nnUNetv2_train 801 3d_small 0 -tr AnomalyPreStageTrainer -device cpu"
@@ -253,7 +254,7 @@ def test_normalised_channel_has_unit_variance_over_training_patches_and_stays_on
     trainer = trainer_factory(NAME, anomaly={"error_channel": "normalised", "num_epochs": 2, "seed": 1})
     trainer.on_train_start()
     factors = trainer.network.error_channel_coefficients.clone()
-    patches = [torch.from_numpy(image)[None] for image, _ in trainer.training_patches(32, 0.33)]
+    patches = [torch.from_numpy(image)[None] for image, _ in training_patches(trainer, 32, 0.33)]
     with torch.no_grad():
         errors = torch.cat([trainer.network.detector(patch) for patch in patches])
     torch.testing.assert_close((errors * factors[1]).std(), torch.tensor(1.0), rtol=1e-3, atol=0)

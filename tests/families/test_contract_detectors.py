@@ -30,7 +30,7 @@ def family(request, toy_family):
 
 def build(family, tiny_dataset, configuration, num_channels):
     planned = PlansManager(copy.deepcopy(tiny_dataset.plans)).get_configuration(configuration)
-    settings = {name: setting.default for name, setting in known_settings().items()}
+    settings = {name: setting.default for name, setting in known_settings().items()} | {"num_labels": 10}
     settings.update(planned.configuration["anomaly"])
     return detector_class(family.name).build(planned, num_channels, settings).eval(), planned
 
@@ -180,7 +180,7 @@ def test_detector_of_another_family_is_refused(trained, toy_family, build_traine
 
 
 def test_unknown_family_is_refused_naming_the_known_ones(build_trainer, results_folder, toy_family):
-    with pytest.raises(UserError, match=r"'cubist' is not installed; known are inpainting, median"):
+    with pytest.raises(UserError, match=r"'cubist' is not installed; known are inpainting, pasted, bone_contrast, median"):
         build_trainer("AnomalyAwareTrainer", anomaly={"detector": "cubist"})
 
 

@@ -5,17 +5,9 @@ from __future__ import annotations
 from nnunetv2_anomaly.plans.settings import POSITIVE, TRUE_OR_FALSE, Setting, is_number, or_null, whole
 
 SETTINGS: dict[str, Setting] = {
-    # The networks: read again at prediction, so that plans must keep them as they were in training.
-    "detector_features": Setting(
-        8, *whole(1, 256), "feature maps of G and A at full resolution; doubled at each level, where 256 take gigabytes"
-    ),
-    "detector_downsamplings": Setting(
-        4, *whole(1, 4), "downsamplings of G, A and C: the first ones of the planned network"
-    ),
     "compressor_code_length": Setting(
         100, *whole(1, 10_000), "units of C's narrow dense layer; a larger one restores anomalies"
     ),
-    # The training.
     "intensity_clip": Setting(5.0, *POSITIVE, "A and G see the normalised image clipped to [-clip, clip]"),
     "erase_margin_mm": Setting(
         18.0,
@@ -30,11 +22,6 @@ SETTINGS: dict[str, Setting] = {
     ),
     "inpainting_epochs": Setting(100, *whole(1), "epochs of phase 1: G with C (Eq. 1)"),
     "distillation_epochs": Setting(80, *whole(1), "epochs of phase 2: A (Eq. 2)"),
-    "prestage_learning_rate": Setting(
-        None,
-        *or_null(POSITIVE, "the automatic choice"),
-        "Adam's learning rate; automatic: the published constant 5e-4 at full length, 2e-3 with decay for short runs",
-    ),
     "start_detector_from_inpainter": Setting(True, *TRUE_OR_FALSE, "A starts with G's weights instead of random ones"),
     "inpainter_from_fold_all": Setting(
         False,

@@ -1,0 +1,1 @@
+"""Anomalies pasted into healthy bones, which a network learns to find: no lesion is ever labelled."""

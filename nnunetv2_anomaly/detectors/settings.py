@@ -1,0 +1,34 @@
+"""Settings that several families of detectors have."""
+
+from __future__ import annotations
+
+from nnunetv2_anomaly.detectors.level import POLARITIES
+from nnunetv2_anomaly.plans.settings import POSITIVE, Setting, or_null, whole
+
+SETTINGS: dict[str, Setting] = {
+    # The networks: read again at prediction, so that plans must keep them as they were in training.
+    "detector_features": Setting(
+        8, *whole(1, 256), "feature maps of a detector's networks at full resolution; doubled at each level, where 256 "
+        "take gigabytes"
+    ),
+    "detector_downsamplings": Setting(
+        4, *whole(1, 4), "downsamplings of a detector's networks: the first ones of the planned network"
+    ),
+    "polarity": Setting(
+        "bright",
+        f"one of {', '.join(POLARITIES)}",
+        lambda value: isinstance(value, str) and value in POLARITIES,
+        "which anomalies the detectors that know bones look for; bone marrow lesions are bright in DESS and in "
+        "fluid-sensitive sequences, dark in T1",
+    ),
+    "level_mm": Setting(
+        14.0, *POSITIVE, "standard deviation of the Gaussian that a bone's local level is taken with, mm"
+    ),
+    # The training.
+    "prestage_learning_rate": Setting(
+        None,
+        *or_null(POSITIVE, "the automatic choice"),
+        "Adam's learning rate; automatic: 2e-3 with decay, in the inpainting family at full length the published "
+        "constant 5e-4",
+    ),
+}  # fmt: skip

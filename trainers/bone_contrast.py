@@ -1,0 +1,47 @@
+"""The control of all detectors as an nnU-Net trainer: a segmentation, and contrast in the bones that it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunetv2_anomaly.detectors.bone_contrast.detector import BoneContrast, BoneModel
+from nnunetv2_anomaly.errors import UnsupportedError
+from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.trainers.detector import DetectorTrainer
+
+
+class BoneContrastTrainer(DetectorTrainer):
+    """Trains nnU-Net's planned network on the labels, with nnU-Net's own loss; the contrast itself learns nothing."""
+
+    family = "bone_contrast"
+    num_epochs: int = default("num_epochs")
+    polarity: str = default("polarity")
+    level_mm: float = default("level_mm")
+
+    def set_up(self) -> None:
+        """As in the base. Raises: UnsupportedError for regions, of which no voxel has one label."""
+        super().set_up()
+        self.save_every = 50  # as nnU-Net: the network is as large as its own
+        if self.label_manager.has_regions:
+            fault = "BoneContrastTrainer does not support region-based labels: each voxel has to be in one bone"
+            raise UnsupportedError(f"{fault}; give dataset.json plain labels")
+        self.bones_with_lesions()
+
+    @classmethod
+    def build_detector_network(
+        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
+    ) -> BoneModel:
+        """The segmentation network in front of the contrast."""
+        return BoneModel(BoneContrast.build(configuration_manager, num_channels, settings))
+
+    def _build_loss(self) -> nn.Module:
+        return nnUNetTrainer._build_loss(self)
+
+    def start_from_data(self) -> None:
+        """Which labels are bones."""
+        self.module.detector.set_bones(self.bones_with_lesions())
