@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
 from benchmarks.machine import machine, memory_mib, versions
-from benchmarks.models import MARGIN_MM, PRE_STAGE, Detector, Model
+from benchmarks.models import MARGIN_MM, Detector, Model
 from benchmarks.stress import CLEAN, KINDS, link_images, write_healthy_maps
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
 from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
@@ -135,7 +135,7 @@ class Experiment:
 
     def detector_folder(self, detector: Detector) -> Path:
         """The pre-stage's model folder."""
-        model = f"{PRE_STAGE}__{PLANS}__3d_{detector.name}"
+        model = f"{detector.trainer}__{PLANS}__3d_{detector.name}"
         return self.folder / "nnUNet_results" / DATASET / model
 
     def predictions(self, repeat: Repeat) -> Path:
@@ -275,7 +275,7 @@ class Experiment:
         }
         for detector in self.detectors:
             epochs = detector.epochs(arguments.detector_budget, per_epoch)
-            section: dict[str, Any] = {"inpainting_epochs": epochs[0], "distillation_epochs": epochs[1], "seed": 0}
+            section: dict[str, Any] = {**epochs, "seed": detector.seed}
             section["erase_margin_voxels"] = _margin_voxels(detector.margin_mm, planned["spacing"])
             if detector.augmentation:
                 section["prestage_augmentation"] = detector.augmentation == "on"
@@ -359,7 +359,7 @@ class Experiment:
 
         for detector in self.detectors:
             for fold in arguments.folds:
-                train(training_of(detector, fold), (DATASET_ID, DATASET), f"3d_{detector.name}", fold, PRE_STAGE)
+                train(training_of(detector, fold), (DATASET_ID, DATASET), f"3d_{detector.name}", fold, detector.trainer)
         for repeat in self.repeats:
             model, configuration = repeat.model, self.configuration(repeat)
             dataset = (MASKED_ID, MASKED) if model.mask_known else (DATASET_ID, DATASET)

@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 import nnunetv2_anomaly.trainers as trainers
 from benchmarks.ablation import check_choices
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import known_settings
-from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS, TRAINERS
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, detector_families
 
-PRE_STAGE = DETECTORS[DEFAULT_DETECTOR].trainer
+#: trainer of a detector -> its family
+DETECTOR_TRAINERS = {family.trainer: family.name for family in detector_families().values()}
 
 #: keys of a model that choose the maps of ``ablation.AblationTrainer``
 _ABLATION_KEYS = ("channel", "weight", "mask_known")
-#: keys of a model that say how its pre-stage is trained
-_DETECTOR_KEYS = ("detector", "margin", "augmentation")
+#: keys of a model that say which pre-stage it has, and how that is trained
+_DETECTOR_KEYS = ("family", "detector", "margin", "augmentation")
 
 _PASTED = ("paste_anomalies",)
 #: settings that models may differ in; the others are the pre-stage's, or would leave budget and seed
@@ -68,32 +71,55 @@ class Detector:
 
     Attributes:
         share: of the pre-stage's iterations.
-        margin_mm: by which the foreground is dilated before it is erased.
-        augmentation: "on" or "off"; None: as the plans have it, off for whole images.
+        margin_mm: by which the foreground is dilated before it is erased; of the inpainting family.
+        augmentation: "on" or "off"; None: as the plans have it, off for whole images; of the inpainting family.
+        family: in the registry.
+        seed: of the training.
     """
 
     share: float = 1.0
     margin_mm: float = MARGIN_MM
     augmentation: str | None = None
+    family: str = DEFAULT_DETECTOR
+    seed: int = 0
+
+    @property
+    def trainer(self) -> str:
+        """The class that nnU-Net is given."""
+        return detector_families()[self.family].trainer
 
     @property
     def name(self) -> str:
         """In files."""
-        parts = [f"detector{round(100 * self.share)}"]
+        parts = [f"{'detector' if self.family == DEFAULT_DETECTOR else self.family}{round(100 * self.share)}"]
         parts += [f"margin{self.margin_mm:g}".replace(".", "p")] if self.margin_mm != MARGIN_MM else []
         parts += [f"augmentation_{self.augmentation}"] if self.augmentation else []
+        parts += [f"seed{self.seed}"] if self.seed else []
         return "_".join(parts)
 
-    def epochs(self, budget: Sequence[int], per_epoch: int) -> tuple[int, ...]:
-        """Whole epochs of each phase, one at least, for the iterations of a full pre-stage's phases."""
-        return tuple(max(1, round(self.share * iterations / per_epoch)) for iterations in budget)
+    def epochs(self, budget: Sequence[int], per_epoch: int) -> dict[str, int]:
+        """Whole epochs of each phase by its setting, one at least, for the iterations of a full pre-stage's phases.
+
+        The iterations are those of the inpainting family's phases; another family shares out their sum as its
+        defaults do.
+        """
+        trainer = getattr(trainers, self.trainer)
+        settings = [*getattr(trainer, "phase_settings", {"": "num_epochs"}).values()]
+        if self.family != DEFAULT_DETECTOR:
+            shares = np.array([known_settings()[name].default for name in settings], dtype=float)
+            budget = (sum(budget) * shares / shares.sum()).tolist()
+        epochs = [max(1, round(self.share * iterations / per_epoch)) for iterations in budget]
+        return dict(zip(settings, epochs, strict=True))
 
     def title(self, budget: Sequence[int], per_epoch: int) -> str:
         """In tables; another one for each detector, also where shares come to the same whole epochs."""
-        iterations = " + ".join(str(epochs * per_epoch) for epochs in self.epochs(budget, per_epoch))
+        iterations = " + ".join(str(epochs * per_epoch) for epochs in self.epochs(budget, per_epoch).values())
         share = f" (for {round(100 * self.share)} %)" if self.share != 1 else ""
-        parts = [f"{iterations} iterations{share}", f"margin {self.margin_mm:g} mm"]
-        return ", ".join(parts + ([f"augmentation {self.augmentation}"] if self.augmentation else []))
+        parts = [self.family] if self.family != DEFAULT_DETECTOR else []
+        parts += [f"{iterations} iterations{share}"]
+        parts += [f"margin {self.margin_mm:g} mm"] if self.family == DEFAULT_DETECTOR else []
+        parts += [f"augmentation {self.augmentation}"] if self.augmentation else []
+        return ", ".join(parts + ([f"seed {self.seed}"] if self.seed else []))
 
 
 @dataclass(frozen=True)
@@ -117,7 +143,7 @@ class Model:
     @property
     def segments(self) -> bool:
         """Whether a segmenter is trained, and not a detector alone."""
-        return self.trainer != PRE_STAGE
+        return self.trainer not in DETECTOR_TRAINERS
 
     @property
     def mirrors(self) -> bool:
@@ -155,12 +181,13 @@ def parse_model(word: str) -> Model:
         raise UserError(
             f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, {', '.join(_PLANNED)}, one of "
             "the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, or "
-            f"{PRE_STAGE} for a detector alone"
+            f"{' or '.join(DETECTOR_TRAINERS)} for a detector alone"
         )
     aware = trainer in (*_PLANNED, "UNETSTrainer", "CANSTrainer")
-    with_detector = aware or trainer == PRE_STAGE
+    alone = trainer in DETECTOR_TRAINERS
+    with_detector = aware or alone
     known = [*(_OF_AWARE if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
-    known += _OF_ALL if trainer != PRE_STAGE else ()
+    known += _OF_ALL if not alone else ()
     known += _OF_PLANNED if trainer in ("nnUNetTrainer", *_PLANNED) else ()
     known += _ABLATION_KEYS if trainer == "AnomalyAwareTrainer" else ()
     unknown = sorted(set(options) - set(known))
@@ -168,7 +195,8 @@ def parse_model(word: str) -> Model:
         raise UserError(
             f"the model '{word}' changes {', '.join(unknown)}; of {trainer} can be changed: {', '.join(sorted(known))}"
         )
-    detector = _detector(word, {key: options.pop(key) for key in _DETECTOR_KEYS if key in options})
+    of_detector = {key: options.pop(key) for key in _DETECTOR_KEYS if key in options}
+    detector = _detector(word, of_detector | ({"family": DETECTOR_TRAINERS[trainer]} if alone else {}))
     ablation = {key: options.pop(key) for key in _ABLATION_KEYS if key in options}
     check_choices(ablation)
     if ablation.get("mask_known") and detector.margin_mm != MARGIN_MM:
@@ -180,11 +208,13 @@ def parse_model(word: str) -> Model:
         return Model(name, PLAIN, options)
     # Also where a model leaves them at their default, which another version may change.
     noted = (
-        *(_PASTED if trainer != PRE_STAGE else ()),
+        *(_PASTED if not alone else ()),
         *(_OF_AWARE if aware else ()),
         *(_OF_PLANNED if trainer in _PLANNED else ()),
     )
     settings = {key: getattr(getattr(trainers, trainer), key) for key in noted} | options
+    if aware and detector.family != DEFAULT_DETECTOR:
+        settings["detector"] = detector.family
     trainer = "AblationTrainer" if ablation else trainer
     return Model(name, trainer, settings, ablation, detector if with_detector else None)
 
@@ -197,7 +227,12 @@ def _detector(word: str, options: dict[str, Any]) -> Detector:
         raise UserError(f"the model '{word}' has a margin of {margin}; expected mm from 0")
     if options.get("augmentation") not in (None, "on", "off"):
         raise UserError(f"the model '{word}' has the augmentation {options['augmentation']}; expected on or off")
-    return Detector(float(share), float(margin), options.get("augmentation"))
+    family = options.get("family", DEFAULT_DETECTOR)
+    if family not in detector_families():
+        raise UserError(f"the model '{word}' has the family {family}; expected {', '.join(detector_families())}")
+    if family != DEFAULT_DETECTOR and {"margin", "augmentation"} & set(options):
+        raise UserError(f"the model '{word}' has a margin or an augmentation; expected none with the family {family}")
+    return Detector(float(share), float(margin), options.get("augmentation"), family)
 
 
 def parse_models(words: Sequence[str]) -> list[Model]:

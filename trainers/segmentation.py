@@ -214,7 +214,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
                 raise UserError(f"{fault}; make room, and repeat the validation with --val") from error
 
 
-class PastedAnomaliesTrainer(SegmentationTrainer):
+class PastingTrainer(SegmentationTrainer):
     """nnU-Net's planned network and loss, with anomalies pasted into the bones of the training images."""
 
     paste_anomalies: dict[str, Any] | str | None = {}  # noqa: RUF012 (never changed; the options are the defaults)

@@ -34,7 +34,7 @@ SETTINGS: dict[str, Setting] = {
         *or_null((f"auto, a dictionary of {', '.join(OPTIONS)}", is_pasting), "none"),
         "synthetic anomalies pasted into bones while training, labels unchanged (docs/how-to/paste-anomalies.md); auto "
         "pastes where there are bones and no lesion is a label; null in all trainers but AnomalyAwareTrainer and "
-        "PastedAnomaliesTrainer",
+        "PastingTrainer",
     ),
     "num_epochs": Setting(1000, *whole(1), "epochs of the anomaly-aware segmentation, as in nnU-Net"),
     "detector": Setting(

@@ -180,7 +180,9 @@ def test_detector_of_another_family_is_refused(trained, toy_family, build_traine
 
 
 def test_unknown_family_is_refused_naming_the_known_ones(build_trainer, results_folder, toy_family):
-    with pytest.raises(UserError, match=r"'cubist' is not installed; known are inpainting, pasted, bone_contrast, median"):
+    with pytest.raises(
+        UserError, match=r"'cubist' is not installed; known are inpainting, pasted, bone_contrast, median"
+    ):
         build_trainer("AnomalyAwareTrainer", anomaly={"detector": "cubist"})
 
 

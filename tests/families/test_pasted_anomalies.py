@@ -12,7 +12,7 @@ DESCRIPTION = {"channel_names": {"0": "MRI"}, "numTraining": 6, "file_ending": "
 PASTED = {"probability": 1.0, "size_mm": [3.0, 6.0], "hosts": ["femoral_bone"]}
 
 
-@pytest.mark.parametrize("name", ["PastedAnomaliesTrainer", "AnomalyAwareTrainer", "UNETSTrainer"])
+@pytest.mark.parametrize("name", ["PastingTrainer", "AnomalyAwareTrainer", "UNETSTrainer"])
 def test_training_pastes_until_its_share_and_shows_eight_patches(trainer_factory, after_prestage, monkeypatch, name):
     pasted, apply = [], pasting.PasteAnomalies._apply_to_image
     monkeypatch.setattr(
@@ -70,4 +70,4 @@ def test_what_is_as_published_pastes_nothing(trainer_factory, name):
 
 def test_unknown_hosts_are_refused_at_the_start(trainer_factory):
     with pytest.raises(UserError, match="names liver among its hosts"):
-        trainer_factory("PastedAnomaliesTrainer", anomaly={"paste_anomalies": {"hosts": ["liver"]}})
+        trainer_factory("PastingTrainer", anomaly={"paste_anomalies": {"hosts": ["liver"]}})

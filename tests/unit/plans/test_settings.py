@@ -7,10 +7,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import check_configuration, default, known_settings, section_of
-from nnunetv2_anomaly.trainers import AnomalyAwareTrainer, AnomalyPreStageTrainer
+from nnunetv2_anomaly.trainers import (
+    AnomalyAwareTrainer,
+    AnomalyPreStageTrainer,
+    BoneContrastTrainer,
+    PastedAnomalyTrainer,
+)
 
 SETTINGS = known_settings()
-TRAINERS = (AnomalyPreStageTrainer, AnomalyAwareTrainer)
+TRAINERS = (AnomalyPreStageTrainer, PastedAnomalyTrainer, BoneContrastTrainer, AnomalyAwareTrainer)
 PLANS = {
     "plans_name": "nnUNetPlans",
     "configurations": {
@@ -48,6 +53,12 @@ BAD_VALUES = [
     ("erase_margin_voxels", -1),
     ("erase_margin_voxels", 1.5),
     ("erase_margin_voxels", 10**20),
+    ("polarity", "grey"),
+    ("level_mm", 0),
+    ("level_epochs", 0),
+    ("pasting_epochs", 0),
+    ("detector_pasting", "auto"),
+    ("detector_pasting", {"probability": 2}),
     ("inpainting_epochs", 0),
     ("distillation_epochs", None),
     ("prestage_learning_rate", 0),

@@ -50,7 +50,7 @@ def pasted(shape=(24, 30, 36), channels=1, seed=0, spacing=None, **options):
 def test_a_constant_in_a_drawn_bone_changes_its_voxels_and_nothing_else():
     image, labels = patch()
     box = (slice(8, 12), slice(10, 14), slice(12, 16))
-    anomaly = PastedAnomaly(box, torch.ones(4, 4, 4), torch.full((1, 4, 4, 4), 25.0))
+    anomaly = PastedAnomaly(box, torch.ones(4, 4, 4), torch.full((1, 4, 4, 4), 25.0), True)
     made = PasteAnomalies((1, 1, 1), [(HOST,)]).apply(
         {"image": image.clone(), "segmentation": labels.clone()}, anomalies=[anomaly]
     )
