@@ -353,7 +353,7 @@ class Experiment:
         ) -> Step:
             steps[name] = training_step(
                 self.folder / "nnUNet_results" / dataset[1], (dataset[0], configuration, fold), trainer, PLANS,
-                "-device", arguments.device, name=name, after=after, variables=self._variables(training=True),
+                "-device", arguments.device, name=name, after=after, variables=self.step_variables(training=True),
             )  # fmt: skip
             return steps[name]
 
@@ -386,7 +386,7 @@ class Experiment:
             "-npp", "1", "-nps", "1", "-device", self.arguments.device,
         ]  # fmt: skip
         makes = (output / "*.nii.gz",)
-        more = {"after": (training,), "num_files": num_files, "variables": self._variables()}
+        more = {"after": (training,), "num_files": num_files, "variables": self.step_variables()}
         return Prediction(name, makes, tuple(words), **more)
 
     def run(self, jobs: int) -> None:
@@ -409,9 +409,10 @@ class Experiment:
         )
 
     def _step(self, name: str, makes: Sequence[Path], words: Sequence[str], **more: Any) -> Step:
-        return Step(name, tuple(makes), tuple(words), variables=self._variables(), **more)
+        return Step(name, tuple(makes), tuple(words), variables=self.step_variables(), **more)
 
-    def _variables(self, *, training: bool = False) -> dict[str, str]:
+    def step_variables(self, *, training: bool = False) -> dict[str, str]:
+        """Environment variables of a step's command, beside ``environment``."""
         if self.arguments.device != "cpu":
             return {}
         # Steps run side by side, and each process that exports a segmentation imports torch again.

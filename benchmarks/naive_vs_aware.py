@@ -10,7 +10,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -37,19 +37,13 @@ _LEAST = {
 }  # fmt: skip
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def build_parser(description: str, models: str) -> argparse.ArgumentParser:
+    """The options. Args: models: the help of --models."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of all results; run again to resume")
     parser.add_argument("--data", default="phantoms", help="folder of label maps with labels 0 to 9, or 'phantoms'")
     parser.add_argument("--num_phantoms", type=int, default=40, help="with --data phantoms")
-    parser.add_argument(
-        "--models", nargs="+", metavar="[NAME=]TRAINER[:KEY=VALUE,]",
-        help=f"trainers, with settings; the first is the baseline; by default {' '.join(DEFAULTS)}",
-    )  # fmt: skip
-    parser.add_argument("--ablations", action="store_true", help="compare the method in parts and variants")
+    parser.add_argument("--models", nargs="+", metavar="[NAME=]TRAINER[:KEY=VALUE,]", help=models)
     parser.add_argument("--folds", nargs="+", default=["all"], help="of nnU-Net's cross-validation, or all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each model is trained once per seed")
     parser.add_argument("--budget", type=int, default=250_000, help="iterations of each training")
@@ -68,10 +62,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--extra_lesions", type=float, default=1.5, help="mean number of unlabelled lesions per knee")
     parser.add_argument("--keep_lesion_labels", action="store_true", help="segment lesions, too, not as bone")
-    parser.add_argument(
-        "--stress", action="store_true",
-        help="held-out knees without lesions, and with large, bright and dark ones that training never showed, too",
-    )  # fmt: skip
     parser.add_argument("--data_seed", type=int, default=0, help="of the simulated images")
     parser.add_argument("--whole_image", action="store_true", help="the whole image as patch, as in the paper")
     parser.add_argument("--patch", nargs=3, type=int, help="voxels, nnU-Net's axis order; by default as planned")
@@ -82,6 +72,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("-np", "--num_processes", type=int, default=2, help="for simulation, preprocessing, evaluation")
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    models = f"trainers, with settings; the first is the baseline; by default {' '.join(DEFAULTS)}"
+    parser = build_parser(__doc__.splitlines()[0], models)
+    parser.add_argument("--ablations", action="store_true", help="compare the method in parts and variants")
+    parser.add_argument(
+        "--stress", action="store_true",
+        help="held-out knees without lesions, and with large, bright and dark ones that training never showed, too",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -225,26 +227,32 @@ def signals_as_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the comparison, or what is left of it.
+def run_in_folder(
+    options: argparse.Namespace,
+    arguments: Arguments,
+    models: list[Model],
+    after: Callable[[Experiment], None],
+) -> None:
+    """Make data and trainings, or what is left of them, in the folder, then what comes ``after`` them.
 
-    Returns: 0 for success, 1 for a user's mistake or a failed step, 130 for Ctrl-C.
+    Raises: UserError for a folder of something else, or a failed step.
     """
-    options = parse(argv)
+    folder = options.folder.resolve()
+    checked_state(folder, arguments, models)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "give another --folder") as lock:
+        take_folder(folder, arguments, models)
+        experiment = Experiment(folder, arguments, models, held_by_steps=lock)
+        with signals_as_ctrl_c():
+            experiment.prepare(options.num_processes)
+            experiment.run(options.jobs)
+        after(experiment)
+
+
+def ended_well(work: Callable[[], None]) -> int:
+    """Do a script's work: 0 for success, 1 for a user's mistake or a failed step, 130 for Ctrl-C."""
     try:
-        arguments = checked(options)
-        models = parse_models(arguments.models)
-        folder = options.folder.resolve()
-        checked_state(folder, arguments, models)
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, "give another --folder") as lock:
-            take_folder(folder, arguments, models)
-            experiment = Experiment(folder, arguments, models, held_by_steps=lock)
-            with signals_as_ctrl_c():
-                experiment.prepare(options.num_processes)
-                experiment.run(options.jobs)
-            words = sys.argv[1:] if argv is None else argv
-            report(experiment, options.num_processes, shlex.join(["python", "-m", "benchmarks.naive_vs_aware", *words]))
+        work()
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -252,6 +260,20 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison, or what is left of it. Returns: as ``ended_well``."""
+    options = parse(argv)
+    words = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "benchmarks.naive_vs_aware", *words])
+
+    def work() -> None:
+        arguments = checked(options)
+        models = parse_models(arguments.models)
+        run_in_folder(options, arguments, models, lambda done: report(done, options.num_processes, command) and None)
+
+    return ended_well(work)
 
 
 if __name__ == "__main__":

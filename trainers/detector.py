@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import time
@@ -16,9 +17,10 @@ from nnunetv2.utilities.helpers import dummy_context, empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, autocast, nn
 
-from nnunetv2_anomaly.detectors.artefact import Artefact, add_quality, detector_of, detector_state
+from nnunetv2_anomaly.detectors.artefact import Artefact, add_what_validation_found, detector_of, detector_state
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
+from nnunetv2_anomaly.detectors.thresholds import fit_threshold
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, taken_as, with_their_lesions
 from nnunetv2_anomaly.plans.settings import default
@@ -52,6 +54,8 @@ class DetectorTrainer(AnomalyTrainerBase):
     quality_keys: ClassVar[tuple[str, ...]] = ()
     lesion_labels: list[str] | None = default("lesion_labels")
     bone_labels: list[str] | None = default("bone_labels")
+    candidates_per_bone: float = default("candidates_per_bone")
+    min_lesion_mm3: float = default("min_lesion_mm3")
 
     def set_up(self) -> None:
         """No deep supervision, a checkpoint after every epoch."""
@@ -268,7 +272,8 @@ class DetectorTrainer(AnomalyTrainerBase):
         self.prepare()
         self.network.eval()
         folder = Path(self.output_folder) / "validation"
-        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "part_maps"  # for the threshold, of all ranks' cases
+        kept.mkdir(parents=True, exist_ok=True)
         named = self.labels_of_validation()
         _, cases = self.do_split()
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases[rank() :: world_size()]))
@@ -279,20 +284,26 @@ class DetectorTrainer(AnomalyTrainerBase):
             data, segmentation, _, properties = dataset.load_case(name)
             case = CaseForValidation(name, np.asarray(data[:]), np.asarray(segmentation[:])[0], properties)
             rivals = self.rivals(self.module, case, self.foreground_labels(), windows)
-            results.append(validate_case(self.own_detector, case, folder, windows, rivals=rivals, **named))
+            found = validate_case(self.own_detector, case, folder, windows, rivals=rivals, keep=kept, **named)
+            results.append(found)
         results = sorted((one for of_rank in gathered(results) for one in of_rank), key=lambda result: result["case"])
         if rank() == 0:
-            self._report_validation(write_summary(folder / "summary.json", results)["mean"])
+            files = sorted(kept / f"{result['case']}.npz" for result in results)
+            threshold = fit_threshold(files, self.candidates_per_bone, self.min_lesion_mm3)
+            shutil.rmtree(kept)
+            self._report_validation(write_summary(folder / "summary.json", results)["mean"], threshold)
 
-    def _report_validation(self, mean: Mapping[str, Any]) -> None:
+    def _report_validation(self, mean: Mapping[str, Any], threshold: Mapping[str, Any]) -> None:
         self.print_to_log_file("Validation complete")
         for source, numbers in mean.items():
             if isinstance(numbers, Mapping):
                 shown = (f"{key} {'n/a' if value is None else f'{value:.5f}'}" for key, value in numbers.items())
                 self.print_to_log_file(f"{source}: {', '.join(shown)}")
+        words = ", ".join(f"{name} {value}" for name, value in threshold.items())
+        self.print_to_log_file(f"threshold for lesions: {words or 'none, as no validation case has a bone'}")
         final = Path(self.output_folder) / "checkpoint_final.pth"
         if final.is_file():
-            add_quality(final, quality_of(mean))
+            add_what_validation_found(final, quality_of(mean), threshold)
 
     def foreground_labels(self) -> list[int]:
         """Values of the labels that are not background."""

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ignore_extra", action="store_true", help="leave predictions without a reference alone")
     add("--without_probabilities", action="store_true", help="do not read softmax outputs for the lesions' ROC")
     add("--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report")
-    error_images = "error images, CASE_error.nii.gz, as error_images writes them, for the pictures"
+    error_images = "error images, CASE_error.nii.gz, as anomaly_maps writes them, for the pictures"
     add("--error_images", type=Path, metavar="FOLDER", help=error_images)
     add_clean_up_arguments(parser)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import check_name, exit_status
-from nnunetv2_anomaly.registry import VERBS
+from nnunetv2_anomaly.registry import VERB_ALIASES, VERBS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in VERBS:
         module = importlib.import_module(f"nnunetv2_anomaly.command_line.{verb}")
-        subparser = subparsers.add_parser(verb, help=module.HELP, description=module.HELP)
+        aliases = VERB_ALIASES.get(verb, ())
+        subparser = subparsers.add_parser(verb, help=module.HELP, description=module.HELP, aliases=aliases)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     return parser
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser, words = build_parser(), sys.argv[1:] if argv is None else argv
         for word in words:
             check_name(word)
-        if near := difflib.get_close_matches(words[0], VERBS, n=1) if words and words[0] not in VERBS else []:
+        known = {*VERBS, *(alias for aliases in VERB_ALIASES.values() for alias in aliases)}
+        if near := difflib.get_close_matches(words[0], VERBS, n=1) if words and words[0] not in known else []:
             parser.error(f"there is no verb {words[0]}; the nearest is {near[0]}")
         arguments = parser.parse_args(words)
         return arguments.run(arguments)

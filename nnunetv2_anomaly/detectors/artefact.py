@@ -32,6 +32,7 @@ class Artefact:
     sources: Mapping[str, str]  # external weights -> SHA-256
     comparable: bool  # False where a part is random or a stand-in, so that its quality says nothing of the method
     finished: bool  # False while its training has phases left
+    threshold: Mapping[str, Any] | None = None  # of its maps, for lesions: ``thresholds.fit_threshold``
     path: Path | None = None  # the checkpoint that it comes from
 
     def description(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class Artefact:
             "sources": dict(self.sources),
             "comparable": self.comparable,
             "finished": self.finished,
+            "threshold": None if self.threshold is None else dict(self.threshold),
         }
 
 
@@ -75,20 +77,19 @@ def read_artefact(path: Path) -> Artefact:
     if not all(torch.isfinite(value).all() for value in state.values()):
         fault = f"the detector in {path} holds weights that are NaN or infinite"
         raise UserError(f"{fault}; expected finite ones, so train the pre-stage again")
-    known = {name: entry[name] for name in ("data", "quality", "sources", "comparable", "finished")}
+    known = {name: entry[name] for name in ("data", "quality", "sources", "comparable", "finished", "threshold")}
     contract = Contract.from_dict(entry["contract"])
     return Artefact(contract, state, frozenset(entry["fitted_on"]), path=path, **known)
 
 
-def add_quality(path: Path, quality: Mapping[str, float]) -> None:
+def add_what_validation_found(path: Path, quality: Mapping[str, float], threshold: Mapping[str, Any]) -> None:
     """Add what a validation measured to the description of a checkpoint's detector; the rest stays as it is.
 
     Raises: UserError if the checkpoint cannot be read.
     """
-    if not quality:
-        return
     checkpoint = load_file(path, "train again")
     checkpoint[DETECTOR_KEY]["quality"].update(quality)
+    checkpoint[DETECTOR_KEY]["threshold"] = dict(threshold) or None
     with written_beside(path) as temporary:
         torch.save(checkpoint, temporary)
 

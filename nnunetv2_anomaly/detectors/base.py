@@ -53,6 +53,8 @@ class Detector(nn.Module):
     """
 
     contract: Contract
+    #: whether it has nothing to learn where it is told which voxels are bones, by ``difference_in``
+    learns_bones_alone: bool = False
 
     @classmethod
     @abstractmethod
@@ -70,6 +72,14 @@ class Detector(nn.Module):
         Args: image: (B, C, *window) as nnU-Net normalised it, with axes and size of the contract.
         Returns: (B, error channels, *window), float32, above 0 where brighter, unitless.
         """
+
+    def difference_in(self, image: Tensor, bones: Tensor) -> Tensor:
+        """``difference`` where the bones are known, of images of any size; for a family that ``learns_bones_alone``.
+
+        Args: image: (B, C, *axes), as nnU-Net normalised it. bones: (B, *axes), 0 outside, a number for each bone.
+        Returns: (B, error channels, *axes), float32, above 0 where brighter, unitless.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not take bones")
 
     def error(self, image: Tensor, difference: Tensor) -> Tensor:
         """The anomaly map; the square of the difference unless a family has a score of its own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnunetv2_anomaly.detectors.level import POLARITIES
-from nnunetv2_anomaly.plans.settings import POSITIVE, Setting, or_null, whole
+from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, Setting, or_null, whole
 
 SETTINGS: dict[str, Setting] = {
     # The networks: read again at prediction, so that plans must keep them as they were in training.
@@ -25,6 +25,11 @@ SETTINGS: dict[str, Setting] = {
         14.0, *POSITIVE, "standard deviation of the Gaussian that a bone's local level is taken with, mm"
     ),
     # The training.
+    "candidates_per_bone": Setting(
+        1.0, *POSITIVE, "at most so many lesion candidates a bone has in the mean of the validation cases, where no "
+        "lesion is labelled; it sets the threshold of detect_lesions"
+    ),
+    "min_lesion_mm3": Setting(30.0, *NOT_NEGATIVE, "smaller lesion candidates do not count"),
     "prestage_learning_rate": Setting(
         None,
         *or_null(POSITIVE, "the automatic choice"),

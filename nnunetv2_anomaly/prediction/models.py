@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_anomaly.environment import let_nnunet_find_trainers
+from nnunetv2_anomaly.environment import environment_folder, let_nnunet_find_trainers
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.plans.settings import check_configuration
 from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line, load_file
 
@@ -48,6 +51,38 @@ def load_model(
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{model} cannot be loaded ({reason}); expected {expected}") from error
     check_configuration(predictor.configuration_manager.configuration)
+    return predictor
+
+
+def untrained_model(
+    dataset: str, *, configuration: str, plans: str, trainer: str, device: torch.device
+) -> nnUNetPredictor:
+    """The same with a network that nothing was trained of, for the preprocessed data set.
+
+    Args: dataset: its name, as nnU-Net's folders have it. trainer: whose network it is.
+    Raises: UserError if it was not planned.
+    """
+    let_nnunet_find_trainers()
+    folder = environment_folder("nnUNet_preprocessed") / dataset
+    for file in (folder / f"{plans}.json", folder / "dataset.json"):
+        if not file.is_file():
+            advice = f"nnUNetv2_plan_and_preprocess -d {dataset[7:].split('_')[0]}"
+            raise UserError(f"{file} does not exist; expected a planned data set, so run: {advice}")
+    plans_manager, dataset_json = PlansManager(read_json(folder / f"{plans}.json")), read_json(folder / "dataset.json")
+    if configuration not in plans_manager.available_configurations:
+        known = ", ".join(plans_manager.available_configurations)
+        raise UserError(f"{folder / f'{plans}.json'} has no configuration {configuration}; expected one of {known}")
+    configuration_manager = plans_manager.get_configuration(configuration)
+    check_configuration(configuration_manager.configuration)
+    num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
+    heads = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    found = recursive_find_trainer_class_by_name(trainer)
+    network = found.build_network_architecture(plans_manager, configuration_manager, num_channels, heads, False)
+    predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
+    weights = [network.state_dict()]
+    predictor.manual_initialization(
+        network.to(device).eval(), plans_manager, configuration_manager, weights, dataset_json, trainer, None
+    )
     return predictor
 
 

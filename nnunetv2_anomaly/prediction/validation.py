@@ -20,15 +20,16 @@ from tqdm import tqdm
 from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.detectors.error import squared
-from nnunetv2_anomaly.detectors.level import contrast_within
+from nnunetv2_anomaly.detectors.level import bone_numbers, contrast_within
 from nnunetv2_anomaly.detectors.quality import lesion_auc, lesion_average_precision
+from nnunetv2_anomaly.detectors.thresholds import ScoredCase
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.geometry import preprocessed_spacing
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LESIONS
-from nnunetv2_anomaly.prediction.anomaly_maps import list_cases, read_case
 from nnunetv2_anomaly.prediction.case_files import write_case
+from nnunetv2_anomaly.prediction.cases import list_cases, read_case, read_labels
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prediction.windows import predict_maps
 
@@ -92,10 +93,12 @@ def validate_case(
     lesion_labels: Sequence[int],
     bones: Sequence[Sequence[int]],
     rivals: Rivals | None = None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Make a detector's maps of one case, write them, and measure them.
 
-    Args: bones: label values of each, with those of the lesions in it.
+    Args: bones: label values of each, with those of the lesions in it. keep: a folder, where the map is kept for
+        ``thresholds.fit_threshold``.
     Returns: for "detector", and for each rival by its name, the family's measures and, where the case has lesion
         labels, the voxel-wise AUC for lesion against bone, over all bone and over the bone at least one voxel from its
         surface: of the error image (``AUC_KEYS``), and of the difference, which is above 0.5 where lesions are brighter
@@ -121,10 +124,14 @@ def validate_case(
 
     result: dict[str, Any] = {"case": case.name, "detector": measured(maps.difference, maps.error)}
     spacing = preprocessed_spacing(case.properties, windows.plans_manager, windows.configuration_manager)
+    labels = torch.from_numpy(case.labels)
+    if keep is not None:
+        scored = (maps.error.mean(dim=0).numpy(), bone_numbers(labels, bones).numpy(), lesion_mask, tuple(spacing))
+        ScoredCase(*scored).save(keep / f"{case.name}.npz")
     controls = {
         "detector": maps.error,
         "intensity": image.float(),
-        "contrast": contrast_within(image, torch.from_numpy(case.labels), bones, spacing),
+        "contrast": contrast_within(image, labels, bones, spacing),
     }
     for name, of in controls.items():
         scores = of.mean(dim=0).numpy()
@@ -225,7 +232,7 @@ def measure_detector(
     for files in tqdm(cases, desc="Detector", disable=not show_progress):
         name, (image, properties) = files.case, read_case(reader, files, num_channels)
         of_case = (folder / f"{name}{ending}" for folder in (labels_folder, anomalies_folder))
-        labels, anomalies = (_read_labels(reader, file, image.shape[1:]) for file in of_case)
+        labels, anomalies = (read_labels(reader, file, image.shape[1:]) for file in of_case)
         labels = np.where(anomalies > 0, anomalies, labels)
         data, preprocessed_labels, properties = preprocessor.run_case_npy(
             image, labels, properties, plans_manager, configuration_manager, dataset_json
@@ -237,13 +244,3 @@ def measure_detector(
         labelled: dict[str, Any] = {"lesion_labels": anomaly_labels, "bones": bones}
         results.append(validate_case(detector, case, output_folder, windows, rivals=rivals, **labelled))
     return write_summary(output_folder / "summary.json", results)
-
-
-def _read_labels(reader, path: Path, expected_shape: tuple[int, ...]) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; expected a label map for every image")
-    labels, _ = reader.read_seg(str(path))
-    if labels.shape[1:] != expected_shape:
-        fault = f"{path} has {labels.shape[1:]} voxels and its image {expected_shape}"
-        raise UserError(f"{fault}; expected one grid, so resample one")
-    return labels

@@ -53,14 +53,16 @@ class _DifferenceWindow(nn.Module):
 
 
 @torch.no_grad()
-def predict_maps(detector: Detector, image: Tensor, windows: Windows) -> Maps:
-    """A detector's maps of a preprocessed volume.
+def predict_maps(detector: Detector, image: Tensor, windows: Windows, bones: Tensor | None = None) -> Maps:
+    """A detector's maps of a preprocessed volume, kept to bones where these are given.
 
     The error image is that of the blended difference, so that the maps fit each other, unless the family has a score
     of its own, which is then blended itself.
 
-    Args: image: (C, X, Y, Z), as nnU-Net normalised it.
+    Args: image: (C, X, Y, Z), as nnU-Net normalised it. bones: (X, Y, Z), 0 outside, another number for each bone.
     """
+    if bones is not None and detector.learns_bones_alone:
+        return _maps_in(detector, image, windows, bones)
     num_maps = detector.contract.num_error_channels(len(image))
     own_score = type(detector).error is not Detector.error
     num_blended = num_maps * (2 if own_score else 1)
@@ -68,4 +70,18 @@ def predict_maps(detector: Detector, image: Tensor, windows: Windows) -> Maps:
     difference = blended[:num_maps]
     rescaled = detector.rescale(image[None].to(windows.device))[0].cpu()
     error = blended[num_maps:] if own_score else detector.error(image, difference)
+    if bones is not None:
+        difference, error = difference * (bones > 0), error * (bones > 0)
     return Maps(rescaled, difference, error)
+
+
+def _maps_in(detector: Detector, image: Tensor, windows: Windows, bones: Tensor) -> Maps:
+    """Maps of a detector that learns where bones are, and is told."""
+    volume, numbers = image[None].to(windows.device), bones[None].to(windows.device)
+    slice_wise = len(windows.configuration_manager.patch_size) == 2
+    if slice_wise:
+        volume, numbers = volume[0].transpose(0, 1), numbers[0]
+    difference = detector.difference_in(volume, numbers)
+    maps = (difference, detector.error(volume, difference))
+    difference, error = (of.transpose(0, 1) if slice_wise else of[0] for of in maps)
+    return Maps(detector.rescale(image), difference.cpu(), error.cpu())

@@ -208,7 +208,7 @@ class PasteAnomalies(BasicTransform):
         strength: Sequence[float] = (1.0, 10.0),
         size_mm: Sequence[float] = (4.0, 40.0),
         polarity: str = "both",
-        until: float = 1.0,
+        until: float = 0.8,
         mark: bool = False,
     ) -> None:
         """Set what is drawn.

@@ -212,7 +212,7 @@ class Demo(DemoFolders):
         """Error images, what they find, and the evaluation of the predictions."""
         images, folder = str(self.raw / "imagesTs"), str(self.error_images)
         making = (
-            "nnUNetv2_anomaly", "error_images", "-i", images, "-o", folder, "-d", DATASET_ID, "-p", PLANS,
+            "nnUNetv2_anomaly", "anomaly_maps", "-i", images, "-o", folder, "-d", DATASET_ID, "-p", PLANS,
             "-c", CONFIGURATION, "-f", FOLD, "-device", self.device.type, "--continue_prediction",
         )  # fmt: skip
         evaluating = (
@@ -222,7 +222,7 @@ class Demo(DemoFolders):
             "-np", str(self.processes), "--images", images, "--error_images", folder,
         )  # fmt: skip
         error_images = Step(
-            "error_images", (self.error_images / "error_images.json",), making,
+            "error_images", (self.error_images / "anomaly_maps.json",), making,
             title="Error images of the test cases", after=(prestage,),
         )  # fmt: skip
         measure = Step(

@@ -74,7 +74,7 @@ def commands(base: Path, other_base: Path) -> list[dict]:
     add("predict", *predict, "-o", base / "predicted")
     for trainer in (PRESTAGE, SEGMENTATION):
         output = ("-o", base / "errors" / trainer[1])
-        add(f"error images {trainer[1]}", "nnUNetv2_anomaly", "error_images", *images, *output, *MODEL, *trainer)
+        add(f"error images {trainer[1]}", "nnUNetv2_anomaly", "anomaly_maps", *images, *output, *MODEL, *trainer)
     add("export", "nnUNetv2_export_model_to_zip", *MODEL, *SEGMENTATION, "-o", base / "model.zip")
     elsewhere = {name: str(other_base / name) for name in FOLDERS}
     add("install", "nnUNetv2_install_pretrained_model_from_zip", base / "model.zip", **elsewhere)
@@ -172,7 +172,7 @@ def test_error_images_of_new_images_come_from_either_model(chain, trainer):
         "case_5_reconstruction.nii.gz",
         "case_5_error.nii.gz",
         "case_5.png",
-        "error_images.json",
+        "anomaly_maps.json",
     }
     for kind in ("reconstruction", "error"):
         written = sitk.ReadImage(str(errors / f"case_5_{kind}.nii.gz"))
@@ -180,6 +180,6 @@ def test_error_images_of_new_images_come_from_either_model(chain, trainer):
         voxels = sitk.GetArrayFromImage(written)
         assert voxels.min() >= 0
         assert voxels.max() <= 1
-    record = json.loads((errors / "error_images.json").read_text())
+    record = json.loads((errors / "anomaly_maps.json").read_text())
     assert record["trainer"] == trainer[1]
     assert record["cases"] == ["case_5"]

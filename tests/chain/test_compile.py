@@ -20,7 +20,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch._dynamo import OptimizedModule
 from torch._dynamo.utils import counters
 
-from nnunetv2_anomaly.prediction.anomaly_maps import predict_error_images
+from nnunetv2_anomaly.prediction.anomaly_maps import load_detector, predict_anomaly_maps
 from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nnU-Net does not compile on Windows")
@@ -128,7 +128,7 @@ def test_error_images_are_the_same_where_prediction_is_compiled(trained_results,
     errors = []
     for choice in ("f", "t"):
         monkeypatch.setenv("nnUNet_compile", choice)
-        predict_error_images(tiny_dataset.raw / "imagesTs", tmp_path / choice, model, device=CPU)
+        predict_anomaly_maps(tiny_dataset.raw / "imagesTs", tmp_path / choice, load_detector(model, device=CPU))
         errors.append(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / choice / "case_5_error.nii.gz"))))
     assert errors[0].max() > 0
     assert np.allclose(*errors, atol=1e-3)

@@ -139,7 +139,7 @@ def done(tmp_path_factory):
             "prestage": [*train, "AnomalyPreStageTrainer"],
             "train": [*train, "AnomalyAwareTrainer"],
             "predict": [*predict, "AnomalyAwareTrainer", "-o", str(out / "predicted")],
-            "error_images": ["nnUNetv2_anomaly", "error_images", *of, "-o", str(out / "errors")],
+            "error_images": ["nnUNetv2_anomaly", "anomaly_maps", *of, "-o", str(out / "errors")],
             "postprocess": ["nnUNetv2_anomaly", "postprocess", "-i", str(out / "predicted"), "-o", str(out / "clean"),
                             "-np", "1"],
             "evaluate": ["nnUNetv2_anomaly", "evaluate", "-ref", str(raw / "labelsTr"), "-pred",
@@ -204,7 +204,7 @@ def test_outputs_are_there(done, data_set):
     several = len(data_set.channels) > 1
     channels = [f"_{channel:04d}" for channel in range(len(data_set.channels))] if several else [""]
     assert {path.name for path in (out / "errors").iterdir()} == {
-        "error_images.json", "case_5.png",
+        "anomaly_maps.json", "case_5.png",
         *(f"case_5_{kind}{channel}.nii.gz" for kind in ("reconstruction", "error") for channel in channels),
     }  # fmt: skip
     assert (out / "evaluation" / "report.html").is_file()

@@ -26,7 +26,7 @@ REFUSED = {
     **dict.fromkeys(
         ("predict", "predict_folds", "predict_all", "disable_tta", "continue_prediction", "num_parts_0", "num_parts_1",
          "predict_2d", "predict_from_modelfolder"),
-        "it does not segment, so use nnUNetv2_anomaly error_images",
+        "it does not segment, so use nnUNetv2_anomaly anomaly_maps",
     ),
     "postprocess": "of its voxels are no whole numbers; expected a segmentation",
     "evaluate": "AnomalyPreStageTrainer__nnUNetPlans__3d_fullres) has no prediction of 2 of 2 cases",

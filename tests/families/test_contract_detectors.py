@@ -16,7 +16,7 @@ from nnunetv2_anomaly.detectors.base import Contract, Detector, check_fits_confi
 from nnunetv2_anomaly.detectors.error import squared
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import known_settings
-from nnunetv2_anomaly.prediction.anomaly_maps import predict_error_images
+from nnunetv2_anomaly.prediction.anomaly_maps import load_detector, predict_anomaly_maps
 from nnunetv2_anomaly.registry import DETECTORS, detector_families
 
 FAMILIES = [*DETECTORS, "median"]
@@ -133,7 +133,7 @@ def test_training_resumes_where_it_was(family, trained, build_trainer, results_f
 
 def test_anomaly_maps_of_new_images_are_written_in_their_geometry(family, trained, tiny_dataset, tmp_path):
     _, model = trained(family)
-    written = predict_error_images(tiny_dataset.raw / "imagesTs", tmp_path / "maps", model, device=CPU)
+    written = predict_anomaly_maps(tiny_dataset.raw / "imagesTs", tmp_path / "maps", load_detector(model, device=CPU))
     assert written
     image = sitk.ReadImage(str(tiny_dataset.raw / "imagesTs" / f"{written[0]}_0000.nii.gz"))
     error = sitk.ReadImage(str(tmp_path / "maps" / f"{written[0]}_error.nii.gz"))

@@ -472,7 +472,7 @@ def test_error_images_of_several_folds_are_the_means_of_theirs(two_folds, tiny_d
     images = ["-i", str(tiny_dataset.raw / "imagesTs"), "-d", "801", "-c", "3d_small", "-device", "cpu"]
     for name, chosen in {"both": words, "0": ("-f", "0"), "1": ("-f", "1")}.items():
         assert main(["error_images", *images, "-o", str(tmp_path / name), *chosen]) == 0
-    record = json.loads((tmp_path / "both" / "error_images.json").read_text())
+    record = json.loads((tmp_path / "both" / "anomaly_maps.json").read_text())
     assert record["folds"] == [0, 1]
     assert "__3d_small, fold 0 1\n" in capsys.readouterr().out
     for kind in ("error", "reconstruction"):

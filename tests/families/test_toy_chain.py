@@ -101,9 +101,9 @@ def test_one_map_is_written_however_many_channels_the_image_has(base, done):
         "case_5.png",
         "case_5_error.nii.gz",
         "case_5_reconstruction.nii.gz",
-        "error_images.json",
+        "anomaly_maps.json",
     ]
-    assert json.loads((base / "maps" / "error_images.json").read_text())["detector"] == "median"
+    assert json.loads((base / "maps" / "anomaly_maps.json").read_text())["detector"] == "median"
 
 
 def test_fold_rule_holds_at_the_command(base, done):

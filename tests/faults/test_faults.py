@@ -30,12 +30,18 @@ from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.environment import nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import why_not_writable
-from nnunetv2_anomaly.prediction.anomaly_maps import predict_error_images
+from nnunetv2_anomaly.prediction.anomaly_maps import load_detector, predict_anomaly_maps
 from nnunetv2_anomaly.training.data_record import case_record
 
 PRESTAGE, SEGMENTATION, PUBLISHED = "AnomalyPreStageTrainer", "AnomalyAwareTrainer", "UNETPlusTrainer"
 TRANSFER = "UNETPlusTransferTrainer"
 CPU = torch.device("cpu")
+
+
+def maps_by(model, images, output):
+    return predict_anomaly_maps(images, output, load_detector(model, device=CPU))
+
+
 #: the same code under another trainer, which every run need not try
 PRESTAGE_TOO, PUBLISHED_TOO, TRANSFER_TOO = (
     pytest.param(name, marks=pytest.mark.exhaustive) for name in (PRESTAGE, PUBLISHED, TRANSFER)
@@ -124,7 +130,7 @@ def test_error_images_of_names_that_cannot_be_kept_do_not_stop_the_others(traine
         shutil.copy(image, tmp_path / "in" / os.fsdecode(name + b"_0000.nii.gz"))
     folder = prestage_checkpoint(trained_results).parents[1]
     with pytest.raises(UserError) as caught:
-        predict_error_images(tmp_path / "in", tmp_path / "out", folder, device=CPU)
+        maps_by(folder, tmp_path / "in", tmp_path / "out")
     first, *told = str(caught.value).splitlines()
     assert first == "2 of 3 cases could not be predicted:"
     assert told[0].startswith("  kn\\udcffe: the name ")
@@ -136,7 +142,7 @@ def test_error_images_of_names_that_cannot_be_kept_do_not_stop_the_others(traine
         "case.png",
         "case_error.nii.gz",
         "case_reconstruction.nii.gz",
-    ]  # without error_images.json, by which the demo knows that all are there
+    ]  # without anomaly_maps.json, by which the demo knows that all are there
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": "2"}, {"batch_size": 0}, {"patch_size": [16, -16, 16]}], ids=str)
@@ -436,7 +442,7 @@ def test_spoiled_checkpoint_is_told_when_error_images_are_made(after_prestage, t
     path = prestage_checkpoint(after_prestage)
     make(path)
     images = tiny_dataset.raw / "imagesTs"
-    sentence = sentence_of(lambda: predict_error_images(images, tmp_path / "out", path.parents[1], device=CPU))
+    sentence = sentence_of(lambda: maps_by(path.parents[1], images, tmp_path / "out"))
     assert expected in sentence
 
 
@@ -446,7 +452,7 @@ def test_model_without_detector_is_told_when_error_images_are_made(build_trainer
     theirs.save_checkpoint(str(Path(theirs.output_folder) / "checkpoint_final.pth"))
     folder = Path(theirs.output_folder_base)
     images = tiny_dataset.raw / "imagesTs"
-    sentence = sentence_of(lambda: predict_error_images(images, results_folder / "out", folder, device=CPU))
+    sentence = sentence_of(lambda: maps_by(folder, images, results_folder / "out"))
     assert "(nnUNetTrainer) has no detector" in sentence
 
 
@@ -701,7 +707,7 @@ def test_error_images_on_a_full_disk_end_in_a_sentence_and_leave_nothing_half(
     output = small_disk.path / "out"
     output.mkdir()
     small_disk.fill(20_000)
-    sentence = sentence_of(lambda: predict_error_images(tiny_dataset.raw / "imagesTs", output, folder, device=CPU))
+    sentence = sentence_of(lambda: maps_by(folder, tiny_dataset.raw / "imagesTs", output))
     assert f"{output} cannot be written to (" in sentence
     assert not [path for path in output.iterdir() if path.name.startswith("part_")]
 
@@ -780,7 +786,7 @@ def test_read_only_output_folder_of_error_images_is_told(trained_results, tiny_d
     folder = prestage_checkpoint(trained_results).parents[1]
     small_disk.make_read_only()
     output = small_disk.path / "out"
-    sentence = sentence_of(lambda: predict_error_images(tiny_dataset.raw / "imagesTs", output, folder, device=CPU))
+    sentence = sentence_of(lambda: maps_by(folder, tiny_dataset.raw / "imagesTs", output))
     assert f"{output} cannot be written to (Read-only file system)" in sentence
 
 
@@ -983,7 +989,7 @@ def test_error_images_of_unusual_images_are_finite(trained_results, tmp_path, ki
     (tmp_path / "in").mkdir()
     write_raw(UNUSUAL[kind], tmp_path / "in" / "case_0000.nii.gz")
     folder = prestage_checkpoint(trained_results).parents[1]
-    predict_error_images(tmp_path / "in", tmp_path / "out", folder, device=CPU)
+    maps_by(folder, tmp_path / "in", tmp_path / "out")
     error = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "case_error.nii.gz")))
     assert error.shape == UNUSUAL[kind].shape
     assert np.isfinite(error).all()
@@ -1004,7 +1010,7 @@ def test_error_images_refuse_damaged_images_by_their_file(trained_results, tmp_p
     folder = prestage_checkpoint(trained_results).parents[1]
     write_raw(np.random.default_rng(0).normal(300, 50, (20, 22, 24)), tmp_path / "in" / "other_0000.nii.gz")
     with pytest.raises(UserError, match="1 of 2 cases could not be predicted:\n  case: ") as caught:
-        predict_error_images(tmp_path / "in", tmp_path / "out", folder, device=CPU)
+        maps_by(folder, tmp_path / "in", tmp_path / "out")
     sentence = str(caught.value)
     assert str(path) in sentence
     assert sorted(file.name for file in (tmp_path / "out").glob("*.gz")) == [

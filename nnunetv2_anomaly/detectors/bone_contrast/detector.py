@@ -26,6 +26,7 @@ class BoneContrast(Detector):
     """
 
     contract = Contract(family="bone_contrast", error_channels=1, dimensions=(2, 3), window="planned")
+    learns_bones_alone = True
     bone_of_label: Tensor
 
     def __init__(self, bone_model: nn.Module, num_labels: int, sigma_voxels: Sequence[float], polarity: str) -> None:
@@ -61,8 +62,11 @@ class BoneContrast(Detector):
 
     def difference(self, image: Tensor) -> Tensor:
         """Mean over channels, in nnU-Net's normalised units: (B, C, *window) -> (B, 1, *window), float32."""
-        numbers = self.bone_of_label[self.bone_model(image).argmax(dim=1)]
-        level = level_within(image, numbers, self.sigma_voxels, self.polarity)
+        return self.difference_in(image, self.bone_of_label[self.bone_model(image).argmax(dim=1)])
+
+    def difference_in(self, image: Tensor, bones: Tensor) -> Tensor:
+        """The same in known bones, (B, *axes): 0 outside, another number for each."""
+        level = level_within(image, bones, self.sigma_voxels, self.polarity)
         return (image.float() - level).mean(dim=1, keepdim=True)
 
     def error(self, image: Tensor, difference: Tensor) -> Tensor:

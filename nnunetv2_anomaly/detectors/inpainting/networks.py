@@ -183,7 +183,7 @@ class PreStageNetwork(nn.Module):
         given, expected = image_and_hole.shape[1], len(self.detector.intensity_low)
         if given != expected + 1:
             fault = f"was given {given} channel(s) and expects {expected} image channel(s) and the hole mask"
-            advice = "it does not segment, so use nnUNetv2_anomaly error_images for its images, or nnUNetv2_predict"
+            advice = "it does not segment, so use nnUNetv2_anomaly anomaly_maps for its images, or nnUNetv2_predict"
             raise UserError(f"the pre-stage's network {fault}; {advice} with AnomalyAwareTrainer")
         rescaled = self.detector.rescale(image_and_hole[:, :-1])
         erased = rescaled * (1 - image_and_hole[:, -1:].float())

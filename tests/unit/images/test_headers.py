@@ -13,7 +13,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.files import check_whole, read_header, read_image
 from nnunetv2_anomaly.images.headers import header_fault, save_nifti_like, shear_mm
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles
-from nnunetv2_anomaly.prediction.anomaly_maps import CaseFiles, read_case
+from nnunetv2_anomaly.prediction.cases import CaseFiles, read_case
 
 SPACING = (0.5, 0.75, 2.25)
 VOXELS = np.zeros((4, 5, 6), np.uint8)

@@ -55,6 +55,8 @@ BAD_VALUES = [
     ("erase_margin_voxels", 10**20),
     ("polarity", "grey"),
     ("level_mm", 0),
+    ("candidates_per_bone", 0),
+    ("min_lesion_mm3", -1),
     ("level_epochs", 0),
     ("pasting_epochs", 0),
     ("detector_pasting", "auto"),

@@ -8,7 +8,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.prediction.anomaly_maps import list_cases, read_case
+from nnunetv2_anomaly.prediction.cases import list_cases, read_case
 
 GREY, COLOUR = np.zeros((5, 6), np.uint8), np.zeros((5, 6, 3), np.uint8)
 

@@ -1,0 +1,180 @@
+"""Images and label maps of new cases, as nnU-Net names and preprocesses them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+from torch import Tensor
+
+from nnunetv2_anomaly.detectors.level import bone_numbers
+from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.files import is_half_written, read_json, written_beside
+from nnunetv2_anomaly.images.files import check_whole, only_files
+from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, with_their_lesions
+from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.prediction.models import load_model
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """A case, and its image's files in the order of their channels."""
+
+    case: str
+    files: tuple[str, ...]
+
+
+def list_cases(folder: Path, file_ending: str) -> list[CaseFiles]:
+    """Cases of a folder of images.
+
+    Args: file_ending: of the data set.
+    Raises: UserError if the folder is missing or empty, a file has no channel number, or a number is left out.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the input folder {folder} does not exist; expected a folder with images")
+    named = re.compile(r".+_\d{4}" + re.escape(file_ending))
+    entries = (entry for entry in folder.glob(f"*{file_ending}") if not is_half_written(entry.name))
+    names = [entry.name for entry in only_files(entries)]
+    unnumbered = [name for name in names if not named.fullmatch(name)]
+    example = f"case_0000{file_ending}"
+    if len(unnumbered) == len(names):
+        expected = f"the data set's own file ending and a channel number, for example {example}"
+        raise UserError(f"no image in {folder} ends with _0000{file_ending}; expected {expected}")
+    if unnumbered:  # of which nnU-Net's own list makes nothing
+        fault = f"{folder} holds files without a channel number: {listed(unnumbered)}"
+        raise UserError(f"{fault}; expected names like {example}, so rename them or move them away")
+    lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
+    lists = [files for files in lists if not is_half_written(os.path.basename(files[0]))]
+    cases = [CaseFiles(os.path.basename(files[0])[: -len(f"_0000{file_ending}")], tuple(files)) for files in lists]
+    for case in cases:
+        wanted = ", ".join(f"{case.case}_{channel:04d}{file_ending}" for channel in range(len(case.files)))
+        if _names(case.files) != wanted:
+            raise UserError(f"case {case.case} in {folder} has the files {_names(case.files)}; expected {wanted}")
+    return cases
+
+
+def read_case(reader: BaseReaderWriter, case: CaseFiles, num_channels: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """All channels of an image, (C, X, Y, Z), and nnU-Net's properties of it.
+
+    Args: num_channels: that it has to have, in as many files or in fewer.
+    Raises: UserError if a file cannot be read, or it has another number of channels.
+    """
+    for name in case.files:
+        check_whole(Path(name))  # ITK reads what is missing or not finite in a NIfTI file as 0
+    try:
+        voxels, properties = reader.read_images(case.files)
+    # Each of nnU-Net's readers fails in ways of its own (ITK, skimage, tifffile); the files are at fault.
+    except Exception as error:
+        fault = f"{_names(case.files)} cannot be read as one image ({str(error) or 'see above'})"
+        raise UserError(f"{fault}; expected readable files, all channels with one size and spacing") from error
+    if len(voxels) != num_channels:
+        fault = f"case {case.case} in {Path(case.files[0]).parent} has {len(voxels)} channel(s)"
+        raise UserError(f"{fault}; expected {num_channels}, in files numbered from _0000 on")
+    return voxels, properties
+
+
+def _names(files: Sequence[str]) -> str:
+    return ", ".join(os.path.basename(name) for name in files)
+
+
+def read_labels(reader: BaseReaderWriter, path: Path, expected_shape: tuple[int, ...]) -> np.ndarray:
+    """A label map, (1, X, Y, Z). Raises: UserError if it is missing, or on another grid than its image."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; expected a label map for every image")
+    check_whole(path)
+    labels, _ = reader.read_seg(str(path))
+    if labels.shape[1:] != expected_shape:
+        fault = f"{path} has {labels.shape[1:]} voxels and its image {expected_shape}"
+        raise UserError(f"{fault}; expected one grid, so resample one")
+    return labels
+
+
+@dataclass(frozen=True)
+class GivenBones:
+    """Segmentations that say where the bones of new images are."""
+
+    folder: Path
+    ending: str
+    bones: list[list[int]]  # label values of each, with those of the lesions in it
+    description: dict[str, Any]  # dataset.json of the segmentations
+
+
+def given_bones(bones: Path, images: Path, output: Path, predictor: nnUNetPredictor) -> GivenBones:
+    """Segmentations of new images, predicted where a model is given.
+
+    Args:
+        bones: a folder of segmentations, or a model folder of nnU-Net, of which all trained folds predict.
+        images: as nnU-Net names them. output: where what a model predicts goes; cases that are there stay.
+        predictor: of the detector: its labels and file ending count where the segmentations have no dataset.json.
+    Raises: UserError if there is no such folder, its dataset.json names no bone, or the model cannot be loaded.
+    """
+    if not bones.is_dir():
+        raise UserError(f"--bones {bones} is no folder; expected one with segmentations, or a model folder of nnU-Net")
+    description = predictor.dataset_json
+    if (bones / "plans.json").is_file() and list(bones.glob("fold_*/checkpoint_final.pth")):
+        names = [path.parent.name.removeprefix("fold_") for path in sorted(bones.glob("fold_*/checkpoint_final.pth"))]
+        folds = [int(name) for name in names if name.isdecimal()] or names
+        model = load_model(bones, folds=folds, device=predictor.device)
+        description = model.dataset_json
+        _predict_segmentations(model, images, output)
+        bones = output
+    elif (bones / "dataset.json").is_file():
+        description = read_json(bones / "dataset.json")
+    labels = description["labels"]
+    roles = label_roles(labels, description.get(ROLES_KEY))
+    if not roles.bones:
+        known = ", ".join(labels)
+        raise UserError(f"no label of {bones} is a bone ({known}); say which are as '{ROLES_KEY}' in its dataset.json")
+    ending = description.get("file_ending", predictor.dataset_json["file_ending"])
+    return GivenBones(bones, ending, with_their_lesions(roles.bones, labels, roles), description)
+
+
+def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path) -> None:
+    """Segment the images of a folder; those that are there stay, and one at fault is reported when it is read again."""
+    ending = model.dataset_json["file_ending"]
+    num_channels = determine_num_input_channels(model.plans_manager, model.configuration_manager, model.dataset_json)
+    reader = model.plans_manager.image_reader_writer_class()
+    output.mkdir(parents=True, exist_ok=True)
+
+    def segment(job: CaseFiles) -> None:
+        voxels, properties = read_case(reader, job, num_channels)
+        labels = model.predict_single_npy_array(voxels, properties, None, None, False)
+        with written_beside(output / f"{job.case}{ending}") as temporary:
+            reader.write_seg(labels, str(temporary), properties)
+
+    missing = [job for job in list_cases(images, ending) if not (output / f"{job.case}{ending}").is_file()]
+    run_cases(segment, missing, 1, "segmenting", "segmented")
+
+
+def preprocessed_case(
+    predictor: nnUNetPredictor, reader: BaseReaderWriter, job: CaseFiles, bones: GivenBones | None
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """Image (C, X, Y, Z) as nnU-Net preprocesses it; bones' numbers (X, Y, Z), 0 outside, if given; properties.
+
+    Raises: UserError if a file cannot be read, does not fit the others, or is not finite.
+    """
+    plans = (predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
+    voxels, properties = read_case(reader, job, determine_num_input_channels(*plans))
+    labels = None
+    if bones is not None:
+        labels = read_labels(reader, bones.folder / f"{job.case}{bones.ending}", voxels.shape[1:])
+        labels = bone_numbers(torch.from_numpy(labels.astype(np.int64)), bones.bones).numpy()
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+    voxels, numbers, properties = preprocessor.run_case_npy(voxels, labels, properties, *plans)
+    if not np.isfinite(voxels).all():
+        fault = f"{_names(job.files)} holds NaN or infinite voxels"
+        raise UserError(f"{fault}; expected finite intensities, so fix the image")
+    image = torch.from_numpy(np.asarray(voxels, dtype=np.float32))
+    if labels is None:
+        return image, None, properties
+    return image, torch.from_numpy(np.asarray(numbers[0], dtype=np.int64)).clamp(min=0), properties

@@ -1,0 +1,145 @@
+"""Bones, cartilages and candidate lesions of new images: a segmentation, and a detector that no lesion label taught."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+from nnunetv2_anomaly import __version__
+from nnunetv2_anomaly.detectors.artefact import read_artefact
+from nnunetv2_anomaly.detectors.level import bone_numbers
+from nnunetv2_anomaly.detectors.thresholds import lesion_candidates
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text, written_beside
+from nnunetv2_anomaly.images.geometry import to_original_grid
+from nnunetv2_anomaly.images.sliding_window import Windows
+from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
+from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.plans.settings import known_settings
+from nnunetv2_anomaly.prediction.anomaly_maps import TrainedDetector
+from nnunetv2_anomaly.prediction.case_files import write_case
+from nnunetv2_anomaly.prediction.cases import CaseFiles, given_bones, list_cases, preprocessed_case
+from nnunetv2_anomaly.prediction.models import each_fold
+from nnunetv2_anomaly.prediction.windows import mean_maps, predict_maps
+
+
+def threshold_of(detector: TrainedDetector) -> dict[str, Any]:
+    """The threshold that the validation of a detector found; of several folds the mean.
+
+    Raises: UserError if a fold's checkpoint has none.
+    """
+    assert detector.model_folder is not None
+    found = []
+    for fold in detector.folds:
+        path = detector.model_folder / f"fold_{fold}" / detector.checkpoint
+        threshold = read_artefact(path).threshold
+        if not threshold:
+            advice = "repeat its validation with nnUNetv2_train ... --val, or give --threshold"
+            raise UserError(f"the detector in {path} has no threshold for lesions; expected one, so {advice}")
+        found.append(threshold)
+    return {**found[0], "value": float(np.mean([of["value"] for of in found]))}
+
+
+def labels_with_lesions(description: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """The labels of a segmentation with a lesion label for each bone.
+
+    Args: description: dataset.json of the segmentation.
+    Returns: dataset.json of the result; the value of each bone's lesions, in the order of its roles' bones: the label
+        that the data set has for them, else a new one.
+    """
+    labels = {name: value for name, value in description["labels"].items() if name != "ignore"}
+    roles = label_roles(labels, description.get(ROLES_KEY))
+    lesions = dict(roles.lesions)
+    values = []
+    for bone in roles.bones:
+        name = next((lesion for lesion, of in lesions.items() if of == bone), None)
+        if name is None:
+            name = f"{bone.removesuffix('_bone')}_lesion"
+            labels[name] = 1 + max(int(np.max(value)) for value in labels.values())
+            lesions[name] = bone
+        values.append(int(labels[name]))
+    return {**description, "labels": labels, ROLES_KEY: {"lesions": lesions, "bones": list(roles.bones)}}, values
+
+
+def detect_lesions(
+    input_folder: Path,
+    output_folder: Path,
+    detector: TrainedDetector,
+    segmentation: Path,
+    *,
+    threshold: float | None = None,
+    min_mm3: float | None = None,
+    continue_prediction: bool = False,
+) -> list[str]:
+    """Write a label map of every image in a folder: what a model segments, and candidate lesions in its bones.
+
+    Args:
+        input_folder: images named as nnU-Net wants them.
+        output_folder: made if need be; gets a label map for each case in its image's geometry, dataset.json and
+            detect_lesions.json; ``anatomy`` with the segmentations alone; ``maps`` with anomaly maps and pictures.
+        detector: whose maps are thresholded within bones.
+        segmentation: a model folder of nnU-Net, or a folder of segmentations.
+        threshold: of the map; None: as the detector's validation found it.
+        min_mm3: of a candidate; None: as the threshold was found with.
+        continue_prediction: leave cases alone whose label map is there.
+    Returns: the cases that were written.
+    Raises: UserError as ``predict_anomaly_maps`` does, or if there is no threshold.
+    """
+    if threshold is None:
+        fitted = threshold_of(detector)
+    else:
+        fitted = {"value": threshold, "min_mm3": known_settings()["min_lesion_mm3"].default}
+    chosen = {**fitted, **({} if min_mm3 is None else {"min_mm3": min_mm3})}
+    predictor, network = detector.predictor, detector.network
+    with write_failures_as_user_errors(output_folder):
+        maps_folder = output_folder / "maps"
+        maps_folder.mkdir(parents=True, exist_ok=True)
+        bones = given_bones(segmentation, input_folder, output_folder / "anatomy", predictor)
+        description, values = labels_with_lesions(bones.description)
+        windows = Windows(
+            predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, predictor.device
+        )
+        reader = predictor.plans_manager.image_reader_writer_class()
+        ending = bones.ending
+
+        def write(job: CaseFiles) -> None:
+            image, numbers, properties = preprocessed_case(predictor, reader, job, bones)
+            assert numbers is not None
+            maps = mean_maps([predict_maps(network, image, windows, numbers) for _ in each_fold(predictor)])
+            score = maps.error.mean(dim=0, keepdim=True).numpy()
+            score = to_original_grid(score, properties, predictor.plans_manager, predictor.configuration_manager)[0]
+            anatomy, own = reader.read_seg(str(bones.folder / f"{job.case}{ending}"))
+            places = bone_numbers(torch.from_numpy(anatomy[0].astype(np.int64)), bones.bones).numpy()
+            found = lesion_candidates(score, places, chosen["value"], own["spacing"], chosen["min_mm3"])
+            lesion_of = np.array([0, *values])
+            labels = np.where(found > 0, lesion_of[found], anatomy[0]).astype(np.uint8)
+            _write_labels(reader, labels, own, output_folder / f"{job.case}{ending}")
+            write_case(maps_folder, job.case, maps, properties, windows, numbers.numpy())
+
+        cases = list_cases(input_folder, predictor.dataset_json["file_ending"])
+        done = [job.case for job in cases if (output_folder / f"{job.case}{ending}").is_file()]
+        missing = [job for job in cases if not (continue_prediction and job.case in done)]
+        written, failed = run_cases(write, missing, 1, "detecting", "detected")
+        if failed:
+            raise UserError(failed)
+        write_text(output_folder / "dataset.json", json.dumps({**description, "file_ending": ending}, indent=2))
+        record = {
+            "version": __version__,
+            "detector": detector.described,
+            "trainer": predictor.trainer_name,
+            "segmentation": str(segmentation),
+            "threshold": chosen,
+            "cases": [job.case for job in cases],
+        }
+        write_text(output_folder / "detect_lesions.json", json.dumps(record, indent=2))
+    return list(written)
+
+
+def _write_labels(reader: BaseReaderWriter, labels: np.ndarray, properties: dict[str, Any], path: Path) -> None:
+    with written_beside(path) as temporary:
+        reader.write_seg(labels, str(temporary), properties)
