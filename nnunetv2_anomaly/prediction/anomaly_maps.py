@@ -122,8 +122,10 @@ def find_model_folder(
             return folder, folds or there
     wanted = " and ".join(f"fold_{fold}/{checkpoint}" for fold in folds or (0,))
     fault = f"no model with {wanted} in {' or '.join(str(folder) for folder in folders)}"
-    fold = next((fold for fold in folds or () if not (folders[-1] / f"fold_{fold}" / checkpoint).is_file()), 0)
-    advice = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {trainers[-1]}, or name another with -p, -c, -f, -tr"
+    asked = trainers[min(1, len(trainers) - 1)]  # of the defaults the first that is a detector alone
+    folder = folders[trainers.index(asked)]
+    fold = next((fold for fold in folds or () if not (folder / f"fold_{fold}" / checkpoint).is_file()), 0)
+    advice = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {asked}, or name another with -p, -c, -f, -tr"
     raise UserError(f"{fault}; train one with {advice}")
 
 

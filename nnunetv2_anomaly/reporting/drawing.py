@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.style
 import numpy as np
@@ -65,9 +65,9 @@ def save_reconstruction_figure(
     spacing: Sequence[float],
     outlines: np.ndarray | None = None,
 ) -> None:
-    """Image, reconstruction and error image of a case, on the slices of the first axis with the most error.
+    """Image, reconstruction and anomaly map of a case, on the slices of the first axis with the most of it.
 
-    Args: image, reconstruction, error: (X, Y, Z), in [0, 1], unitless. spacing: mm, one per axis, for the aspect ratio.
+    Args: image, reconstruction: (X, Y, Z), of one unit. error: (X, Y, Z), from 0, unitless. spacing: mm, one per axis, for the aspect ratio.
         outlines: (X, Y, Z) mask or label map, drawn as contours.
     """
     num_slices = min(3, len(image))
@@ -80,9 +80,11 @@ def save_reconstruction_figure(
     figure.suptitle(title)
     axes = figure.subplots(num_slices, 3, squeeze=False)
     error_limit = max(float(np.quantile(error, 0.999)), 1e-6)
+    low, high = np.percentile(image, (0.5, 99.8))
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high, "aspect": aspect, "origin": "lower"}
     for row, index in zip(axes, slices, strict=True):
-        row[0].imshow(image[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, origin="lower")
-        row[1].imshow(reconstruction[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, origin="lower")
+        row[0].imshow(image[index], **grey)
+        row[1].imshow(reconstruction[index], **grey)
         shown = row[2].imshow(error[index], cmap="inferno", vmin=0, vmax=error_limit, aspect=aspect, origin="lower")
         figure.colorbar(shown, ax=row[2], fraction=0.046)
         for axis in row:
@@ -91,7 +93,7 @@ def save_reconstruction_figure(
             for axis in (row[0], row[2]):
                 axis.contour(outlines[index] > 0, levels=[0.5], colors="deepskyblue", linewidths=0.6)
         row[0].set_ylabel(f"slice {index}")
-    for axis, name in zip(axes[0], ("image", "reconstruction", "squared error"), strict=True):
+    for axis, name in zip(axes[0], ("image", "expected", "anomaly map"), strict=True):
         axis.set_title(name)
     save_figure(figure, path)
 

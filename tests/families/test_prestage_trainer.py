@@ -293,7 +293,8 @@ def test_final_checkpoint_holds_nnunets_entries_and_ours(trained_results):
     assert checkpoint["anomaly_phase"] == {"number": 1, "epochs": [2, 2]}
     extra = checkpoint["anomaly_detector"]
     assert extra["finished"] is True
-    of_validation = {"lesion_auc", "lesion_ap", "intensity_lesion_auc"}  # added once the validation is over
+    named = ("lesion_auc", "lesion_ap")  # added once the validation is over
+    of_validation = {f"{of}{name}" for of in ("", "intensity_", "contrast_") for name in named}
     assert set(extra["quality"]) == {"mse_erased", "mse_constant", "mse_blurred", "mse_outside"} | of_validation
     assert all(math.isfinite(extra["quality"][key]) for key in ("mse_erased", "mse_constant", "mse_blurred"))
     assert sorted(path.name for path in path.parent.glob("checkpoint_*")) == ["checkpoint_best.pth", path.name]

@@ -3,7 +3,7 @@ import torch
 
 from nnunetv2_anomaly.detectors.artefact import (
     Artefact,
-    add_quality,
+    add_what_validation_found,
     check_fold_rule,
     find_checkpoint,
     install_detector,
@@ -147,8 +147,10 @@ def test_quality_of_a_later_validation_is_added_and_the_rest_stays(tmp_path):
     path = tmp_path / "final.pth"
     write_checkpoint(path)
     before = torch.load(path, weights_only=True)
-    add_quality(path, {"lesion_auc": 0.75})
+    add_what_validation_found(path, {"lesion_auc": 0.75}, {"value": 0.3, "rule": "labels"})
     after = torch.load(path, weights_only=True)
+    assert after["anomaly_detector"].pop("threshold") == {"value": 0.3, "rule": "labels"}
+    before["anomaly_detector"].pop("threshold")
     assert after["anomaly_detector"].pop("quality") == {"mse_erased": 0.5, "lesion_auc": 0.75}
     before["anomaly_detector"].pop("quality")
     assert after["anomaly_detector"] == before["anomaly_detector"]

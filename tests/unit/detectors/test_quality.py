@@ -51,8 +51,10 @@ def test_detector_that_beats_the_blurred_image_alone_is_not_good():
 
 
 def test_lesions_are_reported_beside_what_the_intensity_achieves():
-    sentence, beats = describe_quality({"lesion_auc": 0.7, "lesion_ap": 0.1, "intensity_lesion_auc": 0.85})
-    assert sentence == "AUC for lesions against bone 0.700, of the image's intensity 0.850"
+    found = {"lesion_auc": 0.7, "lesion_ap": 0.1, "intensity_lesion_auc": 0.85, "contrast_lesion_auc": 0.9}
+    sentence, beats = describe_quality(found)
+    of_both = "of the image's intensity 0.850, of contrast in the labelled bones 0.900"
+    assert sentence == f"AUC for lesions against bone 0.700, {of_both}"
     assert beats
 
 
