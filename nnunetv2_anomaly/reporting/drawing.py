@@ -67,7 +67,8 @@ def save_reconstruction_figure(
 ) -> None:
     """Image, reconstruction and anomaly map of a case, on the slices of the first axis with the most of it.
 
-    Args: image, reconstruction: (X, Y, Z), of one unit. error: (X, Y, Z), from 0, unitless. spacing: mm, one per axis, for the aspect ratio.
+    Args: image, reconstruction: (X, Y, Z), of one unit. error: (X, Y, Z), from 0, unitless.
+        spacing: mm, one per axis, for the aspect ratio.
         outlines: (X, Y, Z) mask or label map, drawn as contours.
     """
     num_slices = min(3, len(image))
