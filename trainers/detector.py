@@ -168,7 +168,8 @@ class DetectorTrainer(AnomalyTrainerBase):
         value = {key: self.logger.get_value(key, step=-1) for key in keys}
         phase = [name for start, name in self.phases().items() if start <= self.current_epoch][-1]
         self.print_to_log_file(f"{phase}: train_loss {value['train_losses']:.6f}, val_loss {value['val_losses']:.6f}")
-        self.print_to_log_file(describe_quality(self.quality)[0])
+        if self.quality:
+            self.print_to_log_file(describe_quality(self.quality)[0])
         duration = value["epoch_end_timestamps"] - value["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {duration:.2f} s")
         # nnU-Net stores _best_ema with the checkpoint; here it is the phase's best validation loss, negative. It is

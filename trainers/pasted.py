@@ -55,6 +55,7 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
         roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
         options = {**PASTING, **self.detector_pasting}
         self.pasting = pasting_of(options, labels, roles, spacing, setting="detector_pasting", mark=True)
+        self.pasting.now.fill_(0.0)  # batches are loaded before the first epoch begins
 
         def also_pasting(transforms: Callable[..., ComposeTransforms]) -> Callable[..., ComposeTransforms]:
             return lambda *args, **kwargs: with_pasting(transforms(*args, **kwargs), self.pasting)
@@ -92,8 +93,10 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
         """As in the base, and a picture of pasted training patches."""
         super().on_train_start()
         options = ", ".join(f"{name} {of}" for name, of in {**PASTING, **self.detector_pasting}.items())
-        self.print_to_log_file(f"Phase 1, the level of bones: {self.level_epochs} epochs; phase 2, pasted anomalies: ")
-        self.print_to_log_file(f"{self.pasting_epochs} epochs, with {options}")
+        epochs = (
+            f"Phase 1, the level of bones: {self.level_epochs} epochs, phase 2, pasted: {self.pasting_epochs} epochs"
+        )
+        self.print_to_log_file(f"{epochs}; {options}")
         if rank() == 0:
             with self.write_failures_as_user_errors():
                 save_pasted_examples(self, self.pasting, Path(self.output_folder))

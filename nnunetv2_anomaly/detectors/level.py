@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, interpolate, max_pool2d, max_pool3d
 
+from nnunetv2_anomaly.networks.blocks import full_precision
+
 #: what counts beside the voxels near by: the bone as a whole
 _PRIOR = 1e-3
 #: so many times voxels that stand out are given less weight
@@ -45,7 +47,7 @@ def local_level(
     Returns: mean and standard deviation, both (C, *axes), float32, in the image's unit; without meaning far from the
         bone.
     """
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image):
         x = image.float()
         inside = _eroded(bone)
         inside = (inside if inside.any() else bone)[None].float()
