@@ -32,16 +32,17 @@ StoppedBefore.__name__ = NAME  # in whose folder it writes
 
 
 def test_it_pastes_in_the_second_phase_alone_and_shows_how(trainer_factory, monkeypatch):
-    pasted, apply = [], pasting.PasteAnomalies._apply_to_image
+    drawn, draw = [], pasting.PasteAnomalies.get_parameters
     trainer = trainer_factory(NAME)
 
-    def noted(self, img, anomalies=()):
-        pasted.append((trainer.current_epoch, len(anomalies)))
-        return apply(self, img, anomalies)
+    def noted(self, **data):
+        found = draw(self, **data)
+        drawn.append((trainer.current_epoch, len(found["anomalies"])))
+        return found
 
-    monkeypatch.setattr(pasting.PasteAnomalies, "_apply_to_image", noted)
+    monkeypatch.setattr(pasting.PasteAnomalies, "get_parameters", noted)
     trainer.run_training()
-    numbers = {epoch: [number for of, number in pasted if of == epoch] for epoch in range(4)}
+    numbers = {epoch: [number for of, number in drawn if of == epoch] for epoch in range(4)}
     assert sum(numbers[0] + numbers[1]) == 0
     assert sum(numbers[3]) > 0  # batches are loaded ahead, so that the third epoch begins without
     assert (Path(trainer.output_folder) / "pasted_anomalies.png").read_bytes()[:4] == b"\x89PNG"
