@@ -13,7 +13,7 @@ NAME = "PastedAnomalyTrainer"
 DESCRIPTION = {"channel_names": {"0": "MRI"}, "numTraining": 6, "file_ending": ".nii.gz"}
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """As a kill between two epochs."""
 
 
@@ -24,7 +24,7 @@ class StoppedBefore(PastedAnomalyTrainer):
 
     def on_epoch_start(self):
         if self.current_epoch == self.stop_before:
-            raise Stopped
+            raise StoppedError
         super().on_epoch_start()
 
 
@@ -60,7 +60,7 @@ def test_a_run_that_was_stopped_in_either_phase_ends_as_one_that_was_not(trainer
     expected = whole.module.state_dict()
     monkeypatch.setattr(StoppedBefore, "stop_before", stop_before)
     first = trainer_factory(StoppedBefore, anomaly={"seed": 5})
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         first.run_training()
     assert first.artefact().finished == (stop_before > 2)
     resumed = trainer_factory(NAME, anomaly={"seed": 5})
