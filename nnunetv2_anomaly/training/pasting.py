@@ -144,6 +144,7 @@ OPTIONS: dict[str, Callable[[Any], bool]] = {
     "polarity": lambda value: is_text(value) and value in POLARITIES,
     "hosts": lambda value: value is None or is_list(is_text)(value),
     "until": lambda value: is_number(value) and 0 <= value <= 1,
+    "as_lesions": lambda value: isinstance(value, bool),
 }
 
 
@@ -173,6 +174,7 @@ def why_not_pasted(roles: LabelRoles) -> str | None:
 class _Structure:
     """A host as a patch shows it: places of some of its voxels, and intensities per channel, (C,)."""
 
+    number: int  # among the hosts
     values: tuple[int, ...]
     places: NDArray[np.integer]  # (n,), in the flattened patch
     median: Tensor
@@ -189,13 +191,15 @@ class PastedAnomaly:
     weight: Tensor  # (*box), from 0 to 1
     content: Tensor  # (C, *box), in the image's unit
     brighter: bool  # than its host, over all channels
+    host: int  # its number among the hosts
 
 
 class PasteAnomalies(BasicTransform):
     """Pastes anomalies into hosts; for after the spatial transforms and before those of intensity.
 
-    Images are (C, X, Y) or (C, X, Y, Z), segmentations alike, of which the first channel counts. The segmentation
-    stays. Where nothing is pasted, no random number is drawn but one; with probability 0 none.
+    Images are (C, X, Y) or (C, X, Y, Z), segmentations alike, of which the first channel counts. It stays as it is,
+    unless what is pasted is to be a lesion. Where nothing is pasted, no random number is drawn but one; with
+    probability 0 none.
     """
 
     def __init__(
@@ -210,6 +214,7 @@ class PasteAnomalies(BasicTransform):
         polarity: str = "both",
         until: float = 0.8,
         mark: bool = False,
+        lesions: Sequence[int] | None = None,
     ) -> None:
         """Set what is drawn.
 
@@ -224,6 +229,7 @@ class PasteAnomalies(BasicTransform):
             polarity: of ``POLARITIES``.
             until: share of a training after which nothing is pasted (``set_progress``).
             mark: whether the segmentation gets one more channel: 1 where brighter, 2 where darker was pasted, else 0.
+            lesions: the label that what is pasted gets, for each host; None: the labels stay.
         """
         super().__init__()
         self.spacing_mm, self.hosts = np.array(spacing_mm, dtype=float), [tuple(values) for values in hosts]
@@ -232,7 +238,7 @@ class PasteAnomalies(BasicTransform):
         self.now = torch.tensor(self.probability).share_memory_()
         self.count, self.strength, self.size_mm = tuple(count), tuple(strength), tuple(size_mm)
         self.sign = POLARITIES[polarity]
-        self.mark = mark
+        self.mark, self.lesions = mark, lesions
 
     def get_parameters(self, **data_dict: Any) -> dict[str, list[PastedAnomaly]]:
         """The anomalies of a patch, empty where there are none."""
@@ -256,13 +262,15 @@ class PasteAnomalies(BasicTransform):
         places = rng.integers(0, labels.numel(), _SAMPLES)
         found, seen = labels.flatten()[places].numpy(), image.flatten(1)[:, places]
         structures = []
-        for values in self.hosts:
+        for host, values in enumerate(self.hosts):
             own = np.isin(found, values)
             if own.sum() >= _LEAST_SAMPLES:
                 within = seen[:, own]
                 median = within.median(dim=1).values
                 spread = _MAD * (within - median[:, None]).abs().median(dim=1).values
-                structures.append(_Structure(values, places[own], median, spread, seen.amin(dim=1), seen.amax(dim=1)))
+                structures.append(
+                    _Structure(host, values, places[own], median, spread, seen.amin(dim=1), seen.amax(dim=1))
+                )
         return structures
 
     def _draw(self, rng: Generator, image: Tensor, labels: Tensor, structure: _Structure) -> PastedAnomaly:
@@ -292,7 +300,7 @@ class PasteAnomalies(BasicTransform):
         host = Host(image[here], image[elsewhere], *known)
         content = LAWS[rng.integers(len(LAWS))](rng, host, places_mm)
         brighter = bool((shift / structure.spread.clamp(min=1e-9)).sum() > 0)
-        return PastedAnomaly(box, torch.from_numpy(weight).to(image), content.clone(), brighter)
+        return PastedAnomaly(box, torch.from_numpy(weight).to(image), content.clone(), brighter, structure.number)
 
     def _apply_to_image(self, img: Tensor, anomalies: Sequence[PastedAnomaly] = ()) -> Tensor:
         img = img.clone() if anomalies else img
@@ -302,6 +310,10 @@ class PasteAnomalies(BasicTransform):
         return img
 
     def _apply_to_segmentation(self, segmentation: Tensor, anomalies: Sequence[PastedAnomaly] = ()) -> Tensor:
+        if self.lesions is not None and anomalies:
+            segmentation = segmentation.clone()
+            for anomaly in anomalies:
+                segmentation[0][anomaly.box][anomaly.weight > 0.5] = self.lesions[anomaly.host]
         if not self.mark:
             return segmentation
         marks = torch.zeros_like(segmentation[:1])
@@ -344,8 +356,15 @@ def pasting_of(
     if unknown or not hosts:
         fault = f"names {', '.join(unknown)} among its hosts" if unknown else "has no host, as no label is a bone"
         raise UserError(f"the setting '{setting}' {fault}; expected some of {', '.join(labels)} as 'hosts'")
-    options = {name: of for name, of in options.items() if name != "hosts"}
-    return PasteAnomalies(spacing_mm, with_their_lesions(hosts, labels, roles), mark=mark, **options)
+    lesions = None
+    if options.get("as_lesions"):
+        of_hosts = [next((name for name, bone in roles.lesions.items() if bone == host), None) for host in hosts]
+        if without := [host for host, lesion in zip(hosts, of_hosts, strict=True) if lesion is None]:
+            fault = f"is to label what it pastes, and no label is a lesion of {', '.join(without)}"
+            raise UserError(f"the setting '{setting}' {fault}; give other 'hosts', or leave out 'as_lesions'")
+        lesions = [int(labels[name]) for name in of_hosts if name is not None]
+    options = {name: of for name, of in options.items() if name not in ("hosts", "as_lesions")}
+    return PasteAnomalies(spacing_mm, with_their_lesions(hosts, labels, roles), mark=mark, lesions=lesions, **options)
 
 
 def example_of(

@@ -50,7 +50,7 @@ def pasted(shape=(24, 30, 36), channels=1, seed=0, spacing=None, **options):
 def test_a_constant_in_a_drawn_bone_changes_its_voxels_and_nothing_else():
     image, labels = patch()
     box = (slice(8, 12), slice(10, 14), slice(12, 16))
-    anomaly = PastedAnomaly(box, torch.ones(4, 4, 4), torch.full((1, 4, 4, 4), 25.0), True)
+    anomaly = PastedAnomaly(box, torch.ones(4, 4, 4), torch.full((1, 4, 4, 4), 25.0), True, 0)
     made = PasteAnomalies((1, 1, 1), [(HOST,)]).apply(
         {"image": image.clone(), "segmentation": labels.clone()}, anomalies=[anomaly]
     )
@@ -133,6 +133,31 @@ def test_strength_is_in_the_hosts_own_spread():
         made = transform(image=factor * image, segmentation=labels)["image"]
         changes.append(made - factor * image)
     torch.testing.assert_close(10 * changes[0], changes[1], rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_pasted_is_a_lesion_where_that_is_asked_for():
+    image, labels, made = pasted(lesions=[LESION])
+    changed = made["segmentation"] != labels
+    assert changed.any()
+    assert (labels[changed] == HOST).all()
+    assert (made["segmentation"][changed] == LESION).all()
+    assert (made["image"] != image)[changed].float().mean() > 0.9
+    asked = pasting_of({"as_lesions": True}, LABELS, ROLES, (1, 1, 1))
+    assert (asked.hosts, asked.lesions) == ([(HOST, LESION)], [LESION])
+    with pytest.raises(UserError, match="no label is a lesion of cartilage"):
+        pasting_of({"as_lesions": True, "hosts": ["cartilage"]}, LABELS, ROLES, (1, 1, 1))
+
+
+def test_a_mark_says_where_brighter_and_darker_was_pasted():
+    for polarity, mark in (("bright", 1), ("dark", 2)):
+        image, labels, made = pasted(mark=True, polarity=polarity, strength=[5.0, 6.0])
+        assert torch.equal(made["segmentation"][:1], labels)
+        marks = made["segmentation"][1]
+        assert set(marks.unique().tolist()) == {0, mark}
+        # Shapes overlap, and what another one covers keeps its mark.
+        assert (made["image"] != image)[0][marks > 0].float().mean() > 0.95
+        plain = PasteAnomalies((1.0,) * 3, [(HOST, LESION)], probability=0.0, mark=True)
+        assert not plain(image=image, segmentation=labels)["segmentation"][1].any()
 
 
 def test_a_patch_without_a_host_stays():
