@@ -1,14 +1,15 @@
-"""What a data set's labels are: lesions, and the bones that hold them.
+"""What a data set's labels are: bones, lesions and cartilages with the bones that hold them, effusions.
 
 dataset.json may say it under ``ROLES_KEY``, for example ``{"lesions": {"patella_BML": "patella", "cyst": null},
-"bones": ["patella", "femur"]}``; else the names do.
+"bones": ["patella", "femur"], "cartilages": {"patella_AC": "patella"}, "effusions": ["joint_fluid"]}``; else the names
+do.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from nnunetv2_anomaly.errors import UserError, worded
 ROLES_KEY = "label_roles"
 _LESION = re.compile(r"lesion|bml|cyst|o?edema", re.IGNORECASE)
 _BONE = re.compile(r"bone|femur|tibia(?!l)|patella(?!r)|fibula(?!r)", re.IGNORECASE)
+_CARTILAGE = re.compile(r"cartilage", re.IGNORECASE)
+_EFFUSION = re.compile(r"effusion|synovi|fluid", re.IGNORECASE)
 _NO_BONE = re.compile(r"cartilage|meniscus|tendon|ligament|muscle|fluid|effusion", re.IGNORECASE)
 
 
@@ -28,45 +31,63 @@ class LabelRoles:
 
     lesions: Mapping[str, str | None]  # lesion -> the bone that holds it; None where none is known
     bones: tuple[str, ...]
+    cartilages: Mapping[str, str | None] = field(
+        default_factory=dict
+    )  # cartilage -> its bone; None where none is known
+    effusions: tuple[str, ...] = ()
 
 
 def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> LabelRoles:
     """The roles of labels: as dataset.json says, else lesions are those with "lesion", "BML", "cyst", "edema" or
-    "oedema" in their names, and bones those with "bone" or a bone's name and those that hold a lesion.
+    "oedema" in their names, bones those with "bone" or a bone's name and those that hold a lesion, cartilages and
+    effusions those that are called so.
 
-    A lesion lies in the bone whose name begins alike, word by word: femoral_lesion in femoral_bone, patella_BML in
-    patella.
+    A lesion or a cartilage belongs to the bone whose name begins alike, word by word: femoral_lesion to femoral_bone,
+    patella_BML to patella, medial_tibial_cartilage to tibia.
 
     Args: names: of the labels; background and the ignore label are left out. said: dataset.json's ``ROLES_KEY``.
     Raises: UserError if that names what is no label.
     """
     names = [name for name in names if name not in ("background", "ignore")]
     said = {} if said is None else said
-    if not (
-        isinstance(said, Mapping)
-        and isinstance(said.get("lesions", {}), (Mapping, list))
-        and isinstance(said.get("bones", []), list)
-        and all(isinstance(name, str) for part in said.values() for name in part)
-        and (
-            isinstance(said.get("lesions"), list | None)
-            or all(isinstance(b, str | None) for b in said["lesions"].values())
-        )
-    ):
-        expected = '{"lesions": {LESION: BONE or null, ...}, "bones": [BONE, ...]}'
+    if not _are_roles(said):
+        expected = '{"lesions": {LESION: BONE or null, ...}, "bones": [BONE, ...], "cartilages": ..., "effusions": ...}'
         raise UserError(f"dataset.json's {ROLES_KEY} are {worded(said)}; expected {expected}")
-    lesions: dict[str, str | None] = {}
-    if "lesions" in said:
-        lesions = dict(said["lesions"]) if isinstance(said["lesions"], Mapping) else dict.fromkeys(said["lesions"])
-    else:
+    found = {}
+    for role, pattern in (("lesions", _LESION), ("cartilages", _CARTILAGE)):
+        if role in said:
+            found[role] = dict(said[role]) if isinstance(said[role], Mapping) else dict.fromkeys(said[role])
+            continue
+        # A cartilage's bone is known by the cartilage's own words; a lesion is in the bone that is called as it is.
         healthy = [name for name in names if not _LESION.search(name) and not _NO_BONE.search(name)]
-        lesions = {name: _bone_of(name, healthy) for name in names if _LESION.search(name)}
+        called = {name: _bone_of(pattern.sub(" ", name), healthy) for name in names if pattern.search(name)}
+        found[role] = {name: bone for name, bone in called.items() if role == "lesions" or not _LESION.search(name)}
+    lesions, cartilages = found["lesions"], found["cartilages"]
     holding = {bone for bone in lesions.values() if bone is not None}
-    found = [name for name in names if name in holding or (_BONE.search(name) and not _NO_BONE.search(name))]
-    bones = said.get("bones") or [name for name in found if name not in lesions]
-    unknown = sorted({*lesions, *holding, *bones} - set(names))
+    named = [name for name in names if name in holding or (_BONE.search(name) and not _NO_BONE.search(name))]
+    bones = said.get("bones") or [name for name in named if name not in lesions]
+    taken = {*lesions, *cartilages, *bones}
+    effusions = said.get("effusions")
+    if effusions is None:
+        effusions = [name for name in names if _EFFUSION.search(name) and name not in taken]
+    of_cartilages = {bone for bone in cartilages.values() if bone is not None}
+    unknown = sorted({*taken, *holding, *of_cartilages, *effusions} - set(names))
     if unknown:
         raise UserError(f"dataset.json's {ROLES_KEY} name {', '.join(unknown)}; expected some of {', '.join(names)}")
-    return LabelRoles(lesions, tuple(bones))
+    return LabelRoles(lesions, tuple(bones), cartilages, tuple(effusions))
+
+
+def _are_roles(said: Any) -> bool:
+    if not isinstance(said, Mapping):
+        return False
+    lists = all(isinstance(said.get(role, []), list) for role in ("bones", "effusions"))
+    maps = [said.get(role, {}) for role in ("lesions", "cartilages")]
+    return (
+        lists
+        and all(isinstance(of, (Mapping, list)) for of in maps)
+        and all(isinstance(name, str) for part in said.values() for name in part)
+        and all(isinstance(bone, str | None) for of in maps if isinstance(of, Mapping) for bone in of.values())
+    )
 
 
 def with_their_lesions(bones: Iterable[str], labels: Mapping[str, Any], roles: LabelRoles) -> list[list[int]]:
@@ -83,7 +104,7 @@ def taken_as(names: Mapping[str, Iterable[str]]) -> str:
 def _bone_of(lesion: str, candidates: Iterable[str]) -> str | None:
     """The candidate whose words all begin as one of the lesion's does; of several the one with most words."""
     if _NO_BONE.search(lesion):
-        return None
+        return None  # of another tissue
     own = _stems(_LESION.sub(" ", lesion))
     fitting = [name for name in candidates if _stems(name) and _stems(name) <= own]
     return max(fitting, key=lambda name: len(_stems(name)), default=None)

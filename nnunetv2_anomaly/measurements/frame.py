@@ -1,0 +1,176 @@
+"""Axes of a knee that its own bones give, in millimetres of patient space.
+
+All coordinates are (lateral, anterior, superior): a left knee is measured in place, and looks like a right one in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+#: Bone this far above the lowest point of the femur is shaft, which has a direction; mm.
+_SHAFT_FROM_MM = 45.0
+#: A shorter piece of it has none.
+_LEAST_SHAFT_MM = 12.0
+#: Fits look at the means of points in cubes of so many mm: few, and the same in whatever order voxels are stored.
+_CUBE_MM = 2.5
+#: Residuals of the cylinder fit beyond this count less and less, mm.
+_SOFT_MM = 1.0
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where the voxels of an array lie in the patient."""
+
+    origin_mm: NDArray[np.float64]  # (3,), of the first voxel: lateral, anterior, superior
+    steps_mm: NDArray[np.float64]  # (3, 3): column k is the way from one voxel to the next along array axis k
+
+    @classmethod
+    def of(cls, origin_lps_mm: Sequence[float], steps_lps_mm: NDArray[np.float64], side: str) -> Space:
+        """The space of a knee.
+
+        Args:
+            origin_lps_mm: of the first voxel in ITK's world, to the patient's left, posterior, superior.
+            steps_lps_mm: (3, 3), column k is the way along array axis k, in the same world.
+            side: "right" or "left".
+        """
+        signs = np.array([-1.0 if side == "right" else 1.0, -1.0, 1.0])
+        return cls(signs * np.asarray(origin_lps_mm, dtype=float), signs[:, None] * np.asarray(steps_lps_mm))
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        """Distance of voxels along each array axis."""
+        return np.linalg.norm(self.steps_mm, axis=0)
+
+    def points(self, indices: NDArray) -> NDArray[np.float64]:
+        """Places of voxels: indices (N, 3) in the array's axes -> (N, 3) mm."""
+        return self.origin_mm + indices @ self.steps_mm.T
+
+    def of_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Places of all voxels of a mask, (N, 3) mm."""
+        return self.points(np.argwhere(mask))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Axes of one bone."""
+
+    origin_mm: NDArray[np.float64]  # (3,), in the space
+    axes: NDArray[np.float64]  # (3, 3): rows are the directions lateral, anterior, superior of the bone
+
+    def coordinates(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Places in the bone's own axes: (N, 3) mm -> (N, 3) mm."""
+        return (points_mm - self.origin_mm) @ self.axes.T
+
+    def of_voxels(self, indices: NDArray, space: Space) -> NDArray[np.float32]:
+        """The same of voxels, (N, 3) indices, without their places in between."""
+        turned = (self.axes @ space.steps_mm).astype(np.float32)
+        start = (self.axes @ (space.origin_mm - self.origin_mm)).astype(np.float32)
+        return indices.astype(np.float32) @ turned.T + start
+
+
+def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of the points in each cube that has any, (N, 3) -> (M, 3)."""
+    cubes = np.floor(points / _CUBE_MM).astype(np.int64)
+    cubes -= cubes.min(axis=0)
+    sizes = cubes.max(axis=0) + 1
+    key = np.ravel_multi_index(tuple(cubes.T), tuple(sizes))
+    counts = np.bincount(key)
+    filled = np.flatnonzero(counts)
+    sums = np.stack([np.bincount(key, weights=axis) for axis in points.T], axis=1)
+    return sums[filled] / counts[filled, None]
+
+
+def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    return vector / np.linalg.norm(vector)
+
+
+def _frame(origin: NDArray, lateral: NDArray, superior: NDArray) -> Frame:
+    """Right angles by turning ``superior``."""
+    lateral = _unit(lateral)
+    superior = _unit(superior - (superior @ lateral) * lateral)
+    return Frame(origin, np.stack([lateral, np.cross(superior, lateral), superior]))
+
+
+def tibial_frame(medial: NDArray[np.float64], lateral: NDArray[np.float64]) -> Frame:
+    """Axes of the tibia: superior is the normal of the plateau, lateral the way between its halves.
+
+    Args: medial, lateral: interface of bone and cartilage of each half, (N, 3) mm.
+    """
+    centres = medial.mean(axis=0), lateral.mean(axis=0)
+    around = np.concatenate([thinned(medial) - centres[0], thinned(lateral) - centres[1]])
+    normal = np.linalg.svd(around, full_matrices=False)[2][2]
+    normal = normal if normal[2] > 0 else -normal
+    way = centres[1] - centres[0]
+    lateral_axis = _unit(way - (way @ normal) * normal)
+    axes = np.stack([lateral_axis, np.cross(normal, lateral_axis), normal])
+    return Frame((centres[0] + centres[1]) / 2, axes)
+
+
+@dataclass(frozen=True)
+class Cylinder:
+    """The cylinder that condyles roll on."""
+
+    centre_mm: NDArray[np.float64]  # (3,), on the axis, at the middle of the points
+    axis: NDArray[np.float64]  # (3,), a unit vector to lateral
+    radius_mm: float
+
+
+def fitted_cylinder(points: NDArray[np.float64]) -> Cylinder:
+    """The cylinder nearest to points, soft-L1 least squares in five parameters, from the lateral axis on.
+
+    Args: points: (N, 3) mm, of the femur's interface of bone and cartilage.
+    """
+    points = thinned(points)
+    middle = points.mean(axis=0)
+    around = points - middle
+
+    def axis_of(tilt: NDArray) -> NDArray[np.float64]:
+        return _unit(np.array([1.0, tilt[0], tilt[1]]))
+
+    def distances(values: NDArray) -> NDArray[np.float64]:
+        axis = axis_of(values[:2])
+        away = around - np.array([0.0, values[2], values[3]])
+        away = away - np.outer(away @ axis, axis)
+        return np.linalg.norm(away, axis=1) - values[4]
+
+    start = np.array([0.0, 0.0, 0.0, 10.0, 22.0])
+    found = least_squares(distances, start, loss="soft_l1", f_scale=_SOFT_MM).x
+    return Cylinder(middle + np.array([0.0, found[2], found[3]]), axis_of(found[:2]), float(found[4]))
+
+
+def femoral_frame(interface: NDArray[np.float64], bone: NDArray[np.float64]) -> Frame:
+    """Axes of the femur: lateral is the axis of the condyles, superior the direction of the shaft where it is seen.
+
+    Args: interface: of bone and cartilage, (N, 3) mm. bone: (N, 3) mm.
+    """
+    cylinder = fitted_cylinder(interface)
+    superior = np.array([0.0, 0.0, 1.0])
+    points = thinned(bone)
+    for _ in range(2):
+        heights = _frame(cylinder.centre_mm, cylinder.axis, superior).coordinates(points)[:, 2]
+        above = heights - heights.min() - _SHAFT_FROM_MM
+        slabs = [points[(above >= low) & (above < low + 4)] for low in np.arange(0, max(above.max(), 0) - 4, 4)]
+        centres = np.array([slab.mean(axis=0) for slab in slabs if len(slab) > 10])
+        if len(centres) * 4 < _LEAST_SHAFT_MM:
+            break
+        direction = np.linalg.svd(centres - centres.mean(axis=0), full_matrices=False)[2][0]
+        superior = direction if direction[2] > 0 else -direction
+    return _frame(cylinder.centre_mm, cylinder.axis, superior)
+
+
+def patellar_frame(bone: NDArray[np.float64], lateral: NDArray[np.float64] | None) -> Frame:
+    """Axes of the patella: anterior is across its thinnest extent.
+
+    Args: bone: (N, 3) mm. lateral: direction, of the femur's axes; None: the patient's.
+    """
+    centre = bone.mean(axis=0)
+    anterior = np.linalg.svd(thinned(bone) - centre, full_matrices=False)[2][2]
+    anterior = anterior if anterior[1] > 0 else -anterior
+    across = np.array([1.0, 0.0, 0.0]) if lateral is None else lateral
+    across = _unit(across - (across @ anterior) * anterior)
+    return Frame(centre, np.stack([across, anterior, np.cross(across, anterior)]))

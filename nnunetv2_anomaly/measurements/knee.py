@@ -1,0 +1,469 @@
+"""What one segmented knee says: volumes, lesions by place, cartilage by subregion; labels alone, no reference."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError, cKDTree
+from scipy.spatial.distance import pdist
+
+from nnunetv2_anomaly.label_roles import LabelRoles
+from nnunetv2_anomaly.measurements import regions
+from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.lesions import at_least
+from nnunetv2_anomaly.measurements.regions import (
+    FEMUR,
+    LATERAL,
+    MEDIAL,
+    PATELLA,
+    PLACES,
+    SHAFT,
+    SUBREGIONS,
+    TIBIA,
+    Conventions,
+    Interface,
+    LandmarkError,
+)
+
+#: in a label's name -> which bone it is
+_KINDS = {FEMUR: re.compile(r"femur|femoral"), TIBIA: re.compile(r"tibia"), PATELLA: re.compile(r"patell")}
+#: share of a place's bone below which a lesion has the grade (MOAKS): 1 below 33 %, 2 to 66 %, 3 beyond
+_GRADES = (0.33, 0.66)
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Label values of a knee, by what they are; the data set's roles and names."""
+
+    bones: Mapping[str, int]  # name -> value
+    lesions: Mapping[str, tuple[int, str | None]]  # name -> value and bone
+    cartilages: Mapping[str, tuple[int, str | None]]
+    effusions: Mapping[str, int]
+    others: Mapping[str, int]
+
+    @classmethod
+    def of(cls, values: Mapping[str, int], roles: LabelRoles) -> Structures:
+        """Structures of a data set. Args: values: name -> value of every label."""
+        named = {*roles.bones, *roles.lesions, *roles.cartilages, *roles.effusions}
+        return cls(
+            {name: values[name] for name in roles.bones if name in values},
+            {name: (values[name], bone) for name, bone in roles.lesions.items() if name in values},
+            {name: (values[name], bone) for name, bone in roles.cartilages.items() if name in values},
+            {name: values[name] for name in roles.effusions if name in values},
+            {name: value for name, value in values.items() if name not in named},
+        )
+
+    def kind(self, bone: str) -> str | None:
+        """Femur, tibia or patella, by the bone's name; None for another one."""
+        return next((kind for kind, pattern in _KINDS.items() if pattern.search(bone.lower())), None)
+
+    def with_lesions(self, bone: str) -> list[int]:
+        """Values of a bone and of the lesions in it."""
+        return [self.bones[bone], *(value for value, of in self.lesions.values() if of == bone)]
+
+    def cartilage_of(self, bone: str, side: str | None = None) -> set[int]:
+        """Values of a bone's cartilage, or of that of one side where its labels have one in their names."""
+        own = {name: value for name, (value, of) in self.cartilages.items() if of == bone}
+        return {value for name, value in own.items() if side is None or side in name.lower()}
+
+
+@dataclass
+class Found:
+    """What was measured of a knee."""
+
+    #: structure, region, quantity, value, unit, flag
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    #: one per lesion: bone, lesion, label, volume_mm3 and so on; shares of places as share_PLACE
+    lesions: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, structure: str, region: str, quantity: str, value: float, unit: str, flag: str = "") -> None:
+        """Add one value; NaN needs a flag, which says why."""
+        assert flag or not math.isnan(value), (structure, region, quantity)
+        row = {"structure": structure, "region": region, "quantity": quantity, "value": value}
+        self.rows.append({**row, "unit": unit, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Bone:
+    """One bone, with what divides it."""
+
+    name: str
+    kind: str | None
+    indices: NDArray[np.intp]  # (N, 3) of its voxels, lesions included
+    is_lesion: NDArray[np.bool_]  # (N,)
+    interface: Interface
+    place: NDArray[np.uint8]  # (N,), 0 where there are no places, from 1 as in ``PLACES``, 255 for the shaft
+    landmarks: Any  # of its kind; None where they were not found
+    flag: str  # why there are none
+
+
+_SHAFT_CODE = 255
+
+
+def measure_knee(
+    labels: NDArray[np.integer],
+    origin_lps_mm: Sequence[float],
+    steps_lps_mm: NDArray[np.float64],
+    structures: Structures,
+    side: str | None,
+    *,
+    conventions: Conventions = Conventions(),  # noqa: B008 (frozen)
+    min_lesion_mm3: float = 0.0,
+    kissing_mm: float = 10.0,
+) -> Found:
+    """Volumes, lesions and cartilage of one knee.
+
+    Args:
+        labels: (Z, Y, X), in any orientation.
+        origin_lps_mm, steps_lps_mm: pose of the voxels, as ``Space.of`` takes it.
+        side: "right" or "left"; None: what is medial or lateral is flagged, unless cartilages are named so.
+        min_lesion_mm3: smaller lesions are no lesions.
+        kissing_mm: lesions of two bones that are no farther apart are kissing.
+    """
+    space = Space.of(origin_lps_mm, steps_lps_mm, side or "right")
+    voxel_mm3 = float(abs(np.linalg.det(space.steps_mm)))
+    boxes = ndimage.find_objects(labels)
+    found = Found()
+    bones = list(_bones(labels, boxes, space, structures, side, conventions))
+    for bone in bones:
+        _add_bone(found, bone, voxel_mm3)
+    for name, (value, bone_name) in structures.cartilages.items():
+        _add_volume(found, labels, boxes, name, value, voxel_mm3, bone_name)
+    for name, value in {**structures.effusions, **structures.others}.items():
+        _add_volume(found, labels, boxes, name, value, voxel_mm3)
+    for name, value in structures.effusions.items():
+        found.add(name, ALL, "effusion_volume", _count(labels, boxes, value) * voxel_mm3 / 1000, "mL")
+    for bone in bones:
+        _add_cartilage(found, labels, boxes, bone, structures, space, voxel_mm3, side)
+    _add_lesions(found, labels, bones, structures, space, voxel_mm3, min_lesion_mm3, kissing_mm)
+    return found
+
+
+def _count(labels: NDArray, boxes: Sequence[Any], value: int) -> int:
+    box = boxes[value - 1] if value <= len(boxes) else None
+    return 0 if box is None else int((labels[box] == value).sum())
+
+
+def _add_volume(
+    found: Found, labels: NDArray, boxes: Sequence[Any], name: str, value: int, voxel_mm3: float, _bone: Any = None
+) -> None:
+    number = _count(labels, boxes, value)
+    found.add(name, ALL, "volume", number * voxel_mm3, "mm3", "" if number else "absent")
+
+
+# ------------------------------------------------------------------------- bones
+
+
+def _bones(
+    labels: NDArray,
+    boxes: Sequence[Any],
+    space: Space,
+    structures: Structures,
+    side: str | None,
+    conventions: Conventions,
+) -> Iterator[Bone]:
+    """The bones that the knee has; the femur first, whose axes the patella takes."""
+    order = (FEMUR, TIBIA, PATELLA, None)
+    names = sorted(structures.bones, key=lambda name: order.index(structures.kind(name)))
+    lateral = None
+    for name in names:
+        values = structures.with_lesions(name)
+        cartilages = structures.cartilage_of(name)
+        box = _joint_box(boxes, [*values, *cartilages], labels.shape)
+        if box is None:
+            continue
+        part = labels[box]
+        mask = np.isin(part, values)
+        if not mask.any():
+            continue
+        start = np.array([s.start for s in box])
+        inner = np.argwhere(mask)
+        indices = inner + start
+        is_lesion = part[tuple(inner.T)] != structures.bones[name]
+        local = Space(space.points(start[None])[0], space.steps_mm)
+        interface = regions.interface_of(mask, part, cartilages, local)
+        interface = Interface(interface.indices + start, interface.points_mm, interface.cartilage)
+        kind = structures.kind(name)
+        landmarks, flag, place = None, "", np.zeros(len(indices), np.uint8)
+        try:
+            landmarks = _landmarks(kind, name, interface, indices, space, structures, side, conventions, lateral)
+            place = _places(kind, landmarks, indices, interface, space, conventions)
+        except LandmarkError as error:
+            flag = str(error)
+        if kind == FEMUR and landmarks is not None:
+            lateral = landmarks.frame.axes[0]
+        yield Bone(name, kind, indices, is_lesion, interface, place, landmarks, flag)
+
+
+def _joint_box(boxes: Sequence[Any], values: Sequence[int], shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    own = [boxes[value - 1] for value in values if value <= len(boxes) and boxes[value - 1] is not None]
+    if not own:
+        return None
+    return tuple(
+        slice(max(0, min(box[axis].start for box in own) - 1), min(n, max(box[axis].stop for box in own) + 1))
+        for axis, n in enumerate(shape)
+    )
+
+
+def _landmarks(
+    kind: str | None,
+    name: str,
+    interface: Interface,
+    indices: NDArray,
+    space: Space,
+    structures: Structures,
+    side: str | None,
+    conventions: Conventions,
+    lateral: NDArray | None,
+) -> Any:
+    """What divides a bone. Raises: LandmarkError with the flag of what is missing."""
+    if kind is None:
+        raise LandmarkError("not femur, tibia or patella by its name")
+    if not structures.cartilage_of(name):
+        raise LandmarkError("no label of its cartilage")
+    if side is None:
+        raise LandmarkError("side unknown")
+    spacing = float(space.spacing_mm.max())
+    points = space.points(indices)
+    if kind == FEMUR:
+        return regions.femoral_landmarks(interface, points, spacing)
+    if kind == TIBIA:
+        named = {of: structures.cartilage_of(name, of) for of in (MEDIAL, LATERAL)}
+        return regions.tibial_landmarks(interface, named, conventions)
+    return regions.patellar_landmarks(interface, points, lateral, spacing)
+
+
+def _places(
+    kind: str | None, landmarks: Any, indices: NDArray, interface: Interface, space: Space, conventions: Conventions
+) -> NDArray[np.uint8]:
+    coordinates = landmarks.frame.of_voxels(indices, space)
+    if kind == PATELLA:
+        return regions.patellar_places(coordinates, landmarks)
+    of_kind = regions.femoral_places if kind == FEMUR else regions.tibial_places
+    place = of_kind(coordinates, landmarks, conventions)
+    place[regions.is_deep(indices, interface, space, conventions.depth_mm)] = _SHAFT_CODE
+    return place
+
+
+def _regions_of(bone: Bone) -> dict[str, NDArray[np.bool_]]:
+    """Place, compartment or shaft -> which of the bone's voxels are in it."""
+    if bone.landmarks is None or bone.kind is None:
+        return {}
+    places = {name: bone.place == number for number, name in enumerate(PLACES[bone.kind], start=1)}
+    sides = {
+        f"{bone.kind}_{side}": np.logical_or.reduce([own for name, own in places.items() if f"_{side}" in name])
+        for side in (MEDIAL, LATERAL)
+    }
+    shaft = {} if bone.kind == PATELLA else {SHAFT: bone.place == _SHAFT_CODE}
+    return {**places, **{name: own for name, own in sides.items() if name not in places}, **shaft}
+
+
+def moaks_size_grade(share: float) -> int:
+    """Grade of a lesion by its share of the place's volume, in [0, 1]: 0 none, 1 < 33 %, 2 to 66 %, 3 beyond."""
+    return 0 if share <= 0 else 1 + int(share >= _GRADES[0]) + int(share > _GRADES[1])
+
+
+def _add_bone(found: Found, bone: Bone, voxel_mm3: float) -> None:
+    found.add(bone.name, ALL, "volume", len(bone.indices) * voxel_mm3, "mm3")
+    for region, own in _regions_of(bone).items():
+        found.add(bone.name, region, "volume", int(own.sum()) * voxel_mm3, "mm3")
+    if bone.landmarks is None:
+        names = PLACES.get(bone.kind or "", ())
+        for region in names:
+            found.add(bone.name, region, "volume", math.nan, "mm3", bone.flag)
+
+
+# ----------------------------------------------------------------------- lesions
+
+
+def _add_lesions(
+    found: Found,
+    labels: NDArray,
+    bones: Sequence[Bone],
+    structures: Structures,
+    space: Space,
+    voxel_mm3: float,
+    min_lesion_mm3: float,
+    kissing_mm: float,
+) -> None:
+    has_label = {of for _, of in structures.lesions.values()}
+    trees: list[cKDTree] = []
+    of_bone: list[str] = []
+    for bone in bones:
+        if bone.name not in has_label:
+            continue
+        kept = np.zeros(len(bone.indices), bool)
+        number_of = np.zeros(len(bone.indices), int)
+        for number, own in _components(labels, bone, voxel_mm3, min_lesion_mm3):
+            row, tree = _lesion_row(bone, own, number, labels, structures, space, voxel_mm3)
+            kept |= own
+            number_of[own] = number
+            trees.append(tree)
+            of_bone.append(bone.name)
+            found.lesions.append(row)
+        _add_lesion_sums(found, bone, kept, number_of, voxel_mm3)
+    for row, tree, name in zip(found.lesions, trees, of_bone, strict=True):
+        others = [other for other, of in zip(trees, of_bone, strict=True) if of != name]
+        nearest = min((float(tree.query(other.data)[0].min()) for other in others), default=math.inf)
+        row["kissing"] = nearest <= kissing_mm
+
+
+def _components(
+    labels: NDArray, bone: Bone, voxel_mm3: float, min_lesion_mm3: float
+) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """The bone's lesions, the largest first: number from 1, and which of the bone's voxels they are."""
+    if not bone.is_lesion.any():
+        return
+    low, high = bone.indices.min(axis=0), bone.indices.max(axis=0) + 1
+    volume = np.zeros(high - low, np.uint16)
+    places = tuple((bone.indices - low).T)
+    volume[places] = np.where(bone.is_lesion, labels[tuple(bone.indices.T)], 0)
+    numbers = cc3d.connected_components(volume, connectivity=26)[places]  # two labels that touch are two lesions
+    sizes = np.bincount(numbers)
+    for number, size_of in enumerate(np.argsort(-sizes[1:], kind="stable") + 1, start=1):
+        if at_least(np.float64(sizes[size_of] * voxel_mm3), min_lesion_mm3):
+            yield number, numbers == size_of
+
+
+def _lesion_row(
+    bone: Bone,
+    own: NDArray[np.bool_],
+    number: int,
+    labels: NDArray,
+    structures: Structures,
+    space: Space,
+    voxel_mm3: float,
+) -> tuple[dict[str, Any], cKDTree]:
+    indices = bone.indices[own]
+    points = space.points(indices)
+    tree = cKDTree(points)
+    coarse = int(np.argmax(space.spacing_mm))
+    slices = np.bincount(indices[:, coarse] - indices[:, coarse].min())
+    in_plane = voxel_mm3 / float(space.spacing_mm[coarse])
+    names = {value: name for name, (value, _) in structures.lesions.items()}
+    row: dict[str, Any] = {
+        "bone": bone.name,
+        "lesion": number,
+        "label": names[int(labels[tuple(indices[0])])],
+        "volume_mm3": len(indices) * voxel_mm3,
+        "largest_area_mm2": float(slices.max()) * in_plane,
+        "largest_diameter_mm": _diameter(points),
+        **dict(zip(("lateral_mm", "anterior_mm", "superior_mm"), points.mean(axis=0).tolist(), strict=True)),
+    }
+    diagonal = float(np.linalg.norm(space.spacing_mm))
+    if len(bone.interface.points_mm):
+        distance = float(cKDTree(bone.interface.points_mm).query(points)[0].min())
+        row |= {"interface_distance_mm": distance, "subchondral": distance <= diagonal}
+    else:
+        row |= {"interface_distance_mm": math.nan, "subchondral": None}
+    for region, there in _regions_of(bone).items():
+        if region in PLACES[bone.kind or FEMUR] or region == SHAFT:
+            row[f"share_{region}"] = float(there[own].mean())
+    return row, tree
+
+
+def _diameter(points: NDArray[np.float64]) -> float:
+    """Largest distance of two voxels' middles."""
+    if len(points) > 50:
+        with suppress(QhullError):  # of a lesion in one plane or line
+            points = points[ConvexHull(points).vertices]
+    return float(pdist(points).max()) if len(points) > 1 else 0.0
+
+
+def _add_lesion_sums(
+    found: Found, bone: Bone, kept: NDArray[np.bool_], number_of: NDArray[np.integer], voxel_mm3: float
+) -> None:
+    """Sums of a bone and of its places; a lesion that crosses is counted in each."""
+    regions_of = {ALL: np.ones(len(kept), bool), **_regions_of(bone)}
+    for region, own in regions_of.items():
+        voxels, size = int((kept & own).sum()), int(own.sum())
+        share = voxels / size if size else math.nan
+        flag = "" if size else "no bone in this place"
+        found.add(bone.name, region, "lesion_count", len(np.unique(number_of[kept & own])), "1", flag)
+        found.add(bone.name, region, "lesion_volume", voxels * voxel_mm3, "mm3", flag)
+        found.add(bone.name, region, "lesion_percent", 100 * share, "%", flag)
+        if region in PLACES.get(bone.kind or "", ()):
+            grade = moaks_size_grade(share) if size else math.nan
+            found.add(bone.name, region, "moaks_size_grade", grade, "1", flag)
+    if bone.landmarks is None:
+        for region in PLACES.get(bone.kind or "", ()):
+            for quantity, unit in (("lesion_volume", "mm3"), ("lesion_percent", "%"), ("moaks_size_grade", "1")):
+                found.add(bone.name, region, quantity, math.nan, unit, bone.flag)
+
+
+# --------------------------------------------------------------------- cartilage
+
+
+def _plates(bone: Bone, side: str | None) -> tuple[str, ...]:
+    del side
+    return {FEMUR: ("MF", "LF"), TIBIA: ("MT", "LT"), PATELLA: ("P",)}.get(bone.kind or "", ())
+
+
+def subregions_of(bone: Bone, points_mm: NDArray, values: NDArray, structures: Structures) -> NDArray[np.object_]:
+    """Name of the cartilage subregion of each point.
+
+    Args: points_mm: (N, 3). values: (N,), labels of the cartilage.
+    """
+    coordinates = bone.landmarks.frame.coordinates(points_mm)
+    conventions = Conventions()
+    if bone.kind == FEMUR:
+        return regions.femoral_subregions(coordinates, bone.landmarks, conventions)
+    if bone.kind == PATELLA:
+        return np.array(["MP", "LP"], object)[regions.patellar_places(coordinates, bone.landmarks) - 1]
+    named = {side: structures.cartilage_of(bone.name, side) for side in (MEDIAL, LATERAL)}
+    if all(named.values()):
+        medial = np.isin(values, list(named[MEDIAL]))
+    else:
+        inner = bone.landmarks.inner_mm
+        medial = coordinates[:, 0] < (inner[MEDIAL] + inner[LATERAL]) / 2
+    found = np.empty(len(coordinates), object)
+    for side, own in ((MEDIAL, medial), (LATERAL, ~medial)):
+        found[own] = regions.tibial_subregions(coordinates[own], side, bone.landmarks)
+    return found
+
+
+def _add_cartilage(
+    found: Found,
+    labels: NDArray,
+    boxes: Sequence[Any],
+    bone: Bone,
+    structures: Structures,
+    space: Space,
+    voxel_mm3: float,
+    side: str | None,
+) -> None:
+    cartilages = structures.cartilage_of(bone.name)
+    if not cartilages:
+        return
+    name = next(name for name, (value, of) in structures.cartilages.items() if of == bone.name)
+    plates = _plates(bone, side)
+    names = [region for plate in plates for region in (plate, *SUBREGIONS[plate])]
+    if bone.landmarks is None:
+        for region in names:
+            found.add(name, region, "VC", math.nan, "mm3", bone.flag)
+        return
+    box = _joint_box(boxes, list(cartilages), labels.shape)
+    if box is None:
+        return
+    part = labels[box]
+    inner = np.argwhere(np.isin(part, list(cartilages)))
+    values = part[tuple(inner.T)]
+    points = space.points(inner + np.array([s.start for s in box]))
+    of_points = subregions_of(bone, points, values, structures)
+    unique, counts = np.unique(of_points.astype(str), return_counts=True)
+    sizes = dict(zip(unique.tolist(), counts.tolist(), strict=True))
+    for plate in plates:
+        own = {region: sizes.get(region, 0) for region in SUBREGIONS[plate]}
+        found.add(name, plate, "VC", sum(own.values()) * voxel_mm3, "mm3")
+        for region, number in own.items():
+            found.add(name, region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")

@@ -1,0 +1,180 @@
+"""Places and measures of a knee: the same however its voxels are turned, and what was put in is found."""
+
+import math
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from places import SHARED
+
+from nnunetv2_anomaly.label_roles import label_roles
+from nnunetv2_anomaly.labels import LABELS
+from nnunetv2_anomaly.measurements.knee import Structures, measure_knee, moaks_size_grade
+from nnunetv2_anomaly.measurements.regions import PLACES
+from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image
+
+STRUCTURES = Structures.of({name: value for name, value in LABELS.items() if value}, label_roles(LABELS))
+LESIONS = {"femoral_bone": 7, "tibial_bone": 8, "patellar_bone": 9}
+
+
+def phantom():
+    image = phantom_image(draw_phantom(np.random.default_rng(0)), size=(96, 96, 64), spacing_mm=(1.45, 1.45, 1.75))
+    return image
+
+
+def real_masks():
+    return sorted((SHARED / "data" / "oai_zib_uq").glob("*.nii.gz"))
+
+
+@pytest.fixture(scope="module", params=["phantom", "real"])
+def knee(request):
+    """A right knee: a procedural one, and a real one at half the resolution."""
+    if request.param == "phantom":
+        return phantom()
+    if not real_masks():
+        pytest.skip("the real segmentations are not beside this checkout")
+    return sitk.ReadImage(str(real_masks()[1]))[::2, ::2, ::2]
+
+
+def healthy(image):
+    return sitk.ChangeLabel(image, {7.0: 1.0, 8.0: 3.0, 9.0: 5.0})
+
+
+def measured(image, side="right", **options):
+    labels = sitk.GetArrayFromImage(image)
+    steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    return measure_knee(labels, image.GetOrigin(), steps[:, ::-1], STRUCTURES, side, **options)
+
+
+def values(found):
+    return {(row["structure"], row["region"], row["quantity"]): row["value"] for row in found.rows}
+
+
+def mirrored(image):
+    """The knee of the other side: mirrored in the patient, in place."""
+    direction = np.diag([-1.0, 1.0, 1.0]) @ np.array(image.GetDirection()).reshape(3, 3)
+    other = sitk.Image(image)
+    other.SetDirection(direction.ravel().tolist())
+    other.SetOrigin((-image.GetOrigin()[0], *image.GetOrigin()[1:]))
+    return other
+
+
+def turned(image, degrees, axis):
+    """The same voxels in a patient who lies turned."""
+    transform = sitk.VersorTransform([float(of) for of in axis], math.radians(degrees))
+    matrix = np.array(transform.GetMatrix()).reshape(3, 3)
+    other = sitk.Image(image)
+    other.SetDirection((matrix @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
+    other.SetOrigin((matrix @ np.array(image.GetOrigin())).tolist())
+    return other
+
+
+@pytest.mark.parametrize("change", ["mirrored", "axes", "flipped"])
+def test_numbers_do_not_hang_on_side_and_order_of_axes(knee, change):
+    expected = values(measured(knee))
+    if change == "mirrored":
+        found = values(measured(mirrored(knee), "left"))
+    elif change == "axes":
+        found = values(measured(sitk.PermuteAxes(knee, [2, 0, 1])))
+    else:
+        found = values(measured(sitk.Flip(knee, [True, False, True])))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-3, abs=5.0, nan_ok=True), key
+
+
+@pytest.mark.parametrize(("degrees", "axis"), [(10, (1, 0, 0)), (10, (0, 1, 0)), (10, (0, 0, 1))])
+def test_places_turn_with_a_turned_knee(knee, degrees, axis):
+    expected, found = values(measured(knee)), values(measured(turned(knee, degrees, axis)))
+    for kind in ("femoral_bone", "tibial_bone", "patellar_bone"):
+        whole = expected[kind, "all", "volume"]
+        for key, value in expected.items():
+            if key[0] == kind and key[2] == "volume":
+                assert found[key] == pytest.approx(value, abs=0.02 * whole), key
+
+
+def test_lesion_of_known_volume_is_found_in_each_of_the_15_places(knee):
+    image = healthy(knee)
+    labels = sitk.GetArrayFromImage(image)
+    voxel = math.prod(image.GetSpacing())
+    space_of = measured(image)
+    places = {name: bone for bone, kind in zip(LESIONS, PLACES, strict=True) for name in PLACES[kind]}
+    assert len(places) == 15
+    indices = places_of(image)
+    for place, bone in places.items():
+        changed = labels.copy()
+        centre = deepest(indices[place], labels.shape)
+        box = tuple(slice(c - 1, c + 2) for c in centre)
+        inside = changed[box] == {"femoral_bone": 1, "tibial_bone": 3, "patellar_bone": 5}[bone]
+        changed[box][inside] = LESIONS[bone]
+        made = sitk.GetImageFromArray(changed)
+        made.CopyInformation(image)
+        found = measured(made)
+        (lesion,) = found.lesions
+        assert lesion["bone"] == bone
+        assert lesion["volume_mm3"] == pytest.approx(inside.sum() * voxel)
+        shares = {name: lesion[f"share_{name}"] for name in places if f"share_{name}" in lesion}
+        assert max(shares, key=shares.get) == place, shares
+        sums = values(found)
+        by_place = [sums[bone, name, "lesion_volume"] for name in shares] + [
+            sums.get((bone, "shaft", "lesion_volume"), 0)
+        ]
+        assert sum(by_place) == pytest.approx(sums[bone, "all", "lesion_volume"])
+        assert sums[bone, place, "moaks_size_grade"] >= 1
+    assert not space_of.lesions
+
+
+def places_of(image):
+    """Place -> indices of its voxels, by making each bone a lesion in turn is too slow: ask the bones themselves."""
+    from nnunetv2_anomaly.measurements import knee as module
+
+    labels = sitk.GetArrayFromImage(image)
+    steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    space = module.Space.of(image.GetOrigin(), steps[:, ::-1], "right")
+    boxes = module.ndimage.find_objects(labels)
+    found = {}
+    for bone in module._bones(labels, boxes, space, STRUCTURES, "right", module.Conventions()):
+        for name, own in module._regions_of(bone).items():
+            found[name] = bone.indices[own]
+    return found
+
+
+def deepest(indices, shape):
+    """A voxel well inside a place."""
+    from scipy.ndimage import distance_transform_edt
+
+    mask = np.zeros(shape, bool)
+    mask[tuple(indices.T)] = True
+    return np.unravel_index(int(np.argmax(distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1])), shape)
+
+
+@pytest.mark.parametrize(
+    ("share", "grade"), [(0.0, 0), (0.01, 1), (0.32, 1), (0.34, 2), (0.66, 2), (0.67, 3), (1.0, 3)]
+)
+def test_grades_by_hand(share, grade):
+    assert moaks_size_grade(share) == grade
+
+
+def test_an_unknown_side_flags_what_is_medial_and_keeps_the_rest(knee):
+    found = measured(knee, None)
+    for row in found.rows:
+        assert bool(row["flag"]) == math.isnan(row["value"]) or row["flag"] == "absent"
+    flags = {row["region"]: row["flag"] for row in found.rows if row["quantity"] == "volume"}
+    assert flags["femur_medial_central"] == "side unknown"
+    assert flags["all"] == ""
+
+
+def test_lesions_of_two_bones_across_the_joint_are_kissing(knee):
+    image = healthy(knee)
+    labels = sitk.GetArrayFromImage(image)
+    distance = {of: np.argwhere(labels == of) for of in (1, 3)}
+    lateral = distance[3][:, 2]
+    near = distance[3][np.abs(lateral - np.median(lateral)) < 3]
+    low = near[np.argmax(near @ np.array([1, 0, 0]))]
+    femur = distance[1][np.argmin(((distance[1] - low) ** 2).sum(axis=1))]
+    labels[tuple(low)], labels[tuple(femur)] = 8, 7
+    made = sitk.GetImageFromArray(labels)
+    made.CopyInformation(image)
+    apart = np.linalg.norm((low - femur) * np.array(image.GetSpacing()[::-1]))
+    assert [row["kissing"] for row in measured(made, kissing_mm=apart + 0.1).lesions] == [True, True]
+    assert [row["kissing"] for row in measured(made, kissing_mm=apart - 0.1).lesions] == [False, False]
