@@ -16,6 +16,8 @@ from scipy.optimize import least_squares
 _SHAFT_FROM_MM = 45.0
 #: A shorter piece of it has none.
 _LEAST_SHAFT_MM = 12.0
+#: Of so many points memory counts.
+_MANY = 100_000
 #: Fits look at the means of points in cubes of so many mm: few, and the same in whatever order voxels are stored.
 _CUBE_MM = 2.5
 #: Residuals of the cylinder fit beyond this count less and less, mm.
@@ -46,13 +48,11 @@ class Space:
         """Distance of voxels along each array axis."""
         return np.linalg.norm(self.steps_mm, axis=0)
 
-    def points(self, indices: NDArray) -> NDArray[np.float64]:
-        """Places of voxels: indices (N, 3) in the array's axes -> (N, 3) mm."""
-        return self.origin_mm + indices @ self.steps_mm.T
-
-    def of_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Places of all voxels of a mask, (N, 3) mm."""
-        return self.points(np.argwhere(mask))
+    def points(self, indices: NDArray) -> NDArray[np.floating]:
+        """Places of voxels: indices (N, 3) in the array's axes -> (N, 3) mm; float32 of many, which is near enough."""
+        if len(indices) < _MANY:
+            return self.origin_mm + indices @ self.steps_mm.T
+        return indices.astype(np.float32) @ self.steps_mm.T.astype(np.float32) + self.origin_mm.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Frame:
     origin_mm: NDArray[np.float64]  # (3,), in the space
     axes: NDArray[np.float64]  # (3, 3): rows are the directions lateral, anterior, superior of the bone
 
-    def coordinates(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    def coordinates(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
         """Places in the bone's own axes: (N, 3) mm -> (N, 3) mm."""
         return (points_mm - self.origin_mm) @ self.axes.T
 
@@ -73,16 +73,22 @@ class Frame:
         return indices.astype(np.float32) @ turned.T + start
 
 
-def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of the points in each cube that has any, (N, 3) -> (M, 3)."""
-    cubes = np.floor(points / _CUBE_MM).astype(np.int64)
+def cubes_of(points: NDArray, edge_mm: float) -> tuple[NDArray[np.intp], int]:
+    """The number of the cube that each point lies in, (N, 3) -> (N,), from 0, and how many cubes have any."""
+    cubes = np.floor(points / edge_mm).astype(np.int32)
     cubes -= cubes.min(axis=0)
-    sizes = cubes.max(axis=0) + 1
-    key = np.ravel_multi_index(tuple(cubes.T), tuple(sizes))
+    _, size_y, size_z = (int(of) + 1 for of in cubes.max(axis=0))
+    key = (cubes[:, 0] * size_y + cubes[:, 1]) * size_z + cubes[:, 2]
     counts = np.bincount(key)
-    filled = np.flatnonzero(counts)
-    sums = np.stack([np.bincount(key, weights=axis) for axis in points.T], axis=1)
-    return sums[filled] / counts[filled, None]
+    number = np.cumsum(counts > 0) - 1
+    return number[key], int(number[-1]) + 1
+
+
+def thinned(points: NDArray, edge_mm: float = _CUBE_MM) -> NDArray[np.float64]:
+    """Means of the points in each cube that has any, (N, 3) -> (M, 3)."""
+    cube, number = cubes_of(points, edge_mm)
+    sums = np.stack([np.bincount(cube, weights=axis, minlength=number) for axis in points.T], axis=1)
+    return sums / np.bincount(cube, minlength=number)[:, None]
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,7 +102,7 @@ def _frame(origin: NDArray, lateral: NDArray, superior: NDArray) -> Frame:
     return Frame(origin, np.stack([lateral, np.cross(superior, lateral), superior]))
 
 
-def tibial_frame(medial: NDArray[np.float64], lateral: NDArray[np.float64]) -> Frame:
+def tibial_frame(medial: NDArray[np.floating], lateral: NDArray[np.floating]) -> Frame:
     """Axes of the tibia: superior is the normal of the plateau, lateral the way between its halves.
 
     Args: medial, lateral: interface of bone and cartilage of each half, (N, 3) mm.
@@ -120,7 +126,7 @@ class Cylinder:
     radius_mm: float
 
 
-def fitted_cylinder(points: NDArray[np.float64]) -> Cylinder:
+def fitted_cylinder(points: NDArray[np.floating]) -> Cylinder:
     """The cylinder nearest to points, soft-L1 least squares in five parameters, from the lateral axis on.
 
     Args: points: (N, 3) mm, of the femur's interface of bone and cartilage.
@@ -143,7 +149,7 @@ def fitted_cylinder(points: NDArray[np.float64]) -> Cylinder:
     return Cylinder(middle + np.array([0.0, found[2], found[3]]), axis_of(found[:2]), float(found[4]))
 
 
-def femoral_frame(interface: NDArray[np.float64], bone: NDArray[np.float64]) -> Frame:
+def femoral_frame(interface: NDArray[np.floating], bone: NDArray[np.floating]) -> Frame:
     """Axes of the femur: lateral is the axis of the condyles, superior the direction of the shaft where it is seen.
 
     Args: interface: of bone and cartilage, (N, 3) mm. bone: (N, 3) mm.
@@ -163,7 +169,7 @@ def femoral_frame(interface: NDArray[np.float64], bone: NDArray[np.float64]) -> 
     return _frame(cylinder.centre_mm, cylinder.axis, superior)
 
 
-def patellar_frame(bone: NDArray[np.float64], lateral: NDArray[np.float64] | None) -> Frame:
+def patellar_frame(bone: NDArray[np.floating], lateral: NDArray[np.float64] | None) -> Frame:
     """Axes of the patella: anterior is across its thinnest extent.
 
     Args: bone: (N, 3) mm. lateral: direction, of the femur's axes; None: the patient's.

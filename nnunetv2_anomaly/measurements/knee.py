@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import cc3d
@@ -42,26 +43,41 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Structures:
-    """Label values of a knee, by what they are; the data set's roles and names."""
+class Structure:
+    """A label: its values, of a region without those of lesions in it, and the bone that it belongs to."""
 
-    bones: Mapping[str, int]  # name -> value
-    lesions: Mapping[str, tuple[int, str | None]]  # name -> value and bone
-    cartilages: Mapping[str, tuple[int, str | None]]
-    effusions: Mapping[str, int]
-    others: Mapping[str, int]
+    values: tuple[int, ...]
+    bone: str | None = None
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Labels of a knee by what they are: name -> structure."""
+
+    bones: Mapping[str, Structure]
+    lesions: Mapping[str, Structure]
+    cartilages: Mapping[str, Structure]
+    effusions: Mapping[str, Structure]
+    others: Mapping[str, Structure]
 
     @classmethod
-    def of(cls, values: Mapping[str, int], roles: LabelRoles) -> Structures:
-        """Structures of a data set. Args: values: name -> value of every label."""
+    def of(cls, labels: Mapping[str, Sequence[int]], roles: LabelRoles) -> Structures:
+        """Structures of a data set. Args: labels: name -> values of every label; a region has several."""
+        in_lesions = {value for name in roles.lesions for value in labels.get(name, ())}
+
+        def some(
+            names: Iterable[str], bone_of: Mapping[str, str | None] = MappingProxyType({})
+        ) -> dict[str, Structure]:
+            return {name: Structure(tuple(labels[name]), bone_of.get(name)) for name in names if name in labels}
+
+        bones = {
+            name: Structure(tuple(value for value in of.values if value not in in_lesions))
+            for name, of in some(roles.bones).items()
+        }
         named = {*roles.bones, *roles.lesions, *roles.cartilages, *roles.effusions}
-        return cls(
-            {name: values[name] for name in roles.bones if name in values},
-            {name: (values[name], bone) for name, bone in roles.lesions.items() if name in values},
-            {name: (values[name], bone) for name, bone in roles.cartilages.items() if name in values},
-            {name: values[name] for name in roles.effusions if name in values},
-            {name: value for name, value in values.items() if name not in named},
-        )
+        others = some(name for name in labels if name not in named)
+        lesions, cartilages = some(roles.lesions, roles.lesions), some(roles.cartilages, roles.cartilages)
+        return cls(bones, lesions, cartilages, some(roles.effusions), others)
 
     def kind(self, bone: str) -> str | None:
         """Femur, tibia or patella, by the bone's name; None for another one."""
@@ -69,12 +85,13 @@ class Structures:
 
     def with_lesions(self, bone: str) -> list[int]:
         """Values of a bone and of the lesions in it."""
-        return [self.bones[bone], *(value for value, of in self.lesions.values() if of == bone)]
+        lesions = (value for of in self.lesions.values() if of.bone == bone for value in of.values)
+        return [*self.bones[bone].values, *lesions]
 
     def cartilage_of(self, bone: str, side: str | None = None) -> set[int]:
         """Values of a bone's cartilage, or of that of one side where its labels have one in their names."""
-        own = {name: value for name, (value, of) in self.cartilages.items() if of == bone}
-        return {value for name, value in own.items() if side is None or side in name.lower()}
+        own = {name: of.values for name, of in self.cartilages.items() if of.bone == bone}
+        return {value for name, values in own.items() if side is None or side in name.lower() for value in values}
 
 
 @dataclass
@@ -137,28 +154,22 @@ def measure_knee(
     bones = list(_bones(labels, boxes, space, structures, side, conventions))
     for bone in bones:
         _add_bone(found, bone, voxel_mm3)
-    for name, (value, bone_name) in structures.cartilages.items():
-        _add_volume(found, labels, boxes, name, value, voxel_mm3, bone_name)
-    for name, value in {**structures.effusions, **structures.others}.items():
-        _add_volume(found, labels, boxes, name, value, voxel_mm3)
-    for name, value in structures.effusions.items():
-        found.add(name, ALL, "effusion_volume", _count(labels, boxes, value) * voxel_mm3 / 1000, "mL")
+    for name, of in {**structures.cartilages, **structures.effusions, **structures.others}.items():
+        number = _count(labels, boxes, of.values)
+        found.add(name, ALL, "volume", number * voxel_mm3, "mm3", "" if number else "absent")
+        if name in structures.effusions:
+            found.add(name, ALL, "effusion_volume", number * voxel_mm3 / 1000, "mL", "" if number else "absent")
+    for name in set(structures.bones) - {bone.name for bone in bones}:
+        found.add(name, ALL, "volume", 0.0, "mm3", "absent")
     for bone in bones:
-        _add_cartilage(found, labels, boxes, bone, structures, space, voxel_mm3, side)
+        _add_cartilage(found, labels, boxes, bone, structures, space, voxel_mm3)
     _add_lesions(found, labels, bones, structures, space, voxel_mm3, min_lesion_mm3, kissing_mm)
     return found
 
 
-def _count(labels: NDArray, boxes: Sequence[Any], value: int) -> int:
-    box = boxes[value - 1] if value <= len(boxes) else None
-    return 0 if box is None else int((labels[box] == value).sum())
-
-
-def _add_volume(
-    found: Found, labels: NDArray, boxes: Sequence[Any], name: str, value: int, voxel_mm3: float, _bone: Any = None
-) -> None:
-    number = _count(labels, boxes, value)
-    found.add(name, ALL, "volume", number * voxel_mm3, "mm3", "" if number else "absent")
+def _count(labels: NDArray, boxes: Sequence[Any], values: Sequence[int]) -> int:
+    box = _joint_box(boxes, values, labels.shape)
+    return 0 if box is None else int(np.isin(labels[box], values).sum())
 
 
 # ------------------------------------------------------------------------- bones
@@ -189,7 +200,7 @@ def _bones(
         start = np.array([s.start for s in box])
         inner = np.argwhere(mask)
         indices = inner + start
-        is_lesion = part[tuple(inner.T)] != structures.bones[name]
+        is_lesion = ~np.isin(part[tuple(inner.T)], structures.bones[name].values)
         local = Space(space.points(start[None])[0], space.steps_mm)
         interface = regions.interface_of(mask, part, cartilages, local)
         interface = Interface(interface.indices + start, interface.points_mm, interface.cartilage)
@@ -251,7 +262,8 @@ def _places(
         return regions.patellar_places(coordinates, landmarks)
     of_kind = regions.femoral_places if kind == FEMUR else regions.tibial_places
     place = of_kind(coordinates, landmarks, conventions)
-    place[regions.is_deep(indices, interface, space, conventions.depth_mm)] = _SHAFT_CODE
+    own = landmarks.frame.coordinates(interface.points_mm)
+    place[regions.is_deep(coordinates, own, conventions.depth_mm)] = _SHAFT_CODE
     return place
 
 
@@ -296,7 +308,7 @@ def _add_lesions(
     min_lesion_mm3: float,
     kissing_mm: float,
 ) -> None:
-    has_label = {of for _, of in structures.lesions.values()}
+    has_label = {of.bone for of in structures.lesions.values()}
     trees: list[cKDTree] = []
     of_bone: list[str] = []
     for bone in bones:
@@ -350,7 +362,7 @@ def _lesion_row(
     coarse = int(np.argmax(space.spacing_mm))
     slices = np.bincount(indices[:, coarse] - indices[:, coarse].min())
     in_plane = voxel_mm3 / float(space.spacing_mm[coarse])
-    names = {value: name for name, (value, _) in structures.lesions.items()}
+    names = {value: name for name, of in structures.lesions.items() for value in of.values}
     row: dict[str, Any] = {
         "bone": bone.name,
         "lesion": number,
@@ -372,7 +384,7 @@ def _lesion_row(
     return row, tree
 
 
-def _diameter(points: NDArray[np.float64]) -> float:
+def _diameter(points: NDArray[np.floating]) -> float:
     """Largest distance of two voxels' middles."""
     if len(points) > 50:
         with suppress(QhullError):  # of a lesion in one plane or line
@@ -404,8 +416,7 @@ def _add_lesion_sums(
 # --------------------------------------------------------------------- cartilage
 
 
-def _plates(bone: Bone, side: str | None) -> tuple[str, ...]:
-    del side
+def _plates(bone: Bone) -> tuple[str, ...]:
     return {FEMUR: ("MF", "LF"), TIBIA: ("MT", "LT"), PATELLA: ("P",)}.get(bone.kind or "", ())
 
 
@@ -440,13 +451,12 @@ def _add_cartilage(
     structures: Structures,
     space: Space,
     voxel_mm3: float,
-    side: str | None,
 ) -> None:
     cartilages = structures.cartilage_of(bone.name)
     if not cartilages:
         return
-    name = next(name for name, (value, of) in structures.cartilages.items() if of == bone.name)
-    plates = _plates(bone, side)
+    name = next(name for name, of in structures.cartilages.items() if of.bone == bone.name)
+    plates = _plates(bone)
     names = [region for plate in plates for region in (plate, *SUBREGIONS[plate])]
     if bone.landmarks is None:
         for region in names:

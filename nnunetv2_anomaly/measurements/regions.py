@@ -44,6 +44,10 @@ class Conventions:
     central_share: float = 0.2  # of a tibial plate's area is central
 
 
+#: depth is looked at in cubes of this edge
+_DEPTH_STEP_MM = 1.5
+
+
 class LandmarkError(ValueError):
     """A landmark was not found; the sentence is the flag of what needs it."""
 
@@ -53,7 +57,7 @@ class Interface:
     """Bone voxels that touch the bone's cartilage, with their places."""
 
     indices: NDArray[np.intp]  # (N, 3)
-    points_mm: NDArray[np.float64]  # (N, 3)
+    points_mm: NDArray[np.floating]  # (N, 3)
     cartilage: NDArray[np.integer]  # (N,), the label of the cartilage that they touch
 
 
@@ -312,8 +316,13 @@ def patellar_places(coordinates: NDArray, landmarks: PatellarLandmarks) -> NDArr
 # ------------------------------------------------------------------------- depth
 
 
-def is_deep(indices: NDArray, interface: Interface, space: Space, depth_mm: float) -> NDArray[np.bool_]:
-    """Whether voxels lie deeper below the articular surface than MOAKS grades. Args: indices: (N, 3)."""
-    tree = cKDTree(frames.thinned(interface.points_mm))  # millimetres matter, not voxels
-    distance, _ = tree.query(space.points(indices), distance_upper_bound=depth_mm)
-    return np.isinf(distance)
+def is_deep(coordinates: NDArray, interface: NDArray, depth_mm: float) -> NDArray[np.bool_]:
+    """Whether points lie deeper below the articular surface than MOAKS grades, to a millimetre.
+
+    Args: coordinates: (N, 3). interface: of bone and cartilage, (M, 3), in the same axes.
+    """
+    cube, number = frames.cubes_of(coordinates, _DEPTH_STEP_MM)
+    sums = np.stack([np.bincount(cube, weights=axis, minlength=number) for axis in coordinates.T], axis=1)
+    middles = sums / np.bincount(cube, minlength=number)[:, None]
+    distance, _ = cKDTree(frames.thinned(interface)).query(middles, distance_upper_bound=depth_mm)
+    return np.isinf(distance)[cube]

@@ -13,7 +13,7 @@ from nnunetv2_anomaly.measurements.knee import Structures, measure_knee, moaks_s
 from nnunetv2_anomaly.measurements.regions import PLACES
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image
 
-STRUCTURES = Structures.of({name: value for name, value in LABELS.items() if value}, label_roles(LABELS))
+STRUCTURES = Structures.of({name: (value,) for name, value in LABELS.items() if value}, label_roles(LABELS))
 LESIONS = {"femoral_bone": 7, "tibial_bone": 8, "patellar_bone": 9}
 
 
