@@ -21,6 +21,7 @@ from nnunetv2_anomaly.label_roles import LabelRoles
 from nnunetv2_anomaly.measurements import regions
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.lesions import at_least
+from nnunetv2_anomaly.measurements.meshes import surface_of
 from nnunetv2_anomaly.measurements.regions import (
     FEMUR,
     LATERAL,
@@ -34,11 +35,18 @@ from nnunetv2_anomaly.measurements.regions import (
     Interface,
     LandmarkError,
 )
+from nnunetv2_anomaly.measurements.thickness import measure_plate
 
 #: in a label's name -> which bone it is
 _KINDS = {FEMUR: re.compile(r"femur|femoral"), TIBIA: re.compile(r"tibia"), PATELLA: re.compile(r"patell")}
 #: share of a place's bone below which a lesion has the grade (MOAKS): 1 below 33 %, 2 to 66 %, 3 beyond
 _GRADES = (0.33, 0.66)
+#: and of a region's area that is bare, below which cartilage loss has the grade 1 and 2
+_AREA_GRADES = (0.1, 0.75)
+#: quantity of a plate or subregion -> its unit
+_THICKNESS_UNITS = {
+    "tAB": "cm2", "cAB": "cm2", "dAB": "%", "ThCtAB": "mm", "ThCcAB": "mm", "ThCSD": "mm", "moaks_area_grade": "1",
+}  # fmt: skip
 ALL = "all"
 
 
@@ -137,6 +145,7 @@ def measure_knee(
     conventions: Conventions = Conventions(),  # noqa: B008 (frozen)
     min_lesion_mm3: float = 0.0,
     kissing_mm: float = 10.0,
+    thickness: bool = False,
 ) -> Found:
     """Volumes, lesions and cartilage of one knee.
 
@@ -146,6 +155,7 @@ def measure_knee(
         side: "right" or "left"; None: what is medial or lateral is flagged, unless cartilages are named so.
         min_lesion_mm3: smaller lesions are no lesions.
         kissing_mm: lesions of two bones that are no farther apart are kissing.
+        thickness: whether cartilage's thickness and areas are measured, which needs vtk.
     """
     space = Space.of(origin_lps_mm, steps_lps_mm, side or "right")
     voxel_mm3 = float(abs(np.linalg.det(space.steps_mm)))
@@ -162,7 +172,7 @@ def measure_knee(
     for name in set(structures.bones) - {bone.name for bone in bones}:
         found.add(name, ALL, "volume", 0.0, "mm3", "absent")
     for bone in bones:
-        _add_cartilage(found, labels, boxes, bone, structures, space, voxel_mm3)
+        _add_cartilage(found, labels, boxes, bone, structures, space, voxel_mm3, thickness)
     _add_lesions(found, labels, bones, structures, space, voxel_mm3, min_lesion_mm3, kissing_mm)
     return found
 
@@ -443,6 +453,30 @@ def subregions_of(bone: Bone, points_mm: NDArray, values: NDArray, structures: S
     return found
 
 
+def moaks_area_grade(share: float) -> int:
+    """Grade of cartilage loss by the share of the region's area that is bare, in [0, 1]."""
+    return 0 if share <= 0 else 1 + int(share >= _AREA_GRADES[0]) + int(share > _AREA_GRADES[1])
+
+
+@dataclass(frozen=True)
+class _Cartilage:
+    """The cartilage of one bone that has landmarks."""
+
+    name: str
+    bone: Bone
+    mask: NDArray[np.bool_]  # in the box
+    box: tuple[slice, ...]
+    points_mm: NDArray[np.floating]  # (N, 3), of its voxels
+    values: NDArray[np.integer]  # (N,), their labels
+
+    def subregions_at(self, points_mm: NDArray, structures: Structures) -> NDArray[np.object_]:
+        """Name of the subregion of points on or near it, (N, 3) mm."""
+        values = (
+            self.values[cKDTree(self.points_mm).query(points_mm)[1]] if len(set(self.values.tolist())) > 1 else None
+        )
+        return subregions_of(self.bone, points_mm, self.values[:1] if values is None else values, structures)
+
+
 def _add_cartilage(
     found: Found,
     labels: NDArray,
@@ -451,25 +485,28 @@ def _add_cartilage(
     structures: Structures,
     space: Space,
     voxel_mm3: float,
+    with_thickness: bool,
 ) -> None:
     cartilages = structures.cartilage_of(bone.name)
     if not cartilages:
         return
     name = next(name for name, of in structures.cartilages.items() if of.bone == bone.name)
     plates = _plates(bone)
-    names = [region for plate in plates for region in (plate, *SUBREGIONS[plate])]
     if bone.landmarks is None:
-        for region in names:
-            found.add(name, region, "VC", math.nan, "mm3", bone.flag)
+        quantities = [("VC", "mm3"), *(_THICKNESS_UNITS.items() if with_thickness else ())]
+        for region in (region for plate in plates for region in (plate, *SUBREGIONS[plate])):
+            for quantity, unit in quantities:
+                found.add(name, region, quantity, math.nan, unit, bone.flag)
         return
     box = _joint_box(boxes, list(cartilages), labels.shape)
     if box is None:
         return
     part = labels[box]
-    inner = np.argwhere(np.isin(part, list(cartilages)))
-    values = part[tuple(inner.T)]
+    mask = np.isin(part, list(cartilages))
+    inner = np.argwhere(mask)
     points = space.points(inner + np.array([s.start for s in box]))
-    of_points = subregions_of(bone, points, values, structures)
+    cartilage = _Cartilage(name, bone, mask, box, points, part[tuple(inner.T)])
+    of_points = subregions_of(bone, points, cartilage.values, structures)
     unique, counts = np.unique(of_points.astype(str), return_counts=True)
     sizes = dict(zip(unique.tolist(), counts.tolist(), strict=True))
     for plate in plates:
@@ -477,3 +514,52 @@ def _add_cartilage(
         found.add(name, plate, "VC", sum(own.values()) * voxel_mm3, "mm3")
         for region, number in own.items():
             found.add(name, region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")
+    if with_thickness:
+        _add_thickness(found, cartilage, plates, structures, space, labels.shape)
+
+
+def _add_thickness(
+    found: Found,
+    cartilage: _Cartilage,
+    plates: Sequence[str],
+    structures: Structures,
+    space: Space,
+    shape: tuple[int, ...],
+) -> None:
+    """Areas and thicknesses of plates and subregions (Wirth and Eckstein 2008)."""
+    bone = cartilage.bone
+    starts = np.array([s.start for s in cartilage.box])
+    local = Space(space.points(starts[None])[0], space.steps_mm)
+    of_cartilage = surface_of(cartilage.mask, local)
+    filled = np.zeros(shape, bool)
+    filled[tuple(bone.indices.T)] = True
+    of_bone = surface_of(filled, space)
+    assert of_cartilage is not None, cartilage.name
+    assert of_bone is not None, bone.name
+    in_plane = float(np.sort(space.spacing_mm)[1])
+    plate = measure_plate(of_cartilage, of_bone, in_plane)
+    subchondral = np.flatnonzero(plate.subchondral)
+    on_bone = cartilage.subregions_at(of_bone.vertices[subchondral], structures)
+    areas, covered = of_bone.vertex_areas[subchondral], plate.covered[subchondral]
+    measured = np.flatnonzero(~np.isnan(plate.thickness_mm))
+    on_cartilage = cartilage.subregions_at(of_cartilage.vertices[measured], structures)
+    thickness, weights = plate.thickness_mm[measured], of_cartilage.vertex_areas[measured]
+    for name in plates:
+        for region in (name, *SUBREGIONS[name]):
+            members = SUBREGIONS[name] if region == name else (region,)
+            here, there = np.isin(on_bone, members), np.isin(on_cartilage, members)
+            total, bare = float(areas[here].sum()), float(areas[here & ~covered].sum())
+            values = dict.fromkeys(_THICKNESS_UNITS, math.nan)
+            flag = "" if total else "no subchondral bone here"
+            if total:
+                values |= {"tAB": total / 100, "cAB": (total - bare) / 100, "dAB": 100 * bare / total}
+                values["moaks_area_grade"] = moaks_area_grade(bare / total)
+            if total and there.any():
+                mean = float(np.average(thickness[there], weights=weights[there]))
+                variance = float(np.average((thickness[there] - mean) ** 2, weights=weights[there]))
+                values |= {"ThCcAB": mean, "ThCtAB": mean * (1 - bare / total), "ThCSD": math.sqrt(variance)}
+            elif total:
+                flag = "denuded"
+            for quantity, unit in _THICKNESS_UNITS.items():
+                value = values[quantity]
+                found.add(cartilage.name, region, quantity, value, unit, flag if math.isnan(value) else "")
