@@ -45,8 +45,8 @@ class Mesh:
     @cached_property
     def vertex_areas(self) -> NDArray[np.float64]:
         """(N,) mm2: a third of the faces around each vertex."""
-        areas = np.linalg.norm(self.face_normals, axis=1) / 3
-        return np.bincount(self.faces.ravel(), weights=np.repeat(areas, 3), minlength=len(self.vertices))
+        areas: NDArray[np.float64] = np.linalg.norm(self.face_normals, axis=1) / 3
+        return np.zeros(len(self.vertices)) + np.bincount(self.faces.ravel(), weights=np.repeat(areas, 3), minlength=len(self.vertices))
 
     @cached_property
     def neighbours(self) -> sparse.csr_array:
