@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-djfile", type=Path, metavar="FILE", help="dataset.json (default: the one beside the segmentations)")
     add("--manifest", type=Path, metavar="CSV", help="case, and subject, visit, side: for example a conversion's")
     add("--side", choices=("right", "left"), help="of all cases (default: the manifest's, or what the anatomy shows)")
+    add("--no_thickness", action="store_true", help="leave out cartilage thickness and areas, which need vtk")
     add("--min_lesion_volume_mm3", type=float, default=0.0, metavar="MM3", help="smaller lesions count as bone")
     add("--kissing_mm", type=float, default=10.0, metavar="MM", help="lesions of two bones so near are kissing")
     depth = "bone deeper below the articular surface is shaft, not graded"
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.errors import UserError, counted
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.label_roles import taken_as
+    from nnunetv2_anomaly.measurements.meshes import load_vtk
     from nnunetv2_anomaly.measurements.regions import Conventions
     from nnunetv2_anomaly.measurements.run import Options, measure_folder, read_manifest
     from nnunetv2_anomaly.parallel import chosen_processes
@@ -50,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     conventions = Conventions(depth_mm=args.depth_mm)
-    options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, conventions)
+    thickness = bool(roles.cartilages) and not args.no_thickness
+    if thickness:
+        load_vtk()
+    options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, thickness, conventions)
     manifest = read_manifest(args.manifest) if args.manifest else {}
     table = measure_folder(args.i, args.o, dataset, options, manifest=manifest, num_processes=chosen_processes(args.np))
     flagged = table[table["value"].isna()]["case"].nunique()

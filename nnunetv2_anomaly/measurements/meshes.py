@@ -23,7 +23,7 @@ def load_vtk() -> ModuleType:
     try:
         import vtk
     except ImportError as error:
-        advice = 'install it with: pip install "nnunetv2-anomaly[measure]"'
+        advice = 'install it with: pip install "nnunetv2-anomaly[measure]", or leave them out with --no_thickness'
         raise UserError(f"vtk is not installed ({error}), which surfaces and thickness need; {advice}") from error
     module: ModuleType = vtk
     return module
@@ -46,7 +46,9 @@ class Mesh:
     def vertex_areas(self) -> NDArray[np.float64]:
         """(N,) mm2: a third of the faces around each vertex."""
         areas: NDArray[np.float64] = np.linalg.norm(self.face_normals, axis=1) / 3
-        return np.zeros(len(self.vertices)) + np.bincount(self.faces.ravel(), weights=np.repeat(areas, 3), minlength=len(self.vertices))
+        return np.zeros(len(self.vertices)) + np.bincount(
+            self.faces.ravel(), weights=np.repeat(areas, 3), minlength=len(self.vertices)
+        )
 
     @cached_property
     def neighbours(self) -> sparse.csr_array:

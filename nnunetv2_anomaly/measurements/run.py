@@ -40,6 +40,7 @@ class Options:
     side: str | None = None  # of all cases; None: each one's own
     min_lesion_mm3: float = 0.0
     kissing_mm: float = 10.0
+    thickness: bool = False  # of cartilage, which needs vtk
     conventions: Conventions = field(default_factory=Conventions)
 
 
@@ -142,6 +143,7 @@ def _measure_case(task: _Task) -> dict[str, list[dict[str, Any]]]:
         conventions=task.options.conventions,
         min_lesion_mm3=task.options.min_lesion_mm3,
         kissing_mm=task.options.kissing_mm,
+        thickness=task.options.thickness,
     )
     head = {"case": task.case, "subject": task.known.get("subject", ""), "visit": task.known.get("visit", "")}
     head["side"] = side or ""

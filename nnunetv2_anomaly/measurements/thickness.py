@@ -90,11 +90,15 @@ def subchondral_bone(bone: Mesh, covered: NDArray[np.bool_]) -> NDArray[np.bool_
 
     Args: covered: of the bone's vertices.
     """
-    if not covered.any():
+    if not covered.any() or covered.all():
         return covered
     edge = float(np.median(np.linalg.norm(bone.vertices[bone.faces[:, 0]] - bone.vertices[bone.faces[:, 1]], axis=1)))
-    rings = max(1, round(_CLOSING_MM / max(edge, 1e-6)))
-    closed = bone.grown(bone.grown(covered, rings), -rings) | covered
+    closed = covered.copy()
+    near = cKDTree(bone.vertices[covered]).query(bone.vertices)[0] <= _CLOSING_MM
+    if not near.all():
+        # Vertices lie apart: without half an edge more, a border would move outward by as much.
+        away, _ = cKDTree(bone.vertices[~near]).query(bone.vertices)
+        closed |= near & (away > _CLOSING_MM + edge / 2)
     number, part = bone.parts(~closed)
     if number > 1:  # all but the largest bare part are holes
         sizes = np.bincount(part, weights=bone.vertex_areas[~closed])
