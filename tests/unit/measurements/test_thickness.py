@@ -13,7 +13,7 @@ from nnunetv2_anomaly.measurements.meshes import signed_distances, surface_of
 from nnunetv2_anomaly.measurements.thickness import measure_plate
 
 RADIUS = 20.0
-FINE, TURNED = (0.7, 0.36, 0.36), Rotation.from_euler("xyz", [20, -15, 30], degrees=True).as_matrix()
+PLAIN, FINE, TURNED = np.eye(3), (0.7, 0.36, 0.36), Rotation.from_euler("xyz", [20, -15, 30], degrees=True).as_matrix()
 
 
 def places(spacing, turn, size_mm=54.0):
@@ -28,7 +28,7 @@ def true_thickness(points):
     return 2 + 0.5 * np.cos(2 * np.arctan2(points[..., 1], points[..., 2]))
 
 
-def shell(spacing=FINE, turn=np.eye(3), hole_mm=0.0, scale=1.0):
+def shell(spacing=FINE, turn=PLAIN, hole_mm=0.0, scale=1.0):
     """A ball of bone, and on the upper part of it cartilage of a thickness that varies, with a round hole."""
     points, space = places(spacing, turn)
     away = np.linalg.norm(points, axis=-1)
@@ -41,7 +41,7 @@ def shell(spacing=FINE, turn=np.eye(3), hole_mm=0.0, scale=1.0):
 
 
 @pytest.mark.parametrize("method", ["normal", "nearest"])
-@pytest.mark.parametrize("turn", [np.eye(3), TURNED, np.diag([-1.0, 1.0, 1.0])], ids=["plain", "turned", "mirrored"])
+@pytest.mark.parametrize("turn", [PLAIN, TURNED, np.diag([-1.0, 1.0, 1.0])], ids=["plain", "turned", "mirrored"])
 def test_thickness_of_a_shell_is_as_it_was_made(method, turn):
     plate = measure_plate(*shell(turn=turn), 0.36, method)
     found = plate.thickness_mm[plate.bone_side]
@@ -80,5 +80,7 @@ def test_surface_has_the_area_of_its_ball_and_faces_that_look_outward():
     points, space = places(FINE, TURNED)
     mesh = surface_of(np.linalg.norm(points, axis=-1) <= RADIUS, space)
     assert mesh.vertex_areas.sum() == pytest.approx(4 * math.pi * RADIUS**2, rel=0.03)
-    assert ((mesh.normals() * mesh.vertices).sum(axis=1) > 0.8 * RADIUS).all()
+    outward = (mesh.normals(8) * mesh.vertices).sum(axis=1)
+    assert np.percentile(outward, 1) > 0.95 * RADIUS
+    assert outward.min() > 0
     assert surface_of(np.zeros((3, 3, 3), bool), space) is None
