@@ -63,12 +63,12 @@ class Maps:
 
 
 def expanded(models: Sequence[Model], seeds: Sequence[int]) -> list[Model]:
-    """Each detector once for each seed."""
+    """Each detector once for each seed, seed by seed, so that a run that is cut short leaves a comparison."""
     found = []
-    for model in models:
-        if model.detector is None or model.segments:
-            raise UserError(f"the model {model.name} is no detector alone; expected {', '.join(DETECTOR_TRAINERS)}")
-        for seed in seeds:
+    for seed in seeds:
+        for model in models:
+            if model.detector is None or model.segments:
+                raise UserError(f"the model {model.name} is no detector alone; expected {', '.join(DETECTOR_TRAINERS)}")
             detector = replace(model.detector, seed=seed)
             found.append(replace(model, name=f"{model.name}_seed{seed}", detector=detector))
     return found
@@ -118,7 +118,7 @@ class Bench:
         for scanner in self.scanners:
             yield Maps(RAW_INTENSITY, "", scanner, lambda knee, s=scanner: self._image(knee, s))
             yield Maps(CONTRAST, "", scanner, lambda knee, s=scanner: self._contrast(knee, s))
-            for detector, name in self.names.items():
+            for detector, name in sorted(self.names.items(), key=lambda of: list(self.names.values()).index(of[1])):
                 for fold in self.experiment.arguments.folds:
                     folder = self.output(detector, fold, scanner)
                     training = f"seed{detector.seed}-fold{fold}"
