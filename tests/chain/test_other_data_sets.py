@@ -53,6 +53,9 @@ DATA_SETS = (
 #: those that also train with the other families, whose networks, losses and loaders are their own
 WITH_OTHER_TRAINERS = tuple(d for d in DATA_SETS if d.name in ("TwoChannels", "Flat", "IgnoreLabel"))
 
+#: those whose labels name a host for pasted anomalies
+WITH_BONE = tuple(d for d in DATA_SETS if "bone" in d.labels)
+
 #: too small for nnU-Net to plan any downsampling, which the detector follows
 TOO_SMALL = DataSet(828, "TooSmall", shape=(6, 7, 9))
 
@@ -155,6 +158,17 @@ def done(tmp_path_factory):
                 "transfer": [*train, transfer, "-pretrained_weights", str(weights)],
                 "predict_transfer": [*predict, transfer, "-o", str(out / "transferred")],
             }
+        if "bone" in d.labels:
+            validation = ["-i", str(out / "lesions"), "-o", str(out / "measures"), "-np", "1", "--side", "left"]
+            ours |= {
+                "pasted": [*train, "PastedAnomalyTrainer"],
+                "contrast": [*train, "BoneContrastTrainer"],
+                "lesions": ["nnUNetv2_anomaly", "detect_lesions", *of, "-o", str(out / "lesions"), "--threshold",
+                            "0.05"],
+                "contrast_maps": ["nnUNetv2_anomaly", "anomaly_maps", *of, "-o", str(out / "contrast"), "-tr",
+                                  "BoneContrastTrainer"],
+                "measure": ["nnUNetv2_anomaly", "measure", *validation],
+            }  # fmt: skip
         entries += [{"name": f"{name}-{d.name}", "command": command} for name, command in ours.items()]
     entries.append(
         {"name": "prestage-TooSmall", "command": ["nnUNetv2_train", "828", "3d_fullres", "0", "-device", "cpu", "-tr",
@@ -209,6 +223,26 @@ def test_outputs_are_there(done, data_set):
     }  # fmt: skip
     assert (out / "evaluation" / "report.html").is_file()
     assert len(list((out / "evaluation" / "figures").glob("case_*.png"))) == 1
+
+
+@pytest.mark.parametrize("data_set", WITH_BONE, ids=lambda data_set: data_set.name)
+def test_detectors_without_lesion_labels_go_through(done, data_set):
+    base, results = done
+    for step in ("pasted", "contrast", "lesions", "contrast_maps"):
+        result = results[f"{step}-{data_set.name}"]
+        assert result["status"] == 0, result["output"]
+    out = base / "out" / data_set.name
+    for folder in ("lesions", "lesions/anatomy"):
+        (file,) = (out / folder).glob(f"*{data_set.file_ending}")
+        assert sitk.GetArrayFromImage(sitk.ReadImage(str(file))).shape == data_set.shape
+    labels = json.loads((out / "lesions" / "dataset.json").read_text())["labels"]
+    assert labels["bone_lesion"] == 1 + max(value for name, value in data_set.labels.items() if name != "ignore")
+    result = results[f"measure-{data_set.name}"]
+    if data_set.file_ending == ".png":
+        assert (result["status"], "2 axes; expected a volume" in result["output"]) == (1, True)
+    else:
+        assert result["status"] == 0, result["output"]
+        assert (out / "measures" / "measurements.csv").is_file()
 
 
 def test_error_images_of_a_colour_file_are_those_of_its_channels_in_their_order(done):
