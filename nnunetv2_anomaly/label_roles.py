@@ -65,7 +65,8 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
     lesions, cartilages = found["lesions"], found["cartilages"]
     holding = {bone for bone in lesions.values() if bone is not None}
     named = [name for name in names if name in holding or (_BONE.search(name) and not _NO_BONE.search(name))]
-    bones = said.get("bones") or [name for name in named if name not in lesions]
+    bones = said.get("bones")
+    bones = [name for name in named if name not in lesions] if bones is None else bones
     taken = {*lesions, *cartilages, *bones}
     effusions = said.get("effusions")
     if effusions is None:
@@ -80,6 +81,8 @@ def label_roles(names: Iterable[str], said: Mapping[str, Any] | None = None) -> 
 def _are_roles(said: Any) -> bool:
     if not isinstance(said, Mapping):
         return False
+    if set(said) - {"lesions", "bones", "cartilages", "effusions"}:
+        return False
     lists = all(isinstance(said.get(role, []), list) for role in ("bones", "effusions"))
     maps = [said.get(role, {}) for role in ("lesions", "cartilages")]
     return (
@@ -88,6 +91,11 @@ def _are_roles(said: Any) -> bool:
         and all(isinstance(name, str) for part in said.values() for name in part)
         and all(isinstance(bone, str | None) for of in maps if isinstance(of, Mapping) for bone in of.values())
     )
+
+
+def is_of_bone(lesion: str) -> bool:
+    """Whether a lesion may lie in a bone, by its name: not one of cartilage, meniscus and the like."""
+    return not _NO_BONE.search(lesion)
 
 
 def with_their_lesions(bones: Iterable[str], labels: Mapping[str, Any], roles: LabelRoles) -> list[list[int]]:

@@ -10,7 +10,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_anomaly.detectors.bone_contrast.detector import BoneContrast, BoneModel
-from nnunetv2_anomaly.errors import UnsupportedError
+from nnunetv2_anomaly.errors import UnsupportedError, UserError
+from nnunetv2_anomaly.label_roles import ROLES_KEY
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.trainers.detector import DetectorTrainer
 
@@ -24,13 +25,19 @@ class BoneContrastTrainer(DetectorTrainer):
     level_mm: float = default("level_mm")
 
     def set_up(self) -> None:
-        """As in the base. Raises: UnsupportedError for regions, of which no voxel has one label."""
+        """As in the base.
+
+        Raises: UnsupportedError for regions, of which no voxel has one label; UserError without bones.
+        """
         super().set_up()
         self.save_every = 50  # as nnU-Net: the network is as large as its own
         if self.label_manager.has_regions:
             fault = "BoneContrastTrainer does not support region-based labels: each voxel has to be in one bone"
             raise UnsupportedError(f"{fault}; give dataset.json plain labels")
-        self.bones_with_lesions()
+        if not self.bones_with_lesions():
+            known = ", ".join(self.dataset_json["labels"])
+            fault = f"no label is a bone ({known}), in which BoneContrastTrainer takes its contrast"
+            raise UserError(f"{fault}; say which are as '{ROLES_KEY}' in dataset.json, or as the setting 'bone_labels'")
 
     @classmethod
     def build_detector_network(

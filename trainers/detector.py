@@ -52,6 +52,8 @@ class DetectorTrainer(AnomalyTrainerBase):
     family: ClassVar[str]
     #: numbers of each validation epoch beside the loss, which the log and the progress figure keep
     quality_keys: ClassVar[tuple[str, ...]] = ()
+    #: the file whose weights the network has, None after a training
+    loaded_checkpoint: Path | None = None
     lesion_labels: list[str] | None = default("lesion_labels")
     bone_labels: list[str] | None = default("bone_labels")
     candidates_per_bone: float = default("candidates_per_bone")
@@ -127,6 +129,7 @@ class DetectorTrainer(AnomalyTrainerBase):
             self.initialize()
         seen = self.training_cases  # of the checkpoint, if one was loaded: the split may have changed since
         self.prepare()
+        self.loaded_checkpoint = None  # training changes the weights
         self.training_cases = sorted({*seen, *self.training_cases})
         if not self.resumed:
             self.start_from_data()
@@ -140,10 +143,10 @@ class DetectorTrainer(AnomalyTrainerBase):
         return self.judged("validation", self._validate_batch, batch)
 
     def _validate_batch(self, batch: dict) -> dict:
-        data = batch["data"].to(self.device, non_blocking=True)
+        data, target = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
         with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
             output = self.network(data)
-            loss = self.loss(output, batch["target"])
+            loss = self.loss(output, target)
         return {"loss": loss.detach().cpu().numpy(), "quality": self.measure_batch(output, data)}
 
     def measure_batch(self, output: Any, data: Tensor) -> Any:
@@ -228,6 +231,7 @@ class DetectorTrainer(AnomalyTrainerBase):
     def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Cases and quality."""
         super().take_from_checkpoint(checkpoint, path)
+        self.loaded_checkpoint = path
         description = checkpoint[DETECTOR_KEY]
         self.training_cases, self.quality = list(description["fitted_on"]), dict(description["quality"])
 
@@ -241,9 +245,9 @@ class DetectorTrainer(AnomalyTrainerBase):
         return None
 
     def bones_with_lesions(self) -> list[list[int]]:
-        """Values of each bone's labels, with those of the lesions in it: by setting, else by role.
+        """Values of each bone's labels with those of the lesions in it, by setting, else by role; none without a bone.
 
-        Raises: UserError if there is no bone, or a setting or dataset.json names what is no label.
+        Raises: UserError if a setting or dataset.json names what is no label.
         """
         labels = self.dataset_json["labels"]
         roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
@@ -302,9 +306,10 @@ class DetectorTrainer(AnomalyTrainerBase):
                 self.print_to_log_file(f"{source}: {', '.join(shown)}")
         words = ", ".join(f"{name} {value}" for name, value in threshold.items())
         self.print_to_log_file(f"threshold for lesions: {words or 'none, as no validation case has a bone'}")
-        final = Path(self.output_folder) / "checkpoint_final.pth"
-        if final.is_file():
-            add_what_validation_found(final, quality_of(mean), threshold)
+        # Of --val_best the weights are others than those of the final checkpoint.
+        path = self.loaded_checkpoint or Path(self.output_folder) / "checkpoint_final.pth"
+        if path.is_file():
+            add_what_validation_found(path, quality_of(mean), threshold)
 
     def foreground_labels(self) -> list[int]:
         """Values of the labels that are not background."""

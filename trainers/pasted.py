@@ -86,7 +86,8 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
         self.module.detector.set_intensity_range([image for image, _ in self._patches()])
 
     def _patches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        found = training_patches(self, _PATCHES, self.oversample_foreground_percent)
+        # Loaded one by one, a share of foreground would come to none.
+        found = training_patches(self, _PATCHES)
         return [(torch.from_numpy(i).to(self.device), torch.from_numpy(labels)) for i, labels in found]
 
     def on_train_start(self) -> None:

@@ -27,16 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Find both models, write the label maps."""
     from nnunetv2_anomaly.device import chosen_device
+    from nnunetv2_anomaly.errors import UserError
     from nnunetv2_anomaly.prediction.anomaly_maps import find_detector, find_model_folder
+    from nnunetv2_anomaly.prediction.cases import Segmenter
     from nnunetv2_anomaly.prediction.lesion_detection import detect_lesions
 
+    for option, number in (("--threshold", arguments.threshold), ("--min_mm3", arguments.min_mm3)):
+        if number is not None and not 0 <= number < 1e9:
+            raise UserError(f"{option} is {number}; expected a number from 0")
     device = chosen_device(arguments.device)
     named = {"configuration": arguments.c, "plans": arguments.p}
     of_both = {"checkpoint": arguments.chk, "folds": arguments.f}
     detector = find_detector(arguments.d, trainer=arguments.detector, device=device, **named, **of_both)
     segmentation = arguments.bones
     if segmentation is None:
-        segmentation, _ = find_model_folder(arguments.d, trainer=arguments.tr, **named, **of_both)
+        folder, folds = find_model_folder(arguments.d, trainer=arguments.tr, **named, **of_both)
+        segmentation = Segmenter(folder, folds, arguments.chk)
     written = detect_lesions(
         arguments.i,
         arguments.o,
@@ -46,5 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
         min_mm3=arguments.min_mm3,
         continue_prediction=arguments.continue_prediction,
     )
-    print(f"{len(written)} case(s) written to {arguments.o}; bones of {segmentation}, detector {detector.described}")
+    of = arguments.bones or segmentation.model_folder
+    print(f"{len(written)} case(s) written to {arguments.o}; bones of {of}, detector {detector.described}")
     return 0

@@ -101,7 +101,7 @@ def bone_numbers(labels: Tensor, bones: Sequence[Collection[int]]) -> Tensor:
     """
     numbers = torch.zeros_like(labels, dtype=torch.int64)
     for number, values in enumerate(bones, start=1):
-        numbers[torch.isin(labels, torch.tensor(list(values), device=labels.device, dtype=labels.dtype))] = number
+        numbers[torch.isin(labels.long(), torch.tensor(list(values), device=labels.device))] = number
     return numbers
 
 

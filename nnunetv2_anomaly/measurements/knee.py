@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 from scipy.spatial.distance import pdist
 
-from nnunetv2_anomaly.label_roles import LabelRoles
+from nnunetv2_anomaly.label_roles import LabelRoles, is_of_bone
 from nnunetv2_anomaly.measurements import regions
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.lesions import at_least
@@ -48,6 +49,8 @@ _THICKNESS_UNITS = {
     "tAB": "cm2", "cAB": "cm2", "dAB": "%", "ThCtAB": "mm", "ThCcAB": "mm", "ThCSD": "mm", "moaks_area_grade": "1",
 }  # fmt: skip
 ALL = "all"
+#: between the name of a lesion label and the bone that it was found in
+_IN = " in "
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,10 @@ class Structures:
             name: Structure(tuple(value for value in of.values if value not in in_lesions))
             for name, of in some(roles.bones).items()
         }
-        named = {*roles.bones, *roles.lesions, *roles.cartilages, *roles.effusions}
-        others = some(name for name in labels if name not in named)
-        lesions, cartilages = some(roles.lesions, roles.lesions), some(roles.cartilages, roles.cartilages)
-        return cls(bones, lesions, cartilages, some(roles.effusions), others)
+        lesions = some((n for n, bone in roles.lesions.items() if bone or is_of_bone(n)), roles.lesions)
+        cartilages, effusions = some(roles.cartilages, roles.cartilages), some(roles.effusions)
+        named = {*bones, *lesions, *cartilages, *effusions}
+        return cls(bones, lesions, cartilages, effusions, some(name for name in labels if name not in named))
 
     def kind(self, bone: str) -> str | None:
         """Femur, tibia or patella, by the bone's name; None for another one."""
@@ -95,6 +98,12 @@ class Structures:
         """Values of a bone and of the lesions in it."""
         lesions = (value for of in self.lesions.values() if of.bone == bone for value in of.values)
         return [*self.bones[bone].values, *lesions]
+
+    def cartilage_name(self, bone: str, plate: str) -> str:
+        """The label of a plate of cartilage, of several that of its side."""
+        own = [name for name, of in self.cartilages.items() if of.bone == bone]
+        side = MEDIAL if plate.startswith("M") else LATERAL
+        return next((name for name in own if side in name.lower()), own[0])
 
     def cartilage_of(self, bone: str, side: str | None = None) -> set[int]:
         """Values of a bone's cartilage, or of that of one side where its labels have one in their names."""
@@ -157,9 +166,11 @@ def measure_knee(
         kissing_mm: lesions of two bones that are no farther apart are kissing.
         thickness: whether cartilage's thickness and areas are measured, which needs vtk.
     """
+    labels, structures = _lesions_to_bones(labels, structures)
+    boxes = ndimage.find_objects(labels)
+    side = side or _side_of_names(labels, boxes, structures, Space.of(origin_lps_mm, steps_lps_mm, "right"))
     space = Space.of(origin_lps_mm, steps_lps_mm, side or "right")
     voxel_mm3 = float(abs(np.linalg.det(space.steps_mm)))
-    boxes = ndimage.find_objects(labels)
     found = Found()
     bones = list(_bones(labels, boxes, space, structures, side, conventions))
     for bone in bones:
@@ -169,12 +180,67 @@ def measure_knee(
         found.add(name, ALL, "volume", number * voxel_mm3, "mm3", "" if number else "absent")
         if name in structures.effusions:
             found.add(name, ALL, "effusion_volume", number * voxel_mm3 / 1000, "mL", "" if number else "absent")
-    for name in set(structures.bones) - {bone.name for bone in bones}:
+    there = {bone.name for bone in bones}
+    for name in (name for name in structures.bones if name not in there):
         found.add(name, ALL, "volume", 0.0, "mm3", "absent")
+        if any(of.bone == name for of in structures.lesions.values()):
+            _flag_lesions(found, name, (ALL, *PLACES.get(structures.kind(name) or "", ())), "absent")
+    for name, of in structures.lesions.items():
+        if of.bone not in there and (number := _count(labels, boxes, of.values)):
+            found.add(name.partition(_IN)[0], ALL, "volume", number * voxel_mm3, "mm3", "in no bone")
     for bone in bones:
         _add_cartilage(found, labels, boxes, bone, structures, space, voxel_mm3, thickness)
     _add_lesions(found, labels, bones, structures, space, voxel_mm3, min_lesion_mm3, kissing_mm)
+    if side is None:
+        for row in found.lesions:
+            row["lateral_mm"] = math.nan
     return found
+
+
+def _lesions_to_bones(labels: NDArray[np.integer], structures: Structures) -> tuple[NDArray[np.integer], Structures]:
+    """Labels and structures in which every lesion has a bone: one that names none is in the bone that it touches most.
+
+    Each bone's part of such a lesion gets a value of its own; what touches no bone stays as it is.
+    """
+    homeless = {name: of for name, of in structures.lesions.items() if of.bone not in structures.bones}
+    if not homeless or not np.isin(labels, [value for of in homeless.values() for value in of.values]).any():
+        return labels, structures
+    changed, lesions = labels.astype(np.int32), dict(structures.lesions)
+    next_value = int(changed.max()) + 1
+    for name, of in homeless.items():
+        numbers = cc3d.connected_components(np.isin(labels, of.values).astype(np.uint8), connectivity=26)
+        values: dict[str, int] = {}
+        for number, box in enumerate(ndimage.find_objects(numbers), start=1):
+            around = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
+            own = numbers[around] == number
+            touched = labels[around][ndimage.binary_dilation(own, np.ones((3,) * own.ndim)) & ~own]
+            counts = {bone: int(np.isin(touched, in_bone.values).sum()) for bone, in_bone in structures.bones.items()}
+            bone = max(counts, key=lambda of: counts[of], default=None)
+            if bone is None or not counts[bone]:
+                continue
+            if bone not in values:
+                values[bone], next_value = next_value, next_value + 1
+                lesions[f"{name}{_IN}{bone}"] = Structure((values[bone],), bone)
+            changed[around][own] = values[bone]
+    return changed, replace(structures, lesions=lesions)
+
+
+def _side_of_names(
+    labels: NDArray[np.integer], boxes: Sequence[Any], structures: Structures, space: Space
+) -> str | None:
+    """The side of a knee whose cartilages have medial and lateral in their names; ``space`` is as if it were right."""
+    for bone in structures.bones:
+        middles = []
+        for side in (MEDIAL, LATERAL):
+            values = list(structures.cartilage_of(bone, side))
+            box = _joint_box(boxes, values, labels.shape) if values else None
+            if box is None:
+                break
+            own = np.argwhere(np.isin(labels[box], values)) + np.array([s.start for s in box])
+            middles.append(float(space.points(own)[:, 0].mean()))
+        if len(middles) == 2:
+            return "right" if middles[0] < middles[1] else "left"
+    return None
 
 
 def _count(labels: NDArray, boxes: Sequence[Any], values: Sequence[int]) -> int:
@@ -318,7 +384,9 @@ def _add_lesions(
     min_lesion_mm3: float,
     kissing_mm: float,
 ) -> None:
+    # A lesion label that names no bone may be in any.
     has_label = {of.bone for of in structures.lesions.values()}
+    has_label |= set(structures.bones) if None in has_label else set()
     trees: list[cKDTree] = []
     of_bone: list[str] = []
     for bone in bones:
@@ -372,7 +440,7 @@ def _lesion_row(
     coarse = int(np.argmax(space.spacing_mm))
     slices = np.bincount(indices[:, coarse] - indices[:, coarse].min())
     in_plane = voxel_mm3 / float(space.spacing_mm[coarse])
-    names = {value: name for name, of in structures.lesions.items() for value in of.values}
+    names = {value: name.partition(_IN)[0] for name, of in structures.lesions.items() for value in of.values}
     row: dict[str, Any] = {
         "bone": bone.name,
         "lesion": number,
@@ -418,9 +486,16 @@ def _add_lesion_sums(
             grade = moaks_size_grade(share) if size else math.nan
             found.add(bone.name, region, "moaks_size_grade", grade, "1", flag)
     if bone.landmarks is None:
-        for region in PLACES.get(bone.kind or "", ()):
-            for quantity, unit in (("lesion_volume", "mm3"), ("lesion_percent", "%"), ("moaks_size_grade", "1")):
-                found.add(bone.name, region, quantity, math.nan, unit, bone.flag)
+        _flag_lesions(found, bone.name, PLACES.get(bone.kind or "", ()), bone.flag)
+
+
+def _flag_lesions(found: Found, bone: str, names: Sequence[str], flag: str) -> None:
+    """Rows of lesions that could not be taken."""
+    for region in names:
+        for quantity, unit in (("lesion_count", "1"), ("lesion_volume", "mm3"), ("lesion_percent", "%")):
+            found.add(bone, region, quantity, math.nan, unit, flag)
+        if region != ALL:
+            found.add(bone, region, "moaks_size_grade", math.nan, "1", flag)
 
 
 # --------------------------------------------------------------------- cartilage
@@ -462,7 +537,7 @@ def moaks_area_grade(share: float) -> int:
 class _Cartilage:
     """The cartilage of one bone that has landmarks."""
 
-    name: str
+    names: Mapping[str, str]  # plate -> label
     bone: Bone
     mask: NDArray[np.bool_]  # in the box
     box: tuple[slice, ...]
@@ -490,13 +565,13 @@ def _add_cartilage(
     cartilages = structures.cartilage_of(bone.name)
     if not cartilages:
         return
-    name = next(name for name, of in structures.cartilages.items() if of.bone == bone.name)
     plates = _plates(bone)
+    names = {plate: structures.cartilage_name(bone.name, plate) for plate in plates}
     if bone.landmarks is None:
         quantities = [("VC", "mm3"), *(_THICKNESS_UNITS.items() if with_thickness else ())]
-        for region in (region for plate in plates for region in (plate, *SUBREGIONS[plate])):
-            for quantity, unit in quantities:
-                found.add(name, region, quantity, math.nan, unit, bone.flag)
+        for plate in plates:
+            for region, (quantity, unit) in itertools.product((plate, *SUBREGIONS[plate]), quantities):
+                found.add(names[plate], region, quantity, math.nan, unit, bone.flag)
         return
     box = _joint_box(boxes, list(cartilages), labels.shape)
     if box is None:
@@ -505,15 +580,15 @@ def _add_cartilage(
     mask = np.isin(part, list(cartilages))
     inner = np.argwhere(mask)
     points = space.points(inner + np.array([s.start for s in box]))
-    cartilage = _Cartilage(name, bone, mask, box, points, part[tuple(inner.T)])
+    cartilage = _Cartilage(names, bone, mask, box, points, part[tuple(inner.T)])
     of_points = subregions_of(bone, points, cartilage.values, structures)
     unique, counts = np.unique(of_points.astype(str), return_counts=True)
     sizes = dict(zip(unique.tolist(), counts.tolist(), strict=True))
     for plate in plates:
         own = {region: sizes.get(region, 0) for region in SUBREGIONS[plate]}
-        found.add(name, plate, "VC", sum(own.values()) * voxel_mm3, "mm3")
+        found.add(names[plate], plate, "VC", sum(own.values()) * voxel_mm3, "mm3")
         for region, number in own.items():
-            found.add(name, region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")
+            found.add(names[plate], region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")
     if with_thickness:
         _add_thickness(found, cartilage, plates, structures, space, labels.shape)
 
@@ -534,7 +609,7 @@ def _add_thickness(
     filled = np.zeros(shape, bool)
     filled[tuple(bone.indices.T)] = True
     of_bone = surface_of(filled, space)
-    assert of_cartilage is not None, cartilage.name
+    assert of_cartilage is not None, cartilage.names
     assert of_bone is not None, bone.name
     in_plane = float(np.sort(space.spacing_mm)[1])
     plate = measure_plate(of_cartilage, of_bone, in_plane)
@@ -558,8 +633,10 @@ def _add_thickness(
                 mean = float(np.average(thickness[there], weights=weights[there]))
                 variance = float(np.average((thickness[there] - mean) ** 2, weights=weights[there]))
                 values |= {"ThCcAB": mean, "ThCtAB": mean * (1 - bare / total), "ThCSD": math.sqrt(variance)}
+            elif bare >= total > 0:
+                values["ThCtAB"], flag = 0.0, "denuded"
             elif total:
-                flag = "denuded"
+                flag = "no thickness could be measured"
             for quantity, unit in _THICKNESS_UNITS.items():
                 value = values[quantity]
-                found.add(cartilage.name, region, quantity, value, unit, flag if math.isnan(value) else "")
+                found.add(cartilage.names[name], region, quantity, value, unit, flag if math.isnan(value) else "")

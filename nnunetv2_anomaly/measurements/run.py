@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.conversion.side import agreed_side, side_from_labels
+from nnunetv2_anomaly.conversion.side import side_from_labels
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
@@ -110,12 +110,21 @@ def measure_folder(
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         write_text(output / "measurements.csv", csv_text(table))
         lesions = pd.DataFrame([row for case in sorted(found) for row in found[case]["lesions"]])
-        columns = ["case", "subject", "visit", "side"]
-        write_text(output / "lesions.csv", csv_text(lesions if len(lesions) else pd.DataFrame(columns=columns)))
+        write_text(output / "lesions.csv", csv_text(lesions.reindex(columns=_lesion_columns(lesions))))
         if failed:
             raise UserError(failed)
         _write_marker(output, settings, finished=True)
     return table
+
+
+def _lesion_columns(lesions: pd.DataFrame) -> list[str]:
+    """Those of every lesion, also where there is none, then the places of the bones that have any."""
+    first = (
+        "case", "subject", "visit", "side", "bone", "lesion", "label", "volume_mm3", "largest_area_mm2",
+        "largest_diameter_mm", "lateral_mm", "anterior_mm", "superior_mm", "interface_distance_mm", "subchondral",
+        "kissing",
+    )  # fmt: skip
+    return [*first, *(str(name) for name in lesions if name not in first)]
 
 
 def _write_marker(output: Path, settings: Mapping[str, Any], *, finished: bool) -> None:
@@ -173,4 +182,10 @@ def _side(task: _Task, segmentation: Segmentation) -> str | None:
     """The side of a case: as given, and by its anatomy. Raises: UserError if two of them conflict."""
     names = {name: values[0] for name, values in task.dataset.labels.items() if len(values) == 1}
     evidence = side_from_labels(segmentation.voxels, segmentation.spacing_mm, names)
-    return agreed_side(task.options.side, task.known.get("side") or None, evidence)
+    said = {"--side": task.options.side, "the manifest": task.known.get("side") or None}
+    said["the shape of bones and cartilages"] = evidence.side
+    given = {by: side for by, side in said.items() if side}
+    if len(set(given.values())) > 1:
+        words = ", ".join(f"{side} by {by}" for by, side in given.items())
+        raise UserError(f"the side of {task.case} is {words}; expected one, so correct the one that is wrong")
+    return next(iter(given.values()), None)

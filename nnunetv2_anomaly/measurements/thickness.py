@@ -43,14 +43,17 @@ def measure_plate(
 ) -> Plate:
     """Thickness at the bone side of cartilage.
 
-    The bone side are the cartilage's vertices within 1.5 times ``in_plane_mm`` of the bone; all others are articular,
-    but for a rim between both. "normal" goes along the smoothed normal of the interface to the first hit of the
-    articular side, no farther than ``LARGEST_MM``; "nearest" takes the distance of the nearest articular vertex.
+    The bone side are the cartilage's vertices within 1.5 times ``in_plane_mm`` of the bone that face it, so that thin
+    cartilage has two sides as well; all others are articular, but for a rim between both. "normal" goes along the
+    smoothed normal of the interface to the first hit of the articular side, no farther than ``LARGEST_MM``; "nearest"
+    takes the distance of the nearest articular vertex.
 
     Args: in_plane_mm: the largest spacing within a slice.
     """
     reach = 1.5 * in_plane_mm
-    near = cKDTree(bone.vertices).query(cartilage.vertices, distance_upper_bound=reach)[0] <= reach
+    distance, nearest = cKDTree(bone.vertices).query(cartilage.vertices)
+    facing = (cartilage.normals(_SMOOTHING) * bone.normals(_SMOOTHING)[nearest]).sum(axis=1) < 0
+    near = (distance <= reach) & facing
     bone_side, articular = cartilage.grown(near, -_RIM_RINGS), cartilage.grown(~near, -1)
     thickness = np.full(len(cartilage.vertices), np.nan)
     if bone_side.any() and articular.any():

@@ -161,7 +161,10 @@ def predict_anomaly_maps(
     detector.network  # noqa: B018 (raises where there is none)
     with write_failures_as_user_errors(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
-        given = None if bones is None else given_bones(bones, input_folder, output_folder / "bones", detector.predictor)
+        given = None
+        if bones is not None:
+            of_model = output_folder / "bones"
+            given = given_bones(bones, input_folder, of_model, detector.predictor, keep=continue_prediction)
         cases, written, failed = _predict_cases(detector, input_folder, output_folder, given, continue_prediction)
         record = {
             "version": __version__,

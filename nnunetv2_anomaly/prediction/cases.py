@@ -18,9 +18,9 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor
 
 from nnunetv2_anomaly.detectors.level import bone_numbers
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError, listed, worded
 from nnunetv2_anomaly.files import is_half_written, read_json, written_beside
-from nnunetv2_anomaly.images.files import check_whole, only_files
+from nnunetv2_anomaly.images.files import check_whole, only_files, read_failures_as_user_errors
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, with_their_lesions
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.prediction.models import load_model
@@ -87,16 +87,31 @@ def _names(files: Sequence[str]) -> str:
     return ", ".join(os.path.basename(name) for name in files)
 
 
-def read_labels(reader: BaseReaderWriter, path: Path, expected_shape: tuple[int, ...]) -> np.ndarray:
-    """A label map, (1, X, Y, Z). Raises: UserError if it is missing, or on another grid than its image."""
+def read_labels(
+    reader: BaseReaderWriter, path: Path, image_shape: tuple[int, ...], image_properties: dict[str, Any]
+) -> np.ndarray:
+    """A label map, (1, X, Y, Z). Raises: UserError if it is missing, unreadable, or on another grid than its image."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; expected a label map for every image")
-    check_whole(path)
-    labels, _ = reader.read_seg(str(path))
-    if labels.shape[1:] != expected_shape:
-        fault = f"{path} has {labels.shape[1:]} voxels and its image {expected_shape}"
+    with read_failures_as_user_errors(path, "a label map"):
+        check_whole(path)
+        labels, properties = reader.read_seg(str(path))
+    if labels.shape[1:] != image_shape:
+        fault = f"{path} has {labels.shape[1:]} voxels and its image {image_shape}"
         raise UserError(f"{fault}; expected one grid, so resample one")
+    for what, own, other in zip(("spacing", "origin", "axes"), _pose(properties), _pose(image_properties), strict=True):
+        if not np.allclose(own, other, rtol=1e-3, atol=1e-2):
+            fault = f"{path} has the {what} {worded(own)} and its image {worded(other)}"
+            raise UserError(f"{fault}; expected one grid, so resample one")
     return labels
+
+
+def _pose(properties: dict[str, Any]) -> tuple[list[float], list[float], list[float]]:
+    """Spacing, origin and axes, as nnU-Net's reader found them; empty where it has none."""
+    affine = np.asarray(properties.get("nibabel_stuff", {}).get("original_affine", np.zeros((0, 4))))
+    known = properties.get("sitk_stuff", {})
+    origin, axes = known.get("origin", affine[:3, 3:].ravel()), known.get("direction", affine[:3, :3].ravel())
+    return [float(of) for of in properties["spacing"]], [float(of) for of in origin], [float(of) for of in axes]
 
 
 @dataclass(frozen=True)
@@ -109,28 +124,51 @@ class GivenBones:
     description: dict[str, Any]  # dataset.json of the segmentations
 
 
-def given_bones(bones: Path, images: Path, output: Path, predictor: nnUNetPredictor) -> GivenBones:
+@dataclass(frozen=True)
+class Segmenter:
+    """A model folder of nnU-Net that says where the bones are."""
+
+    model_folder: Path
+    folds: Sequence[int | str]
+    checkpoint: str = "checkpoint_final.pth"
+
+
+def segmenter_in(folder: Path) -> Segmenter | None:
+    """The model in a folder with all its finished folds; None where it is no model folder."""
+    names = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob("fold_*/checkpoint_final.pth"))]
+    if not names or not (folder / "plans.json").is_file():
+        return None
+    return Segmenter(folder, [int(name) for name in names if name.isdecimal()] or names)
+
+
+def given_bones(
+    bones: Path | Segmenter, images: Path, output: Path, predictor: nnUNetPredictor, *, keep: bool = False
+) -> GivenBones:
     """Segmentations of new images, predicted where a model is given.
 
     Args:
-        bones: a folder of segmentations, or a model folder of nnU-Net, of which all trained folds predict.
-        images: as nnU-Net names them. output: where what a model predicts goes; cases that are there stay.
+        bones: a folder of segmentations, or a model folder of nnU-Net, of which all finished folds predict.
+        images: as nnU-Net names them. output: where what a model predicts goes. keep: leave those that are there.
         predictor: of the detector: its labels and file ending count where the segmentations have no dataset.json.
     Raises: UserError if there is no such folder, its dataset.json names no bone, or the model cannot be loaded.
     """
+    description = predictor.dataset_json
+    segmenter = segmenter_in(bones) if isinstance(bones, Path) else bones
+    if segmenter is not None:
+        model = load_model(
+            segmenter.model_folder, device=predictor.device, folds=segmenter.folds, checkpoint=segmenter.checkpoint
+        )
+        description = model.dataset_json
+        _predict_segmentations(model, images, output, keep)
+        bones = output
+    assert isinstance(bones, Path), bones
     if not bones.is_dir():
         raise UserError(f"--bones {bones} is no folder; expected one with segmentations, or a model folder of nnU-Net")
-    description = predictor.dataset_json
-    if (bones / "plans.json").is_file() and list(bones.glob("fold_*/checkpoint_final.pth")):
-        names = [path.parent.name.removeprefix("fold_") for path in sorted(bones.glob("fold_*/checkpoint_final.pth"))]
-        folds = [int(name) for name in names if name.isdecimal()] or names
-        model = load_model(bones, folds=folds, device=predictor.device)
-        description = model.dataset_json
-        _predict_segmentations(model, images, output)
-        bones = output
-    elif (bones / "dataset.json").is_file():
+    if segmenter is None and (bones / "dataset.json").is_file():
         description = read_json(bones / "dataset.json")
-    labels = description["labels"]
+    labels = description.get("labels")
+    if not isinstance(labels, dict):
+        raise UserError(f"{bones / 'dataset.json'} has no labels; expected each label's name and value")
     roles = label_roles(labels, description.get(ROLES_KEY))
     if not roles.bones:
         known = ", ".join(labels)
@@ -139,8 +177,8 @@ def given_bones(bones: Path, images: Path, output: Path, predictor: nnUNetPredic
     return GivenBones(bones, ending, with_their_lesions(roles.bones, labels, roles), description)
 
 
-def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path) -> None:
-    """Segment the images of a folder; those that are there stay, and one at fault is reported when it is read again."""
+def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path, keep: bool) -> None:
+    """Segment the images of a folder; one at fault is reported when it is read again."""
     ending = model.dataset_json["file_ending"]
     num_channels = determine_num_input_channels(model.plans_manager, model.configuration_manager, model.dataset_json)
     reader = model.plans_manager.image_reader_writer_class()
@@ -152,7 +190,10 @@ def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path) -
         with written_beside(output / f"{job.case}{ending}") as temporary:
             reader.write_seg(labels, str(temporary), properties)
 
-    missing = [job for job in list_cases(images, ending) if not (output / f"{job.case}{ending}").is_file()]
+    missing = list_cases(images, ending)
+    missing = [job for job in missing if not (keep and (output / f"{job.case}{ending}").is_file())]
+    for job in missing:  # so that none of an earlier model stays where this one fails
+        (output / f"{job.case}{ending}").unlink(missing_ok=True)
     run_cases(segment, missing, 1, "segmenting", "segmented")
 
 
@@ -167,7 +208,7 @@ def preprocessed_case(
     voxels, properties = read_case(reader, job, determine_num_input_channels(*plans))
     labels = None
     if bones is not None:
-        labels = read_labels(reader, bones.folder / f"{job.case}{bones.ending}", voxels.shape[1:])
+        labels = read_labels(reader, bones.folder / f"{job.case}{bones.ending}", voxels.shape[1:], properties)
         labels = bone_numbers(torch.from_numpy(labels.astype(np.int64)), bones.bones).numpy()
     preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
     voxels, numbers, properties = preprocessor.run_case_npy(voxels, labels, properties, *plans)

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.detectors.artefact import read_artefact
 from nnunetv2_anomaly.detectors.level import bone_numbers
 from nnunetv2_anomaly.detectors.thresholds import lesion_candidates
-from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text, written_beside
+from nnunetv2_anomaly.errors import UserError, listed, worded
+from nnunetv2_anomaly.files import read_json, write_failures_as_user_errors, write_text, written_beside
 from nnunetv2_anomaly.images.geometry import to_original_grid
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
@@ -23,7 +22,7 @@ from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.plans.settings import known_settings
 from nnunetv2_anomaly.prediction.anomaly_maps import TrainedDetector
 from nnunetv2_anomaly.prediction.case_files import write_case
-from nnunetv2_anomaly.prediction.cases import CaseFiles, given_bones, list_cases, preprocessed_case
+from nnunetv2_anomaly.prediction.cases import CaseFiles, Segmenter, given_bones, list_cases, preprocessed_case
 from nnunetv2_anomaly.prediction.models import each_fold
 from nnunetv2_anomaly.prediction.windows import mean_maps, predict_maps
 
@@ -51,8 +50,13 @@ def labels_with_lesions(description: dict[str, Any]) -> tuple[dict[str, Any], li
     Args: description: dataset.json of the segmentation.
     Returns: dataset.json of the result; the value of each bone's lesions, in the order of its roles' bones: the label
         that the data set has for them, else a new one.
+    Raises: UserError for region-based labels, of which a voxel has several.
     """
     labels = {name: value for name, value in description["labels"].items() if name != "ignore"}
+    if several := [name for name, value in labels.items() if np.size(value) > 1]:
+        fault = f"the segmentation has region-based labels ({listed(several)})"
+        raise UserError(f"{fault}; expected plain ones, so give a segmentation of such with --bones")
+    labels = {name: int(np.ravel(value)[0]) for name, value in labels.items()}
     roles = label_roles(labels, description.get(ROLES_KEY))
     lesions = dict(roles.lesions)
     values = []
@@ -60,17 +64,20 @@ def labels_with_lesions(description: dict[str, Any]) -> tuple[dict[str, Any], li
         name = next((lesion for lesion, of in lesions.items() if of == bone), None)
         if name is None:
             name = f"{bone.removesuffix('_bone')}_lesion"
-            labels[name] = 1 + max(int(np.max(value)) for value in labels.values())
+            name = name if name not in labels else f"{bone}_candidate_lesion"
+            labels[name] = 1 + max(labels.values())
             lesions[name] = bone
-        values.append(int(labels[name]))
-    return {**description, "labels": labels, ROLES_KEY: {"lesions": lesions, "bones": list(roles.bones)}}, values
+        values.append(labels[name])
+    said = {"lesions": lesions, "bones": list(roles.bones), "cartilages": dict(roles.cartilages)}
+    said["effusions"] = list(roles.effusions)
+    return {**description, "labels": labels, ROLES_KEY: said}, values
 
 
 def detect_lesions(
     input_folder: Path,
     output_folder: Path,
     detector: TrainedDetector,
-    segmentation: Path,
+    segmentation: Path | Segmenter,
     *,
     threshold: float | None = None,
     min_mm3: float | None = None,
@@ -83,10 +90,10 @@ def detect_lesions(
         output_folder: made if need be; gets a label map for each case in its image's geometry, dataset.json and
             detect_lesions.json; ``anatomy`` with the segmentations alone; ``maps`` with anomaly maps and pictures.
         detector: whose maps are thresholded within bones.
-        segmentation: a model folder of nnU-Net, or a folder of segmentations.
+        segmentation: a model of nnU-Net, or a folder of segmentations.
         threshold: of the map; None: as the detector's validation found it.
         min_mm3: of a candidate; None: as the threshold was found with.
-        continue_prediction: leave cases alone whose label map is there.
+        continue_prediction: leave cases alone whose label map is there, of a run with the same settings.
     Returns: the cases that were written.
     Raises: UserError as ``predict_anomaly_maps`` does, or if there is no threshold.
     """
@@ -99,7 +106,17 @@ def detect_lesions(
     with write_failures_as_user_errors(output_folder):
         maps_folder = output_folder / "maps"
         maps_folder.mkdir(parents=True, exist_ok=True)
-        bones = given_bones(segmentation, input_folder, output_folder / "anatomy", predictor)
+        model = segmentation.model_folder if isinstance(segmentation, Segmenter) else segmentation
+        record = {
+            "version": __version__,
+            "detector": detector.described,
+            "trainer": predictor.trainer_name,
+            "segmentation": str(model),
+            "threshold": chosen,
+        }
+        _take_settings(output_folder / "detect_lesions.json", record, continue_prediction)
+        keep = continue_prediction
+        bones = given_bones(segmentation, input_folder, output_folder / "anatomy", predictor, keep=keep)
         description, values = labels_with_lesions(bones.description)
         windows = Windows(
             predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, predictor.device
@@ -117,29 +134,30 @@ def detect_lesions(
             places = bone_numbers(torch.from_numpy(anatomy[0].astype(np.int64)), bones.bones).numpy()
             found = lesion_candidates(score, places, chosen["value"], own["spacing"], chosen["min_mm3"])
             lesion_of = np.array([0, *values])
-            labels = np.where(found > 0, lesion_of[found], anatomy[0]).astype(np.uint8)
-            _write_labels(reader, labels, own, output_folder / f"{job.case}{ending}")
+            labels = np.where(found > 0, lesion_of[found], anatomy[0])
+            labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+            with written_beside(output_folder / f"{job.case}{ending}") as temporary:
+                reader.write_seg(labels, str(temporary), own)
             write_case(maps_folder, job.case, maps, properties, windows, numbers.numpy())
 
         cases = list_cases(input_folder, predictor.dataset_json["file_ending"])
         done = [job.case for job in cases if (output_folder / f"{job.case}{ending}").is_file()]
         missing = [job for job in cases if not (continue_prediction and job.case in done)]
         written, failed = run_cases(write, missing, 1, "detecting", "detected")
+        write_text(output_folder / "dataset.json", json.dumps({**description, "file_ending": ending}, indent=2))
+        write_text(output_folder / "detect_lesions.json", json.dumps({**record, "cases": sorted({*done, *written})}))
         if failed:
             raise UserError(failed)
-        write_text(output_folder / "dataset.json", json.dumps({**description, "file_ending": ending}, indent=2))
-        record = {
-            "version": __version__,
-            "detector": detector.described,
-            "trainer": predictor.trainer_name,
-            "segmentation": str(segmentation),
-            "threshold": chosen,
-            "cases": [job.case for job in cases],
-        }
-        write_text(output_folder / "detect_lesions.json", json.dumps(record, indent=2))
     return list(written)
 
 
-def _write_labels(reader: BaseReaderWriter, labels: np.ndarray, properties: dict[str, Any], path: Path) -> None:
-    with written_beside(path) as temporary:
-        reader.write_seg(labels, str(temporary), properties)
+def _take_settings(file: Path, record: dict[str, Any], continued: bool) -> None:
+    """Write the settings. Raises: UserError where a run is to be continued that had others."""
+    if continued and file.is_file():
+        before = read_json(file)
+        other = [name for name, value in json.loads(json.dumps(record)).items() if before.get(name) != value]
+        if other:
+            then = worded({name: before.get(name) for name in other})
+            advice = "leave out --continue_prediction, or give another folder with -o"
+            raise UserError(f"{file.parent} was made with other settings ({then}); {advice}")
+    write_text(file, json.dumps({**record, "cases": []}))

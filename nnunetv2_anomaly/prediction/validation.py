@@ -232,7 +232,7 @@ def measure_detector(
     for files in tqdm(cases, desc="Detector", disable=not show_progress):
         name, (image, properties) = files.case, read_case(reader, files, num_channels)
         of_case = (folder / f"{name}{ending}" for folder in (labels_folder, anomalies_folder))
-        labels, anomalies = (read_labels(reader, file, image.shape[1:]) for file in of_case)
+        labels, anomalies = (read_labels(reader, file, image.shape[1:], properties) for file in of_case)
         labels = np.where(anomalies > 0, anomalies, labels)
         data, preprocessed_labels, properties = preprocessor.run_case_npy(
             image, labels, properties, plans_manager, configuration_manager, dataset_json

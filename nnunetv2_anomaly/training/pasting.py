@@ -362,7 +362,7 @@ def pasting_of(
         if without := [host for host, lesion in zip(hosts, of_hosts, strict=True) if lesion is None]:
             fault = f"is to label what it pastes, and no label is a lesion of {', '.join(without)}"
             raise UserError(f"the setting '{setting}' {fault}; give other 'hosts', or leave out 'as_lesions'")
-        lesions = [int(labels[name]) for name in of_hosts if name is not None]
+        lesions = [int(np.ravel(labels[name])[0]) for name in of_hosts if name is not None]
     options = {name: of for name, of in options.items() if name not in ("hosts", "as_lesions")}
     return PasteAnomalies(spacing_mm, with_their_lesions(hosts, labels, roles), mark=mark, lesions=lesions, **options)
 

@@ -25,7 +25,7 @@ def training_patches(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.integer]]]:
     """Patches of a trainer's training cases, in each training the same; its random numbers stay.
 
-    Args: oversample_foreground: share of the patches that hold foreground for sure.
+    Args: oversample_foreground: above 0.5, every patch holds foreground for sure; else by chance.
     Yields: image (C, *patch_size) and labels (*patch_size), (X, Y, Z) as nnU-Net has the axes.
     """
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, trainer.do_split()[0])

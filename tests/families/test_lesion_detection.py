@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_anomaly.command_line.main import main
+from nnunetv2_anomaly.prediction.lesion_detection import labels_with_lesions
 
 SEGMENTER, DETECTOR = "PastingTrainer", "PastedAnomalyTrainer"
 
@@ -100,7 +101,8 @@ def test_lesions_are_label_maps_in_the_images_geometry_and_the_same_after_export
         assert np.array_equal(read(output / name), read(again / name))
     before = {name: (again / name).stat().st_mtime_ns for name in names}
     words = ["detect_lesions", *options, "-o", str(again), "-tr", SEGMENTER, "--continue_prediction"]
-    assert main(words) == 0
+    assert main(words) == 1  # the threshold is another one
+    assert main([*words, "--threshold", "0.01"]) == 0
     assert {name: (again / name).stat().st_mtime_ns for name in names} == before
 
 
@@ -117,3 +119,52 @@ def test_threshold_comes_from_the_validation_and_is_asked_for_where_there_is_non
     build_trainer(DETECTOR).run_training()  # without its validation
     assert main([*words, "-o", str(tmp_path / "p")]) == 1
     assert "has no threshold for lesions" in capsys.readouterr().err
+
+
+def test_bones_of_another_pose_are_refused(options, bones, tmp_path, capsys):
+    for file in bones.glob("*.nii.gz"):
+        image = sitk.ReadImage(str(file))
+        image.SetOrigin((7.0, 0.0, 0.0))
+        sitk.WriteImage(image, str(file))
+    words = ["anomaly_maps", *options, "-o", str(tmp_path / "o"), "-tr", DETECTOR, "--bones", str(bones)]
+    assert main(words) == 1
+    assert "expected one grid" in capsys.readouterr().err
+
+
+def test_segmentations_of_another_model_are_made_again_unless_continued(options, tmp_path):
+    words = ["detect_lesions", *options, "-o", str(tmp_path / "o"), "-tr", SEGMENTER, "--threshold", "0.5"]
+    assert main(words) == 0
+    (file, *_) = sorted((tmp_path / "o" / "anatomy").glob("*.nii.gz"))
+    made = read(file)
+    empty = sitk.ReadImage(str(file)) * 0
+    sitk.WriteImage(empty, str(file))
+    assert main([*words, "--continue_prediction"]) == 0
+    assert not read(file).any()
+    assert main(words) == 0
+    assert np.array_equal(read(file), made)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("option", ["--threshold", "--min_mm3"])
+def test_numbers_that_cannot_be_are_named(options, tmp_path, capsys, option, number):
+    assert main(["detect_lesions", *options, "-o", str(tmp_path / "o"), f"{option}={number}"]) == 1
+    assert f"{option} is {float(number)}; expected a number from 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("description", "lesions", "kept"),
+    [
+        ({"labels": {"background": 0, "femur": 1, "AC": 2},
+          "label_roles": {"bones": ["femur"], "cartilages": {"AC": "femur"}}},
+         {"femur_lesion": 3}, {"cartilages": {"AC": "femur"}}),
+        ({"labels": {"background": 0, "femoral_bone": [1], "femoral_lesion": [2]}}, {"femoral_lesion": 2}, {}),
+        ({"labels": {"background": 0, "femoral_bone": 1, "femoral_lesion": 2},
+          "label_roles": {"lesions": {"femoral_lesion": None}, "bones": ["femoral_bone"]}},
+         {"femoral_lesion": 2, "femoral_bone_candidate_lesion": 3}, {}),
+    ],
+)  # fmt: skip
+def test_labels_and_roles_of_the_segmentation_stay(description, lesions, kept):
+    made, values = labels_with_lesions(description)
+    assert {name: value for name, value in made["labels"].items() if "lesion" in name} == lesions
+    assert values == [max(lesions.values())]
+    assert kept.items() <= made["label_roles"].items()

@@ -178,3 +178,84 @@ def test_lesions_of_two_bones_across_the_joint_are_kissing(knee):
     apart = np.linalg.norm((low - femur) * np.array(image.GetSpacing()[::-1]))
     assert [row["kissing"] for row in measured(made, kissing_mm=apart + 0.1).lesions] == [True, True]
     assert [row["kissing"] for row in measured(made, kissing_mm=apart - 0.1).lesions] == [False, False]
+
+
+def structures_of(labels, roles=None):
+    values = {name: tuple(np.atleast_1d(value)) for name, value in labels.items() if name != "background"}
+    return Structures.of(values, label_roles(values, roles))
+
+
+def with_lesion(knee):
+    """A knee with one lesion of 27 voxels in the femur, of its volume."""
+    image = healthy(knee)
+    labels = sitk.GetArrayFromImage(image)
+    centre = deepest(np.argwhere(labels == 1), labels.shape)
+    labels[tuple(slice(c - 1, c + 2) for c in centre)] = 7
+    made = sitk.GetImageFromArray(labels)
+    made.CopyInformation(image)
+    return made, 27 * math.prod(image.GetSpacing())
+
+
+@pytest.mark.parametrize("regions", [False, True], ids=["one label for all bones", "regions"])
+def test_lesions_whose_label_names_no_bone_are_in_the_bone_that_they_touch(knee, regions):
+    image, volume = with_lesion(knee)
+    labels = {"femur": 1, "femoral_cartilage": 2, "tibia": 3, "tibial_cartilage": 4, "patella": 5, "BML": 7}
+    if regions:
+        labels |= {"femur": (1, 7), "tibia": (3, 8), "BML": (7, 8, 9)}
+    found = measure(image, structures_of(labels))
+    (lesion,) = found.lesions
+    assert (lesion["bone"], lesion["label"]) == ("femur", "BML")
+    assert lesion["volume_mm3"] == pytest.approx(volume)
+    before = measure(healthy(knee), structures_of({**labels, "femur": 1, "tibia": 3}))
+    assert values(found)["femur", "all", "volume"] == pytest.approx(values(before)["femur", "all", "volume"])
+    assert values(found)["tibia", "all", "lesion_volume"] == 0
+
+
+def measure(image, structures, side="right"):
+    steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    return measure_knee(sitk.GetArrayFromImage(image), image.GetOrigin(), steps[:, ::-1], structures, side)
+
+
+def test_lesion_of_cartilage_is_none_of_a_bone(knee):
+    image, volume = with_lesion(knee)
+    found = measure(image, structures_of({"femur": 1, "femoral_cartilage": 2, "cartilage_lesion": 7}))
+    assert not found.lesions
+    assert values(found)["cartilage_lesion", "all", "volume"] == pytest.approx(volume)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_compartments_by_name_tell_the_side_and_have_their_own_rows(knee, side):
+    image = healthy(knee if side == "right" else mirrored(knee))
+    labels = sitk.GetArrayFromImage(image)
+    cartilage = np.argwhere(labels == 4)
+    steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    left = cartilage @ steps[:, ::-1][0]  # to the patient's left, which is medial in a right knee
+    medial = left > np.median(left) if side == "right" else left < np.median(left)
+    labels[tuple(cartilage[medial].T)] = 10
+    made = sitk.GetImageFromArray(labels)
+    made.CopyInformation(image)
+    names = {"femur": 1, "femoral_cartilage": 2, "tibia": 3, "tibia_cartilage_lateral": 4, "tibia_cartilage_medial": 10}
+    found = measure(made, structures_of(names), side=None)
+    assert not any(row["flag"] == "side unknown" for row in found.rows)
+    rows = {row["region"]: row["structure"] for row in found.rows if row["quantity"] == "VC"}
+    assert rows["cMT"] == rows["MT"] == "tibia_cartilage_medial"
+    assert rows["cLT"] == "tibia_cartilage_lateral"
+    sizes = values(found)
+    assert sizes["tibia_cartilage_medial", "MT", "VC"] == pytest.approx(
+        sizes["tibia_cartilage_medial", "all", "volume"]
+    )
+
+
+def test_a_bone_that_a_knee_lacks_is_absent_with_its_lesions(knee):
+    without = sitk.ChangeLabel(knee, {5.0: 0, 6.0: 0, 9.0: 0})
+    rows = [row for row in measured(without).rows if row["structure"] == "patellar_bone"]
+    assert {row["flag"] for row in rows} == {"absent"}
+    assert {"lesion_count", "lesion_volume", "moaks_size_grade"} <= {row["quantity"] for row in rows}
+    assert list(values(measured(without))) == list(values(measured(without)))
+
+
+def test_places_to_the_side_are_not_said_where_the_side_is_unknown(knee):
+    image, _ = with_lesion(knee)
+    (lesion,) = measured(image, None).lesions
+    assert math.isnan(lesion["lateral_mm"])
+    assert not math.isnan(lesion["superior_mm"])

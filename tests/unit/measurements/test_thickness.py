@@ -84,3 +84,15 @@ def test_surface_has_the_area_of_its_ball_and_faces_that_look_outward():
     assert np.percentile(outward, 1) > 0.95 * RADIUS
     assert outward.min() > 0
     assert surface_of(np.zeros((3, 3, 3), bool), space) is None
+
+
+@pytest.mark.parametrize("true_mm", [0.6, 1.0])
+def test_thin_cartilage_has_two_sides(true_mm):
+    points, space = places(FINE, PLAIN)
+    away = np.linalg.norm(points, axis=-1)
+    cartilage = (away > RADIUS) & (away <= RADIUS + true_mm) & (points[..., 2] > -5)
+    plate = measure_plate(surface_of(cartilage, space), surface_of(away <= RADIUS, space), 0.36)
+    found = plate.thickness_mm[plate.bone_side]
+    assert plate.bone_side.sum() > 3000
+    assert np.isnan(found).mean() < 0.02
+    assert np.nanmean(found) == pytest.approx(true_mm, abs=0.15)
