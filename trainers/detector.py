@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import time
@@ -25,6 +24,7 @@ from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, taken_as, with_their_lesions
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.prediction.validation import (
+    KEPT,
     CaseForValidation,
     Rivals,
     labels_named,
@@ -277,8 +277,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         self.prepare()
         self.network.eval()
         folder = Path(self.output_folder) / "validation"
-        kept = folder / "part_maps"  # for the threshold, of all ranks' cases
-        kept.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         named = self.labels_of_validation()
         _, cases = self.do_split()
         dataset = self.dataset_class(self.preprocessed_dataset_folder, list(cases[rank() :: world_size()]))
@@ -289,13 +288,14 @@ class DetectorTrainer(AnomalyTrainerBase):
             data, segmentation, _, properties = dataset.load_case(name)
             case = CaseForValidation(name, np.asarray(data[:]), np.asarray(segmentation[:])[0], properties)
             rivals = self.rivals(self.module, case, self.foreground_labels(), windows)
-            found = validate_case(self.own_detector, case, folder, windows, rivals=rivals, keep=kept, **named)
+            found = validate_case(self.own_detector, case, folder, windows, rivals=rivals, keep=True, **named)
             results.append(found)
         results = sorted((one for of_rank in gathered(results) for one in of_rank), key=lambda result: result["case"])
         if rank() == 0:
-            files = sorted(kept / f"{result['case']}.npz" for result in results)
+            files = [folder / f"{result['case']}{KEPT}" for result in results]  # of all ranks
             threshold = fit_threshold(files, self.candidates_per_bone, self.min_lesion_mm3)
-            shutil.rmtree(kept)
+            for file in files:
+                file.unlink()
             self._report_validation(write_summary(folder / "summary.json", results)["mean"], threshold)
 
     def _report_validation(self, mean: Mapping[str, Any], threshold: Mapping[str, Any]) -> None:

@@ -35,6 +35,8 @@ from nnunetv2_anomaly.prediction.windows import predict_maps
 
 #: in summary.json: what ``validate_case`` returned, case by case; as in nnU-Net's own
 CASES_KEY = "metric_per_case"
+#: end of the files of maps from which a threshold is found
+KEPT = "_map.npz"
 #: over all bone, and away from its surface
 AUC_KEYS = ("lesion_auc", "lesion_auc_interior")
 SIGNED_AUC_KEYS = ("lesion_auc_signed", "lesion_auc_signed_interior")
@@ -93,12 +95,12 @@ def validate_case(
     lesion_labels: Sequence[int],
     bones: Sequence[Sequence[int]],
     rivals: Rivals | None = None,
-    keep: Path | None = None,
+    keep: bool = False,
 ) -> dict[str, Any]:
     """Make a detector's maps of one case, write them, and measure them.
 
-    Args: bones: label values of each, with those of the lesions in it. keep: a folder, where the map is kept for
-        ``thresholds.fit_threshold``.
+    Args: bones: label values of each, with those of the lesions in it. keep: whether the map stays for
+        ``thresholds.fit_threshold``, as CASE and ``KEPT``.
     Returns: for "detector", and for each rival by its name, the family's measures and, where the case has lesion
         labels, the voxel-wise AUC for lesion against bone, over all bone and over the bone at least one voxel from its
         surface: of the error image (``AUC_KEYS``), and of the difference, which is above 0.5 where lesions are brighter
@@ -125,9 +127,9 @@ def validate_case(
     result: dict[str, Any] = {"case": case.name, "detector": measured(maps.difference, maps.error)}
     spacing = preprocessed_spacing(case.properties, windows.plans_manager, windows.configuration_manager)
     labels = torch.from_numpy(case.labels)
-    if keep is not None:
+    if keep:
         scored = (maps.error.mean(dim=0).numpy(), bone_numbers(labels, bones).numpy(), lesion_mask, tuple(spacing))
-        ScoredCase(*scored).save(keep / f"{case.name}.npz")
+        ScoredCase(*scored).save(output_folder / f"{case.name}{KEPT}")
     controls = {
         "detector": maps.error,
         "intensity": image.float(),

@@ -39,6 +39,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.published.loading import EveryCaseOnceLoader, case_at
 from nnunetv2_anomaly.trainers import base as base_module
 from nnunetv2_anomaly.trainers import inpainting as prestage_module
+from nnunetv2_anomaly.trainers import phased as phased_module
 from nnunetv2_anomaly.training.distributed import Queue
 
 RANKS = 2
@@ -243,7 +244,7 @@ def epochs(trainer, cases, scales=None):
 def _steps(rank, folder, material, runs):
     start_gloo(folder / "store", rank, RANKS)
     skip_progress_figures(pytest.MonkeyPatch())
-    nnunet_trainer_module.DDP = prestage_module.DistributedDataParallel = OnCPUInDoublePrecision
+    nnunet_trainer_module.DDP = phased_module.DistributedDataParallel = OnCPUInDoublePrecision
     results = {}
     for run in runs:
         trainer = build(run, material)
@@ -526,7 +527,7 @@ def _whole_runs(rank, folder, base):
 
     skip_progress_figures(pytest.MonkeyPatch())
     pools_of_threads(pytest.MonkeyPatch())
-    nnunet_trainer_module.DDP = prestage_module.DistributedDataParallel = OnCPU
+    nnunet_trainer_module.DDP = phased_module.DistributedDataParallel = OnCPU
     torch.cuda.set_device = lambda device: None
     base_module.check_device = lambda device: None
     run_training.get_trainer_from_args = build_on_cpu
