@@ -18,7 +18,8 @@ from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, chosen_reader
-from nnunetv2_anomaly.measurements.knee import Structures, measure_knee
+from nnunetv2_anomaly.measurements.bones import Structures
+from nnunetv2_anomaly.measurements.knee import measure_knee
 from nnunetv2_anomaly.measurements.regions import Conventions
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record

@@ -98,10 +98,10 @@ def test_imported_model_predicts_bitwise_the_same(base, done):
 
 def test_one_map_is_written_however_many_channels_the_image_has(base, done):
     assert sorted(path.name for path in (base / "maps").iterdir()) == [
+        "anomaly_maps.json",
         "case_5.png",
         "case_5_error.nii.gz",
         "case_5_reconstruction.nii.gz",
-        "anomaly_maps.json",
     ]
     assert json.loads((base / "maps" / "anomaly_maps.json").read_text())["detector"] == "median"
 

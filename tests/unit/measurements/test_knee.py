@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from places import SHARED
+from scipy import ndimage
 
 from nnunetv2_anomaly.label_roles import label_roles
 from nnunetv2_anomaly.labels import LABELS
-from nnunetv2_anomaly.measurements.knee import Structures, measure_knee, moaks_size_grade
-from nnunetv2_anomaly.measurements.regions import PLACES
+from nnunetv2_anomaly.measurements.bones import Structures, bones_of, regions_of
+from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.knee import measure_knee
+from nnunetv2_anomaly.measurements.marrow_lesions import moaks_size_grade
+from nnunetv2_anomaly.measurements.regions import PLACES, Conventions
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image
 
 STRUCTURES = Structures.of({name: (value,) for name, value in LABELS.items() if value}, label_roles(LABELS))
@@ -125,27 +129,23 @@ def test_lesion_of_known_volume_is_found_in_each_of_the_15_places(knee):
 
 
 def places_of(image):
-    """Place -> indices of its voxels, by making each bone a lesion in turn is too slow: ask the bones themselves."""
-    from nnunetv2_anomaly.measurements import knee as module
-
+    """Place -> indices of its voxels."""
     labels = sitk.GetArrayFromImage(image)
     steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    space = module.Space.of(image.GetOrigin(), steps[:, ::-1], "right")
-    boxes = module.ndimage.find_objects(labels)
+    space = Space.of(image.GetOrigin(), steps[:, ::-1], "right")
+    boxes = ndimage.find_objects(labels)
     found = {}
-    for bone in module._bones(labels, boxes, space, STRUCTURES, "right", module.Conventions()):
-        for name, own in module._regions_of(bone).items():
+    for bone in bones_of(labels, boxes, space, STRUCTURES, "right", Conventions()):
+        for name, own in regions_of(bone).items():
             found[name] = bone.indices[own]
     return found
 
 
 def deepest(indices, shape):
     """A voxel well inside a place."""
-    from scipy.ndimage import distance_transform_edt
-
     mask = np.zeros(shape, bool)
     mask[tuple(indices.T)] = True
-    return np.unravel_index(int(np.argmax(distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1])), shape)
+    return np.unravel_index(int(np.argmax(ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1])), shape)
 
 
 @pytest.mark.parametrize(

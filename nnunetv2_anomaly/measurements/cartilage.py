@@ -1,0 +1,172 @@
+"""Cartilage of a segmented knee by plate and subregion: volumes, areas, thickness (Wirth and Eckstein 2008)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from nnunetv2_anomaly.measurements import regions
+from nnunetv2_anomaly.measurements.bones import Bone, Found, Structures, joint_box
+from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.meshes import surface_of
+from nnunetv2_anomaly.measurements.regions import FEMUR, LATERAL, MEDIAL, PATELLA, SUBREGIONS, TIBIA, Conventions
+from nnunetv2_anomaly.measurements.thickness import measure_plate
+
+#: share of a region's area that is bare, below which cartilage loss has the grade 1 and 2
+_AREA_GRADES = (0.1, 0.75)
+#: quantity of a plate or subregion -> its unit
+_THICKNESS_UNITS = {
+    "tAB": "cm2", "cAB": "cm2", "dAB": "%", "ThCtAB": "mm", "ThCcAB": "mm", "ThCSD": "mm", "moaks_area_grade": "1",
+}  # fmt: skip
+
+
+def _plates(bone: Bone) -> tuple[str, ...]:
+    return {FEMUR: ("MF", "LF"), TIBIA: ("MT", "LT"), PATELLA: ("P",)}.get(bone.kind or "", ())
+
+
+def subregions_of(bone: Bone, points_mm: NDArray, values: NDArray, structures: Structures) -> NDArray[np.object_]:
+    """Name of the cartilage subregion of each point.
+
+    Args: points_mm: (N, 3). values: (N,), labels of the cartilage.
+    """
+    coordinates = bone.landmarks.frame.coordinates(points_mm)
+    conventions = Conventions()
+    if bone.kind == FEMUR:
+        return regions.femoral_subregions(coordinates, bone.landmarks, conventions)
+    if bone.kind == PATELLA:
+        return np.array(["MP", "LP"], object)[regions.patellar_places(coordinates, bone.landmarks) - 1]
+    named = {side: structures.cartilage_of(bone.name, side) for side in (MEDIAL, LATERAL)}
+    if all(named.values()):
+        medial = np.isin(values, list(named[MEDIAL]))
+    else:
+        inner = bone.landmarks.inner_mm
+        medial = coordinates[:, 0] < (inner[MEDIAL] + inner[LATERAL]) / 2
+    found = np.empty(len(coordinates), object)
+    for side, own in ((MEDIAL, medial), (LATERAL, ~medial)):
+        found[own] = regions.tibial_subregions(coordinates[own], side, bone.landmarks)
+    return found
+
+
+def moaks_area_grade(share: float) -> int:
+    """Grade of cartilage loss by the share of the region's area that is bare, in [0, 1]."""
+    return 0 if share <= 0 else 1 + int(share >= _AREA_GRADES[0]) + int(share > _AREA_GRADES[1])
+
+
+@dataclass(frozen=True)
+class _Cartilage:
+    """The cartilage of one bone that has landmarks."""
+
+    names: Mapping[str, str]  # plate -> label
+    bone: Bone
+    mask: NDArray[np.bool_]  # in the box
+    box: tuple[slice, ...]
+    points_mm: NDArray[np.floating]  # (N, 3), of its voxels
+    values: NDArray[np.integer]  # (N,), their labels
+
+    def subregions_at(self, points_mm: NDArray, structures: Structures) -> NDArray[np.object_]:
+        """Name of the subregion of points on or near it, (N, 3) mm."""
+        values = (
+            self.values[cKDTree(self.points_mm).query(points_mm)[1]] if len(set(self.values.tolist())) > 1 else None
+        )
+        return subregions_of(self.bone, points_mm, self.values[:1] if values is None else values, structures)
+
+
+def add_cartilage(
+    found: Found,
+    labels: NDArray,
+    boxes: Sequence[Any],
+    bone: Bone,
+    structures: Structures,
+    space: Space,
+    voxel_mm3: float,
+    with_thickness: bool,
+) -> None:
+    """Add volumes of a bone's cartilage by plate and subregion, and areas and thicknesses where they are asked for.
+
+    Args: labels: (Z, Y, X). boxes: ``find_objects`` of them. voxel_mm3: volume of a voxel.
+    """
+    cartilages = structures.cartilage_of(bone.name)
+    if not cartilages:
+        return
+    plates = _plates(bone)
+    names = {plate: structures.cartilage_name(bone.name, plate) for plate in plates}
+    if bone.landmarks is None:
+        quantities = [("VC", "mm3"), *(_THICKNESS_UNITS.items() if with_thickness else ())]
+        for plate in plates:
+            for region, (quantity, unit) in itertools.product((plate, *SUBREGIONS[plate]), quantities):
+                found.add(names[plate], region, quantity, math.nan, unit, bone.flag)
+        return
+    box = joint_box(boxes, list(cartilages), labels.shape)
+    if box is None:
+        return
+    part = labels[box]
+    mask = np.isin(part, list(cartilages))
+    inner = np.argwhere(mask)
+    points = space.points(inner + np.array([s.start for s in box]))
+    cartilage = _Cartilage(names, bone, mask, box, points, part[tuple(inner.T)])
+    of_points = subregions_of(bone, points, cartilage.values, structures)
+    unique, counts = np.unique(of_points.astype(str), return_counts=True)
+    sizes = dict(zip(unique.tolist(), counts.tolist(), strict=True))
+    for plate in plates:
+        own = {region: sizes.get(region, 0) for region in SUBREGIONS[plate]}
+        found.add(names[plate], plate, "VC", sum(own.values()) * voxel_mm3, "mm3")
+        for region, number in own.items():
+            found.add(names[plate], region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")
+    if with_thickness:
+        _add_thickness(found, cartilage, plates, structures, space, labels.shape)
+
+
+def _add_thickness(
+    found: Found,
+    cartilage: _Cartilage,
+    plates: Sequence[str],
+    structures: Structures,
+    space: Space,
+    shape: tuple[int, ...],
+) -> None:
+    """Areas and thicknesses of plates and subregions (Wirth and Eckstein 2008)."""
+    bone = cartilage.bone
+    starts = np.array([s.start for s in cartilage.box])
+    local = Space(space.points(starts[None])[0], space.steps_mm)
+    of_cartilage = surface_of(cartilage.mask, local)
+    filled = np.zeros(shape, bool)
+    filled[tuple(bone.indices.T)] = True
+    of_bone = surface_of(filled, space)
+    assert of_cartilage is not None, cartilage.names
+    assert of_bone is not None, bone.name
+    in_plane = float(np.sort(space.spacing_mm)[1])
+    plate = measure_plate(of_cartilage, of_bone, in_plane)
+    subchondral = np.flatnonzero(plate.subchondral)
+    on_bone = cartilage.subregions_at(of_bone.vertices[subchondral], structures)
+    areas, covered = of_bone.vertex_areas[subchondral], plate.covered[subchondral]
+    measured = np.flatnonzero(~np.isnan(plate.thickness_mm))
+    on_cartilage = cartilage.subregions_at(of_cartilage.vertices[measured], structures)
+    thickness, weights = plate.thickness_mm[measured], of_cartilage.vertex_areas[measured]
+    for name in plates:
+        for region in (name, *SUBREGIONS[name]):
+            members = SUBREGIONS[name] if region == name else (region,)
+            here, there = np.isin(on_bone, members), np.isin(on_cartilage, members)
+            total, bare = float(areas[here].sum()), float(areas[here & ~covered].sum())
+            values = dict.fromkeys(_THICKNESS_UNITS, math.nan)
+            flag = "" if total else "no subchondral bone here"
+            if total:
+                values |= {"tAB": total / 100, "cAB": (total - bare) / 100, "dAB": 100 * bare / total}
+                values["moaks_area_grade"] = moaks_area_grade(bare / total)
+            if total and there.any():
+                mean = float(np.average(thickness[there], weights=weights[there]))
+                variance = float(np.average((thickness[there] - mean) ** 2, weights=weights[there]))
+                values |= {"ThCcAB": mean, "ThCtAB": mean * (1 - bare / total), "ThCSD": math.sqrt(variance)}
+            elif bare >= total > 0:
+                values["ThCtAB"], flag = 0.0, "denuded"
+            elif total:
+                flag = "no thickness could be measured"
+            for quantity, unit in _THICKNESS_UNITS.items():
+                value = values[quantity]
+                found.add(cartilage.names[name], region, quantity, value, unit, flag if math.isnan(value) else "")

@@ -1,0 +1,157 @@
+"""Bone marrow lesions of a segmented knee, one by one and by place (MOAKS)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import ConvexHull, QhullError, cKDTree
+from scipy.spatial.distance import pdist
+
+from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures, regions_of
+from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.lesions import at_least
+from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
+
+#: share of a place's bone below which a lesion has the grade (MOAKS): 1 below 33 %, 2 to 66 %, 3 beyond
+_GRADES = (0.33, 0.66)
+#: between the name of a lesion label and the bone that it was found in
+IN = " in "
+
+
+def moaks_size_grade(share: float) -> int:
+    """Grade of a lesion by its share of the place's volume, in [0, 1]: 0 none, 1 < 33 %, 2 to 66 %, 3 beyond."""
+    return 0 if share <= 0 else 1 + int(share >= _GRADES[0]) + int(share > _GRADES[1])
+
+
+def add_lesions(
+    found: Found,
+    labels: NDArray,
+    bones: Sequence[Bone],
+    structures: Structures,
+    space: Space,
+    voxel_mm3: float,
+    min_lesion_mm3: float,
+    kissing_mm: float,
+) -> None:
+    """Add a row per lesion of at least ``min_lesion_mm3``, and the sums of bones and places.
+
+    Args: as ``measure_knee``. labels: (Z, Y, X). voxel_mm3: volume of a voxel.
+    """
+    # A lesion label that names no bone may be in any.
+    has_label = {of.bone for of in structures.lesions.values()}
+    has_label |= set(structures.bones) if None in has_label else set()
+    trees: list[cKDTree] = []
+    of_bone: list[str] = []
+    for bone in bones:
+        if bone.name not in has_label:
+            continue
+        kept = np.zeros(len(bone.indices), bool)
+        number_of = np.zeros(len(bone.indices), int)
+        for number, own in _components(labels, bone, voxel_mm3, min_lesion_mm3):
+            row, tree = _lesion_row(bone, own, number, labels, structures, space, voxel_mm3)
+            kept |= own
+            number_of[own] = number
+            trees.append(tree)
+            of_bone.append(bone.name)
+            found.lesions.append(row)
+        _add_lesion_sums(found, bone, kept, number_of, voxel_mm3)
+    for row, tree, name in zip(found.lesions, trees, of_bone, strict=True):
+        others = [other for other, of in zip(trees, of_bone, strict=True) if of != name]
+        nearest = min((float(tree.query(other.data)[0].min()) for other in others), default=math.inf)
+        row["kissing"] = nearest <= kissing_mm
+
+
+def _components(
+    labels: NDArray, bone: Bone, voxel_mm3: float, min_lesion_mm3: float
+) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """The bone's lesions, the largest first: number from 1, and which of the bone's voxels they are."""
+    if not bone.is_lesion.any():
+        return
+    low, high = bone.indices.min(axis=0), bone.indices.max(axis=0) + 1
+    volume = np.zeros(high - low, np.uint16)
+    places = tuple((bone.indices - low).T)
+    volume[places] = np.where(bone.is_lesion, labels[tuple(bone.indices.T)], 0)
+    numbers = cc3d.connected_components(volume, connectivity=26)[places]  # two labels that touch are two lesions
+    sizes = np.bincount(numbers)
+    for number, size_of in enumerate(np.argsort(-sizes[1:], kind="stable") + 1, start=1):
+        if at_least(np.float64(sizes[size_of] * voxel_mm3), min_lesion_mm3):
+            yield number, numbers == size_of
+
+
+def _lesion_row(
+    bone: Bone,
+    own: NDArray[np.bool_],
+    number: int,
+    labels: NDArray,
+    structures: Structures,
+    space: Space,
+    voxel_mm3: float,
+) -> tuple[dict[str, Any], cKDTree]:
+    indices = bone.indices[own]
+    points = space.points(indices)
+    tree = cKDTree(points)
+    coarse = int(np.argmax(space.spacing_mm))
+    slices = np.bincount(indices[:, coarse] - indices[:, coarse].min())
+    in_plane = voxel_mm3 / float(space.spacing_mm[coarse])
+    names = {value: name.partition(IN)[0] for name, of in structures.lesions.items() for value in of.values}
+    row: dict[str, Any] = {
+        "bone": bone.name,
+        "lesion": number,
+        "label": names[int(labels[tuple(indices[0])])],
+        "volume_mm3": len(indices) * voxel_mm3,
+        "largest_area_mm2": float(slices.max()) * in_plane,
+        "largest_diameter_mm": _diameter(points),
+        **dict(zip(("lateral_mm", "anterior_mm", "superior_mm"), points.mean(axis=0).tolist(), strict=True)),
+    }
+    diagonal = float(np.linalg.norm(space.spacing_mm))
+    if len(bone.interface.points_mm):
+        distance = float(cKDTree(bone.interface.points_mm).query(points)[0].min())
+        row |= {"interface_distance_mm": distance, "subchondral": distance <= diagonal}
+    else:
+        row |= {"interface_distance_mm": math.nan, "subchondral": None}
+    for region, there in regions_of(bone).items():
+        if region in PLACES[bone.kind or FEMUR] or region == SHAFT:
+            row[f"share_{region}"] = float(there[own].mean())
+    return row, tree
+
+
+def _diameter(points: NDArray[np.floating]) -> float:
+    """Largest distance of two voxels' middles."""
+    if len(points) > 50:
+        with suppress(QhullError):  # of a lesion in one plane or line
+            points = points[ConvexHull(points).vertices]
+    return float(pdist(points).max()) if len(points) > 1 else 0.0
+
+
+def _add_lesion_sums(
+    found: Found, bone: Bone, kept: NDArray[np.bool_], number_of: NDArray[np.integer], voxel_mm3: float
+) -> None:
+    """Sums of a bone and of its places; a lesion that crosses is counted in each."""
+    in_regions = {ALL: np.ones(len(kept), bool), **regions_of(bone)}
+    for region, own in in_regions.items():
+        voxels, size = int((kept & own).sum()), int(own.sum())
+        share = voxels / size if size else math.nan
+        flag = "" if size else "no bone in this place"
+        found.add(bone.name, region, "lesion_count", len(np.unique(number_of[kept & own])), "1", flag)
+        found.add(bone.name, region, "lesion_volume", voxels * voxel_mm3, "mm3", flag)
+        found.add(bone.name, region, "lesion_percent", 100 * share, "%", flag)
+        if region in PLACES.get(bone.kind or "", ()):
+            grade = moaks_size_grade(share) if size else math.nan
+            found.add(bone.name, region, "moaks_size_grade", grade, "1", flag)
+    if bone.landmarks is None:
+        flag_lesions(found, bone.name, PLACES.get(bone.kind or "", ()), bone.flag)
+
+
+def flag_lesions(found: Found, bone: str, names: Sequence[str], flag: str) -> None:
+    """Rows of lesions that could not be taken."""
+    for region in names:
+        for quantity, unit in (("lesion_count", "1"), ("lesion_volume", "mm3"), ("lesion_percent", "%")):
+            found.add(bone, region, quantity, math.nan, unit, flag)
+        if region != ALL:
+            found.add(bone, region, "moaks_size_grade", math.nan, "1", flag)
