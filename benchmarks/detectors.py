@@ -33,7 +33,7 @@ from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.results import RAW
 from nnunetv2_anomaly.evaluation.tables import Measure
 from nnunetv2_anomaly.files import write_text
-from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, NAMES
+from nnunetv2_anomaly.labels import BONES, BONES_WITH_LESIONS, NAMES
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number, word_cell
 from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE
@@ -130,9 +130,8 @@ class Bench:
     def _contrast(self, knee: str, scanner: str) -> NDArray:
         labels = sitk.ReadImage(str(self.experiment.references / f"{knee}.nii.gz"))
         image = torch.from_numpy(self._image(knee, scanner))[None]
-        groups = [[bone, *(lesion for lesion, of in BONE_OF_LESION.items() if of == bone)] for bone in BONES]
         voxels = torch.from_numpy(sitk.GetArrayFromImage(labels).astype(np.int64))
-        return contrast_within(image, voxels, groups, labels.GetSpacing()[::-1])[0].numpy()
+        return contrast_within(image, voxels, BONES_WITH_LESIONS, labels.GetSpacing()[::-1])[0].numpy()
 
     def truth(self, knee: str) -> tuple[NDArray[np.bool_], dict[int, NDArray[np.bool_]], float]:
         """Lesion voxels within bones, the bones' masks by label, and the volume of a voxel in mm3."""

@@ -25,6 +25,11 @@ LESIONS: tuple[int, ...] = (7, 8, 9)
 #: lesion label -> label of the bone that holds the lesion
 BONE_OF_LESION: dict[int, int] = {7: 1, 8: 3, 9: 5}
 
+#: the labels of each bone with those of its lesions, in the order of ``BONES``
+BONES_WITH_LESIONS: tuple[tuple[int, ...], ...] = tuple(
+    (bone, *(lesion for lesion, of in BONE_OF_LESION.items() if of == bone)) for bone in BONES
+)
+
 #: OAI ZIB-like training labels: lesions count as bone
 ANATOMY: dict[str, int] = {name: value for name, value in LABELS.items() if value not in LESIONS}
 

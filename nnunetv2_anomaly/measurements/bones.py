@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from nnunetv2_anomaly.label_roles import LabelRoles, is_of_bone
 from nnunetv2_anomaly.measurements import regions
@@ -123,6 +125,24 @@ class Bone:
     landmarks: Any  # of its kind; None where they were not found
     flag: str  # why there are none
 
+    @cached_property
+    def regions(self) -> dict[str, NDArray[np.bool_]]:
+        """Place, compartment or shaft -> which of the bone's voxels are in it."""
+        if self.landmarks is None or self.kind is None:
+            return {}
+        places = {name: self.place == number for number, name in enumerate(PLACES[self.kind], start=1)}
+        sides = {
+            f"{self.kind}_{side}": np.logical_or.reduce([own for name, own in places.items() if f"_{side}" in name])
+            for side in (MEDIAL, LATERAL)
+        }
+        shaft = {} if self.kind == PATELLA else {SHAFT: self.place == _SHAFT_CODE}
+        return {**places, **{name: own for name, own in sides.items() if name not in places}, **shaft}
+
+    @cached_property
+    def interface_tree(self) -> cKDTree:
+        """Of the places of its interface with cartilage."""
+        return cKDTree(self.interface.points_mm)
+
 
 def bones_of(
     labels: NDArray,
@@ -215,19 +235,6 @@ def _places(
     own = landmarks.frame.coordinates(interface.points_mm)
     place[regions.is_deep(coordinates, own, conventions.depth_mm)] = _SHAFT_CODE
     return place
-
-
-def regions_of(bone: Bone) -> dict[str, NDArray[np.bool_]]:
-    """Place, compartment or shaft -> which of the bone's voxels are in it."""
-    if bone.landmarks is None or bone.kind is None:
-        return {}
-    places = {name: bone.place == number for number, name in enumerate(PLACES[bone.kind], start=1)}
-    sides = {
-        f"{bone.kind}_{side}": np.logical_or.reduce([own for name, own in places.items() if f"_{side}" in name])
-        for side in (MEDIAL, LATERAL)
-    }
-    shaft = {} if bone.kind == PATELLA else {SHAFT: bone.place == _SHAFT_CODE}
-    return {**places, **{name: own for name, own in sides.items() if name not in places}, **shaft}
 
 
 def count_voxels(labels: NDArray, boxes: Sequence[Any], values: Sequence[int]) -> int:

@@ -120,7 +120,7 @@ def add_cartilage(
         for region, number in own.items():
             found.add(names[plate], region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")
     if with_thickness:
-        _add_thickness(found, cartilage, plates, structures, space, labels.shape)
+        _add_thickness(found, cartilage, plates, structures, space)
 
 
 def _add_thickness(
@@ -129,16 +129,16 @@ def _add_thickness(
     plates: Sequence[str],
     structures: Structures,
     space: Space,
-    shape: tuple[int, ...],
 ) -> None:
     """Areas and thicknesses of plates and subregions (Wirth and Eckstein 2008)."""
     bone = cartilage.bone
     starts = np.array([s.start for s in cartilage.box])
     local = Space(space.points(starts[None])[0], space.steps_mm)
     of_cartilage = surface_of(cartilage.mask, local)
-    filled = np.zeros(shape, bool)
-    filled[tuple(bone.indices.T)] = True
-    of_bone = surface_of(filled, space)
+    low = bone.indices.min(axis=0)
+    filled = np.zeros(bone.indices.max(axis=0) + 1 - low, bool)
+    filled[tuple((bone.indices - low).T)] = True
+    of_bone = surface_of(filled, Space(space.points(low[None])[0], space.steps_mm))
     assert of_cartilage is not None, cartilage.names
     assert of_bone is not None, bone.name
     in_plane = float(np.sort(space.spacing_mm)[1])

@@ -21,7 +21,6 @@ from nnunetv2_anomaly.measurements.bones import (
     bones_of,
     count_voxels,
     joint_box,
-    regions_of,
 )
 from nnunetv2_anomaly.measurements.cartilage import add_cartilage
 from nnunetv2_anomaly.measurements.frame import Space
@@ -130,7 +129,7 @@ def _side_of_names(
 
 def _add_bone(found: Found, bone: Bone, voxel_mm3: float) -> None:
     found.add(bone.name, ALL, "volume", len(bone.indices) * voxel_mm3, "mm3")
-    for region, own in regions_of(bone).items():
+    for region, own in bone.regions.items():
         found.add(bone.name, region, "volume", int(own.sum()) * voxel_mm3, "mm3")
     if bone.landmarks is None:
         names = PLACES.get(bone.kind or "", ())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 from scipy.spatial.distance import pdist
 
-from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures, regions_of
+from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.lesions import at_least
 from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
@@ -111,11 +111,11 @@ def _lesion_row(
     }
     diagonal = float(np.linalg.norm(space.spacing_mm))
     if len(bone.interface.points_mm):
-        distance = float(cKDTree(bone.interface.points_mm).query(points)[0].min())
+        distance = float(bone.interface_tree.query(points)[0].min())
         row |= {"interface_distance_mm": distance, "subchondral": distance <= diagonal}
     else:
         row |= {"interface_distance_mm": math.nan, "subchondral": None}
-    for region, there in regions_of(bone).items():
+    for region, there in bone.regions.items():
         if region in PLACES[bone.kind or FEMUR] or region == SHAFT:
             row[f"share_{region}"] = float(there[own].mean())
     return row, tree
@@ -133,7 +133,7 @@ def _add_lesion_sums(
     found: Found, bone: Bone, kept: NDArray[np.bool_], number_of: NDArray[np.integer], voxel_mm3: float
 ) -> None:
     """Sums of a bone and of its places; a lesion that crosses is counted in each."""
-    in_regions = {ALL: np.ones(len(kept), bool), **regions_of(bone)}
+    in_regions = {ALL: np.ones(len(kept), bool), **bone.regions}
     for region, own in in_regions.items():
         voxels, size = int((kept & own).sum()), int(own.sum())
         share = voxels / size if size else math.nan

@@ -22,7 +22,7 @@ from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
 from nnunetv2_anomaly.prediction.cases import CaseFiles, GivenBones, given_bones, list_cases, preprocessed_case
-from nnunetv2_anomaly.prediction.models import each_fold, load_model, untrained_model
+from nnunetv2_anomaly.prediction.models import each_fold, load_model, trained_folds, untrained_model
 from nnunetv2_anomaly.prediction.windows import mean_maps, predict_maps
 from nnunetv2_anomaly.registry import DETECTORS, detector_families
 
@@ -116,9 +116,8 @@ def find_model_folder(
     trainers = DEFAULT_TRAINERS if trainer is None else (trainer,)
     folders = [results / dataset_name(dataset) / f"{name}__{plans}__{configuration}" for name in trainers]
     for folder in folders:
-        names = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{checkpoint}"))]
-        there = [int(name) for name in names if name.isdecimal()] or names
-        if there and (folds is None or all(f"{fold}" in names for fold in folds)):
+        there = trained_folds(folder, checkpoint)
+        if there and all((folder / f"fold_{fold}" / checkpoint).is_file() for fold in folds or ()):
             return folder, folds or there
     wanted = " and ".join(f"fold_{fold}/{checkpoint}" for fold in folds or (0,))
     fault = f"no model with {wanted} in {' or '.join(str(folder) for folder in folders)}"

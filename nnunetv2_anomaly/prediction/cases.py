@@ -23,7 +23,7 @@ from nnunetv2_anomaly.files import is_half_written, read_json, written_beside
 from nnunetv2_anomaly.images.files import check_whole, only_files, read_failures_as_user_errors
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, with_their_lesions
 from nnunetv2_anomaly.parallel import run_cases
-from nnunetv2_anomaly.prediction.models import load_model
+from nnunetv2_anomaly.prediction.models import load_model, trained_folds
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,8 @@ class Segmenter:
 
 def segmenter_in(folder: Path) -> Segmenter | None:
     """The model in a folder with all its finished folds; None where it is no model folder."""
-    names = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob("fold_*/checkpoint_final.pth"))]
-    if not names or not (folder / "plans.json").is_file():
-        return None
-    return Segmenter(folder, [int(name) for name in names if name.isdecimal()] or names)
+    folds = trained_folds(folder)
+    return Segmenter(folder, folds) if folds and (folder / "plans.json").is_file() else None
 
 
 def given_bones(

@@ -18,6 +18,12 @@ from nnunetv2_anomaly.plans.settings import check_configuration
 from nnunetv2_anomaly.training.safe_loading import UNREADABLE, first_line, load_file
 
 
+def trained_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> list[int | str]:
+    """The folds of a model that have a checkpoint: numbers, or "all" where there is no other."""
+    names = [path.parent.name.removeprefix("fold_") for path in sorted(model_folder.glob(f"fold_*/{checkpoint}"))]
+    return [int(name) for name in names if name.isdecimal()] or [*names]
+
+
 def load_model(
     model_folder: Path, *, folds: Sequence[int | str], device: torch.device, checkpoint: str = "checkpoint_final.pth"
 ) -> nnUNetPredictor:

@@ -27,7 +27,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.geometry import preprocessed_spacing
 from nnunetv2_anomaly.images.sliding_window import Windows
-from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LESIONS
+from nnunetv2_anomaly.labels import BONES, BONES_WITH_LESIONS, LESIONS
 from nnunetv2_anomaly.prediction.case_files import write_case
 from nnunetv2_anomaly.prediction.cases import list_cases, read_case, read_labels
 from nnunetv2_anomaly.prediction.models import load_model
@@ -242,7 +242,7 @@ def measure_detector(
         case = CaseForValidation(name, np.asarray(data), preprocessed_labels[0], properties)
         foreground = sorted(set(np.unique(preprocessed_labels).tolist()) - {0, -1})
         rivals = trainer.rivals(network, case, foreground, windows)
-        bones = [[bone, *(lesion for lesion, of in BONE_OF_LESION.items() if of == bone)] for bone in bone_labels]
+        bones = [values for values in BONES_WITH_LESIONS if values[0] in bone_labels]
         labelled: dict[str, Any] = {"lesion_labels": anomaly_labels, "bones": bones}
         results.append(validate_case(detector, case, output_folder, windows, rivals=rivals, **labelled))
     return write_summary(output_folder / "summary.json", results)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from nnunetv2_anomaly.label_roles import label_roles
 from nnunetv2_anomaly.labels import LABELS
-from nnunetv2_anomaly.measurements.bones import Structures, bones_of, regions_of
+from nnunetv2_anomaly.measurements.bones import Structures, bones_of
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.knee import measure_knee
 from nnunetv2_anomaly.measurements.marrow_lesions import moaks_size_grade
@@ -136,7 +136,7 @@ def places_of(image):
     boxes = ndimage.find_objects(labels)
     found = {}
     for bone in bones_of(labels, boxes, space, STRUCTURES, "right", Conventions()):
-        for name, own in regions_of(bone).items():
+        for name, own in bone.regions.items():
             found[name] = bone.indices[own]
     return found
 
