@@ -13,10 +13,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import SimpleITK as sitk
@@ -68,7 +69,10 @@ def run_jobs(
     try:
         with _interrupts_put_off():
             futures = {pool.submit(_run, function, job): job for job in jobs}
-        yield _finished(futures)
+            finished: SimpleQueue[Future[Result]] = SimpleQueue()
+            for future in futures:
+                future.add_done_callback(finished.put)
+        yield _finished(futures, finished)
     finally:
         _end(pool, set(multiprocessing.active_children()) - others)
 
@@ -114,8 +118,12 @@ def _done_here(function: Callable[[Job], Result], job: Job) -> Future[Result]:
     return future
 
 
-def _finished(futures: Mapping[Future[Result], Job]) -> Iterator[tuple[Job, Future[Result]]]:
-    for future in as_completed(futures):
+def _finished(
+    futures: Mapping[Future[Result], Job], finished: SimpleQueue[Future[Result]]
+) -> Iterator[tuple[Job, Future[Result]]]:
+    # Not as_completed: a Ctrl-C while it takes the locks of all futures leaves them held, and the pool never ends.
+    for _ in futures:
+        future = finished.get()
         if isinstance(future.exception(), BrokenProcessPool):
             fault = "a process ended without a word, most likely because memory ran out"
             raise UserError(f"{fault}; run again with fewer at a time (-np 1)") from future.exception()
