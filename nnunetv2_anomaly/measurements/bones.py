@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from nnunetv2_anomaly.label_roles import LabelRoles, is_of_bone
 from nnunetv2_anomaly.measurements import regions
-from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.frame import Motion, Space
 from nnunetv2_anomaly.measurements.regions import (
     FEMUR,
     LATERAL,
@@ -104,6 +104,10 @@ class Found:
     rows: list[dict[str, Any]] = field(default_factory=list)
     #: one per lesion: bone, lesion, label, volume_mm3 and so on; shares of places as share_PLACE
     lesions: list[dict[str, Any]] = field(default_factory=list)
+    #: what pictures and comparisons show: the bones, the voxels of each lesion, and cartilage where it was measured
+    bones: dict[str, Bone] = field(default_factory=dict)
+    lesion_indices: list[NDArray[np.intp]] = field(default_factory=list)  # (N, 3) each, in the order of ``lesions``
+    cartilages: dict[str, Any] = field(default_factory=dict)  # bone -> cartilage.CartilageMap
 
     def add(self, structure: str, region: str, quantity: str, value: float, unit: str, flag: str = "") -> None:
         """Add one value; NaN needs a flag, which says why."""
@@ -113,17 +117,34 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A bone as it was at an earlier visit."""
+
+    landmarks: Any  # of its kind
+    motion: Motion  # from the later visit to it
+
+
+@dataclass(frozen=True)
 class Bone:
     """One bone, with what divides it."""
 
     name: str
     kind: str | None
+    space: Space  # of the indices
     indices: NDArray[np.intp]  # (N, 3) of its voxels, lesions included
     is_lesion: NDArray[np.bool_]  # (N,)
     interface: Interface
     place: NDArray[np.uint8]  # (N,), 0 where there are no places, from 1 as in ``PLACES``, 255 for the shaft
     landmarks: Any  # of its kind; None where they were not found
     flag: str  # why there are none
+
+    @cached_property
+    def mask(self) -> tuple[NDArray[np.bool_], Space]:
+        """Its voxels, lesions included, in their box, (Z, Y, X), and where that lies."""
+        low = self.indices.min(axis=0)
+        filled = np.zeros(self.indices.max(axis=0) + 1 - low, bool)
+        filled[tuple((self.indices - low).T)] = True
+        return filled, self.space.part(low)
 
     @cached_property
     def regions(self) -> dict[str, NDArray[np.bool_]]:
@@ -151,8 +172,12 @@ def bones_of(
     structures: Structures,
     side: str | None,
     conventions: Conventions,
+    earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> Iterator[Bone]:
-    """The bones that the knee has; the femur first, whose axes the patella takes."""
+    """The bones that the knee has; the femur first, whose axes the patella takes.
+
+    Args: earlier: bones that are divided as at an earlier visit, by name.
+    """
     order = (FEMUR, TIBIA, PATELLA, None)
     names = sorted(structures.bones, key=lambda name: order.index(structures.kind(name)))
     lateral = None
@@ -170,19 +195,22 @@ def bones_of(
         inner = np.argwhere(mask)
         indices = inner + start
         is_lesion = ~np.isin(part[tuple(inner.T)], structures.bones[name].values)
-        local = Space(space.points(start[None])[0], space.steps_mm)
-        interface = regions.interface_of(mask, part, cartilages, local)
+        own_space = space.moved(earlier[name].motion) if name in earlier else space
+        interface = regions.interface_of(mask, part, cartilages, own_space.part(start))
         interface = Interface(interface.indices + start, interface.points_mm, interface.cartilage)
         kind = structures.kind(name)
         landmarks, flag, place = None, "", np.zeros(len(indices), np.uint8)
         try:
-            landmarks = _landmarks(kind, name, interface, indices, space, structures, side, conventions, lateral)
-            place = _places(kind, landmarks, indices, interface, space, conventions)
+            if name in earlier:
+                landmarks = earlier[name].landmarks
+            else:
+                landmarks = _landmarks(kind, name, interface, indices, space, structures, side, conventions, lateral)
+            place = _places(kind, landmarks, indices, interface, own_space, conventions)
         except LandmarkError as error:
             flag = str(error)
         if kind == FEMUR and landmarks is not None:
             lateral = landmarks.frame.axes[0]
-        yield Bone(name, kind, indices, is_lesion, interface, place, landmarks, flag)
+        yield Bone(name, kind, own_space, indices, is_lesion, interface, place, landmarks, flag)
 
 
 def joint_box(boxes: Sequence[Any], values: Sequence[int], shape: tuple[int, ...]) -> tuple[slice, ...] | None:

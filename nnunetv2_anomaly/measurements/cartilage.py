@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ from scipy.spatial import cKDTree
 
 from nnunetv2_anomaly.measurements import regions
 from nnunetv2_anomaly.measurements.bones import Bone, Found, Structures, joint_box
-from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.meshes import surface_of
 from nnunetv2_anomaly.measurements.regions import FEMUR, LATERAL, MEDIAL, PATELLA, SUBREGIONS, TIBIA, Conventions
-from nnunetv2_anomaly.measurements.thickness import measure_plate
+from nnunetv2_anomaly.measurements.thickness import Plate, measure_plate
 
 #: share of a region's area that is bare, below which cartilage loss has the grade 1 and 2
 _AREA_GRADES = (0.1, 0.75)
@@ -31,13 +30,14 @@ def _plates(bone: Bone) -> tuple[str, ...]:
     return {FEMUR: ("MF", "LF"), TIBIA: ("MT", "LT"), PATELLA: ("P",)}.get(bone.kind or "", ())
 
 
-def subregions_of(bone: Bone, points_mm: NDArray, values: NDArray, structures: Structures) -> NDArray[np.object_]:
+def subregions_of(
+    bone: Bone, points_mm: NDArray, values: NDArray, structures: Structures, conventions: Conventions
+) -> NDArray[np.object_]:
     """Name of the cartilage subregion of each point.
 
     Args: points_mm: (N, 3). values: (N,), labels of the cartilage.
     """
     coordinates = bone.landmarks.frame.coordinates(points_mm)
-    conventions = Conventions()
     if bone.kind == FEMUR:
         return regions.femoral_subregions(coordinates, bone.landmarks, conventions)
     if bone.kind == PATELLA:
@@ -60,22 +60,45 @@ def moaks_area_grade(share: float) -> int:
 
 
 @dataclass(frozen=True)
+class CartilageMap:
+    """Thickness of one bone's cartilage where it was measured, and the bone beneath."""
+
+    bone: Bone
+    plate: Plate
+    measured: NDArray[np.intp]  # (N,), vertices of the cartilage's surface that have a thickness
+    subregion: NDArray[np.object_]  # (N,), of each
+    subchondral: NDArray[np.intp]  # (M,), vertices of the bone's surface that cartilage covers or should cover
+    subregion_beneath: NDArray[np.object_]  # (M,)
+
+    @property
+    def thickness_mm(self) -> NDArray[np.float64]:
+        """(N,)."""
+        return self.plate.thickness_mm[self.measured]
+
+    @property
+    def points_mm(self) -> NDArray[np.float64]:
+        """(N, 3)."""
+        return self.plate.cartilage.vertices[self.measured]
+
+
+@dataclass(frozen=True)
 class _Cartilage:
     """The cartilage of one bone that has landmarks."""
 
-    names: Mapping[str, str]  # plate -> label
     bone: Bone
     mask: NDArray[np.bool_]  # in the box
-    box: tuple[slice, ...]
+    start: NDArray[np.intp]  # (3,), of the box
     points_mm: NDArray[np.floating]  # (N, 3), of its voxels
     values: NDArray[np.integer]  # (N,), their labels
+    structures: Structures
+    conventions: Conventions
 
-    def subregions_at(self, points_mm: NDArray, structures: Structures) -> NDArray[np.object_]:
+    def subregions_at(self, points_mm: NDArray) -> NDArray[np.object_]:
         """Name of the subregion of points on or near it, (N, 3) mm."""
-        values = (
-            self.values[cKDTree(self.points_mm).query(points_mm)[1]] if len(set(self.values.tolist())) > 1 else None
-        )
-        return subregions_of(self.bone, points_mm, self.values[:1] if values is None else values, structures)
+        values = self.values[:1]
+        if len(set(self.values.tolist())) > 1:
+            values = self.values[cKDTree(self.points_mm).query(points_mm)[1]]
+        return subregions_of(self.bone, points_mm, values, self.structures, self.conventions)
 
 
 def add_cartilage(
@@ -84,9 +107,9 @@ def add_cartilage(
     boxes: Sequence[Any],
     bone: Bone,
     structures: Structures,
-    space: Space,
     voxel_mm3: float,
     with_thickness: bool,
+    conventions: Conventions,
 ) -> None:
     """Add volumes of a bone's cartilage by plate and subregion, and areas and thicknesses where they are asked for.
 
@@ -108,10 +131,11 @@ def add_cartilage(
         return
     part = labels[box]
     mask = np.isin(part, list(cartilages))
-    inner = np.argwhere(mask)
-    points = space.points(inner + np.array([s.start for s in box]))
-    cartilage = _Cartilage(names, bone, mask, box, points, part[tuple(inner.T)])
-    of_points = subregions_of(bone, points, cartilage.values, structures)
+    inner, start = np.argwhere(mask), np.array([s.start for s in box])
+    values = part[tuple(inner.T)]
+    points = bone.space.points(inner + start)
+    cartilage = _Cartilage(bone, mask, start, points, values, structures, conventions)
+    of_points = subregions_of(bone, points, values, structures, conventions)
     unique, counts = np.unique(of_points.astype(str), return_counts=True)
     sizes = dict(zip(unique.tolist(), counts.tolist(), strict=True))
     for plate in plates:
@@ -120,53 +144,52 @@ def add_cartilage(
         for region, number in own.items():
             found.add(names[plate], region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")
     if with_thickness:
-        _add_thickness(found, cartilage, plates, structures, space)
+        found.cartilages[bone.name] = made = _cartilage_map(cartilage)
+        for plate in plates:
+            for region in (plate, *SUBREGIONS[plate]):
+                _add_thickness(found, names[plate], region, made)
 
 
-def _add_thickness(
-    found: Found,
-    cartilage: _Cartilage,
-    plates: Sequence[str],
-    structures: Structures,
-    space: Space,
-) -> None:
-    """Areas and thicknesses of plates and subregions (Wirth and Eckstein 2008)."""
+def _cartilage_map(cartilage: _Cartilage) -> CartilageMap:
+    """Surfaces of the cartilage and its bone, with thickness and subregions."""
     bone = cartilage.bone
-    starts = np.array([s.start for s in cartilage.box])
-    local = Space(space.points(starts[None])[0], space.steps_mm)
-    of_cartilage = surface_of(cartilage.mask, local)
-    low = bone.indices.min(axis=0)
-    filled = np.zeros(bone.indices.max(axis=0) + 1 - low, bool)
-    filled[tuple((bone.indices - low).T)] = True
-    of_bone = surface_of(filled, Space(space.points(low[None])[0], space.steps_mm))
-    assert of_cartilage is not None, cartilage.names
+    of_cartilage = surface_of(cartilage.mask, bone.space.part(cartilage.start))
+    of_bone = surface_of(*bone.mask)
+    assert of_cartilage is not None, bone.name
     assert of_bone is not None, bone.name
-    in_plane = float(np.sort(space.spacing_mm)[1])
+    in_plane = float(np.sort(bone.space.spacing_mm)[1])
     plate = measure_plate(of_cartilage, of_bone, in_plane)
-    subchondral = np.flatnonzero(plate.subchondral)
-    on_bone = cartilage.subregions_at(of_bone.vertices[subchondral], structures)
-    areas, covered = of_bone.vertex_areas[subchondral], plate.covered[subchondral]
-    measured = np.flatnonzero(~np.isnan(plate.thickness_mm))
-    on_cartilage = cartilage.subregions_at(of_cartilage.vertices[measured], structures)
-    thickness, weights = plate.thickness_mm[measured], of_cartilage.vertex_areas[measured]
-    for name in plates:
-        for region in (name, *SUBREGIONS[name]):
-            members = SUBREGIONS[name] if region == name else (region,)
-            here, there = np.isin(on_bone, members), np.isin(on_cartilage, members)
-            total, bare = float(areas[here].sum()), float(areas[here & ~covered].sum())
-            values = dict.fromkeys(_THICKNESS_UNITS, math.nan)
-            flag = "" if total else "no subchondral bone here"
-            if total:
-                values |= {"tAB": total / 100, "cAB": (total - bare) / 100, "dAB": 100 * bare / total}
-                values["moaks_area_grade"] = moaks_area_grade(bare / total)
-            if total and there.any():
-                mean = float(np.average(thickness[there], weights=weights[there]))
-                variance = float(np.average((thickness[there] - mean) ** 2, weights=weights[there]))
-                values |= {"ThCcAB": mean, "ThCtAB": mean * (1 - bare / total), "ThCSD": math.sqrt(variance)}
-            elif bare >= total > 0:
-                values["ThCtAB"], flag = 0.0, "denuded"
-            elif total:
-                flag = "no thickness could be measured"
-            for quantity, unit in _THICKNESS_UNITS.items():
-                value = values[quantity]
-                found.add(cartilage.names[name], region, quantity, value, unit, flag if math.isnan(value) else "")
+    measured, subchondral = np.flatnonzero(~np.isnan(plate.thickness_mm)), np.flatnonzero(plate.subchondral)
+    return CartilageMap(
+        bone,
+        plate,
+        measured,
+        cartilage.subregions_at(of_cartilage.vertices[measured]),
+        subchondral,
+        cartilage.subregions_at(of_bone.vertices[subchondral]),
+    )
+
+
+def _add_thickness(found: Found, name: str, region: str, of: CartilageMap) -> None:
+    """Areas and thicknesses of a plate or subregion (Wirth and Eckstein 2008)."""
+    members = SUBREGIONS.get(region, (region,))
+    here, there = np.isin(of.subregion_beneath, members), np.isin(of.subregion, members)
+    areas, covered = of.plate.bone.vertex_areas[of.subchondral], of.plate.covered[of.subchondral]
+    total, bare = float(areas[here].sum()), float(areas[here & ~covered].sum())
+    values = dict.fromkeys(_THICKNESS_UNITS, math.nan)
+    flag = "" if total else "no subchondral bone here"
+    if total:
+        values |= {"tAB": total / 100, "cAB": (total - bare) / 100, "dAB": 100 * bare / total}
+        values["moaks_area_grade"] = moaks_area_grade(bare / total)
+    if total and there.any():
+        thickness, weights = of.thickness_mm[there], of.plate.cartilage.vertex_areas[of.measured][there]
+        mean = float(np.average(thickness, weights=weights))
+        variance = float(np.average((thickness - mean) ** 2, weights=weights))
+        values |= {"ThCcAB": mean, "ThCtAB": mean * (1 - bare / total), "ThCSD": math.sqrt(variance)}
+    elif bare >= total > 0:
+        values["ThCtAB"], flag = 0.0, "denuded"
+    elif total:
+        flag = "no thickness could be measured"
+    for quantity, unit in _THICKNESS_UNITS.items():
+        value = values[quantity]
+        found.add(name, region, quantity, value, unit, flag if math.isnan(value) else "")

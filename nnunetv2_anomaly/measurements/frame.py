@@ -25,6 +25,19 @@ _SOFT_MM = 1.0
 
 
 @dataclass(frozen=True)
+class Motion:
+    """A rigid motion in the coordinates of ``Space``."""
+
+    rotation: NDArray[np.float64]  # (3, 3)
+    translation_mm: NDArray[np.float64]  # (3,)
+    residual_mm: float = 0.0  # mean distance of the surfaces that it brings together
+
+    def of(self, points_mm: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Places after it, (N, 3) mm."""
+        return points_mm @ self.rotation.T.astype(points_mm.dtype) + self.translation_mm.astype(points_mm.dtype)
+
+
+@dataclass(frozen=True)
 class Space:
     """Where the voxels of an array lie in the patient."""
 
@@ -47,6 +60,14 @@ class Space:
     def spacing_mm(self) -> NDArray[np.float64]:
         """Distance of voxels along each array axis."""
         return np.linalg.norm(self.steps_mm, axis=0)
+
+    def moved(self, motion: Motion) -> Space:
+        """Where they lie after a motion."""
+        return Space(motion.of(self.origin_mm[None])[0], motion.rotation @ self.steps_mm)
+
+    def part(self, start: NDArray) -> Space:
+        """The space of the part of the array that begins at an index, (3,)."""
+        return Space(self.origin_mm + self.steps_mm @ start, self.steps_mm)
 
     def points(self, indices: NDArray) -> NDArray[np.floating]:
         """Places of voxels: indices (N, 3) in the array's axes -> (N, 3) mm; float32 of many, which is near enough."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import cc3d
@@ -15,6 +16,7 @@ from scipy import ndimage
 from nnunetv2_anomaly.measurements.bones import (
     ALL,
     Bone,
+    Earlier,
     Found,
     Structure,
     Structures,
@@ -39,6 +41,7 @@ def measure_knee(
     min_lesion_mm3: float = 0.0,
     kissing_mm: float = 10.0,
     thickness: bool = False,
+    earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> Found:
     """Volumes, lesions and cartilage of one knee.
 
@@ -49,6 +52,7 @@ def measure_knee(
         min_lesion_mm3: smaller lesions are no lesions.
         kissing_mm: lesions of two bones that are no farther apart are kissing.
         thickness: whether cartilage's thickness and areas are measured, which needs vtk.
+        earlier: bone -> what it was at an earlier visit, whose places and subregions are then taken.
     """
     labels, structures = _lesions_to_bones(labels, structures)
     boxes = ndimage.find_objects(labels)
@@ -56,7 +60,8 @@ def measure_knee(
     space = Space.of(origin_lps_mm, steps_lps_mm, side or "right")
     voxel_mm3 = float(abs(np.linalg.det(space.steps_mm)))
     found = Found()
-    bones = list(bones_of(labels, boxes, space, structures, side, conventions))
+    bones = list(bones_of(labels, boxes, space, structures, side, conventions, earlier))
+    found.bones = {bone.name: bone for bone in bones}
     for bone in bones:
         _add_bone(found, bone, voxel_mm3)
     for name, of in {**structures.cartilages, **structures.effusions, **structures.others}.items():
@@ -73,8 +78,8 @@ def measure_knee(
         if of.bone not in there and (number := count_voxels(labels, boxes, of.values)):
             found.add(name.partition(IN)[0], ALL, "volume", number * voxel_mm3, "mm3", "in no bone")
     for bone in bones:
-        add_cartilage(found, labels, boxes, bone, structures, space, voxel_mm3, thickness)
-    add_lesions(found, labels, bones, structures, space, voxel_mm3, min_lesion_mm3, kissing_mm)
+        add_cartilage(found, labels, boxes, bone, structures, voxel_mm3, thickness, conventions)
+    add_lesions(found, labels, bones, structures, voxel_mm3, min_lesion_mm3, kissing_mm)
     if side is None:
         for row in found.lesions:
             row["lateral_mm"] = math.nan

@@ -14,7 +14,6 @@ from scipy.spatial import ConvexHull, QhullError, cKDTree
 from scipy.spatial.distance import pdist
 
 from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures
-from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.lesions import at_least
 from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
 
@@ -34,7 +33,6 @@ def add_lesions(
     labels: NDArray,
     bones: Sequence[Bone],
     structures: Structures,
-    space: Space,
     voxel_mm3: float,
     min_lesion_mm3: float,
     kissing_mm: float,
@@ -54,12 +52,13 @@ def add_lesions(
         kept = np.zeros(len(bone.indices), bool)
         number_of = np.zeros(len(bone.indices), int)
         for number, own in _components(labels, bone, voxel_mm3, min_lesion_mm3):
-            row, tree = _lesion_row(bone, own, number, labels, structures, space, voxel_mm3)
+            row, tree = _lesion_row(bone, own, number, labels, structures, voxel_mm3)
             kept |= own
             number_of[own] = number
             trees.append(tree)
             of_bone.append(bone.name)
             found.lesions.append(row)
+            found.lesion_indices.append(bone.indices[own])
         _add_lesion_sums(found, bone, kept, number_of, voxel_mm3)
     for row, tree, name in zip(found.lesions, trees, of_bone, strict=True):
         others = [other for other, of in zip(trees, of_bone, strict=True) if of != name]
@@ -90,10 +89,9 @@ def _lesion_row(
     number: int,
     labels: NDArray,
     structures: Structures,
-    space: Space,
     voxel_mm3: float,
 ) -> tuple[dict[str, Any], cKDTree]:
-    indices = bone.indices[own]
+    indices, space = bone.indices[own], bone.space
     points = space.points(indices)
     tree = cKDTree(points)
     coarse = int(np.argmax(space.spacing_mm))
