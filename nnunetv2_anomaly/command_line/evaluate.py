@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.evaluation.case import EvaluationSettings
     from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
     from nnunetv2_anomaly.evaluation.pairing import find_pairs, named_folders
-    from nnunetv2_anomaly.evaluation.pictures import check_images
     from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
+    from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, check_beside
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.images.label_maps import note_of_floats
     from nnunetv2_anomaly.images.segmentations import chosen_reader
@@ -79,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
         splits_file=args.splits,
         ignore_extra=args.ignore_extra,
     )
-    check_images(pairs, dataset, args.images, args.error_images)
     cases = list(pairs.references)
+    check_beside("--images", args.images, cases, IMAGE, dataset.file_ending)
+    check_beside("--error_images", args.error_images, cases, ERROR_IMAGE, dataset.file_ending)
     groups = None
     if args.subjects is not None:
         groups = read_groups(args.subjects, cases, column=args.group_by, limit=args.group_limit)

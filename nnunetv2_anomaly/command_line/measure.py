@@ -16,7 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-djfile", type=Path, metavar="FILE", help="dataset.json (default: the one beside the segmentations)")
     add("--manifest", type=Path, metavar="CSV", help="case, and subject, visit, side: for example a conversion's")
     add("--side", choices=("right", "left"), help="of all cases (default: the manifest's, or what the anatomy shows)")
-    add("--no_thickness", action="store_true", help="leave out cartilage thickness and areas, which need vtk")
+    kinds = ("volumes", "lesions", "cartilage", "thickness")
+    chosen = "what is measured (default: all; thickness and areas of cartilage need vtk)"
+    add("--quantities", nargs="+", choices=kinds, default=list(kinds), help=chosen)
+    add("--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for pictures and the intensity of lesions")
+    maps = "CASE_error.nii.gz, as anomaly_maps writes them: their values in each lesion"
+    add("--anomaly_maps", type=Path, metavar="FOLDER", help=maps)
+    add("--no_reports", action="store_true", help="write no pages, which need vtk and plotly")
+    add("--no_maps", action="store_true", help="write no maps of thickness")
+    reference = "structure, region, quantity, mean, sd: z-scores against them"
+    add("--reference", type=Path, metavar="CSV", help=reference)
+    cohort = "measurements.csv of knees that standardise composite scores (default: those at hand)"
+    add("--cohort", type=Path, metavar="CSV", help=cohort)
     add("--min_lesion_volume_mm3", type=float, default=0.0, metavar="MM3", help="smaller lesions count as bone")
     add("--kissing_mm", type=float, default=10.0, metavar="MM", help="lesions of two bones so near are kissing")
     depth = "bone deeper below the articular surface is shaft, not graded"
@@ -31,7 +42,16 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.label_roles import taken_as
     from nnunetv2_anomaly.measurements.meshes import load_vtk
     from nnunetv2_anomaly.measurements.regions import Conventions
-    from nnunetv2_anomaly.measurements.run import Options, measure_folder, read_manifest
+    from nnunetv2_anomaly.measurements.run import (
+        COLUMNS,
+        Beside,
+        Options,
+        Standards,
+        measure_folder,
+        read_manifest,
+    )
+    from nnunetv2_anomaly.measurements.scene import check_plotly
+    from nnunetv2_anomaly.measurements.standardised import read_reference, read_table
     from nnunetv2_anomaly.parallel import chosen_processes
 
     if not args.i.is_dir():
@@ -51,14 +71,32 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     )
-    conventions = Conventions(depth_mm=args.depth_mm)
-    thickness = bool(roles.cartilages) and not args.no_thickness
-    if thickness:
+    thickness = bool(roles.cartilages) and "thickness" in args.quantities
+    beside = Beside(args.images, args.anomaly_maps, not args.no_reports, thickness and not args.no_maps)
+    if thickness or beside.reports:
         load_vtk()
-    options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, thickness, conventions)
-    manifest = read_manifest(args.manifest) if args.manifest else {}
-    table = measure_folder(args.i, args.o, dataset, options, manifest=manifest, num_processes=chosen_processes(args.np))
+    if beside.reports:
+        check_plotly()
+    quantities = tuple(name for name in args.quantities if name != "thickness" or thickness)
+    conventions = Conventions(depth_mm=args.depth_mm)
+    options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions)
+    standards = Standards(
+        None if args.reference is None else read_reference(args.reference),
+        None if args.cohort is None else read_table(args.cohort, set(COLUMNS), "a measurements.csv"),
+        tuple(str(file) for file in (args.reference, args.cohort) if file is not None),
+    )
+    table = measure_folder(
+        args.i,
+        args.o,
+        dataset,
+        options,
+        manifest=read_manifest(args.manifest) if args.manifest else {},
+        num_processes=chosen_processes(args.np),
+        beside=beside,
+        standards=standards,
+    )
     flagged = table[table["value"].isna()]["case"].nunique()
     of_all = f"{counted(table['case'].nunique(), 'case')} measured, {flagged} with values that could not be taken"
-    print(f"{of_all}; see {args.o / 'measurements.csv'}, its column flag says why")
+    shown = args.o / ("measurements.csv" if args.no_reports else "report.html")
+    print(f"{of_all}; see {shown}; the column flag says why")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -18,20 +16,15 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.evaluation.case import read_known
 from nnunetv2_anomaly.evaluation.figures import figure_legend, plain, wrapped
 from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
 from nnunetv2_anomaly.evaluation.tables import in_words
+from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.files import read_failures_as_user_errors, read_image
-from nnunetv2_anomaly.images.grids import Grid, oriented, same_grid
-from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
+from nnunetv2_anomaly.images.segmentations import SegmentationFiles
 from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
-
-#: what stands between a case's name and the file ending in the names of the images that pictures show
-_IMAGE, _ERROR_IMAGE = "_0000", "_error"
 
 #: of a case's disagreement: reference alone, prediction alone, both with different labels
 _MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"
@@ -92,81 +85,15 @@ def case_pictures(
         predictions = {model.name: files.read(model.files[case]).voxels for model in pairs.models}
         figure = case_figure(
             case,
-            _beside(images, case, _IMAGE, reference, files),
+            image_beside(images, case, IMAGE, reference, files),
             reference.voxels,
             predictions,
-            _beside(error_images, case, _ERROR_IMAGE, reference, files),
+            image_beside(error_images, case, ERROR_IMAGE, reference, files),
             reference.spacing_mm,
             dataset.single_values,
         )
         pictures.append((case, f"{case}: {'; '.join(reasons)}", figure))
     return pictures
-
-
-def check_images(pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None) -> None:
-    """Check that every case has the images that pictures may show; which cases are shown is known after measuring.
-
-    Args: images: folder with CASE_0000 of the data set's file ending or .nii.gz, or None. error_images: folder with
-        CASE_error of these endings, or with several channels CASE_error_0000 and so on; or None.
-    Raises: UserError that lists the cases without, or for a folder that does not exist.
-    """
-    for option, folder, kind in (("--images", images, _IMAGE), ("--error_images", error_images, _ERROR_IMAGE)):
-        if folder is None:
-            continue
-        if not folder.is_dir():
-            raise UserError(f"{option} {folder} is no folder; give one, or leave it out")
-        without = [case for case in pairs.references if not _files_beside(folder, case, kind, dataset.file_ending)]
-        if without:
-            endings = " or ".join(f"CASE{kind}{ending}" for ending in _endings(dataset.file_ending))
-            lacking = f"{len(without)} of {len(pairs.references)} cases: {listed(without)}"
-            raise UserError(f"{option} {folder} has no {endings} of {lacking}; complete it, or leave it out")
-
-
-def _endings(file_ending: str) -> tuple[str, ...]:
-    """Error images are NIfTI files whatever the data set's file ending."""
-    return tuple(dict.fromkeys((file_ending, ".nii.gz")))
-
-
-def _files_beside(folder: Path, case: str, kind: str, file_ending: str) -> list[Path]:
-    """The file of a case's image, or one for each of its channels; empty where there is none."""
-    for ending in _endings(file_ending):
-        whole = folder / f"{case}{kind}{ending}"
-        if whole.is_file():
-            return [whole]
-        numbered = (folder / f"{case}{kind}_{channel:04d}{ending}" for channel in itertools.count())
-        channels = list(itertools.takewhile(Path.is_file, numbered))
-        if channels:
-            return channels
-    return []
-
-
-def _beside(
-    folder: Path | None, case: str, kind: str, reference: Segmentation, files: SegmentationFiles
-) -> NDArray[np.floating] | None:
-    """The image of a case on its reference's grid, of several files their mean; None where there is no folder."""
-    if folder is None:
-        return None
-    found = _files_beside(folder, case, kind, files.file_ending)
-    return np.mean([_image(file, reference, files) for file in found], axis=0)
-
-
-def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDArray[np.floating]:
-    """An image on its reference's grid; the first channel of a file with several."""
-    if reference.grid is not None:
-        image = read_image(file)
-        if not same_grid(reference.grid, Grid.of(image)):
-            raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases")
-        return sitk.GetArrayFromImage(oriented(image)).astype(np.float32)
-    reader = files.reader_class
-    known = (files.file_ending, *reader.supported_file_endings)
-    if not file.name.endswith(known):  # an error image of a data set of pictures
-        reader = SegmentationFiles(".nii.gz").reader_class
-    with read_failures_as_user_errors(file):
-        voxels, _ = reader().read_images([str(file)])
-    found = voxels[0, 0] if reference.voxels.ndim == 2 else voxels[0]
-    if found.shape != reference.voxels.shape:
-        raise UserError(f"{file} has another size than {reference.path}; give the images of these cases")
-    return found
 
 
 @own_style

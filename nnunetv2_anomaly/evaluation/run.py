@@ -130,7 +130,7 @@ def write_evaluation(
 ) -> Path:
     """Write tables, figures, colour tables and the report, which is returned.
 
-    Pictures of cases show ``images`` and ``error_images`` (``check_images``), notes stand at the report's beginning;
+    Pictures of cases show ``images`` and ``error_images`` (``images.beside``), notes stand at the report's beginning;
     ``tested`` is as ``Findings.of`` takes it.
 
     Raises: UserError for pictures that are missing or of another grid, or if ``output`` cannot be written to.

@@ -150,7 +150,8 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
     What is compressed (.nii.gz, .nrrd, MetaImage) is unpacked and compared with its checksum. A NIfTI file must hold
     all the voxels that its header promises, and they must be finite numbers, for which ITK takes 0 as well.
 
-    Args: checksum: False compares the length alone, for what was just written: a full disk shows in it.
+    Args: checksum: False compares the length alone, for what was just written: a full disk shows in it, and maps may
+        hold NaN.
     Raises: UserError if it is missing, cut short or damaged, a NIfTI file that readers take differently or cannot read,
         or holds infinite voxels or NaN.
     """
@@ -158,7 +159,7 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
         try:
             unpacked = _unpacked(path) if checksum else None
             _check_header(path)
-            finite = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked)
+            finite = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked, finite=checksum)
         except UserError:
             raise
         except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
@@ -169,8 +170,11 @@ def check_whole(path: Path, *, checksum: bool = True) -> None:
         raise UserError(f"{path} holds infinite voxels or NaN; get or convert the image again")
 
 
-def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
-    """Whether the voxels of a NIfTI file are finite numbers. Raises: EOFError if there are fewer than promised."""
+def _has_all_voxels(path: Path, unpacked: bytes | None, *, finite: bool) -> bool:
+    """Whether the voxels of a NIfTI file are finite numbers, if that is asked.
+
+    Raises: EOFError if there are fewer than promised.
+    """
     image: Any = nibabel.load(path)
     voxels = image.dataobj
     expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
@@ -181,7 +185,7 @@ def _has_all_voxels(path: Path, unpacked: bytes | None) -> bool:
                 raise EOFError
     elif (path.stat().st_size if unpacked is None else len(unpacked)) < expected:
         raise EOFError
-    if not np.issubdtype(voxels.dtype, np.floating):
+    if not finite or not np.issubdtype(voxels.dtype, np.floating):
         return True
     if unpacked is not None:  # or nibabel would unpack it again
         voxels = type(image).from_bytes(unpacked).dataobj

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio import reader_writer_registry as readers
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images import files as image_files
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.grids import Grid, apart_mm, differences, joined, oriented, turned, turned_back
+from nnunetv2_anomaly.images.grids import Grid, apart_mm, differences, joined, oriented, posed, turned, turned_back
 from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS, save_nifti_like
 from nnunetv2_anomaly.images.label_maps import whole_numbers
 
@@ -151,6 +152,19 @@ class SegmentationFiles:
         if channel.shape != expected:
             raise ValueError(f"its shape is {channel.shape}, the segmentation's {expected}")
         return channel if in_file is None else turned(channel, in_file)
+
+
+def write_map(values: NDArray[np.floating], like: Segmentation, path: Path) -> None:
+    """Write a number a voxel as NIfTI in the pose and axis order of a segmentation's file, beside and renamed.
+
+    Args: values: of the shape of ``like.voxels``, (Z, Y, X). like: with a grid or an affine.
+    Raises: OSError if the disk is full or the folder cannot be written to.
+    """
+    if like.grid is not None:
+        image_files.write_image(posed(turned_back(values, like.grid), like.grid), path)
+        return
+    with image_files.image_written_beside(path) as temporary:
+        nibabel.save(nibabel.Nifti1Image(values.T, like.affine), temporary)
 
 
 def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.floating]]:

@@ -80,6 +80,15 @@ class CartilageMap:
         """(N, 3)."""
         return self.plate.cartilage.vertices[self.measured]
 
+    def bare_area_near(self, points_mm: NDArray[np.floating]) -> float:
+        """Area of bare bone within a voxel's diagonal of voxels, (N, 3) mm; mm2."""
+        bare = np.flatnonzero(self.plate.denuded)
+        diagonal = float(np.linalg.norm(self.bone.space.spacing_mm))
+        if not len(bare):
+            return 0.0
+        distance, _ = cKDTree(points_mm).query(self.plate.bone.vertices[bare], distance_upper_bound=diagonal)
+        return float(self.plate.bone.vertex_areas[bare[np.isfinite(distance)]].sum())
+
 
 @dataclass(frozen=True)
 class _Cartilage:

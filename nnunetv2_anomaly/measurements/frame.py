@@ -6,7 +6,7 @@ All coordinates are (lateral, anterior, superior): a left knee is measured in pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ class Space:
 
     origin_mm: NDArray[np.float64]  # (3,), of the first voxel: lateral, anterior, superior
     steps_mm: NDArray[np.float64]  # (3, 3): column k is the way from one voxel to the next along array axis k
+    #: (3, 3): from these axes to ITK's world; of a right knee unless said otherwise
+    to_lps: NDArray[np.float64] = field(default_factory=lambda: np.diag([-1.0, -1.0, 1.0]))
 
     @classmethod
     def of(cls, origin_lps_mm: Sequence[float], steps_lps_mm: NDArray[np.float64], side: str) -> Space:
@@ -54,7 +56,8 @@ class Space:
             side: "right" or "left".
         """
         signs = np.array([-1.0 if side == "right" else 1.0, -1.0, 1.0])
-        return cls(signs * np.asarray(origin_lps_mm, dtype=float), signs[:, None] * np.asarray(steps_lps_mm))
+        steps = signs[:, None] * np.asarray(steps_lps_mm)
+        return cls(signs * np.asarray(origin_lps_mm, dtype=float), steps, np.diag(signs))
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -63,11 +66,12 @@ class Space:
 
     def moved(self, motion: Motion) -> Space:
         """Where they lie after a motion."""
-        return Space(motion.of(self.origin_mm[None])[0], motion.rotation @ self.steps_mm)
+        origin, steps = motion.of(self.origin_mm[None])[0], motion.rotation @ self.steps_mm
+        return replace(self, origin_mm=origin, steps_mm=steps)
 
     def part(self, start: NDArray) -> Space:
         """The space of the part of the array that begins at an index, (3,)."""
-        return Space(self.origin_mm + self.steps_mm @ start, self.steps_mm)
+        return replace(self, origin_mm=self.origin_mm + self.steps_mm @ start)
 
     def points(self, indices: NDArray) -> NDArray[np.floating]:
         """Places of voxels: indices (N, 3) in the array's axes -> (N, 3) mm; float32 of many, which is near enough."""

@@ -80,9 +80,11 @@ def measure_knee(
     for bone in bones:
         add_cartilage(found, labels, boxes, bone, structures, voxel_mm3, thickness, conventions)
     add_lesions(found, labels, bones, structures, voxel_mm3, min_lesion_mm3, kissing_mm)
-    if side is None:
-        for row in found.lesions:
+    for row, indices in zip(found.lesions, found.lesion_indices, strict=True):
+        if side is None:
             row["lateral_mm"] = math.nan
+        if (cartilage := found.cartilages.get(row["bone"])) is not None:
+            row["bare_overlap_mm2"] = cartilage.bare_area_near(cartilage.bone.space.points(indices))
     return found
 
 

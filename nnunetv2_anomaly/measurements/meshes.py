@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.frame import Space, cubes_of
 
 #: of the smoothing: as many steps, and the pass band of vtk's windowed sinc
 _STEPS, _PASS_BAND = 20, 0.1
@@ -23,7 +23,8 @@ def load_vtk() -> ModuleType:
     try:
         import vtk
     except ImportError as error:
-        advice = 'install it with: pip install "nnunetv2-anomaly[measure]", or leave them out with --no_thickness'
+        without = "--no_reports --quantities volumes lesions cartilage"
+        advice = f'install it with: pip install "nnunetv2-anomaly[measure]", or give {without}'
         raise UserError(f"vtk is not installed ({error}), which surfaces and thickness need; {advice}") from error
     module: ModuleType = vtk
     return module
@@ -92,6 +93,18 @@ class Mesh:
         kept = self.faces[mask[self.faces].all(axis=1)]
         used, numbers = np.unique(kept, return_inverse=True)
         return Mesh(self.vertices[used], numbers.reshape(kept.shape))
+
+
+def simplified(mesh: Mesh, edge_mm: float) -> tuple[Mesh, NDArray[np.intp]]:
+    """A coarse form for the screen: one vertex per cube of that edge.
+
+    Returns: it, and the new vertex of each old one.
+    """
+    cluster, number = cubes_of(mesh.vertices, edge_mm)
+    sums = [np.bincount(cluster, weights=axis, minlength=number) for axis in mesh.vertices.T]
+    faces = np.unique(cluster[mesh.faces], axis=0)
+    whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    return Mesh(np.stack(sums, axis=1) / np.bincount(cluster, minlength=number)[:, None], faces[whole]), cluster
 
 
 def surface_of(mask: NDArray[np.bool_], space: Space) -> Mesh | None:

@@ -97,13 +97,19 @@ def subchondral_bone(bone: Mesh, covered: NDArray[np.bool_]) -> NDArray[np.bool_
         return covered
     edge = float(np.median(np.linalg.norm(bone.vertices[bone.faces[:, 0]] - bone.vertices[bone.faces[:, 1]], axis=1)))
     closed = covered.copy()
-    near = cKDTree(bone.vertices[covered]).query(bone.vertices)[0] <= _CLOSING_MM
+    to_covered, _ = cKDTree(bone.vertices[covered]).query(bone.vertices, distance_upper_bound=_CLOSING_MM)
+    near = np.isfinite(to_covered)
     if not near.all():
         # Vertices lie apart: without half an edge more, a border would move outward by as much.
-        away, _ = cKDTree(bone.vertices[~near]).query(bone.vertices)
-        closed |= near & (away > _CLOSING_MM + edge / 2)
+        between = np.flatnonzero(near & ~covered)
+        reach = _CLOSING_MM + edge / 2
+        away, _ = cKDTree(bone.vertices[~near]).query(bone.vertices[between], distance_upper_bound=reach)
+        closed[between[np.isinf(away)]] = True
     number, part = bone.parts(~closed)
-    if number > 1:  # all but the largest bare part are holes
+    if number > 1:
+        # All but the largest bare part are holes, if they border on what is covered: surfaces within the bone do not.
         sizes = np.bincount(part, weights=bone.vertex_areas[~closed])
-        closed[np.flatnonzero(~closed)[part != np.argmax(sizes)]] = True
+        borders = np.bincount(part, weights=bone.grown(closed, 1)[~closed]) > 0
+        borders[np.argmax(sizes)] = False
+        closed[np.flatnonzero(~closed)[borders[part]]] = True
     return closed

@@ -125,37 +125,51 @@ def save_pasting_figure(
 def save_label_figure(
     path: Path, *, title: str, image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int]
 ) -> None:
+    """Write ``label_figure``; its folder is made if missing."""
+    path.parent.mkdir(exist_ok=True)
+    figure = label_figure(image, labels, spacing, names)
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+@own_style
+def label_figure(
+    image: np.ndarray | None, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int]
+) -> Figure:
     """An image in three planes through its labels, and beside each the same with the labels' outlines.
 
-    Args: image, labels: (Z superior, Y anterior, X right), any unit; 0 is background. spacing: mm, same order, for the
-        aspect ratio. names: name -> value of the labels, for the legend.
+    Args:
+        image, labels: (Z superior, Y anterior, X right), any unit; 0 is background. Without an image the outlines
+            stand alone.
+        spacing: mm, same order, for the aspect ratio.
+        names: name -> value of the labels, for the legend.
     """
-    path.parent.mkdir(exist_ok=True)
-    low, high = np.percentile(image[::4, ::4, ::4], (1, 99.5))
+    low, high = (0, 1) if image is None else np.percentile(image[::4, ::4, ::4], (1, 99.5))
     values = [int(value) for value in np.unique(labels[::2, ::2, ::2]) if value > 0]
     palette = label_palette(names, values)
-    figure = Figure(figsize=(9.5, 13.5), layout="constrained")
-    figure.suptitle(title)
+    figure = Figure(figsize=(9.5, 13.5) if image is not None else (13.5, 5), layout="constrained")
+    plots = figure.subplots(3, 2) if image is not None else figure.subplots(1, 3)[:, None]
     planes = (("sagittal", 2), ("coronal", 1), ("axial", 0))
-    for row, (name, axis) in zip(figure.subplots(3, 2), planes, strict=True):
+    for row, (name, axis) in zip(plots, planes, strict=True):
         # The slice with the most kinds of labels, and of these the one with the most of them.
         columns = np.moveaxis(labels, axis, 0)
         kinds = sum((columns == value).any(axis=(1, 2)).astype(int) for value in values)
         amount = np.count_nonzero(columns.reshape(len(columns), -1), axis=1)
         index = int(np.lexsort((amount, kinds))[-1])
-        picture, outlined = np.take(image, index, axis), np.take(labels, index, axis)
+        outlined = np.take(labels, index, axis)
+        picture = np.zeros(outlined.shape) if image is None else np.take(image, index, axis)
         vertical, horizontal = (spacing[a] for a in range(3) if a != axis)
         for plot in row:
             plot.imshow(picture, cmap="gray", vmin=low, vmax=high, aspect=vertical / horizontal, origin="lower")
             plot.set(xticks=[], yticks=[])
         for value in values:
             if (outlined == value).any():
-                row[1].contour(outlined == value, levels=[0.5], colors=[palette[value]], linewidths=0.8)
+                row[-1].contour(outlined == value, levels=[0.5], colors=[palette[value]], linewidths=0.8)
         row[0].set_ylabel(f"{name}, slice {index}")
     named = [(palette[value], name) for name, value in names.items() if value in values]
     lines = [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in named]
     figure.legend(handles=lines, loc="outside lower center", ncols=4)
-    save_figure(figure, path)
+    return figure
 
 
 @own_style

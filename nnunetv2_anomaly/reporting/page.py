@@ -1,4 +1,4 @@
-"""An HTML page in one file: sections with tables and figures, a table of contents, no script and no network."""
+"""An HTML page: sections with tables and figures, a table of contents; no network, and no script but for scenes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,18 @@ class Picture:
         return base64.b64encode(figure_bytes(self.figure, "png", dpi=130)).decode("ascii")
 
 
-#: plain text, which makes a paragraph, or a table or a figure
-Content: TypeAlias = str | Table | Picture
+@dataclass(frozen=True)
+class Scene:
+    """Something to turn and look at from all sides."""
+
+    kind: ClassVar[str] = "scene"
+
+    html: str  # as plotly makes it
+    caption: str = ""
+
+
+#: plain text, which makes a paragraph, or a table, a figure and so on
+Content: TypeAlias = str | Table | Picture | Scene
 
 
 @dataclass(frozen=True)

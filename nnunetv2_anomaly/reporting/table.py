@@ -32,6 +32,7 @@ class Cell:
     left: bool = False  # aligned to the left, as words are, rather than to the right, as numbers are
     mark: str = ""  # signs set high after the text, such as those of notes
     beneath: str = ""  # smaller lines under the text
+    link: str = ""  # address of a page, from the page that has the table
     values: Mapping[str, Any] = field(default_factory=dict)  # column of the CSV -> number or text, not rounded
 
 

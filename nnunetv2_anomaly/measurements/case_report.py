@@ -1,0 +1,121 @@
+"""The page of one measured knee: it can be turned; slices, flattened maps, tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.measurements.bones import Found
+from nnunetv2_anomaly.measurements.maps import FlatMap, flat_figure
+from nnunetv2_anomaly.measurements.scene import scene_of
+from nnunetv2_anomaly.reporting.drawing import label_figure
+from nnunetv2_anomaly.reporting.page import Picture, Section, page
+from nnunetv2_anomaly.reporting.table import Cell, Table, number, word_cell
+
+#: quantity -> title and digits of its column
+LESION_QUANTITIES: Mapping[str, tuple[str, int]] = {
+    "lesion_count": ("lesions", 0),
+    "lesion_volume": ("lesion volume [mm3]", 1),
+    "lesion_percent": ("of the bone [%]", 2),
+    "moaks_size_grade": ("MOAKS size grade", 0),
+}
+CARTILAGE_QUANTITIES: Mapping[str, tuple[str, int]] = {
+    "VC": ("volume [mm3]", 0),
+    "tAB": ("subchondral [cm2]", 2),
+    "cAB": ("covered [cm2]", 2),
+    "dAB": ("bare [%]", 1),
+    "ThCtAB": ("thickness, bare as 0 [mm]", 2),
+    "ThCcAB": ("thickness where covered [mm]", 2),
+    "ThCSD": ("its SD [mm]", 2),
+    "moaks_area_grade": ("MOAKS area grade", 0),
+}
+_VOLUME_QUANTITIES: Mapping[str, tuple[str, int]] = {"volume": ("volume [mm3]", 0), "effusion_volume": ("[mL]", 2)}
+_LESION_COLUMNS: Mapping[str, tuple[str, int]] = {
+    "volume_mm3": ("volume [mm3]", 1),
+    "largest_area_mm2": ("largest area in a slice [mm2]", 1),
+    "largest_diameter_mm": ("largest diameter [mm]", 1),
+    "interface_distance_mm": ("to cartilage [mm]", 1),
+    "bare_overlap_mm2": ("beneath bare bone [mm2]", 1),
+}
+
+
+def case_page(
+    case: str,
+    side: str | None,
+    found: Found,
+    flat_maps: Mapping[str, FlatMap],
+    labels: NDArray[np.integer],
+    image: NDArray[np.floating] | None,
+    spacing_mm: Sequence[float],
+    names: Mapping[str, int],
+) -> str:
+    """The page as HTML, for a folder with ``scene.SCRIPT``.
+
+    Args: flat_maps: by bone. labels, image: (Z superior, Y anterior, X right). names: name -> value of the labels.
+    """
+    slices = label_figure(image, labels, spacing_mm, names)
+    sections = [
+        Section("The knee", [f"Side: {side or 'unknown'}.", scene_of(found)]),
+        Section("Slices", [Picture(slices, "slices in three planes with the outlines of all labels")]),
+    ]
+    if flat_maps:
+        titled = [(bone.replace("_", " "), flat) for bone, flat in flat_maps.items()]
+        words = "Thickness of cartilage laid out on a plane; grey is bone without the cartilage that should cover it."
+        sections.append(Section("Thickness", [Picture(flat_figure(titled), words, words)]))
+    tables = [
+        value_table("Lesions by place", found.rows, LESION_QUANTITIES),
+        _lesion_table(found.lesions),
+        value_table("Cartilage", found.rows, CARTILAGE_QUANTITIES),
+        value_table("Volumes", found.rows, _VOLUME_QUANTITIES),
+    ]
+    sections.append(Section("Values", [table for table in tables if table.rows]))
+    flags = sorted({(row["structure"], row["flag"]) for row in found.rows if row["flag"]})
+    if flags:
+        rows = [[word_cell("structure", _in_words(structure)), word_cell("flag", flag)] for structure, flag in flags]
+        sections.append(Section("What could not be taken", [Table("", ("structure", "why"), rows, words=2)]))
+    return page(case, sections)
+
+
+def _in_words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def value_table(title: str, rows: Iterable[Mapping[str, Any]], quantities: Mapping[str, tuple[str, int]]) -> Table:
+    """A row per structure and region, a column per quantity that any has."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row["quantity"] in quantities:
+            found.setdefault((row["structure"], row["region"]), {})[row["quantity"]] = row["value"]
+    known = [quantity for quantity in quantities if any(quantity in values for values in found.values())]
+    cells = [
+        [
+            word_cell("structure", _in_words(structure)),
+            word_cell("region", region),
+            *(Cell(number(values.get(quantity, math.nan), quantities[quantity][1])) for quantity in known),
+        ]
+        for (structure, region), values in found.items()
+    ]
+    header = ("structure", "region", *(quantities[quantity][0] for quantity in known))
+    return Table(title, header, cells, words=2, grouped=1)
+
+
+def _lesion_table(lesions: Sequence[Mapping[str, Any]]) -> Table:
+    """The lesions one by one, with the place that holds most of each."""
+    known = [column for column in _LESION_COLUMNS if any(column in row for row in lesions)]
+    rows = []
+    for row in sorted(lesions, key=lambda row: -row["volume_mm3"]):
+        shares = {name.removeprefix("share_"): value for name, value in row.items() if name.startswith("share_")}
+        place = max(shares, key=lambda name: shares[name], default="")
+        words = [row["bone"], str(row["lesion"]), place, ", ".join(of for of in ("subchondral", "kissing") if row[of])]
+        rows.append(
+            [
+                *(word_cell("", _in_words(word)) for word in words),
+                *(Cell(number(row.get(column), _LESION_COLUMNS[column][1])) for column in known),
+            ]
+        )
+    header = ("bone", "lesion", "mostly in", "", *(_LESION_COLUMNS[column][0] for column in known))
+    return Table("Lesions, largest first", header, rows, words=4)

@@ -1,0 +1,121 @@
+"""The page of all measured knees: worst cases first, distributions by region, what could not be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nnunetv2_anomaly.errors import counted
+from nnunetv2_anomaly.measurements.regions import PLACES, SUBREGIONS
+from nnunetv2_anomaly.reporting.drawing import own_style
+from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
+from nnunetv2_anomaly.reporting.table import Cell, Table, number, word_cell
+
+#: of the summary's columns: name -> how it is taken
+_STATISTICS = {"n": "count", "mean": "mean", "sd": "std", "median": "median", "minimum": "min", "maximum": "max"}
+_KEYS = ["structure", "region", "quantity", "unit"]
+#: what the list of cases shows: column -> how it is taken of a case's rows
+_WORST = ("lesion volume [mm3]", "lesions", "largest MOAKS size grade", "bare bone [%]", "thinnest plate [mm]")
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Number, mean, SD, median and range over cases of every value of measurements.csv, empty ones left out."""
+    of_each = table.groupby(_KEYS, sort=False)["value"].agg(list(_STATISTICS.values()))
+    return of_each.rename(columns={of: name for name, of in _STATISTICS.items()}).reset_index()
+
+
+def case_list(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per case: what it has of lesions and of bare bone, the worst first."""
+    rows = []
+    plates = set(SUBREGIONS)
+    for case, own in table.groupby("case", sort=True):
+        of: dict[str, pd.DataFrame] = {str(name): part for name, part in own.groupby("quantity")}
+        whole = {name: part[part["region"] == "all"]["value"] for name, part in of.items()}
+        of_plates = {name: part[part["region"].isin(plates)] for name, part in of.items()}
+        nothing = pd.Series(dtype=float)
+        bare, area = (of_plates.get(name, own[:0]).set_index("region")["value"] for name in ("dAB", "tAB"))
+        rows.append(
+            {
+                "case": str(case),
+                "side": str(own["side"].iloc[0]),
+                _WORST[0]: whole.get("lesion_volume", nothing).sum(min_count=1),
+                _WORST[1]: whole.get("lesion_count", nothing).sum(min_count=1),
+                _WORST[2]: of["moaks_size_grade"]["value"].max() if "moaks_size_grade" in of else np.nan,
+                _WORST[3]: (bare * area).sum(min_count=1) / area.sum() if area.sum() else np.nan,
+                _WORST[4]: of_plates["ThCtAB"]["value"].min() if "ThCtAB" in of_plates else np.nan,
+            }
+        )
+    listed = pd.DataFrame(rows, columns=["case", "side", *_WORST])
+    return listed.sort_values([_WORST[0], _WORST[3]], ascending=False, kind="stable")
+
+
+def cohort_page(table: pd.DataFrame, linked: Sequence[str], notes: Sequence[str]) -> str:
+    """The page as HTML. Args: table: measurements.csv. linked: cases with a page in reports/. notes: paragraphs."""
+    cases = case_list(table)
+    rows = [
+        [
+            Cell(row["case"], left=True, link=f"reports/{quote(row['case'])}.html" if row["case"] in linked else ""),
+            word_cell("side", row["side"]),
+            *(Cell(number(row[name], digits)) for name, digits in zip(_WORST, (1, 0, 0, 1, 2), strict=True)),
+        ]
+        for row in cases.to_dict("records")
+    ]
+    words = f"{counted(len(cases), 'case')}, most lesion first."
+    sections = [Section("Cases", [words, *notes, Table("", ("case", "side", *_WORST), rows, words=2)])]
+    content: list[Content] = []
+    drawn = (
+        ("lesion_volume", [place for places in PLACES.values() for place in places], "lesion volume [mm3]"),
+        ("ThCtAB", [name for names in SUBREGIONS.values() for name in names], "thickness, bare bone as 0 [mm]"),
+        ("dAB", [name for names in SUBREGIONS.values() for name in names], "bare bone [%]"),
+        ("effusion_volume", ["all"], "effusion [mL]"),
+    )
+    for quantity, regions, label in drawn:
+        own = table[(table["quantity"] == quantity) & table["region"].isin(regions)]
+        own = own[own["value"].notna()]
+        if len(own):
+            figure = _distributions(own, [name for name in regions if (own["region"] == name).any()], label)
+            content.append(Picture(figure, f"{label} by region: a point per case, box of quartiles and median"))
+    if content:
+        sections.append(Section("Distributions by region", content))
+    sections.append(Section("Summary", [_summary_table(summary(table))]))
+    lacking = table[table["flag"] != ""].groupby(["structure", "flag"])["case"].nunique().reset_index()
+    if len(lacking):
+        cells = [[word_cell("", s), word_cell("", f), Cell(str(n))] for s, f, n in lacking.itertuples(index=False)]
+        table_of = Table("", ("structure", "why", "cases"), cells, words=2)
+        sections.append(Section("What could not be taken", [table_of]))
+    return page("Measurements", sections)
+
+
+def _summary_table(found: pd.DataFrame) -> Table:
+    """Of whole structures and plates; the CSV has all regions."""
+    shown = found[found["region"].isin(("all", *SUBREGIONS))]
+    digits = {name: 0 if name == "n" else 2 for name in _STATISTICS}
+    rows = [
+        [
+            *(word_cell(name, str(row[name])) for name in _KEYS),
+            *(Cell(number(row[name], digits[name])) for name in _STATISTICS),
+        ]
+        for row in shown.to_dict("records")
+    ]
+    notes = ["Every region is in summary.csv."]
+    return Table("", (*_KEYS, *_STATISTICS), rows, notes, words=len(_KEYS), grouped=1)
+
+
+@own_style
+def _distributions(own: pd.DataFrame, regions: Sequence[str], label: str) -> Figure:
+    figure = Figure(figsize=(max(4.0, 0.42 * len(regions) + 1.6), 4.2), layout="constrained")
+    axis = figure.subplots()
+    values = [own[own["region"] == region]["value"].to_numpy() for region in regions]
+    axis.boxplot(values, showfliers=False, widths=0.6, medianprops={"color": "0.1"})
+    for place, of_region in enumerate(values, start=1):
+        # Points side by side by their rank, the same in every run.
+        spread = 0.22 * np.sin(np.arange(len(of_region)) * 2.4)
+        axis.plot(place + spread, of_region, ".", color="#1f5a94", alpha=0.55, markersize=5)
+    axis.set_xticks(range(1, len(regions) + 1), [name.replace("_", " ") for name in regions], rotation=90, fontsize=8)
+    axis.set_ylabel(label)
+    axis.grid(axis="y", alpha=0.3)
+    return figure

@@ -1,0 +1,189 @@
+"""Maps of cartilage thickness: flattened, in the image's voxels, and on surfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from nnunetv2_anomaly.files import written_beside
+from nnunetv2_anomaly.images.files import write_image
+from nnunetv2_anomaly.measurements.cartilage import CartilageMap
+from nnunetv2_anomaly.measurements.frame import Frame
+from nnunetv2_anomaly.measurements.meshes import Mesh, load_vtk, polydata_of
+from nnunetv2_anomaly.measurements.regions import FEMUR, PATELLA, SUBREGIONS, TIBIA
+from nnunetv2_anomaly.reporting.drawing import own_style
+
+#: of colour scales, mm
+SCALE_MM = (0.0, 5.0)
+COLOURS = "turbo"
+#: kind of bone -> what its rows are
+_ROWS = {
+    FEMUR: "angle, 0 inferior, > 0 anterior [degrees]",
+    TIBIA: "posterior to anterior [mm]",
+    PATELLA: "inferior to superior [mm]",
+}
+
+
+@dataclass(frozen=True)
+class FlatMap:
+    """Thickness laid out on a plane.
+
+    Rows of the femur are degrees around the axis of its condyles: 0 inferior, above 0 anterior; those of the tibia run
+    from posterior to anterior, those of the patella from inferior to superior, in mm. Columns run from medial to
+    lateral, in left knees as in right ones.
+    """
+
+    values_mm: NDArray[np.float64]  # (rows, columns), NaN where nothing was measured
+    is_bare: NDArray[np.bool_]  # (rows, columns): bone without the cartilage that should cover it, and none measured
+    first: tuple[float, float]  # of the first row and column: degrees or mm, mm
+    step: tuple[float, float]
+    row_name: str  # with their unit
+    in_degrees: bool
+
+
+def flattened(maps: Sequence[CartilageMap]) -> list[FlatMap]:
+    """The maps of one bone, of one or of several segmentations, in the same bins: those of the first one's axes.
+
+    A bin is one degree, or the largest spacing in a slice, by the distance of slices; it has the mean thickness of the
+    vertices in it.
+    """
+    first = maps[0]
+    spacing = np.sort(first.bone.space.spacing_mm)
+    kind = first.bone.kind
+    in_degrees = kind == FEMUR
+    step = (1.0 if in_degrees else float(spacing[1]), float(spacing[2]))
+    bins = [
+        [
+            _bins(points, first.bone.landmarks.frame, step, kind)
+            for points in (of.points_mm, of.plate.bone.vertices[of.plate.denuded])
+        ]
+        for of in maps
+    ]
+    every = np.concatenate([own for pair in bins for own in pair])
+    low, high = every.min(axis=0), every.max(axis=0)
+    if in_degrees:
+        low[0], high[0] = -180, 179
+    shape = tuple((high - low + 1).tolist())
+    found = []
+    for of, (measured, bare) in zip(maps, bins, strict=True):
+        place = np.ravel_multi_index(tuple((measured - low).T), shape)
+        number = np.bincount(place, minlength=int(np.prod(shape)))
+        sums = np.bincount(place, weights=of.thickness_mm, minlength=len(number))
+        values = np.divide(sums, number, out=np.full(len(number), np.nan), where=number > 0).reshape(shape)
+        is_bare = np.zeros(shape, bool)
+        is_bare[tuple((bare - low).T)] = True
+        start = (float(low[0]) * step[0], float(low[1]) * step[1])
+        found.append(FlatMap(values, is_bare & np.isnan(values), start, step, _ROWS[kind or TIBIA], in_degrees))
+    return found
+
+
+def _bins(points: NDArray, frame: Frame, step: tuple[float, float], kind: str | None) -> NDArray[np.int64]:
+    """(N, 3) mm -> (N, 2), row and column."""
+    lateral, anterior, superior = frame.coordinates(points).T
+    row = superior if kind == PATELLA else anterior
+    if kind == FEMUR:
+        row = np.clip(np.degrees(np.arctan2(anterior, -superior)), -180, 179.999)
+    return np.floor(np.stack([row / step[0], lateral / step[1]], axis=1)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Thickness of one map less that of another, bin by bin where both have one."""
+
+    values_mm: NDArray[np.float64]  # (rows, columns)
+    coverage: float  # share of the bins with either that have both
+    mean_mm: float
+    sd_mm: float
+
+
+def difference(of: FlatMap, reference: FlatMap) -> Difference:
+    """``of`` less ``reference``, which are of the same bins. Without a bin in both the numbers are NaN."""
+    values = of.values_mm - reference.values_mm
+    both, either = ~np.isnan(values), ~(np.isnan(of.values_mm) & np.isnan(reference.values_mm))
+    if not both.any():
+        return Difference(values, 0.0 if either.any() else float("nan"), float("nan"), float("nan"))
+    return Difference(values, float(both.sum() / either.sum()), float(values[both].mean()), float(values[both].std()))
+
+
+def thickness_volume(maps: Sequence[CartilageMap], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Thickness at the bone voxels that touch cartilage, of the nearest vertex; NaN elsewhere.
+
+    Returns: (Z, Y, X), mm.
+    """
+    volume = np.full(shape, np.nan, np.float32)
+    for of in maps:
+        if len(of.measured):
+            reach = 2 * float(of.bone.space.spacing_mm.max())
+            distance, nearest = cKDTree(of.points_mm).query(of.bone.interface.points_mm, distance_upper_bound=reach)
+            there = np.isfinite(distance)
+            volume[tuple(of.bone.interface.indices[there].T)] = of.thickness_mm[nearest[there]]
+    return volume
+
+
+def write_flat(flat: FlatMap, path: Path) -> None:
+    """As a NIfTI image: x from medial to lateral in mm, y degrees or mm, values in mm."""
+    image = sitk.GetImageFromArray(flat.values_mm.astype(np.float32))
+    image.SetSpacing(flat.step[::-1])
+    image.SetOrigin(flat.first[::-1])
+    write_image(image, path)
+
+
+def write_surface(of: CartilageMap, path: Path) -> None:
+    """The cartilage's surface for ParaView, 3D Slicer and the like (VTP), in ITK's world, to the left, posterior, up.
+
+    At its vertices: thickness_mm, NaN where there is none, and subregion, from 1 in the order of Eckstein's names in
+    ``SUBREGIONS``, 0 for none.
+    """
+    vtk = load_vtk()
+    mesh, names = of.plate.cartilage, [name for plate in SUBREGIONS.values() for name in plate]
+    subregion = np.zeros(len(mesh.vertices), np.int16)
+    subregion[of.measured] = [names.index(name) + 1 for name in of.subregion]
+    mirrored = np.linalg.det(of.bone.space.to_lps) < 0  # a mirrored surface is turned inside out
+    faces = mesh.faces[:, ::-1] if mirrored else mesh.faces
+    world = Mesh((mesh.vertices @ of.bone.space.to_lps.T).astype(np.float32), faces)
+    writer = vtk.vtkXMLPolyDataWriter()
+    writer.SetInputData(polydata_of(world, thickness_mm=of.plate.thickness_mm.astype(np.float32), subregion=subregion))
+    with written_beside(path) as temporary:
+        writer.SetFileName(str(temporary))
+        if not writer.Write():
+            raise OSError(f"{path} could not be written")
+
+
+@own_style
+def flat_figure(maps: Sequence[tuple[str, FlatMap]]) -> Figure:
+    """Flattened maps side by side in one colour scale; bare bone is grey. Args: maps: title and map."""
+    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.6), layout="constrained")
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axis, (title, flat) in zip(axes, maps, strict=True):
+        show_flat(axis, flat, flat.values_mm, COLOURS, SCALE_MM)
+        axis.set_title(title, fontsize=10)
+    figure.colorbar(axes[-1].images[-1], ax=list(axes), label="thickness [mm]", fraction=0.03)
+    return figure
+
+
+def show_flat(axis: Axes, flat: FlatMap, values: NDArray, colours: str, limits: tuple[float, float]) -> None:
+    """Draw values in a map's bins, of the bins that have any."""
+    known = ~np.isnan(values) | flat.is_bare
+    if not known.any():
+        axis.set_axis_off()
+        return
+    rows, columns = (np.flatnonzero(known.any(axis=1 - of)) for of in range(2))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    (low, left), (high, right) = (
+        tuple(flat.first[of] + flat.step[of] * index for of, index in enumerate(corner))
+        for corner in ((rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1))
+    )
+    view: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "extent": (left, right, low, high)}
+    view["aspect"] = "auto" if flat.in_degrees else "equal"
+    axis.imshow(np.where(flat.is_bare[box], 1.0, np.nan), cmap="gray", vmin=0, vmax=1.6, **view)
+    axis.imshow(values[box], cmap=colours, vmin=limits[0], vmax=limits[1], **view)
+    axis.set(xlabel="medial to lateral [mm]", ylabel=flat.row_name)

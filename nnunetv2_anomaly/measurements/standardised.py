@@ -1,0 +1,89 @@
+"""Values against those of a reference: z-scores, and composite scores of disease activity and cumulative damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.measurements.regions import SUBREGIONS
+
+_KEYS = ["structure", "region", "quantity"]
+#: structure of what is of no single one
+KNEE = "knee"
+#: fewer knees have no standard deviation worth the name
+_LEAST_KNEES = 3
+_DAMAGE, _LESIONS, _EFFUSION = "bare_area", "lesion_volume", "effusion_volume"
+#: composite -> its parts
+COMPOSITES = {"disease_activity": (_LESIONS, _EFFUSION), "cumulative_damage": (_DAMAGE,)}
+
+
+def read_table(file: Path, columns: set[str], what: str) -> pd.DataFrame:
+    """A CSV. Raises: UserError if it cannot be read or lacks one of the columns."""
+    try:
+        table = pd.read_csv(file, dtype={"case": str, "subject": str, "visit": str}, keep_default_na=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as {what} ({error}); expected CSV") from error
+    if missing := sorted(columns - set(table)):
+        raise UserError(f"{file} lacks the column {', '.join(missing)}; expected {what}")
+    return table
+
+
+def read_reference(file: Path) -> pd.DataFrame:
+    """Means and standard deviations by structure, region and quantity.
+
+    Raises: UserError if it cannot be read, lacks a column, has a value twice, or an SD that is not above 0.
+    """
+    table = read_table(file, {*_KEYS, "mean", "sd"}, "a table of structure, region, quantity, mean, sd")
+    if (twice := table.duplicated(_KEYS)).any():
+        raise UserError(f"{file} has {' '.join(map(str, table[twice].iloc[0][_KEYS]))} twice; expected each value once")
+    if not (table["sd"] > 0).all():
+        raise UserError(f"{file} has an sd that is not above 0; expected standard deviations")
+    return table
+
+
+def z_rows(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """A row "z_QUANTITY" for every value of measurements.csv that the reference has."""
+    both = table.merge(reference[[*_KEYS, "mean", "sd"]], on=_KEYS)
+    both["value"] = (both["value"] - both["mean"]) / both["sd"]
+    both["quantity"], both["unit"] = "z_" + both["quantity"], "1"
+    return both[list(table)]
+
+
+def parts_of_composites(table: pd.DataFrame) -> pd.DataFrame:
+    """What composites are made of, one row per case: volume of lesions, mm3, of effusion, mL, and bare area, cm2."""
+    rows = {}
+    for case, own in table.groupby("case", sort=False):
+        values = own[own["region"] == "all"].groupby("quantity")["value"]
+        plates = own[own["region"].isin(list(SUBREGIONS))].groupby("quantity")["value"]
+        sums = {name: of.sum(min_count=1) for name, of in values}
+        areas = {name: of.sum(min_count=1) for name, of in plates}
+        bare = areas.get("tAB", np.nan) - areas.get("cAB", np.nan)
+        rows[case] = {_LESIONS: sums.get(_LESIONS, np.nan), _EFFUSION: sums.get(_EFFUSION, np.nan), _DAMAGE: bare}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[_LESIONS, _EFFUSION, _DAMAGE])
+
+
+def composite_rows(table: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
+    """Disease activity and cumulative damage of each case of measurements.csv (Driban et al., PMC8631200).
+
+    Activity is the sum of the standardised volumes of lesions and of effusion, damage the standardised area of bare
+    bone; each is empty where a part is, with the reason.
+
+    Args: cohort: measurements.csv of the knees that give means and SDs; the table itself or another one.
+    """
+    parts, of_cohort = parts_of_composites(table), parts_of_composites(cohort)
+    means, sds, number = of_cohort.mean(), of_cohort.std(), of_cohort.notna().sum()
+    first = table.groupby("case", sort=False)[["subject", "visit", "side", "method_version"]].first()
+    rows = []
+    for case, own in parts.iterrows():
+        for name, of in COMPOSITES.items():
+            few = [part for part in of if number[part] < _LEAST_KNEES or not sds[part] > 0]
+            lacking = [part for part in of if np.isnan(own[part])]
+            flag = f"no {' and '.join(lacking)}" if lacking else ""
+            flag = flag or (f"the cohort has no spread of {' and '.join(few)}" if few else "")
+            value = np.nan if flag else float(sum((own[part] - means[part]) / sds[part] for part in of))
+            what = {"structure": KNEE, "region": "all", "quantity": name, "value": value, "unit": "1", "flag": flag}
+            rows.append({"case": case, **first.loc[str(case)].to_dict(), **what})
+    return pd.DataFrame(rows, columns=list(table))
