@@ -201,7 +201,7 @@ def bones_of(
         kind = structures.kind(name)
         landmarks, flag, place = None, "", np.zeros(len(indices), np.uint8)
         try:
-            if name in earlier:
+            if name in earlier and earlier[name].landmarks is not None:
                 landmarks = earlier[name].landmarks
             else:
                 landmarks = _landmarks(kind, name, interface, indices, space, structures, side, conventions, lateral)

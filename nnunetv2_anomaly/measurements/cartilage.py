@@ -20,6 +20,8 @@ from nnunetv2_anomaly.measurements.thickness import Plate, measure_plate
 
 #: share of a region's area that is bare, below which cartilage loss has the grade 1 and 2
 _AREA_GRADES = (0.1, 0.75)
+#: share of the covered area on which thickness must be measured, or its mean would be that of the thickest rest
+_LEAST_MEASURED = 0.1
 #: quantity of a plate or subregion -> its unit
 _THICKNESS_UNITS = {
     "tAB": "cm2", "cAB": "cm2", "dAB": "%", "ThCtAB": "mm", "ThCcAB": "mm", "ThCSD": "mm", "moaks_area_grade": "1",
@@ -190,15 +192,15 @@ def _add_thickness(found: Found, name: str, region: str, of: CartilageMap) -> No
     if total:
         values |= {"tAB": total / 100, "cAB": (total - bare) / 100, "dAB": 100 * bare / total}
         values["moaks_area_grade"] = moaks_area_grade(bare / total)
-    if total and there.any():
-        thickness, weights = of.thickness_mm[there], of.plate.cartilage.vertex_areas[of.measured][there]
+    thickness, weights = of.thickness_mm[there], of.plate.cartilage.vertex_areas[of.measured][there]
+    if total and weights.sum() > _LEAST_MEASURED * (total - bare):
         mean = float(np.average(thickness, weights=weights))
         variance = float(np.average((thickness - mean) ** 2, weights=weights))
         values |= {"ThCcAB": mean, "ThCtAB": mean * (1 - bare / total), "ThCSD": math.sqrt(variance)}
     elif bare >= total > 0:
         values["ThCtAB"], flag = 0.0, "denuded"
     elif total:
-        flag = "no thickness could be measured"
+        flag = "thickness could not be measured on most of it"
     for quantity, unit in _THICKNESS_UNITS.items():
         value = values[quantity]
         found.add(name, region, quantity, value, unit, flag if math.isnan(value) else "")

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nnunetv2_anomaly.errors import counted
+from nnunetv2_anomaly.measurements.change_run import Changes
 from nnunetv2_anomaly.measurements.regions import PLACES, SUBREGIONS
 from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
@@ -53,7 +54,9 @@ def case_list(table: pd.DataFrame) -> pd.DataFrame:
     return listed.sort_values([_WORST[0], _WORST[3]], ascending=False, kind="stable")
 
 
-def cohort_page(table: pd.DataFrame, linked: Sequence[str], notes: Sequence[str]) -> str:
+def cohort_page(
+    table: pd.DataFrame, linked: Sequence[str], notes: Sequence[str], changes: Changes | None = None
+) -> str:
     """The page as HTML. Args: table: measurements.csv. linked: cases with a page in reports/. notes: paragraphs."""
     cases = case_list(table)
     rows = [
@@ -81,6 +84,8 @@ def cohort_page(table: pd.DataFrame, linked: Sequence[str], notes: Sequence[str]
             content.append(Picture(figure, f"{label} by region: a point per case, box of quartiles and median"))
     if content:
         sections.append(Section("Distributions by region", content))
+    if changes is not None:
+        sections.append(_change_section(changes))
     sections.append(Section("Summary", [_summary_table(summary(table))]))
     lacking = table[table["flag"] != ""].groupby(["structure", "flag"])["case"].nunique().reset_index()
     if len(lacking):
@@ -88,6 +93,32 @@ def cohort_page(table: pd.DataFrame, linked: Sequence[str], notes: Sequence[str]
         table_of = Table("", ("structure", "why", "cases"), cells, words=2)
         sections.append(Section("What could not be taken", [table_of]))
     return page("Measurements", sections)
+
+
+def _change_section(changes: Changes) -> Section:
+    """Lesions one by one, and values of bones and plates, those beyond their limits first."""
+    words = "Values are taken in the regions of the earlier visit."
+    unjudged = "No limits of agreement were given (--limits), so no change is said to be beyond or within them."
+    content: list[Content] = [words if changes.has_limits else f"{words} {unjudged}"]
+    kinds = changes.lesions.groupby("kind").agg(number=("kind", "size"), change=("change_mm3", "sum")).reset_index()
+    if len(kinds):
+        cells = [
+            [word_cell("", kind), Cell(str(n)), Cell(number(of, 1))] for kind, n, of in kinds.itertuples(index=False)
+        ]
+        content.append(Table("Lesions", ("what became of them", "lesions", "change [mm3]"), cells))
+    shown = changes.values[changes.values["region"].isin(("all", *SUBREGIONS)) & changes.values["change"].notna()]
+    shown = shown.sort_values("verdict", key=lambda of: of != "beyond", kind="stable")
+    cells = [
+        [
+            *(word_cell("", str(row[name])) for name in ("pair", "structure", "region", "quantity", "unit")),
+            *(Cell(number(row[name], 2)) for name in ("before", "after", "change", "change_percent", "limit")),
+            word_cell("", row["verdict"]),
+        ]
+        for row in shown.to_dict("records")
+    ]
+    header = ("pair", "structure", "region", "quantity", "unit", "before", "after", "change", "%", "limit", "")
+    content.append(Table("Bones and plates", header, cells, ["Every region is in change.csv."], words=5))
+    return Section("Change between visits", content)
 
 
 def _summary_table(found: pd.DataFrame) -> Table:

@@ -93,11 +93,9 @@ def _cartilage_traces(name: str, of: CartilageMap, *, first: bool) -> list[dict[
     thickness[known] = of.thickness_mm[nearest[known]]
     bar = {"title": {"text": "thickness [mm]"}, "len": 0.6}
     coloured: dict[str, Any] = {"colorscale": _scale(), "cmin": SCALE_MM[0], "cmax": SCALE_MM[1], "showscale": first}
-    traces = [_trace_of_part(lifted, known, f"cartilage of {name}", thickness, **coloured, colorbar=bar)]
+    traces = _traces_of_part(lifted, known, f"cartilage of {name}", thickness, **coloured, colorbar=bar)
     bare = of.plate.denuded & ~known
-    return traces + (
-        [_trace_of_part(lifted, bare, f"bare part of {name}", None, color=_BARE_COLOUR)] if any(bare) else []
-    )
+    return traces + _traces_of_part(lifted, bare, f"bare part of {name}", None, color=_BARE_COLOUR)
 
 
 def _scale() -> list[list[Any]]:
@@ -106,16 +104,18 @@ def _scale() -> list[list[Any]]:
     return [[float(at), to_hex(colour)] for at, colour in zip(steps, colormaps[COLOURS](steps), strict=True)]
 
 
-def _trace_of_part(
+def _traces_of_part(
     mesh: Mesh, mask: NDArray[np.bool_], name: str, values: NDArray | None, **style: Any
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
+    """The faces of some vertices, as one surface; none where there is no whole face."""
     part = mesh.sub(mask)
-    used = np.unique(mesh.faces[mask[mesh.faces].all(axis=1)])
+    if not len(part.faces):
+        return []
     coarse, cluster = simplified(part, _CARTILAGE_MM)
     if values is not None:
-        number = np.bincount(cluster)
-        style["intensity"] = (np.bincount(cluster, weights=values[used]) / number).astype(np.float32)
-    return _trace(coarse, name, **style)
+        used = np.unique(mesh.faces[mask[mesh.faces].all(axis=1)])
+        style["intensity"] = (np.bincount(cluster, weights=values[used]) / np.bincount(cluster)).astype(np.float32)
+    return [_trace(coarse, name, **style)]
 
 
 def _trace(mesh: Mesh, name: str, **style: Any) -> dict[str, Any]:

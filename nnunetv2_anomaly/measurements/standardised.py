@@ -11,6 +11,8 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.measurements.regions import SUBREGIONS
 
 _KEYS = ["structure", "region", "quantity"]
+#: columns that are no numbers, whatever they look like
+_TEXTS = dict.fromkeys(("case", "subject", "visit", "before", "after"), str)
 #: structure of what is of no single one
 KNEE = "knee"
 #: fewer knees have no standard deviation worth the name
@@ -23,7 +25,7 @@ COMPOSITES = {"disease_activity": (_LESIONS, _EFFUSION), "cumulative_damage": (_
 def read_table(file: Path, columns: set[str], what: str) -> pd.DataFrame:
     """A CSV. Raises: UserError if it cannot be read or lacks one of the columns."""
     try:
-        table = pd.read_csv(file, dtype={"case": str, "subject": str, "visit": str}, keep_default_na=True)
+        table = pd.read_csv(file, dtype=_TEXTS, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as {what} ({error}); expected CSV") from error
     if missing := sorted(columns - set(table)):
@@ -69,16 +71,17 @@ def composite_rows(table: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
     """Disease activity and cumulative damage of each case of measurements.csv (Driban et al., PMC8631200).
 
     Activity is the sum of the standardised volumes of lesions and of effusion, damage the standardised area of bare
-    bone; each is empty where a part is, with the reason.
+    bone; each is empty where a part is, with the reason, and left out where no case has a part.
 
     Args: cohort: measurements.csv of the knees that give means and SDs; the table itself or another one.
     """
     parts, of_cohort = parts_of_composites(table), parts_of_composites(cohort)
     means, sds, number = of_cohort.mean(), of_cohort.std(), of_cohort.notna().sum()
+    known = {name: of for name, of in COMPOSITES.items() if parts[list(of)].notna().any().all()}
     first = table.groupby("case", sort=False)[["subject", "visit", "side", "method_version"]].first()
     rows = []
     for case, own in parts.iterrows():
-        for name, of in COMPOSITES.items():
+        for name, of in known.items():
             few = [part for part in of if number[part] < _LEAST_KNEES or not sds[part] > 0]
             lacking = [part for part in of if np.isnan(own[part])]
             flag = f"no {' and '.join(lacking)}" if lacking else ""

@@ -18,7 +18,7 @@ _RIM_RINGS = 2
 #: normals are means over so many rings of neighbours
 _SMOOTHING = 8
 #: a gap of covered bone that is narrower than twice this is covered for what cartilage should cover, mm
-_CLOSING_MM = 6.0
+_CLOSING_MM = 3.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """``nnUNetv2_anomaly measure``: a folder of segmentations, one tidy table."""
 
 import json
+import re
 import shutil
+import sys
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -32,8 +35,9 @@ def knees(phantoms, tmp_path):
     return shutil.copytree(phantoms, tmp_path / "knees")
 
 
-def measure(folder, output, *words):
-    return main(["measure", "-i", str(folder), "-o", str(output), "-np", "1", *words])
+def measure(folder, output, *words, pictures=False):
+    without = () if pictures else ("--no_reports", "--no_maps")
+    return main(["measure", "-i", str(folder), "-o", str(output), "-np", "1", *without, *words])
 
 
 def manifest(tmp_path, text):
@@ -59,6 +63,100 @@ def test_every_value_has_a_unit_and_what_is_missing_a_flag(knees, tmp_path):
         assert own["volume_mm3"].sum() == pytest.approx(sums[case])
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(knees / f"{case}.nii.gz")))
         assert own["volume_mm3"].sum() == pytest.approx((labels >= 7).sum() * np.prod(SPACING), rel=1e-4)
+
+
+def test_pages_and_maps_of_every_case_need_no_network(knees, tmp_path):
+    odd = "knee <b> & 100%#1"
+    (knees / "left_1.nii.gz").unlink()
+    (knees / "right_2.nii.gz").unlink()
+    text = SIDES.replace("left_1", odd)
+    parameters = draw_phantom(np.random.default_rng(1), side="left", lesion_share=1.0)
+    fine = phantom_image(parameters, size=(96, 96, 64), spacing_mm=(1.45, 1.45, 1.75))  # thickness can be measured
+    sitk.WriteImage(fine, str(knees / f"{odd}.nii.gz"))
+    words = ("--manifest", manifest(tmp_path, text), "--images", str(images_of(knees)))
+    assert measure(knees, tmp_path / "o", *words, pictures=True) == 0
+    pages = {page.stem: page.read_text() for page in (tmp_path / "o" / "reports").glob("*.html")}
+    assert set(pages) == {"right_1", odd}
+    for page in (*pages.values(), (tmp_path / "o" / "report.html").read_text()):
+        assert "<b>" not in page
+        assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert 'src="plotly.min.js"' in pages["right_1"]
+    assert (tmp_path / "o" / "reports" / "plotly.min.js").stat().st_size > 1e6
+    cohort = (tmp_path / "o" / "report.html").read_text()
+    assert f'href="reports/{quote(odd)}.html"' in cohort
+    files = {file.name for file in (tmp_path / "o" / "maps" / odd).iterdir()}
+    assert {"thickness_mm.nii.gz", "tibial_bone_cartilage.vtp", "tibial_bone_thickness_flat.png"} <= files
+    volume = sitk.ReadImage(str(tmp_path / "o" / "maps" / odd / "thickness_mm.nii.gz"))
+    assert volume.GetSize() == (96, 96, 64)
+    lesions = pd.read_csv(tmp_path / "o" / "lesions.csv")
+    np.testing.assert_allclose(lesions["image_mean"], 7)
+    assert set(lesions["case"]) == {"right_1", odd}
+
+
+def images_of(knees):
+    """An image beside each knee: 7 everywhere."""
+    folder = knees.parent / "images"
+    folder.mkdir()
+    for file in knees.glob("*.nii.gz"):
+        image = sitk.ReadImage(str(file))
+        sitk.WriteImage(image * 0 + 7, str(folder / file.name.replace(".nii.gz", "_0000.nii.gz")))
+    return folder
+
+
+def test_only_what_is_asked_for_is_measured(knees, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vtk", None)  # importing it fails
+    words = ("--manifest", manifest(tmp_path, SIDES), "--quantities", "volumes", "lesions")
+    assert measure(knees, tmp_path / "o", *words) == 0
+    quantities = set(pd.read_csv(tmp_path / "o" / "measurements.csv")["quantity"])
+    assert {"volume", "lesion_volume"} <= quantities
+    assert not {"VC", "ThCtAB"} & quantities
+
+
+@pytest.mark.parametrize("missing", ["vtk", "plotly"])
+def test_a_missing_extra_is_named(knees, tmp_path, capsys, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert measure(knees, tmp_path / "o", pictures=True) == 1
+    assert f"{missing} is not installed" in (error := capsys.readouterr().err)
+    assert 'pip install "nnunetv2-anomaly[measure]"' in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_values_are_held_against_a_reference_and_a_cohort(knees, tmp_path):
+    reference = tmp_path / "reference.csv"
+    reference.write_text("structure,region,quantity,mean,sd\nfemoral_bone,all,lesion_volume,100,50\n")
+    words = ("--manifest", manifest(tmp_path, SIDES), "--reference", str(reference))
+    assert measure(knees, tmp_path / "o", *words) == 0
+    table = pd.read_csv(tmp_path / "o" / "measurements.csv").set_index(["case", "structure", "region", "quantity"])
+    for case in ("right_1", "left_1"):
+        value = table.loc[(case, "femoral_bone", "all", "lesion_volume"), "value"]
+        assert table.loc[(case, "femoral_bone", "all", "z_lesion_volume"), "value"] == pytest.approx((value - 100) / 50)
+    assert "disease_activity" not in table.index.get_level_values("quantity")  # no label of effusion
+    damage = table.xs("cumulative_damage", level="quantity")["value"]
+    assert damage.mean() == pytest.approx(0)
+    assert damage.std() == pytest.approx(1)
+    reference.write_text("structure,region,quantity,mean,sd\nfemoral_bone,all,lesion_volume,100,0\n")
+    assert measure(knees, tmp_path / "o2", *words) == 1
+
+
+def test_visits_of_a_knee_are_compared(knees, tmp_path, capsys):
+    shutil.copy(knees / "right_1.nii.gz", knees / "right_2.nii.gz")
+    text = SIDES.replace("right_2,9002,V00", "right_2,9001,V01")
+    words = ("--manifest", manifest(tmp_path, text), "--quantities", "volumes", "lesions", "cartilage")
+    limits = tmp_path / "limits.csv"
+    limits.write_text("quantity,limit\nlesion_volume,10\n")
+    assert measure(knees, tmp_path / "o", *words, "--limits", str(limits)) == 0
+    change = pd.read_csv(tmp_path / "o" / "change.csv")
+    assert set(change["pair"]) == {"right_1--right_2"}  # the left knee has one visit
+    known = change[change["before"].notna() & change["after"].notna()]
+    np.testing.assert_allclose(known["change"], 0, atol=60)
+    judged = change[change["quantity"] == "lesion_volume"]
+    assert set(judged["verdict"].dropna()) == {"within"}
+    matches = pd.read_csv(tmp_path / "o" / "lesion_matches.csv")
+    assert set(matches["kind"]) == {"stable"}
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("before,after\nright_1,left_1\n")
+    assert measure(knees, tmp_path / "o", *words, "--pairs", str(pairs)) == 1
+    assert "expected two visits of one knee" in capsys.readouterr().err
 
 
 def test_it_resumes_and_measures_again_what_has_changed(knees, tmp_path):
@@ -88,7 +186,9 @@ def test_labels_that_a_data_set_lacks_are_not_measured(knees, tmp_path):
         sitk.WriteImage(sitk.ChangeLabel(image, {5.0: 0, 6.0: 0, 7.0: 1, 8.0: 3, 9.0: 0}), str(file))
     assert measure(knees, tmp_path / "o", "--manifest", manifest(tmp_path, SIDES)) == 0
     table = pd.read_csv(tmp_path / "o" / "measurements.csv")
-    assert set(table["structure"]) == {"femoral_bone", "femoral_cartilage", "tibial_bone", "tibial_cartilage"}
+    assert set(table["structure"]) == {
+        "femoral_bone", "femoral_cartilage", "tibial_bone", "tibial_cartilage", "knee"
+    }  # fmt: skip
     assert not table["quantity"].str.startswith("lesion").any()
 
 

@@ -1,0 +1,30 @@
+"""``nnUNetv2_anomaly agreement``: how two readings of the same knees agree, value by value."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "Agreement of two readings that measure has measured: variation, Bland-Altman, ICC, ranks."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    add = parser.add_argument
+    table = "measurements.csv of one reading, or the folder that measure wrote"
+    add("-a", type=Path, required=True, metavar="FILE", help=table)
+    add("-b", type=Path, required=True, metavar="FILE", help="of the other, whose difference from -a is told")
+    add("-o", type=Path, required=True, metavar="FOLDER", help="output")
+    add("--names", nargs=2, default=["first", "second"], metavar="NAME", help="of both in the page")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write agreement.csv and the page. Returns: 0."""
+    from nnunetv2_anomaly.measurements.agreement import write_agreement
+    from nnunetv2_anomaly.measurements.standardised import read_table
+
+    columns = {"case", "structure", "region", "quantity", "unit", "value"}
+    files = (of / "measurements.csv" if of.is_dir() else of for of in (args.a, args.b))
+    first, second = (read_table(file, columns, "a measurements.csv") for file in files)
+    print(f"see {write_agreement(first, second, args.o, tuple(args.names))}")
+    return 0

@@ -1,0 +1,167 @@
+"""Agreement of two readers, or of a reader and a model, over cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from nnunetv2_anomaly.errors import UserError, counted
+from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.reporting.drawing import own_style
+from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
+from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number, word_cell
+
+MARKER = "agreement.json"
+_KEYS = ["structure", "region", "quantity", "unit"]
+#: of 95 % limits of agreement
+_LIMIT = 1.96
+#: figures of the page show as many values, those of most cases first
+_SHOWN = 12
+
+
+def agreement(first: Sequence[float] | NDArray, second: Sequence[float] | NDArray) -> dict[str, float]:
+    """Agreement of two readings of the same cases; a case that one of them lacks (NaN) does not count.
+
+    Returns:
+        n: cases. both_zero: cases with both 0, which the coefficients of variation leave out.
+        cov, rms_cov: mean and root mean square over cases of SD(of the two, ddof 1) / mean; (10, 12) gives 0.1286.
+        bias, sd_difference, limit_low, limit_high: of second less first, in their unit (Bland and Altman 1986).
+        icc_2_1: two-way random effects, absolute agreement, single measurement (Shrout and Fleiss 1979).
+        spearman, spearman_p: of the ranks.
+        What cannot be taken of so few or such cases is NaN.
+    """
+    pairs = np.stack([np.asarray(first, dtype=float), np.asarray(second, dtype=float)], axis=1)
+    pairs = pairs[~np.isnan(pairs).any(axis=1)]
+    count = len(pairs)
+    both_zero = (pairs == 0).all(axis=1)
+    means, sds = pairs[~both_zero].mean(axis=1), pairs[~both_zero].std(axis=1, ddof=1)
+    variation = sds[means > 0] / means[means > 0]
+    differences = pairs[:, 1] - pairs[:, 0]
+    bias = float(differences.mean()) if count else math.nan
+    sd = float(differences.std(ddof=1)) if count > 1 else math.nan
+    varied = count > 2 and (np.ptp(pairs, axis=0) > 0).all()
+    ranks = spearmanr(*pairs.T) if varied else (math.nan, math.nan)
+    return {
+        "n": count,
+        "both_zero": int(both_zero.sum()),
+        "cov": float(variation.mean()) if len(variation) else math.nan,
+        "rms_cov": float(np.sqrt((variation**2).mean())) if len(variation) else math.nan,
+        "bias": bias,
+        "sd_difference": sd,
+        "limit_low": bias - _LIMIT * sd,
+        "limit_high": bias + _LIMIT * sd,
+        "icc_2_1": icc_2_1(pairs),
+        "spearman": float(ranks[0]),
+        "spearman_p": float(ranks[1]),
+    }
+
+
+def icc_2_1(readings: NDArray[np.float64]) -> float:
+    """Intraclass correlation, two-way random effects, absolute agreement, single measurement (Shrout and Fleiss 1979).
+
+    Args: readings: (cases, readers). Returns: NaN for fewer than two cases, or where nothing varies.
+    """
+    cases, readers = readings.shape
+    if cases < 2:
+        return math.nan
+    mean = readings.mean()
+    of_cases = readers * ((readings.mean(axis=1) - mean) ** 2).sum() / (cases - 1)
+    of_readers = cases * ((readings.mean(axis=0) - mean) ** 2).sum() / (readers - 1)
+    rest = readings - readings.mean(axis=1, keepdims=True) - readings.mean(axis=0) + mean
+    error = (rest**2).sum() / ((cases - 1) * (readers - 1))
+    whole = of_cases + (readers - 1) * error + readers * (of_readers - error) / cases
+    return float((of_cases - error) / whole) if whole > 0 else math.nan
+
+
+def agreement_table(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of every value that both tables have, over the cases of both. Args: two measurements.csv."""
+    rows = [
+        {
+            **dict(zip(_KEYS, key, strict=True)),
+            **agreement(own["value_first"].to_numpy(), own["value_second"].to_numpy()),
+        }
+        for key, own in paired(first, second).groupby(_KEYS, sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """A row for each value of each case that both tables have: value_first, value_second."""
+    columns = ["case", *_KEYS, "value"]
+    return first[columns].merge(second[columns], on=["case", *_KEYS], suffixes=("_first", "_second"))
+
+
+def write_agreement(first: pd.DataFrame, second: pd.DataFrame, output: Path, names: tuple[str, str]) -> Path:
+    """Write agreement.csv and report.html, which is returned.
+
+    Args: first, second: measurements.csv of both readings. names: of the readings.
+    Raises: UserError if they share no value of a case, or the folder holds something else or cannot be written to.
+    """
+    both = paired(first, second)
+    if both[["value_first", "value_second"]].notna().all(axis=1).sum() == 0:
+        cases = " and ".join(counted(table["case"].nunique(), "case") for table in (first, second))
+        raise UserError(f"{names[0]} and {names[1]} have no value of the same case ({cases}); expected the same cases")
+    table = agreement_table(first, second)
+    with write_failures_as_user_errors(output):
+        take_output_folder(output, MARKER, "agreement")
+        write_text(output / MARKER, "{}")
+        write_text(output / "agreement.csv", csv_text(table))
+        report = output / "report.html"
+        write_text(report, _page(both, table, names))
+    return report
+
+
+def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> str:
+    digits: dict[str, int] = {"n": 0, "both_zero": 0, "cov": 4, "rms_cov": 4, "spearman_p": 4}
+    columns = [str(name) for name in table if name not in _KEYS]
+    rows = [
+        [
+            *(word_cell(name, str(row[name])) for name in _KEYS),
+            *(Cell(number(row[name], digits.get(name, 3))) for name in columns),
+        ]
+        for row in table.to_dict("records")
+    ]
+    shown = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
+    whole = shown[shown["region"].isin(("all", "MT", "LT", "MF", "LF", "P"))]
+    content: list[Content] = []
+    for row in (whole if len(whole) else shown).head(_SHOWN).to_dict("records"):
+        own = both[(both[_KEYS] == pd.Series({key: row[key] for key in _KEYS})).all(axis=1)]
+        title = f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]".replace("_", " ")
+        figure = _figure(own, row, title, names)
+        content.append(Picture(figure, f"{title}: difference of both readings against their mean"))
+    words = f"{names[1]} less {names[0]}; lines: bias and 95 % limits of agreement."
+    sections = [Section("Bland-Altman plots", [words, *content])] if content else []
+    notes = ["cov: mean over cases of the standard deviation of both readings by their mean; rms_cov: its RMS form."]
+    return page("Agreement", [*sections, Section("All values", [Table("", (*_KEYS, *columns), rows, notes, words=4)])])
+
+
+@own_style
+def _figure(own: pd.DataFrame, row: Mapping[Any, Any], title: str, names: tuple[str, str]) -> Figure:
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title, fontsize=10)
+    values = own[["value_first", "value_second"]].dropna().to_numpy()
+    left.plot(values[:, 0], values[:, 1], ".", color="#1f5a94")
+    ends = [values.min(), values.max()]
+    left.plot(ends, ends, color="0.5", linewidth=0.8)
+    left.set(xlabel=names[0], ylabel=names[1])
+    bland_altman(right, values, row["bias"], (row["limit_low"], row["limit_high"]))
+    return figure
+
+
+def bland_altman(axis: Axes, values: NDArray[np.float64], bias: float, limits: tuple[float, float]) -> None:
+    """Draw the differences of readings, (cases, 2), against their means, with bias and limits of agreement."""
+    axis.plot(values.mean(axis=1), values[:, 1] - values[:, 0], ".", color="#1f5a94")
+    axis.axhline(bias, color="0.1", linewidth=1)
+    for limit in limits:
+        axis.axhline(limit, color="0.1", linewidth=0.8, linestyle="--")
+    axis.set(xlabel="mean of both", ylabel="difference")

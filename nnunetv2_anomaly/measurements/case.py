@@ -1,0 +1,221 @@
+"""One segmentation of a folder: its values, kept beside the output, and its pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.conversion.side import side_from_labels
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, files_beside, image_beside
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, write_map
+from nnunetv2_anomaly.measurements.bones import Earlier, Found, Structures
+from nnunetv2_anomaly.measurements.case_report import case_page
+from nnunetv2_anomaly.measurements.knee import measure_knee
+from nnunetv2_anomaly.measurements.maps import flat_figure, flattened, thickness_volume, write_flat, write_surface
+from nnunetv2_anomaly.measurements.regions import Conventions
+from nnunetv2_anomaly.records import fingerprint, load_record, save_record
+from nnunetv2_anomaly.reporting.drawing import save_figure
+
+#: raised when a number would come out otherwise than before
+METHOD_VERSION = 2
+#: what can be measured -> the quantities that belong to it
+QUANTITIES: Mapping[str, tuple[str, ...]] = {
+    "volumes": ("volume", "effusion_volume", "registration_residual"),
+    "lesions": ("lesion_count", "lesion_volume", "lesion_percent", "moaks_size_grade"),
+    "cartilage": ("VC",),
+    "thickness": ("tAB", "cAB", "dAB", "ThCtAB", "ThCcAB", "ThCSD", "moaks_area_grade"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the numbers depend on, beside the labels."""
+
+    side: str | None = None  # of all cases; None: each one's own
+    min_lesion_mm3: float = 0.0
+    kissing_mm: float = 10.0
+    quantities: tuple[str, ...] = ("volumes", "lesions", "cartilage")  # of QUANTITIES; thickness needs vtk
+    conventions: Conventions = field(default_factory=Conventions)
+
+    @property
+    def thickness(self) -> bool:
+        """Whether surfaces are made."""
+        return "thickness" in self.quantities
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What goes with the labels: images and anomaly maps of the cases, and whether reports and maps are written."""
+
+    images: Path | None = None
+    anomaly_maps: Path | None = None
+    reports: bool = False  # which need vtk and plotly
+    maps: bool = False  # which need vtk
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """The work of one process."""
+
+    case: str
+    source: Path
+    output: Path
+    dataset: DatasetDescription
+    options: Options
+    beside: Beside
+    known: Mapping[str, str]  # of the manifest: subject, visit, side
+
+
+def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
+    """Rows of measurements.csv and of lesions.csv: measured, or from the case's record.
+
+    Returns: "rows", "lesions" -> rows. Raises: UserError for a segmentation that cannot be read, or of two sides.
+    """
+    options = {**dataclasses.asdict(task.options), "known": dict(task.known), "method": METHOD_VERSION}
+    labels = {name: list(values) for name, values in task.dataset.labels.items()}
+    wanted = {"reports": task.beside.reports, "maps": task.beside.maps}
+    others = [
+        file
+        for folder, kind in ((task.beside.images, IMAGE), (task.beside.anomaly_maps, ERROR_IMAGE))
+        if folder is not None
+        for file in files_beside(folder, task.case, kind, task.dataset.file_ending)
+    ]
+    state = fingerprint(
+        [task.source, *others], {**options, **wanted, "labels": labels, "roles": task.dataset.said_roles}
+    )
+    record = task.output / "cases" / f"{task.case}.json"
+    kept = load_record(record, state)
+    if kept is not None:
+        return {"rows": kept["rows"], "lesions": kept["lesions"]}
+    files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
+    segmentation = files.read(task.source)
+    side, found = measured(segmentation, task.case, task.dataset, task.options, task.known)
+    found.rows = wanted_rows(found.rows, task.options)
+    image, anomaly = (
+        image_beside(folder, task.case, kind, segmentation, files)
+        for folder, kind in ((task.beside.images, IMAGE), (task.beside.anomaly_maps, ERROR_IMAGE))
+    )
+    _add_intensities(found, image, anomaly)
+    _write_pictures(task, segmentation, side, found, image)
+    head = {"case": task.case, "subject": task.known.get("subject", ""), "visit": task.known.get("visit", "")}
+    head["side"] = side or ""
+    rows = [{**head, **row, "method_version": METHOD_VERSION} for row in found.rows]
+    lesions = [{**head, **row} for row in found.lesions] if "lesions" in task.options.quantities else []
+    save_record(record, state, {"rows": rows, "lesions": lesions})
+    return {"rows": rows, "lesions": lesions}
+
+
+def wanted_rows(rows: Sequence[dict[str, Any]], options: Options) -> list[dict[str, Any]]:
+    """Those of the quantities that are asked for."""
+    wanted = {name for group in options.quantities for name in QUANTITIES[group]}
+    return [row for row in rows if row["quantity"] in wanted]
+
+
+def measured(
+    segmentation: Segmentation,
+    case: str,
+    dataset: DatasetDescription,
+    options: Options,
+    known: Mapping[str, str],
+    earlier: Mapping[str, Earlier] = MappingProxyType({}),
+) -> tuple[str | None, Found]:
+    """Side and values of one segmentation. Raises: UserError as ``_pose`` and ``_side``."""
+    side = _side(case, dataset, options, known, segmentation)
+    return side, measure_knee(
+        segmentation.voxels,
+        *_pose(segmentation),
+        Structures.of(dataset.labels, dataset.roles),
+        side,
+        conventions=options.conventions,
+        min_lesion_mm3=options.min_lesion_mm3,
+        kissing_mm=options.kissing_mm,
+        thickness=options.thickness,
+        earlier=earlier,
+    )
+
+
+def _add_intensities(found: Found, image: NDArray | None, anomaly: NDArray | None) -> None:
+    """Means in each lesion: of the image and of the bone around it, and of the anomaly map."""
+    for row, indices in zip(found.lesions, found.lesion_indices, strict=True):
+        own = tuple(indices.T)
+        if image is not None:
+            bone = found.bones[row["bone"]]
+            healthy = image[tuple(bone.indices[~bone.is_lesion].T)]
+            row["image_mean"] = float(image[own].mean())
+            row["image_mean_of_bone"] = float(healthy.mean()) if len(healthy) else math.nan
+        if anomaly is not None:
+            row |= {"anomaly_mean": float(anomaly[own].mean()), "anomaly_max": float(anomaly[own].max())}
+
+
+def _write_pictures(
+    task: CaseTask, segmentation: Segmentation, side: str | None, found: Found, image: NDArray | None
+) -> None:
+    measured_maps = {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
+    if not (task.beside.maps or task.beside.reports):
+        return
+    flat = {bone: flattened([of])[0] for bone, of in measured_maps.items()}
+    if task.beside.maps and measured_maps:
+        folder = task.output / "maps" / task.case
+        folder.mkdir(parents=True, exist_ok=True)
+        volume = thickness_volume(list(measured_maps.values()), segmentation.voxels.shape)
+        write_map(volume, segmentation, folder / "thickness_mm.nii.gz")
+        for bone, of in measured_maps.items():
+            stem = re.sub(r"[^\w.-]", "_", bone)
+            write_surface(of, folder / f"{stem}_cartilage.vtp")
+            write_flat(flat[bone], folder / f"{stem}_thickness_flat.nii.gz")
+            save_figure(flat_figure([(bone.replace("_", " "), flat[bone])]), folder / f"{stem}_thickness_flat.png")
+    if task.beside.reports:
+        html = case_page(
+            task.case,
+            side,
+            found,
+            flat,
+            segmentation.voxels,
+            image,
+            segmentation.spacing_mm,
+            task.dataset.single_values,
+        )
+        write_text(task.output / "reports" / f"{task.case}.html", html)
+
+
+def _pose(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
+    """Origin and steps of the voxels' axes in ITK's world, to the patient's left, posterior, superior.
+
+    Raises: UserError for a picture, or a file without a pose.
+    """
+    if segmentation.voxels.ndim != 3:
+        raise UserError(f"{segmentation.path} has {segmentation.voxels.ndim} axes; expected a volume")
+    if segmentation.grid is not None:
+        grid = segmentation.grid.oriented()
+        return grid.origin_mm, grid.steps_mm()[:, ::-1]
+    if segmentation.affine is not None:  # nibabel's world is to the right and anterior
+        turned = np.diag([-1.0, -1.0, 1.0, 1.0]) @ segmentation.affine
+        return tuple(turned[:3, 3].tolist()), turned[:3, :3][:, ::-1]
+    raise UserError(f"{segmentation.path} says nothing of how its axes lie; expected NIfTI, NRRD or MetaImage")
+
+
+def _side(
+    case: str, dataset: DatasetDescription, options: Options, known: Mapping[str, str], segmentation: Segmentation
+) -> str | None:
+    """The side of a case: as given, and by its anatomy. Raises: UserError if two of them conflict."""
+    names = {name: values[0] for name, values in dataset.labels.items() if len(values) == 1}
+    evidence = side_from_labels(segmentation.voxels, segmentation.spacing_mm, names)
+    said = {"--side": options.side, "the manifest": known.get("side") or None}
+    said["the shape of bones and cartilages"] = evidence.side
+    given = {by: side for by, side in said.items() if side}
+    if len(set(given.values())) > 1:
+        words = ", ".join(f"{side} by {by}" for by, side in given.items())
+        raise UserError(f"the side of {case} is {words}; expected one, so correct the one that is wrong")
+    return next(iter(given.values()), None)
