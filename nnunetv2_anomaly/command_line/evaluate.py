@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ignore_extra", action="store_true", help="leave predictions without a reference alone")
     add("--without_probabilities", action="store_true", help="do not read softmax outputs for the lesions' ROC")
     add("--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report")
+    surfaces = "signed surface distances, and maps of the differences of cartilage thickness, which need vtk"
+    add("--surfaces", action="store_true", help=surfaces)
     error_images = "error images, CASE_error.nii.gz, as anomaly_maps writes them, for the pictures"
     add("--error_images", type=Path, metavar="FOLDER", help=error_images)
     add_clean_up_arguments(parser)
@@ -58,13 +60,17 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
     from nnunetv2_anomaly.evaluation.pairing import find_pairs, named_folders
     from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
+    from nnunetv2_anomaly.evaluation.surfaces import evaluate_surfaces
     from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, check_beside
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.images.label_maps import note_of_floats
     from nnunetv2_anomaly.images.segmentations import chosen_reader
+    from nnunetv2_anomaly.measurements.meshes import load_vtk
     from nnunetv2_anomaly.parallel import chosen_processes
 
     num_processes = chosen_processes(args.np)
+    if args.surfaces:
+        load_vtk()
     if args.subjects is None and (args.group_by != KL_COLUMN or args.group_limit is not None):
         raise UserError("--group_by and --group_limit are of a table; give it with --subjects")
     folders = named_folders(args.pred)
@@ -105,10 +111,16 @@ def run(args: argparse.Namespace) -> int:
     for note in clean_up.without_effect(evaluation.cases):
         notes.append(f"{note}.")
         print(f"WARNING: {note}")
+    sections, failed = [], ""
+    if args.surfaces:
+        section, failed = evaluate_surfaces(pairs, settings.dataset, args.o, num_processes)
+        sections.append(section)
     report = write_evaluation(
         args.o, evaluation, pairs, settings, arguments,
-        images=args.images, error_images=args.error_images, notes=notes,
+        images=args.images, error_images=args.error_images, notes=notes, more_sections=sections,
     )  # fmt: skip
+    if failed:
+        raise UserError(failed)
     counts = f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}"
     print(f"{counts}; tables, figures and {report}")
     return 0

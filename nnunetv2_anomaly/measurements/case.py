@@ -131,11 +131,11 @@ def measured(
     known: Mapping[str, str],
     earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> tuple[str | None, Found]:
-    """Side and values of one segmentation. Raises: UserError as ``_pose`` and ``_side``."""
+    """Side and values of one segmentation. Raises: UserError as ``pose_of`` and ``_side``."""
     side = _side(case, dataset, options, known, segmentation)
     return side, measure_knee(
         segmentation.voxels,
-        *_pose(segmentation),
+        *pose_of(segmentation),
         Structures.of(dataset.labels, dataset.roles),
         side,
         conventions=options.conventions,
@@ -190,7 +190,7 @@ def _write_pictures(
         write_text(task.output / "reports" / f"{task.case}.html", html)
 
 
-def _pose(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
+def pose_of(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
     """Origin and steps of the voxels' axes in ITK's world, to the patient's left, posterior, superior.
 
     Raises: UserError for a picture, or a file without a pose.
@@ -206,14 +206,18 @@ def _pose(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
     raise UserError(f"{segmentation.path} says nothing of how its axes lie; expected NIfTI, NRRD or MetaImage")
 
 
+def side_of_labels(segmentation: Segmentation, dataset: DatasetDescription) -> str | None:
+    """The side that the shape of bones and cartilages shows; None where it shows none."""
+    names = {name: values[0] for name, values in dataset.labels.items() if len(values) == 1}
+    return side_from_labels(segmentation.voxels, segmentation.spacing_mm, names).side
+
+
 def _side(
     case: str, dataset: DatasetDescription, options: Options, known: Mapping[str, str], segmentation: Segmentation
 ) -> str | None:
     """The side of a case: as given, and by its anatomy. Raises: UserError if two of them conflict."""
-    names = {name: values[0] for name, values in dataset.labels.items() if len(values) == 1}
-    evidence = side_from_labels(segmentation.voxels, segmentation.spacing_mm, names)
     said = {"--side": options.side, "the manifest": known.get("side") or None}
-    said["the shape of bones and cartilages"] = evidence.side
+    said["the shape of bones and cartilages"] = side_of_labels(segmentation, dataset)
     given = {by: side for by, side in said.items() if side}
     if len(set(given.values())) > 1:
         words = ", ".join(f"{side} by {by}" for by, side in given.items())

@@ -15,12 +15,15 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from places import REAL_MAPS
+from scipy import ndimage
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.evaluation import case as evaluation_case
 from nnunetv2_anomaly.evaluation import pictures, report, run, statistics
+from nnunetv2_anomaly.evaluation import surfaces as evaluation_surfaces
 from nnunetv2_anomaly.evaluation.run import load_evaluation
 from nnunetv2_anomaly.labels import LABELS
+from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image
 
 SPACING = (1.0, 1.0, 2.0)  # SimpleITK's order: x, y, z
 CASES = ("9001104_a", "9002430_b", "9002817_c", "9003430_d")
@@ -189,6 +192,35 @@ def test_names_like_formulas_are_none_in_the_tables_and_come_back(folders):
     assert evaluate(folders, models=("=good",)) == 0
     assert set(table(folders, "cases")["model"]) == {"'=good"}
     assert set(load_evaluation(folders / "out").cases["model"]) == {"=good"}
+
+
+def test_surfaces_say_which_way_a_prediction_errs(folders, monkeypatch):
+    """The larger model's bones reach a voxel of 1 mm further at the front, and its cartilage is as much thicker."""
+    parameters = draw_phantom(np.random.default_rng(0), side="right", lesion_share=0)
+    image = phantom_image(parameters, size=(96, 96, 64), spacing_mm=(1.45, 1.45, 1.75))
+    labels = sitk.GetArrayFromImage(image)
+    thicker = labels.copy()
+    grown = ndimage.binary_dilation(labels == LABELS["tibial_cartilage"])
+    thicker[grown & (labels == 0)] = LABELS["tibial_cartilage"]
+    for folder, voxels in (("ref", labels), ("good", labels), ("bad", thicker)):
+        for file in (folders / folder).glob("*.nii.gz"):
+            file.unlink()
+        made = sitk.GetImageFromArray(voxels)
+        made.CopyInformation(image)
+        sitk.WriteImage(made, str(folders / folder / "a.nii.gz"))
+    assert evaluate(folders, "--surfaces") == 0
+    surfaces = pd.read_csv(folders / "out" / "surfaces" / "surfaces.csv").set_index(["model", "label"])
+    assert surfaces.loc[("good", "tibial_cartilage"), "signed_surface_distance_mean_mm"] == pytest.approx(0, abs=1e-6)
+    assert surfaces.loc[("bad", "tibial_cartilage"), "signed_surface_distance_mean_mm"] > 0.4
+    assert surfaces.loc[("bad", "femoral_bone"), "ahd_voxel_mm"] == 0
+    thickness = pd.read_csv(folders / "out" / "surfaces" / "thickness_differences.csv").set_index(["model", "bone"])
+    assert thickness.loc[("good", "tibial_bone"), "thickness_difference_mean_mm"] == 0
+    assert thickness.loc[("bad", "tibial_bone"), "thickness_difference_mean_mm"] > 0.4
+    assert thickness.loc[("good", "femoral_bone"), "coverage"] == 1
+    assert (folders / "out" / "surfaces" / "bad" / "a.png").is_file()
+    assert "Surfaces" in (folders / "out" / "report.html").read_text()
+    monkeypatch.setattr(evaluation_surfaces, "measure_knee", None)  # a second run measures nothing
+    assert evaluate(folders, "--surfaces") == 0
 
 
 def test_second_run_measures_only_what_changed(folders, monkeypatch):

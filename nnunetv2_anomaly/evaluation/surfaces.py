@@ -1,0 +1,148 @@
+"""Signed surface distances, and differences of cartilage thickness, of predictions and references."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nnunetv2_anomaly.evaluation.case import read_known
+from nnunetv2_anomaly.evaluation.pairing import Pairs
+from nnunetv2_anomaly.files import write_text
+from nnunetv2_anomaly.images.dataset_description import DatasetDescription
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
+from nnunetv2_anomaly.measurements.bones import Structures
+from nnunetv2_anomaly.measurements.cartilage import CartilageMap
+from nnunetv2_anomaly.measurements.case import pose_of, side_of_labels
+from nnunetv2_anomaly.measurements.knee import measure_knee
+from nnunetv2_anomaly.measurements.maps import Difference, FlatMap, difference, flattened, show_flat
+from nnunetv2_anomaly.measurements.signed_surface import SIGNED_METRICS, signed_surface
+from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.records import fingerprint, load_record, save_record
+from nnunetv2_anomaly.reporting.drawing import own_style, save_figure
+from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number, word_cell
+
+_THICKNESS = ("coverage", "thickness_difference_mean_mm", "thickness_difference_sd_mm")
+#: of the colour scale of differences, mm
+_LIMIT_MM = 1.5
+
+
+@dataclass(frozen=True)
+class _SurfaceTask:
+    case: str
+    reference: Path
+    model: str
+    prediction: Path
+    dataset: DatasetDescription
+    output: Path
+
+
+def evaluate_surfaces(
+    pairs: Pairs, dataset: DatasetDescription, output: Path, num_processes: int
+) -> tuple[Section, str]:
+    """Measure every prediction as it is, and write its folder surfaces.
+
+    It gets surfaces.csv, thickness_differences.csv and, of every case, MODEL/CASE.json and CASE.png.
+
+    Args: output: of the evaluation.
+    Returns: a section for its report, and a sentence that lists the cases that could not be measured.
+    """
+    found: dict[str, list[dict[str, Any]]] = {"surfaces": [], "thickness_differences": []}
+    failures = []
+    for model in pairs.models:
+        tasks = [
+            _SurfaceTask(case, reference, model.name, model.files[case], dataset, output)
+            for case, reference in pairs.references.items()
+        ]
+        of_cases, failed = run_cases(_measure, tasks, num_processes, f"surfaces of {model.name}", "measured")
+        failures += [failed] if failed else []
+        for kind, rows in found.items():
+            rows += [row for case in sorted(of_cases) for row in of_cases[case][kind]]
+    columns: dict[str, tuple[str, ...]] = {
+        "surfaces": ("case", "model", "label", *SIGNED_METRICS),
+        "thickness_differences": ("case", "model", "bone", *_THICKNESS),
+    }
+    tables = {kind: pd.DataFrame(rows, columns=list(columns[kind])) for kind, rows in found.items()}
+    (output / "surfaces").mkdir(exist_ok=True)
+    for kind, table in tables.items():
+        write_text(output / "surfaces" / f"{kind}.csv", csv_text(table))
+    content = [
+        _summary("Surface distances, mean and SD over cases", tables["surfaces"], "label", SIGNED_METRICS),
+        _summary("Cartilage thickness, prediction less reference", tables["thickness_differences"], "bone", _THICKNESS),
+    ]
+    words = "Predictions as they are. Signed distances are above 0 where a prediction reaches outside its reference."
+    return Section("Surfaces", [words, *(table for table in content if table.rows)]), "\n".join(failures)
+
+
+def _summary(title: str, table: pd.DataFrame, of: str, metrics: Sequence[str]) -> Table:
+    rows = []
+    for (name, model), own in table.groupby([of, "model"], sort=False):
+        numbers = [(number(own[metric].mean(), 3), number(own[metric].std(), 3)) for metric in metrics]
+        cells = [Cell(mean, beneath=f"SD {sd}") for mean, sd in numbers]
+        rows.append([word_cell(of, str(name)), word_cell("model", str(model)), *cells])
+    header = (of, "model", *(metric.replace("_", " ") for metric in metrics))
+    return Table(title, header, rows, words=2, grouped=1)
+
+
+def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
+    state = fingerprint([task.reference, task.prediction], {"dataset": dataclasses.asdict(task.dataset)})
+    record = task.output / "surfaces" / task.model / f"{task.case}.json"
+    if (kept := load_record(record, state)) is not None:
+        return {"surfaces": kept["surfaces"], "thickness_differences": kept["thickness_differences"]}
+    files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
+    reference, prediction = (read_known(files, file, task.dataset) for file in (task.reference, task.prediction))
+    head = {"case": task.case, "model": task.model}
+    surfaces = []
+    for name, values in task.dataset.labels.items():
+        of_reference, of_prediction = (np.isin(of.voxels, values) for of in (reference, prediction))
+        if of_reference.any():
+            metrics = signed_surface(of_reference, of_prediction, reference.spacing_mm)
+            surfaces.append({**head, "label": name, **metrics})
+    differences: list[dict[str, Any]] = []
+    maps: list[tuple[str, FlatMap, Difference]] = []
+    of_both = [cartilage_maps(of, task.dataset) for of in (reference, prediction)]
+    for bone in sorted(of_both[0].keys() & of_both[1].keys()):
+        flat = flattened([of[bone] for of in of_both])
+        found = difference(flat[1], flat[0])
+        maps.append((bone, flat[0], found))
+        numbers = zip(_THICKNESS, (found.coverage, found.mean_mm, found.sd_mm), strict=True)
+        differences.append({**head, "bone": bone, **dict(numbers)})
+    if maps:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(_figure(task.case, maps), record.with_suffix(".png"))
+    rows = {"surfaces": surfaces, "thickness_differences": differences}
+    save_record(record, state, rows)
+    return rows
+
+
+def cartilage_maps(segmentation: Segmentation, dataset: DatasetDescription) -> dict[str, CartilageMap]:
+    """Bone -> thickness of its cartilage, where it could be measured; of unknown side it is taken as a right knee."""
+    structures = Structures.of(dataset.labels, dataset.roles)
+    if not structures.cartilages:
+        return {}
+    side = side_of_labels(segmentation, dataset) or "right"
+    found = measure_knee(segmentation.voxels, *pose_of(segmentation), structures, side, thickness=True)
+    return {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
+
+
+@own_style
+def _figure(title: str, maps: Sequence[tuple[str, FlatMap, Difference]]) -> Figure:
+    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.8), layout="constrained")
+    figure.suptitle(title.replace("$", r"\$"))
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axis, (bone, flat, of) in zip(axes, maps, strict=True):
+        bare = dataclasses.replace(flat, is_bare=np.zeros_like(flat.is_bare))
+        show_flat(axis, bare, of.values_mm, "RdBu_r", (-_LIMIT_MM, _LIMIT_MM))
+        mean = f"{number(of.mean_mm, 2)} mm on {number(100 * of.coverage, 0)} %"
+        axis.set_title(f"{bone.replace('_', ' ')}: {mean}", fontsize=10)
+    drawn = [axis.images[-1] for axis in axes if axis.images]
+    if drawn:
+        figure.colorbar(drawn[-1], ax=list(axes), label="prediction less reference [mm]", fraction=0.03)
+    return figure

@@ -1,0 +1,51 @@
+"""How far a label's surface lies outside that of another map, and the average Hausdorff distance of their voxels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.meshes import signed_distances, surface_of
+from nnunetv2_anomaly.measurements.surface import checked_spacing
+
+#: of a label, in this order
+SIGNED_METRICS = (
+    "signed_surface_distance_mean_mm", "signed_surface_distance_sd_mm", "absolute_surface_distance_mean_mm",
+    "ahd_voxel_mm",
+)  # fmt: skip
+
+
+def signed_surface(
+    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing_mm: Sequence[float]
+) -> dict[str, float]:
+    """``SIGNED_METRICS`` of one label.
+
+    Signed distances are those of the vertices of the prediction's surface from the reference's, above 0 where the
+    prediction reaches outside: their mean, standard deviation, and the mean of their absolute values. ahd_voxel_mm is
+    the mean of both directions' mean distance of a voxel of one set from the nearest of the other, 0 for those in it.
+
+    Args: reference, prediction: (Z, Y, X). spacing_mm: distance of voxels along each axis.
+    Returns: NaN where one of the masks is empty.
+    Raises: ValueError for different shapes, or another number of spacings.
+    """
+    spacing = np.array(checked_spacing(reference, prediction, spacing_mm))
+    if not (reference.any() and prediction.any()):
+        return dict.fromkeys(SIGNED_METRICS, math.nan)
+    (box,) = ndimage.find_objects((reference | prediction).view(np.uint8))
+    masks = [mask[box] for mask in (reference, prediction)]
+    space = Space(np.zeros(3), np.diag(spacing))
+    surfaces = [surface_of(mask, space) for mask in masks]
+    assert surfaces[0] is not None
+    assert surfaces[1] is not None
+    signed = signed_distances(surfaces[1], surfaces[0])
+    directed = [
+        float(ndimage.distance_transform_edt(~other, sampling=spacing)[mask].mean())
+        for mask, other in (masks, masks[::-1])
+    ]
+    values = float(signed.mean()), float(signed.std()), float(np.abs(signed).mean()), sum(directed) / 2
+    return dict(zip(SIGNED_METRICS, values, strict=True))

@@ -1,0 +1,48 @@
+"""Signed distances of spheres, and average Hausdorff distances by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from nnunetv2_anomaly.measurements.signed_surface import SIGNED_METRICS, signed_surface
+
+
+def sphere(radius_mm, spacing, size_mm=26.0):
+    axes = [np.arange(0, size_mm, step) - size_mm / 2 for step in spacing]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    return z**2 + y**2 + x**2 <= radius_mm**2
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.5, 0.5), (0.36, 0.7, 0.36)])
+def test_a_larger_sphere_lies_outside_by_the_difference_of_the_radii(spacing):
+    small, large = sphere(10, spacing), sphere(11, spacing)
+    outside = signed_surface(small, large, spacing)
+    assert outside["signed_surface_distance_mean_mm"] == pytest.approx(1.0, abs=0.03)
+    assert outside["absolute_surface_distance_mean_mm"] == pytest.approx(1.0, abs=0.03)
+    assert outside["signed_surface_distance_sd_mm"] < 0.1
+    inside = signed_surface(large, small, spacing)
+    assert inside["signed_surface_distance_mean_mm"] == pytest.approx(-1.0, abs=0.03)
+    assert inside["ahd_voxel_mm"] == pytest.approx(outside["ahd_voxel_mm"])
+
+
+def test_axes_in_another_order_change_nothing():
+    spacing = (0.4, 0.6, 0.9)
+    masks = [sphere(8, spacing), sphere(9.5, spacing)]
+    expected = signed_surface(*masks, spacing)
+    found = signed_surface(*(mask.transpose(2, 0, 1)[::-1] for mask in masks), (0.9, 0.4, 0.6))
+    for name in SIGNED_METRICS:
+        assert found[name] == pytest.approx(expected[name], abs=0.01)
+
+
+def test_average_hausdorff_of_voxels_by_hand():
+    first, second = np.zeros((1, 1, 6), bool), np.zeros((1, 1, 6), bool)
+    first[0, 0, :2], second[0, 0, 1:4] = True, True
+    # From the first: 1, 0 voxels; from the second: 0, 1, 2; of 3 mm each.
+    assert signed_surface(first, second, (1, 1, 3))["ahd_voxel_mm"] == pytest.approx(3 * (0.5 + 1) / 2)
+
+
+def test_an_empty_mask_has_no_distance():
+    full = sphere(8, (1, 1, 1))
+    for masks in ((full, full & False), (full & False, full)):
+        assert all(math.isnan(value) for value in signed_surface(*masks, (1, 1, 1)).values())
