@@ -132,6 +132,8 @@ class Bone:
     kind: str | None
     space: Space  # of the indices
     indices: NDArray[np.intp]  # (N, 3) of its voxels, lesions included
+    start: NDArray[np.intp]  # (3,), of a box around them
+    shape: tuple[int, ...]  # of the box
     is_lesion: NDArray[np.bool_]  # (N,)
     interface: Interface
     place: NDArray[np.uint8]  # (N,), 0 where there are no places, from 1 as in ``PLACES``, 255 for the shaft
@@ -141,10 +143,9 @@ class Bone:
     @cached_property
     def mask(self) -> tuple[NDArray[np.bool_], Space]:
         """Its voxels, lesions included, in their box, (Z, Y, X), and where that lies."""
-        low = self.indices.min(axis=0)
-        filled = np.zeros(self.indices.max(axis=0) + 1 - low, bool)
-        filled[tuple((self.indices - low).T)] = True
-        return filled, self.space.part(low)
+        filled = np.zeros(self.shape, bool)
+        filled[tuple((self.indices - self.start).T)] = True
+        return filled, self.space.part(self.start)
 
     @cached_property
     def regions(self) -> dict[str, NDArray[np.bool_]]:
@@ -210,7 +211,7 @@ def bones_of(
             flag = str(error)
         if kind == FEMUR and landmarks is not None:
             lateral = landmarks.frame.axes[0]
-        yield Bone(name, kind, own_space, indices, is_lesion, interface, place, landmarks, flag)
+        yield Bone(name, kind, own_space, indices, start, mask.shape, is_lesion, interface, place, landmarks, flag)
 
 
 def joint_box(boxes: Sequence[Any], values: Sequence[int], shape: tuple[int, ...]) -> tuple[slice, ...] | None:

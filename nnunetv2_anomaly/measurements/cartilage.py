@@ -14,12 +14,15 @@ from scipy.spatial import cKDTree
 
 from nnunetv2_anomaly.measurements import regions
 from nnunetv2_anomaly.measurements.bones import Bone, Found, Structures, joint_box
+from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.meshes import surface_of
 from nnunetv2_anomaly.measurements.regions import FEMUR, LATERAL, MEDIAL, PATELLA, SUBREGIONS, TIBIA, Conventions
 from nnunetv2_anomaly.measurements.thickness import Plate, measure_plate
 
 #: share of a region's area that is bare, below which cartilage loss has the grade 1 and 2
 _AREA_GRADES = (0.1, 0.75)
+#: bone farther from a box around its cartilage has no part in what that covers, mm
+_MARGIN_MM = 10.0
 #: share of the covered area on which thickness must be measured, or its mean would be that of the thickest rest
 _LEAST_MEASURED = 0.1
 #: quantity of a plate or subregion -> its unit
@@ -165,7 +168,7 @@ def _cartilage_map(cartilage: _Cartilage) -> CartilageMap:
     """Surfaces of the cartilage and its bone, with thickness and subregions."""
     bone = cartilage.bone
     of_cartilage = surface_of(cartilage.mask, bone.space.part(cartilage.start))
-    of_bone = surface_of(*bone.mask)
+    of_bone = surface_of(*_beneath(cartilage))
     assert of_cartilage is not None, bone.name
     assert of_bone is not None, bone.name
     in_plane = float(np.sort(bone.space.spacing_mm)[1])
@@ -179,6 +182,15 @@ def _cartilage_map(cartilage: _Cartilage) -> CartilageMap:
         subchondral,
         cartilage.subregions_at(of_bone.vertices[subchondral]),
     )
+
+
+def _beneath(cartilage: _Cartilage) -> tuple[NDArray[np.bool_], Space]:
+    """The part of the bone's mask, and its space, that is near enough to the cartilage to tell what it covers."""
+    mask, space = cartilage.bone.mask
+    margin = np.ceil(_MARGIN_MM / space.spacing_mm).astype(int)
+    low = np.maximum(cartilage.start - cartilage.bone.start - margin, 0)
+    high = cartilage.start - cartilage.bone.start + cartilage.mask.shape + margin
+    return mask[tuple(map(slice, low, high))], space.part(low)
 
 
 def _add_thickness(found: Found, name: str, region: str, of: CartilageMap) -> None:

@@ -72,11 +72,14 @@ def _components(
     """The bone's lesions, the largest first: number from 1, and which of the bone's voxels they are."""
     if not bone.is_lesion.any():
         return
-    low, high = bone.indices.min(axis=0), bone.indices.max(axis=0) + 1
+    own = bone.indices[bone.is_lesion]
+    low, high = own.min(axis=0), own.max(axis=0) + 1
     volume = np.zeros(high - low, np.uint16)
-    places = tuple((bone.indices - low).T)
-    volume[places] = np.where(bone.is_lesion, labels[tuple(bone.indices.T)], 0)
-    numbers = cc3d.connected_components(volume, connectivity=26)[places]  # two labels that touch are two lesions
+    places = tuple((own - low).T)
+    volume[places] = labels[tuple(own.T)]
+    numbers = np.zeros(len(bone.indices), np.uint32)
+    # Two labels that touch are two lesions.
+    numbers[bone.is_lesion] = cc3d.connected_components(volume, connectivity=26)[places]
     sizes = np.bincount(numbers)
     for number, size_of in enumerate(np.argsort(-sizes[1:], kind="stable") + 1, start=1):
         if at_least(np.float64(sizes[size_of] * voxel_mm3), min_lesion_mm3):

@@ -55,7 +55,7 @@ def scene_of(found: Found) -> Scene:
     traces: list[dict[str, Any]] = []
     for name, bone in found.bones.items():
         cartilage = found.cartilages.get(name)
-        whole = cartilage.plate.bone if cartilage else surface_of(*bone.mask)
+        whole = surface_of(*bone.mask)
         if cartilage:
             traces += _cartilage_traces(name, cartilage, first=not traces)
         if whole is not None:
