@@ -112,9 +112,8 @@ def main() -> None:
         print(f"  {way:34} {shown(own_seconds)}")
     middle = {way: float(np.median(of)) for way, of in seconds.items()}
     thickness = middle[WITH_THICKNESS] - middle[BY_PLACE]
-    print(
-        f"  thickness alone, the difference    {thickness:.2f} s; plain rays take {middle[RAYS] / thickness:.1f} times it"
-    )
+    ratio = middle[RAYS] / thickness
+    print(f"  thickness alone, the difference    {thickness:.2f} s; plain rays take {ratio:.1f} times it")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"  memory of the command              {peak:.0f} MiB at most")
 
