@@ -26,7 +26,7 @@ from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
 from nnunetv2_anomaly.evaluation.pairing import find_pairs
 from nnunetv2_anomaly.evaluation.results import BOTH, MISSED, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
-from nnunetv2_anomaly.evaluation.tables import DSC, HD_RAW, MEASURES, Measure, in_words
+from nnunetv2_anomaly.evaluation.tables import DSC, HD_RAW, MEASURES, Measure
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, find_dataset_description
 from nnunetv2_anomaly.images.segmentations import chosen_reader
@@ -37,7 +37,7 @@ from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.prediction.validation import AUC_KEYS, CASES_KEY, MEASURED, means_over, measure_detector
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Picture, Section
-from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number
+from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, in_words, number
 
 #: between a case's name and its repeat's, in the names of gathered files
 _OF = "--"

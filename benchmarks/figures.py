@@ -13,9 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from nnunetv2_anomaly.evaluation.figures import plain
-from nnunetv2_anomaly.evaluation.tables import Measure, in_words
+from nnunetv2_anomaly.evaluation.tables import Measure
 from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Picture
+from nnunetv2_anomaly.reporting.table import in_words
 
 _PANELS_PER_ROW = 6
 

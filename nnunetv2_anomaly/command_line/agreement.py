@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "Agreement of two readings that measure has measured: variation, Bland-Altman, ICC, ranks."
+HELP = "Compare two measured readings of the same knees: variation, Bland-Altman, ICC, rank correlation."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     table = "measurements.csv of one reading, or the folder that measure wrote"
     add("-a", type=Path, required=True, metavar="FILE", help=table)
-    add("-b", type=Path, required=True, metavar="FILE", help="of the other, whose difference from -a is told")
+    add(
+        "-b", type=Path, required=True, metavar="FILE", help="the same of the other reading; differences are -b less -a"
+    )
     add("-o", type=Path, required=True, metavar="FOLDER", help="output")
-    add("--names", nargs=2, default=["first", "second"], metavar="NAME", help="of both in the page")
+    add("--names", nargs=2, default=["first", "second"], metavar="NAME", help="names of the two readings on the page")
 
 
 def run(args: argparse.Namespace) -> int:

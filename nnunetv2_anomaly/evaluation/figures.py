@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.lesion_tables import size_in_words
 from nnunetv2_anomaly.evaluation.results import INVENTED, MISSED, Evaluation
-from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure, in_words
+from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import DISTANCES
 from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Picture
+from nnunetv2_anomaly.reporting.table import in_words
 
 # Okabe and Ito's colours, which people of any colour vision can distinguish, without the yellow: too pale on white.
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")

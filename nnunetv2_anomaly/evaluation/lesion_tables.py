@@ -8,9 +8,8 @@ import pandas as pd
 
 from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.results import Evaluation
-from nnunetv2_anomaly.evaluation.tables import in_words
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
-from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, p_column, table_of
+from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, in_words, p_column, table_of
 
 _BONE = Column("bone", digits=None, text=lambda row: in_words(row["bone"]))
 _MODEL = Column("model", digits=None)

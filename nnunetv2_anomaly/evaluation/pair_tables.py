@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW
-from nnunetv2_anomaly.evaluation.tables import in_words
-from nnunetv2_anomaly.reporting.table import Column, Table, in_groups, p_column, table_of
+from nnunetv2_anomaly.reporting.table import Column, Table, in_groups, in_words, p_column, table_of
 
 #: of statistics' metrics, as readers see them
 _METRIC_TITLES = {"dsc": "DSC", "asd_mm": "ASD [mm]", "hd_mm": "HD [mm]", "hd95_mm": "HD95 [mm]"}

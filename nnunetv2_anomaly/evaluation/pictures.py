@@ -20,11 +20,11 @@ from nnunetv2_anomaly.evaluation.case import read_known
 from nnunetv2_anomaly.evaluation.figures import figure_legend, plain, wrapped
 from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
-from nnunetv2_anomaly.evaluation.tables import in_words
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles
 from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
+from nnunetv2_anomaly.reporting.table import in_words
 
 #: of a case's disagreement: reference alone, prediction alone, both with different labels
 _MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"

@@ -17,11 +17,11 @@ from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
 from nnunetv2_anomaly.evaluation.pair_tables import paired_table, tukey_table
 from nnunetv2_anomaly.evaluation.pictures import select_cases
 from nnunetv2_anomaly.evaluation.results import Evaluation
-from nnunetv2_anomaly.evaluation.tables import fold_table, group_table, in_words, metrics_table, segmentation_table
+from nnunetv2_anomaly.evaluation.tables import fold_table, group_table, metrics_table, segmentation_table
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
-from nnunetv2_anomaly.reporting.table import Cell, Table, number
+from nnunetv2_anomaly.reporting.table import Cell, Table, in_words, number
 
 #: too long for a page of a paper
 _WITHOUT_LATEX = ("all_metrics", "tukey", "paired")

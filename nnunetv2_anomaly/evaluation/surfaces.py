@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.case import read_known
 from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.files import write_text
@@ -21,15 +22,15 @@ from nnunetv2_anomaly.measurements.bones import Structures
 from nnunetv2_anomaly.measurements.cartilage import CartilageMap
 from nnunetv2_anomaly.measurements.case import pose_of, side_of_labels
 from nnunetv2_anomaly.measurements.knee import measure_knee
-from nnunetv2_anomaly.measurements.maps import Difference, FlatMap, difference, flattened, show_flat
+from nnunetv2_anomaly.measurements.maps import FlatMap, ThicknessDifference, difference, flattened, show_flat
 from nnunetv2_anomaly.measurements.signed_surface import SIGNED_METRICS, signed_surface
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.drawing import own_style, save_figure
 from nnunetv2_anomaly.reporting.page import Section
-from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number, word_cell
+from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, in_words, number, word_cell
 
-_THICKNESS = ("coverage", "thickness_difference_mean_mm", "thickness_difference_sd_mm")
+_DIFFERENCE_METRICS = ("coverage", "thickness_difference_mean_mm", "thickness_difference_sd_mm")
 #: of the colour scale of differences, mm
 _LIMIT_MM = 1.5
 
@@ -47,9 +48,10 @@ class _SurfaceTask:
 def evaluate_surfaces(
     pairs: Pairs, dataset: DatasetDescription, output: Path, num_processes: int
 ) -> tuple[Section, str]:
-    """Measure every prediction as it is, and write its folder surfaces.
+    """Compare the surfaces of every prediction, before post-processing, with its reference.
 
-    It gets surfaces.csv, thickness_differences.csv and, of every case, MODEL/CASE.json and CASE.png.
+    Writes surfaces/surfaces.csv, thickness_differences.csv and per case MODEL/CASE.json and, where thickness could be
+    compared, CASE.png.
 
     Args: output: of the evaluation.
     Returns: a section for its report, and a sentence that lists the cases that could not be measured.
@@ -67,7 +69,7 @@ def evaluate_surfaces(
             rows += [row for case in sorted(of_cases) for row in of_cases[case][kind]]
     columns: dict[str, tuple[str, ...]] = {
         "surfaces": ("case", "model", "label", *SIGNED_METRICS),
-        "thickness_differences": ("case", "model", "bone", *_THICKNESS),
+        "thickness_differences": ("case", "model", "bone", *_DIFFERENCE_METRICS),
     }
     tables = {kind: pd.DataFrame(rows, columns=list(columns[kind])) for kind, rows in found.items()}
     (output / "surfaces").mkdir(exist_ok=True)
@@ -75,7 +77,12 @@ def evaluate_surfaces(
         write_text(output / "surfaces" / f"{kind}.csv", csv_text(table))
     content = [
         _summary("Surface distances, mean and SD over cases", tables["surfaces"], "label", SIGNED_METRICS),
-        _summary("Cartilage thickness, prediction less reference", tables["thickness_differences"], "bone", _THICKNESS),
+        _summary(
+            "Cartilage thickness, prediction less reference",
+            tables["thickness_differences"],
+            "bone",
+            _DIFFERENCE_METRICS,
+        ),
     ]
     words = "Predictions as they are. Signed distances are above 0 where a prediction reaches outside its reference."
     return Section("Surfaces", [words, *(table for table in content if table.rows)]), "\n".join(failures)
@@ -87,7 +94,7 @@ def _summary(title: str, table: pd.DataFrame, of: str, metrics: Sequence[str]) -
         numbers = [(number(own[metric].mean(), 3), number(own[metric].std(), 3)) for metric in metrics]
         cells = [Cell(mean, beneath=f"SD {sd}") for mean, sd in numbers]
         rows.append([word_cell(of, str(name)), word_cell("model", str(model)), *cells])
-    header = (of, "model", *(metric.replace("_", " ") for metric in metrics))
+    header = (of, "model", *(in_words(metric) for metric in metrics))
     return Table(title, header, rows, words=2, grouped=1)
 
 
@@ -98,6 +105,8 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
         return {"surfaces": kept["surfaces"], "thickness_differences": kept["thickness_differences"]}
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
     reference, prediction = (read_known(files, file, task.dataset) for file in (task.reference, task.prediction))
+    if reference.voxels.ndim != 3:
+        raise UserError(f"{task.reference} has {reference.voxels.ndim} axes; --surfaces needs volumes")
     head = {"case": task.case, "model": task.model}
     surfaces = []
     for name, values in task.dataset.labels.items():
@@ -106,13 +115,14 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
             metrics = signed_surface(of_reference, of_prediction, reference.spacing_mm)
             surfaces.append({**head, "label": name, **metrics})
     differences: list[dict[str, Any]] = []
-    maps: list[tuple[str, FlatMap, Difference]] = []
-    of_both = [cartilage_maps(of, task.dataset) for of in (reference, prediction)]
+    maps: list[tuple[str, FlatMap, ThicknessDifference]] = []
+    side = side_of_labels(reference, task.dataset) or "right"
+    of_both = [cartilage_maps(of, task.dataset, side) for of in (reference, prediction)]
     for bone in sorted(of_both[0].keys() & of_both[1].keys()):
         flat = flattened([of[bone] for of in of_both])
         found = difference(flat[1], flat[0])
         maps.append((bone, flat[0], found))
-        numbers = zip(_THICKNESS, (found.coverage, found.mean_mm, found.sd_mm), strict=True)
+        numbers = zip(_DIFFERENCE_METRICS, (found.coverage, found.mean_mm, found.sd_mm), strict=True)
         differences.append({**head, "bone": bone, **dict(numbers)})
     if maps:
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -122,18 +132,20 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def cartilage_maps(segmentation: Segmentation, dataset: DatasetDescription) -> dict[str, CartilageMap]:
-    """Bone -> thickness of its cartilage, where it could be measured; of unknown side it is taken as a right knee."""
+def cartilage_maps(segmentation: Segmentation, dataset: DatasetDescription, side: str) -> dict[str, CartilageMap]:
+    """Cartilage thickness by bone, where it could be measured.
+
+    Args: side: "right" or "left", the same for maps that are compared.
+    """
     structures = Structures.of(dataset.labels, dataset.roles)
     if not structures.cartilages:
         return {}
-    side = side_of_labels(segmentation, dataset) or "right"
     found = measure_knee(segmentation.voxels, *pose_of(segmentation), structures, side, thickness=True)
     return {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
 
 
 @own_style
-def _figure(title: str, maps: Sequence[tuple[str, FlatMap, Difference]]) -> Figure:
+def _figure(title: str, maps: Sequence[tuple[str, FlatMap, ThicknessDifference]]) -> Figure:
     figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.8), layout="constrained")
     figure.suptitle(title.replace("$", r"\$"))
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
@@ -141,7 +153,7 @@ def _figure(title: str, maps: Sequence[tuple[str, FlatMap, Difference]]) -> Figu
         bare = dataclasses.replace(flat, is_bare=np.zeros_like(flat.is_bare))
         show_flat(axis, bare, of.values_mm, "RdBu_r", (-_LIMIT_MM, _LIMIT_MM))
         mean = f"{number(of.mean_mm, 2)} mm on {number(100 * of.coverage, 0)} %"
-        axis.set_title(f"{bone.replace('_', ' ')}: {mean}", fontsize=10)
+        axis.set_title(f"{in_words(bone)}: {mean}", fontsize=10)
     drawn = [axis.images[-1] for axis in axes if axis.images]
     if drawn:
         figure.colorbar(drawn[-1], ax=list(axes), label="prediction less reference [mm]", fraction=0.03)

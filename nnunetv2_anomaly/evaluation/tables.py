@@ -19,7 +19,7 @@ import pandas as pd
 from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.statistics import fewest_cases
 from nnunetv2_anomaly.measurements.surface import DISTANCES, METRICS
-from nnunetv2_anomaly.reporting.table import DAGGER, Cell, Column, Table, number, table_of, word_cell
+from nnunetv2_anomaly.reporting.table import DAGGER, Cell, Column, Table, in_words, number, table_of, word_cell
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ def summarise(rows: pd.DataFrame, metric: str, factor: float = 1.0) -> Summary:
         replaced=int((one_sided & defined).sum()) if metric in DISTANCES else 0,
         of=frozenset(rows["case"].to_numpy()[defined]),
     )
-
-
-def in_words(name: str) -> str:
-    """A name of a label, bone or metric, as readers see it."""
-    return name.replace("_", " ")
 
 
 def _mean_cell(measure: Measure, found: Summary, *, bold: bool, mark: str) -> Cell:

@@ -31,12 +31,12 @@ def check_beside(option: str, folder: Path | None, cases: Collection[str], kind:
     if folder is None:
         return
     if not folder.is_dir():
-        raise UserError(f"{option} {folder} is no folder; give one, or leave it out")
+        raise UserError(f"{option} {folder} is not a folder; give one, or leave the option out")
     without = [case for case in cases if not files_beside(folder, case, kind, file_ending)]
     if without:
         endings = " or ".join(f"CASE{kind}{ending}" for ending in _endings(file_ending))
         lacking = f"{len(without)} of {len(cases)} cases: {listed(without)}"
-        raise UserError(f"{option} {folder} has no {endings} of {lacking}; complete it, or leave it out")
+        raise UserError(f"{option} {folder} lacks {endings} for {lacking}; complete it, or leave the option out")
 
 
 def _endings(file_ending: str) -> tuple[str, ...]:
@@ -60,7 +60,11 @@ def files_beside(folder: Path, case: str, kind: str, file_ending: str) -> list[P
 def image_beside(
     folder: Path | None, case: str, kind: str, reference: Segmentation, files: SegmentationFiles
 ) -> NDArray[np.floating] | None:
-    """The image of a case on its reference's grid, of several files their mean; None where there is no folder."""
+    """The image of a case on its reference's grid, of several files their mean.
+
+    Returns: of the shape of ``reference.voxels``; None where no folder was given.
+    Raises: UserError for an image that cannot be read or lies on another grid.
+    """
     if folder is None:
         return None
     found = files_beside(folder, case, kind, files.file_ending)
@@ -72,7 +76,7 @@ def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDA
     if reference.grid is not None:
         image = read_image(file)
         if not same_grid(reference.grid, Grid.of(image)):
-            raise UserError(f"{file} lies on another grid than {reference.path}; give the images of these cases")
+            raise UserError(f"{file} and {reference.path} lie on different grids; give the images that were segmented")
         return sitk.GetArrayFromImage(oriented(image)).astype(np.float32)
     reader = files.reader_class
     known = (files.file_ending, *reader.supported_file_endings)
@@ -82,5 +86,5 @@ def _image(file: Path, reference: Segmentation, files: SegmentationFiles) -> NDA
         voxels, _ = reader().read_images([str(file)])
     found = voxels[0, 0] if reference.voxels.ndim == 2 else voxels[0]
     if found.shape != reference.voxels.shape:
-        raise UserError(f"{file} has another size than {reference.path}; give the images of these cases")
+        raise UserError(f"{file} and {reference.path} differ in size; give the images that were segmented")
     return found

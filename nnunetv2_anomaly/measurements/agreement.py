@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, counted
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
-from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number, word_cell
+from nnunetv2_anomaly.reporting.table import Column, csv_text, in_words, table_of
 
 MARKER = "agreement.json"
 _KEYS = ["structure", "region", "quantity", "unit"]
@@ -32,9 +34,10 @@ def agreement(first: Sequence[float] | NDArray, second: Sequence[float] | NDArra
     """Agreement of two readings of the same cases; a case that one of them lacks (NaN) does not count.
 
     Returns:
-        n: cases. both_zero: cases with both 0, which the coefficients of variation leave out.
-        cov, rms_cov: mean and root mean square over cases of SD(of the two, ddof 1) / mean; (10, 12) gives 0.1286.
-        bias, sd_difference, limit_low, limit_high: of second less first, in their unit (Bland and Altman 1986).
+        n: cases. both_zero: those where both are 0.
+        cov, rms_cov: coefficient of variation, mean and root mean square over cases of SD (ddof 1) / mean; cases whose
+            mean is not above 0 are left out; (10, 12) gives 0.1286.
+        bias, sd_difference, limit_low, limit_high: second less first, in the values' unit (Bland and Altman 1986).
         icc_2_1: two-way random effects, absolute agreement, single measurement (Shrout and Fleiss 1979).
         spearman, spearman_p: of the ranks.
         What cannot be taken of so few or such cases is NaN.
@@ -83,7 +86,10 @@ def icc_2_1(readings: NDArray[np.float64]) -> float:
 
 
 def agreement_table(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Agreement of every value that both tables have, over the cases of both. Args: two measurements.csv."""
+    """Agreement of every value that both tables have, over the cases of both.
+
+    Args: two measurements.csv. Returns: a row per structure, region, quantity and unit, with what ``agreement`` gives.
+    """
     rows = [
         {
             **dict(zip(_KEYS, key, strict=True)),
@@ -113,7 +119,7 @@ def write_agreement(first: pd.DataFrame, second: pd.DataFrame, output: Path, nam
     table = agreement_table(first, second)
     with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "agreement")
-        write_text(output / MARKER, "{}")
+        write_text(output / MARKER, json.dumps({"version": __version__, "readings": names}, indent=2))
         write_text(output / "agreement.csv", csv_text(table))
         report = output / "report.html"
         write_text(report, _page(both, table, names))
@@ -121,27 +127,22 @@ def write_agreement(first: pd.DataFrame, second: pd.DataFrame, output: Path, nam
 
 
 def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> str:
-    digits: dict[str, int] = {"n": 0, "both_zero": 0, "cov": 4, "rms_cov": 4, "spearman_p": 4}
-    columns = [str(name) for name in table if name not in _KEYS]
-    rows = [
-        [
-            *(word_cell(name, str(row[name])) for name in _KEYS),
-            *(Cell(number(row[name], digits.get(name, 3))) for name in columns),
-        ]
-        for row in table.to_dict("records")
-    ]
+    digits = {"n": 0, "both_zero": 0, "cov": 4, "rms_cov": 4, "spearman_p": 4}
+    columns = [Column(name, digits=None if name in _KEYS else digits.get(name, 3)) for name in map(str, table)]
+    notes = ["cov: mean over cases of the standard deviation of both readings by their mean; rms_cov: its RMS form."]
+    values = table_of(table.astype(dict.fromkeys(_KEYS, str)), columns, "", notes, grouped=0)
     shown = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
     whole = shown[shown["region"].isin(("all", "MT", "LT", "MF", "LF", "P"))]
     content: list[Content] = []
     for row in (whole if len(whole) else shown).head(_SHOWN).to_dict("records"):
         own = both[(both[_KEYS] == pd.Series({key: row[key] for key in _KEYS})).all(axis=1)]
-        title = f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]".replace("_", " ")
+        title = f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]"
+        title = in_words(title)
         figure = _figure(own, row, title, names)
         content.append(Picture(figure, f"{title}: difference of both readings against their mean"))
     words = f"{names[1]} less {names[0]}; lines: bias and 95 % limits of agreement."
     sections = [Section("Bland-Altman plots", [words, *content])] if content else []
-    notes = ["cov: mean over cases of the standard deviation of both readings by their mean; rms_cov: its RMS form."]
-    return page("Agreement", [*sections, Section("All values", [Table("", (*_KEYS, *columns), rows, notes, words=4)])])
+    return page("Agreement", [*sections, Section("All values", [values])])
 
 
 @own_style
@@ -154,11 +155,11 @@ def _figure(own: pd.DataFrame, row: Mapping[Any, Any], title: str, names: tuple[
     ends = [values.min(), values.max()]
     left.plot(ends, ends, color="0.5", linewidth=0.8)
     left.set(xlabel=names[0], ylabel=names[1])
-    bland_altman(right, values, row["bias"], (row["limit_low"], row["limit_high"]))
+    _bland_altman(right, values, row["bias"], (row["limit_low"], row["limit_high"]))
     return figure
 
 
-def bland_altman(axis: Axes, values: NDArray[np.float64], bias: float, limits: tuple[float, float]) -> None:
+def _bland_altman(axis: Axes, values: NDArray[np.float64], bias: float, limits: tuple[float, float]) -> None:
     """Draw the differences of readings, (cases, 2), against their means, with bias and limits of agreement."""
     axis.plot(values.mean(axis=1), values[:, 1] - values[:, 0], ".", color="#1f5a94")
     axis.axhline(bias, color="0.1", linewidth=1)

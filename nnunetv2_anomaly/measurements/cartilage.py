@@ -19,11 +19,11 @@ from nnunetv2_anomaly.measurements.meshes import surface_of
 from nnunetv2_anomaly.measurements.regions import FEMUR, LATERAL, MEDIAL, PATELLA, SUBREGIONS, TIBIA, Conventions
 from nnunetv2_anomaly.measurements.thickness import Plate, measure_plate
 
-#: share of a region's area that is bare, below which cartilage loss has the grade 1 and 2
+#: bare shares at which MOAKS' grade becomes 2 (from the first) and 3 (above the second)
 _AREA_GRADES = (0.1, 0.75)
 #: bone farther from a box around its cartilage has no part in what that covers, mm
 _MARGIN_MM = 10.0
-#: share of the covered area on which thickness must be measured, or its mean would be that of the thickest rest
+#: thickness must be measured on more than this share of the covered area: else its mean is of the thickest part alone
 _LEAST_MEASURED = 0.1
 #: quantity of a plate or subregion -> its unit
 _THICKNESS_UNITS = {
@@ -60,7 +60,9 @@ def subregions_of(
 
 
 def moaks_area_grade(share: float) -> int:
-    """Grade of cartilage loss by the share of the region's area that is bare, in [0, 1]."""
+    """MOAKS grade of full-thickness cartilage loss (Hunter et al. 2011) by the bare share of a region, in [0, 1]:
+    0 none, 1 below 10 %, 2 to 75 %, 3 beyond.
+    """
     return 0 if share <= 0 else 1 + int(share >= _AREA_GRADES[0]) + int(share > _AREA_GRADES[1])
 
 

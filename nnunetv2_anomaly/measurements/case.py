@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,12 +28,13 @@ from nnunetv2_anomaly.measurements.maps import flat_figure, flattened, thickness
 from nnunetv2_anomaly.measurements.regions import Conventions
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.drawing import save_figure
+from nnunetv2_anomaly.reporting.table import in_words
 
 #: raised when a number would come out otherwise than before
 METHOD_VERSION = 2
 #: what can be measured -> the quantities that belong to it
 QUANTITIES: Mapping[str, tuple[str, ...]] = {
-    "volumes": ("volume", "effusion_volume", "registration_residual"),
+    "volumes": ("volume", "effusion_volume"),
     "lesions": ("lesion_count", "lesion_volume", "lesion_percent", "moaks_size_grade"),
     "cartilage": ("VC",),
     "thickness": ("tAB", "cAB", "dAB", "ThCtAB", "ThCcAB", "ThCSD", "moaks_area_grade"),
@@ -41,7 +43,7 @@ QUANTITIES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the numbers depend on, beside the labels."""
+    """Settings that change the numbers."""
 
     side: str | None = None  # of all cases; None: each one's own
     min_lesion_mm3: float = 0.0
@@ -56,8 +58,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What goes with the labels: images and anomaly maps of the cases, and whether reports and maps are written."""
+class Extras:
+    """Images and anomaly maps of the cases, and which outputs are written beside the tables."""
 
     images: Path | None = None
     anomaly_maps: Path | None = None
@@ -67,28 +69,30 @@ class Beside:
 
 @dataclass(frozen=True)
 class CaseTask:
-    """The work of one process."""
+    """One case, as a worker process takes it."""
 
     case: str
     source: Path
     output: Path
     dataset: DatasetDescription
     options: Options
-    beside: Beside
+    extras: Extras
     known: Mapping[str, str]  # of the manifest: subject, visit, side
 
 
 def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     """Rows of measurements.csv and of lesions.csv: measured, or from the case's record.
 
-    Returns: "rows", "lesions" -> rows. Raises: UserError for a segmentation that cannot be read, or of two sides.
+    Returns: "rows", "lesions" -> rows.
+    Raises: UserError for a file that cannot be read, has no pose or lies on another grid, or if sources give two sides.
     """
     options = {**dataclasses.asdict(task.options), "known": dict(task.known), "method": METHOD_VERSION}
     labels = {name: list(values) for name, values in task.dataset.labels.items()}
-    wanted = {"reports": task.beside.reports, "maps": task.beside.maps}
+    wanted = {"reports": task.extras.reports, "maps": task.extras.maps}
+    kinds = ((task.extras.images, IMAGE), (task.extras.anomaly_maps, ERROR_IMAGE))
     others = [
         file
-        for folder, kind in ((task.beside.images, IMAGE), (task.beside.anomaly_maps, ERROR_IMAGE))
+        for folder, kind in kinds
         if folder is not None
         for file in files_beside(folder, task.case, kind, task.dataset.file_ending)
     ]
@@ -103,12 +107,9 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     segmentation = files.read(task.source)
     side, found = measured(segmentation, task.case, task.dataset, task.options, task.known)
     found.rows = wanted_rows(found.rows, task.options)
-    image, anomaly = (
-        image_beside(folder, task.case, kind, segmentation, files)
-        for folder, kind in ((task.beside.images, IMAGE), (task.beside.anomaly_maps, ERROR_IMAGE))
-    )
+    image, anomaly = (image_beside(folder, task.case, kind, segmentation, files) for folder, kind in kinds)
     _add_intensities(found, image, anomaly)
-    _write_pictures(task, segmentation, side, found, image)
+    _write_maps_and_page(task, segmentation, side, found, image)
     head = {"case": task.case, "subject": task.known.get("subject", ""), "visit": task.known.get("visit", "")}
     head["side"] = side or ""
     rows = [{**head, **row, "method_version": METHOD_VERSION} for row in found.rows]
@@ -132,10 +133,11 @@ def measured(
     earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> tuple[str | None, Found]:
     """Side and values of one segmentation. Raises: UserError as ``pose_of`` and ``_side``."""
+    pose = pose_of(segmentation)
     side = _side(case, dataset, options, known, segmentation)
     return side, measure_knee(
         segmentation.voxels,
-        *pose_of(segmentation),
+        *pose,
         Structures.of(dataset.labels, dataset.roles),
         side,
         conventions=options.conventions,
@@ -147,7 +149,7 @@ def measured(
 
 
 def _add_intensities(found: Found, image: NDArray | None, anomaly: NDArray | None) -> None:
-    """Means in each lesion: of the image and of the bone around it, and of the anomaly map."""
+    """Mean intensity of each lesion and of its bone outside lesions; mean and maximum of the anomaly map in it."""
     for row, indices in zip(found.lesions, found.lesion_indices, strict=True):
         own = tuple(indices.T)
         if image is not None:
@@ -159,14 +161,14 @@ def _add_intensities(found: Found, image: NDArray | None, anomaly: NDArray | Non
             row |= {"anomaly_mean": float(anomaly[own].mean()), "anomaly_max": float(anomaly[own].max())}
 
 
-def _write_pictures(
+def _write_maps_and_page(
     task: CaseTask, segmentation: Segmentation, side: str | None, found: Found, image: NDArray | None
 ) -> None:
     measured_maps = {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
-    if not (task.beside.maps or task.beside.reports):
+    if not (task.extras.maps or task.extras.reports):
         return
     flat = {bone: flattened([of])[0] for bone, of in measured_maps.items()}
-    if task.beside.maps and measured_maps:
+    if task.extras.maps and measured_maps:
         folder = task.output / "maps" / task.case
         folder.mkdir(parents=True, exist_ok=True)
         volume = thickness_volume(list(measured_maps.values()), segmentation.voxels.shape)
@@ -175,8 +177,8 @@ def _write_pictures(
             stem = re.sub(r"[^\w.-]", "_", bone)
             write_surface(of, folder / f"{stem}_cartilage.vtp")
             write_flat(flat[bone], folder / f"{stem}_thickness_flat.nii.gz")
-            save_figure(flat_figure([(bone.replace("_", " "), flat[bone])]), folder / f"{stem}_thickness_flat.png")
-    if task.beside.reports:
+            save_figure(flat_figure([(in_words(bone), flat[bone])]), folder / f"{stem}_thickness_flat.png")
+    if task.extras.reports:
         html = case_page(
             task.case,
             side,
@@ -191,8 +193,9 @@ def _write_pictures(
 
 
 def pose_of(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
-    """Origin and steps of the voxels' axes in ITK's world, to the patient's left, posterior, superior.
+    """Where the voxels lie in ITK's world, to the patient's left, posterior, superior.
 
+    Returns: origin, (3,) mm; steps, (3, 3) mm, column k the way along array axis k of (Z, Y, X).
     Raises: UserError for a picture, or a file without a pose.
     """
     if segmentation.voxels.ndim != 3:
@@ -203,13 +206,18 @@ def pose_of(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
     if segmentation.affine is not None:  # nibabel's world is to the right and anterior
         turned = np.diag([-1.0, -1.0, 1.0, 1.0]) @ segmentation.affine
         return tuple(turned[:3, 3].tolist()), turned[:3, :3][:, ::-1]
-    raise UserError(f"{segmentation.path} says nothing of how its axes lie; expected NIfTI, NRRD or MetaImage")
+    raise UserError(f"{segmentation.path} stores no orientation; expected NIfTI, NRRD or MetaImage")
 
 
 def side_of_labels(segmentation: Segmentation, dataset: DatasetDescription) -> str | None:
-    """The side that the shape of bones and cartilages shows; None where it shows none."""
-    names = {name: values[0] for name, values in dataset.labels.items() if len(values) == 1}
-    return side_from_labels(segmentation.voxels, segmentation.spacing_mm, names).side
+    """The side that the shape of bones and cartilages shows.
+
+    None where it shows none, or where the voxels' axes do not point to right, anterior, superior.
+    """
+    turned = segmentation.affine is not None and nibabel.aff2axcodes(segmentation.affine) != ("R", "A", "S")
+    if turned or segmentation.voxels.ndim != 3:
+        return None
+    return side_from_labels(segmentation.voxels, segmentation.spacing_mm, dataset.single_values).side
 
 
 def _side(
@@ -221,5 +229,5 @@ def _side(
     given = {by: side for by, side in said.items() if side}
     if len(set(given.values())) > 1:
         words = ", ".join(f"{side} by {by}" for by, side in given.items())
-        raise UserError(f"the side of {case} is {words}; expected one, so correct the one that is wrong")
+        raise UserError(f"the side of {case} is {words}; expected one side, so correct the wrong source")
     return next(iter(given.values()), None)

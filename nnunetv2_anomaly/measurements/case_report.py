@@ -14,16 +14,16 @@ from nnunetv2_anomaly.measurements.maps import FlatMap, flat_figure
 from nnunetv2_anomaly.measurements.scene import scene_of
 from nnunetv2_anomaly.reporting.drawing import label_figure
 from nnunetv2_anomaly.reporting.page import Picture, Section, page
-from nnunetv2_anomaly.reporting.table import Cell, Table, number, word_cell
+from nnunetv2_anomaly.reporting.table import Cell, Table, in_words, number, word_cell
 
 #: quantity -> title and digits of its column
-LESION_QUANTITIES: Mapping[str, tuple[str, int]] = {
+_LESION_QUANTITIES: Mapping[str, tuple[str, int]] = {
     "lesion_count": ("lesions", 0),
     "lesion_volume": ("lesion volume [mm3]", 1),
     "lesion_percent": ("of the bone [%]", 2),
     "moaks_size_grade": ("MOAKS size grade", 0),
 }
-CARTILAGE_QUANTITIES: Mapping[str, tuple[str, int]] = {
+_CARTILAGE_QUANTITIES: Mapping[str, tuple[str, int]] = {
     "VC": ("volume [mm3]", 0),
     "tAB": ("subchondral [cm2]", 2),
     "cAB": ("covered [cm2]", 2),
@@ -63,28 +63,24 @@ def case_page(
         Section("Slices", [Picture(slices, "slices in three planes with the outlines of all labels")]),
     ]
     if flat_maps:
-        titled = [(bone.replace("_", " "), flat) for bone, flat in flat_maps.items()]
+        titled = [(in_words(bone), flat) for bone, flat in flat_maps.items()]
         words = "Thickness of cartilage laid out on a plane; grey is bone without the cartilage that should cover it."
         sections.append(Section("Thickness", [Picture(flat_figure(titled), words, words)]))
     tables = [
-        value_table("Lesions by place", found.rows, LESION_QUANTITIES),
+        _value_table("Lesions by place", found.rows, _LESION_QUANTITIES),
         _lesion_table(found.lesions),
-        value_table("Cartilage", found.rows, CARTILAGE_QUANTITIES),
-        value_table("Volumes", found.rows, _VOLUME_QUANTITIES),
+        _value_table("Cartilage", found.rows, _CARTILAGE_QUANTITIES),
+        _value_table("Volumes", found.rows, _VOLUME_QUANTITIES),
     ]
     sections.append(Section("Values", [table for table in tables if table.rows]))
     flags = sorted({(row["structure"], row["flag"]) for row in found.rows if row["flag"]})
     if flags:
-        rows = [[word_cell("structure", _in_words(structure)), word_cell("flag", flag)] for structure, flag in flags]
+        rows = [[word_cell("structure", in_words(structure)), word_cell("flag", flag)] for structure, flag in flags]
         sections.append(Section("What could not be taken", [Table("", ("structure", "why"), rows, words=2)]))
     return page(case, sections)
 
 
-def _in_words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def value_table(title: str, rows: Iterable[Mapping[str, Any]], quantities: Mapping[str, tuple[str, int]]) -> Table:
+def _value_table(title: str, rows: Iterable[Mapping[str, Any]], quantities: Mapping[str, tuple[str, int]]) -> Table:
     """A row per structure and region, a column per quantity that any has."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
@@ -93,7 +89,7 @@ def value_table(title: str, rows: Iterable[Mapping[str, Any]], quantities: Mappi
     known = [quantity for quantity in quantities if any(quantity in values for values in found.values())]
     cells = [
         [
-            word_cell("structure", _in_words(structure)),
+            word_cell("structure", in_words(structure)),
             word_cell("region", region),
             *(Cell(number(values.get(quantity, math.nan), quantities[quantity][1])) for quantity in known),
         ]
@@ -113,7 +109,7 @@ def _lesion_table(lesions: Sequence[Mapping[str, Any]]) -> Table:
         words = [row["bone"], str(row["lesion"]), place, ", ".join(of for of in ("subchondral", "kissing") if row[of])]
         rows.append(
             [
-                *(word_cell("", _in_words(word)) for word in words),
+                *(word_cell("", in_words(word)) for word in words),
                 *(Cell(number(row.get(column), _LESION_COLUMNS[column][1])) for column in known),
             ]
         )

@@ -24,6 +24,8 @@ NEW, GONE, GROWN, SHRUNK, STABLE, MERGED, SPLIT, REGROUPED = (
     "new", "gone", "grown", "shrunk", "stable", "merged", "split", "split and merged",
 )  # fmt: skip
 BEYOND, WITHIN = "beyond", "within"
+#: quantity of a bone that was brought to where it lay, which only the later visit has
+RESIDUAL = "registration_residual"
 #: region of a limit that is of single lesions
 ONE_LESION = "lesion"
 CHANGE_COLUMNS = (
@@ -88,7 +90,7 @@ class Limits:
         """Raises: UserError if it cannot be read, lacks a column, or has a limit that is no number from 0."""
         table = read_table(file, {"quantity", "limit"}, "a table of quantity, limit, and structure, region")
         if not (pd.to_numeric(table["limit"], errors="coerce") >= 0).all():
-            raise UserError(f"{file} has a limit that is no number from 0; expected limits of agreement")
+            raise UserError(f"{file} has a limit that is not a number of at least 0; expected limits of agreement")
         return cls(table)
 
     def __bool__(self) -> bool:
@@ -100,11 +102,12 @@ class Limits:
         found = (self._limits.get((*key, quantity)) for key in keys)
         return next((limit for limit in found if limit is not None), math.nan)
 
-    def verdict(self, change: float, limit: float) -> str:
-        """``BEYOND`` or ``WITHIN``; empty where there is no change or no limit."""
-        if math.isnan(change) or math.isnan(limit):
-            return ""
-        return BEYOND if abs(change) > limit else WITHIN
+
+def verdict(change: float, limit: float) -> str:
+    """``BEYOND`` or ``WITHIN``; empty where there is no change or no limit."""
+    if math.isnan(change) or math.isnan(limit):
+        return ""
+    return BEYOND if abs(change) > limit else WITHIN
 
 
 def changed_values(before: Found, after: Found, refused: Mapping[str, str], limits: Limits) -> list[dict[str, Any]]:
@@ -121,14 +124,18 @@ def changed_values(before: Found, after: Found, refused: Mapping[str, str], limi
         structure, region, quantity = key
         old, new = (math.nan if row is None else float(row["value"]) for row in own)
         flags = [row["flag"] if row else "not measured" for row in own]
-        flag = "; ".join(f"{flag} {when}" for flag, when in zip(flags, ("before", "after"), strict=True) if flag)
+        flag = (
+            ""
+            if quantity == RESIDUAL
+            else "; ".join(f"{flag} {when}" for flag, when in zip(flags, ("before", "after"), strict=True) if flag)
+        )
         if structure in refused and region != "all":
             old, new, flag = math.nan, math.nan, refused[structure]
         change, limit = new - old, limits.of(*key)
         row: dict[str, Any] = {"structure": structure, "region": region, "quantity": quantity}
         row |= {"before": old, "after": new}
         row |= {"change": change, "change_percent": _percent(change, old), "unit": next(r for r in own if r)["unit"]}
-        rows.append({**row, "limit": limit, "verdict": limits.verdict(change, limit), "flag": flag})
+        rows.append({**row, "limit": limit, "verdict": verdict(change, limit), "flag": flag})
     return rows
 
 
@@ -156,7 +163,7 @@ def matched_lesions(before: Found, after: Found, limits: Limits, stable_percent:
             row |= {"kind": kind_of(len(old), len(new), change, least)}
             row |= {"volume_before_mm3": volumes[0], "volume_after_mm3": volumes[1], "change_mm3": change}
             row |= {"change_percent": _percent(change, volumes[0]), "limit": limit}
-            rows.append({**row, "verdict": limits.verdict(change, limit)})
+            rows.append({**row, "verdict": verdict(change, limit)})
     return rows
 
 
@@ -190,7 +197,7 @@ def _groups(
     for place, (old, of_old) in enumerate(before):
         for other, (new, of_new) in enumerate(after):
             reach = max(of_old["reach_mm"], of_new["reach_mm"])
-            if np.isfinite(old.query(new.data, distance_upper_bound=reach)[0]).any():
+            if old.count_neighbors(new, reach):
                 met[place, len(before) + other] = 1
     count, group = sparse.csgraph.connected_components(met, directed=False)
     for one in range(count):

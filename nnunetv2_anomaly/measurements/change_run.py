@@ -19,13 +19,14 @@ from nnunetv2_anomaly.measurements.case import METHOD_VERSION, Options, measured
 from nnunetv2_anomaly.measurements.change import (
     CHANGE_COLUMNS,
     MATCH_COLUMNS,
+    RESIDUAL,
     Limits,
     Pair,
     changed_values,
     matched_lesions,
     structures_of_bone,
 )
-from nnunetv2_anomaly.measurements.registration import registered
+from nnunetv2_anomaly.measurements.registration import register
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.table import csv_text
@@ -80,11 +81,12 @@ def measure_changes(
     """Measure the change of each pair, in the regions of its earlier visit, and write change.csv, lesion_matches.csv.
 
     Args: files: case -> segmentation. output: of ``measure_folder``; pairs/PAIR.json are kept there.
+    Returns: both tables, and the pairs that failed.
     Raises: UserError if a pair names a case that has no segmentation.
     """
     missing = sorted({case for pair in pairs for case in (pair.before, pair.after)} - set(files))
     if missing:
-        raise UserError(f"the pairs name {listed(missing)}, of which there is no segmentation; expected cases of -i")
+        raise UserError(f"the pairs name {listed(missing)}, which have no segmentation in -i; expected its cases")
     tasks = [
         _PairTask(
             pair,
@@ -112,15 +114,17 @@ def _measure_pair(task: _PairTask) -> dict[str, list[dict[str, Any]]]:
     settings = {"max_residual_mm": change.max_residual_mm, "stable_percent": change.stable_percent}
     known = [dict(of) for of in task.known]
     options = {**dataclasses.asdict(task.options), **settings, "known": known, "method": METHOD_VERSION}
-    state = fingerprint(
-        [*task.files, *limits], {**options, "labels": {n: list(v) for n, v in task.dataset.labels.items()}}
-    )
+    labels = {name: list(values) for name, values in task.dataset.labels.items()}
+    texts = {"labels": labels, "roles": task.dataset.said_roles, "subject": task.pair.subject}
+    state = fingerprint([*task.files, *limits], {**options, **texts})
     record = task.output / "pairs" / f"{task.pair.name}.json"
     if (kept := load_record(record, state)) is not None:
         return {"change": kept["change"], "lesion_matches": kept["lesion_matches"]}
     before, after, refused, side = _both_visits(task)
+    residuals = [row for row in after.rows if row["quantity"] == RESIDUAL]
     for found in (before, after):
         found.rows = wanted_rows(found.rows, task.options)
+    after.rows += residuals
     head = {"pair": task.pair.name, "subject": task.pair.subject, "side": side or ""}
     head |= {"case_before": task.pair.before, "case_after": task.pair.after}
     lesions = matched_lesions(before, after, change.limits, change.stable_percent)
@@ -142,7 +146,7 @@ def _both_visits(task: _PairTask) -> tuple[Found, Found, dict[str, str], str | N
     visits = [files.read(file) for file in task.files]
     cases = (task.pair.before, task.pair.after)
     side, before = measured(visits[0], cases[0], task.dataset, task.options, task.known[0])
-    # As it lies, the later visit is only registered.
+    # In its own pose the later visit is needed only for registration.
     light = dataclasses.replace(task.options, quantities=())
     other, plain = measured(visits[1], cases[1], task.dataset, light, task.known[1])
     if side != other:
@@ -152,7 +156,7 @@ def _both_visits(task: _PairTask) -> tuple[Found, Found, dict[str, str], str | N
     earlier: dict[str, Earlier] = {}
     refused: dict[str, str] = {}
     for name in before.bones.keys() & plain.bones.keys():
-        motion = registered(plain.bones[name], before.bones[name])
+        motion = register(plain.bones[name], before.bones[name])
         if motion.residual_mm <= task.change.max_residual_mm:
             earlier[name] = Earlier(before.bones[name].landmarks, motion)
         else:
@@ -160,5 +164,5 @@ def _both_visits(task: _PairTask) -> tuple[Found, Found, dict[str, str], str | N
             refused |= dict.fromkeys(structures_of_bone(name, structures), why)
     _, after = measured(visits[1], cases[1], task.dataset, task.options, task.known[1], earlier)
     for name, of in earlier.items():
-        after.add(name, ALL, "registration_residual", of.motion.residual_mm, "mm")
+        after.add(name, ALL, RESIDUAL, of.motion.residual_mm, "mm")
     return before, after, refused, side

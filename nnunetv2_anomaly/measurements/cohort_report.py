@@ -14,12 +14,12 @@ from nnunetv2_anomaly.measurements.change_run import Changes
 from nnunetv2_anomaly.measurements.regions import PLACES, SUBREGIONS
 from nnunetv2_anomaly.reporting.drawing import own_style
 from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
-from nnunetv2_anomaly.reporting.table import Cell, Table, number, word_cell
+from nnunetv2_anomaly.reporting.table import Cell, Column, Table, in_words, number, table_of, word_cell
 
 #: of the summary's columns: name -> how it is taken
 _STATISTICS = {"n": "count", "mean": "mean", "sd": "std", "median": "median", "minimum": "min", "maximum": "max"}
 _KEYS = ["structure", "region", "quantity", "unit"]
-#: what the list of cases shows: column -> how it is taken of a case's rows
+#: titles of the list of cases, in the order of ``_case_list``'s values
 _WORST = ("lesion volume [mm3]", "lesions", "largest MOAKS size grade", "bare bone [%]", "thinnest plate [mm]")
 
 
@@ -29,7 +29,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return of_each.rename(columns={of: name for name, of in _STATISTICS.items()}).reset_index()
 
 
-def case_list(table: pd.DataFrame) -> pd.DataFrame:
+def _case_list(table: pd.DataFrame) -> pd.DataFrame:
     """A row per case: what it has of lesions and of bare bone, the worst first."""
     rows = []
     plates = set(SUBREGIONS)
@@ -58,7 +58,7 @@ def cohort_page(
     table: pd.DataFrame, linked: Sequence[str], notes: Sequence[str], changes: Changes | None = None
 ) -> str:
     """The page as HTML. Args: table: measurements.csv. linked: cases with a page in reports/. notes: paragraphs."""
-    cases = case_list(table)
+    cases = _case_list(table)
     rows = [
         [
             Cell(row["case"], left=True, link=f"reports/{quote(row['case'])}.html" if row["case"] in linked else ""),
@@ -67,7 +67,7 @@ def cohort_page(
         ]
         for row in cases.to_dict("records")
     ]
-    words = f"{counted(len(cases), 'case')}, most lesion first."
+    words = f"{counted(len(cases), 'case')}, largest lesion volume first."
     sections = [Section("Cases", [words, *notes, Table("", ("case", "side", *_WORST), rows, words=2)])]
     content: list[Content] = []
     drawn = (
@@ -86,12 +86,16 @@ def cohort_page(
         sections.append(Section("Distributions by region", content))
     if changes is not None:
         sections.append(_change_section(changes))
-    sections.append(Section("Summary", [_summary_table(summary(table))]))
+    shown = summary(table)
+    shown = shown[shown["region"].isin(("all", *SUBREGIONS))]
+    columns = [Column(name, digits=None) for name in _KEYS]
+    columns += [Column(name, digits=0 if name == "n" else 2) for name in _STATISTICS]
+    notes_of = ["Whole structures and plates; every region is in summary.csv."]
+    sections.append(Section("Summary", [table_of(shown, columns, "", notes_of, grouped=1)]))
     lacking = table[table["flag"] != ""].groupby(["structure", "flag"])["case"].nunique().reset_index()
     if len(lacking):
         cells = [[word_cell("", s), word_cell("", f), Cell(str(n))] for s, f, n in lacking.itertuples(index=False)]
-        table_of = Table("", ("structure", "why", "cases"), cells, words=2)
-        sections.append(Section("What could not be taken", [table_of]))
+        sections.append(Section("What could not be taken", [Table("", ("structure", "why", "cases"), cells, words=2)]))
     return page("Measurements", sections)
 
 
@@ -108,32 +112,11 @@ def _change_section(changes: Changes) -> Section:
         content.append(Table("Lesions", ("what became of them", "lesions", "change [mm3]"), cells))
     shown = changes.values[changes.values["region"].isin(("all", *SUBREGIONS)) & changes.values["change"].notna()]
     shown = shown.sort_values("verdict", key=lambda of: of != "beyond", kind="stable")
-    cells = [
-        [
-            *(word_cell("", str(row[name])) for name in ("pair", "structure", "region", "quantity", "unit")),
-            *(Cell(number(row[name], 2)) for name in ("before", "after", "change", "change_percent", "limit")),
-            word_cell("", row["verdict"]),
-        ]
-        for row in shown.to_dict("records")
-    ]
-    header = ("pair", "structure", "region", "quantity", "unit", "before", "after", "change", "%", "limit", "")
-    content.append(Table("Bones and plates", header, cells, ["Every region is in change.csv."], words=5))
+    columns = [Column(name, digits=None) for name in ("pair", "structure", "region", "quantity", "unit")]
+    columns += [Column(name, digits=2) for name in ("before", "after", "change", "change_percent", "limit")]
+    columns.append(Column("verdict", digits=None))
+    content.append(table_of(shown, columns, "Bones and plates", ["Every region is in change.csv."], grouped=1))
     return Section("Change between visits", content)
-
-
-def _summary_table(found: pd.DataFrame) -> Table:
-    """Of whole structures and plates; the CSV has all regions."""
-    shown = found[found["region"].isin(("all", *SUBREGIONS))]
-    digits = {name: 0 if name == "n" else 2 for name in _STATISTICS}
-    rows = [
-        [
-            *(word_cell(name, str(row[name])) for name in _KEYS),
-            *(Cell(number(row[name], digits[name])) for name in _STATISTICS),
-        ]
-        for row in shown.to_dict("records")
-    ]
-    notes = ["Every region is in summary.csv."]
-    return Table("", (*_KEYS, *_STATISTICS), rows, notes, words=len(_KEYS), grouped=1)
 
 
 @own_style
@@ -146,7 +129,7 @@ def _distributions(own: pd.DataFrame, regions: Sequence[str], label: str) -> Fig
         # Points side by side by their rank, the same in every run.
         spread = 0.22 * np.sin(np.arange(len(of_region)) * 2.4)
         axis.plot(place + spread, of_region, ".", color="#1f5a94", alpha=0.55, markersize=5)
-    axis.set_xticks(range(1, len(regions) + 1), [name.replace("_", " ") for name in regions], rotation=90, fontsize=8)
+    axis.set_xticks(range(1, len(regions) + 1), [in_words(name) for name in regions], rotation=90, fontsize=8)
     axis.set_ylabel(label)
     axis.grid(axis="y", alpha=0.3)
     return figure

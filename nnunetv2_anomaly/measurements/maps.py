@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from scipy.stats import binned_statistic_2d
 
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.images.files import write_image
@@ -44,7 +45,7 @@ class FlatMap:
 
     values_mm: NDArray[np.float64]  # (rows, columns), NaN where nothing was measured
     is_bare: NDArray[np.bool_]  # (rows, columns): bone without the cartilage that should cover it, and none measured
-    first: tuple[float, float]  # of the first row and column: degrees or mm, mm
+    first: tuple[float, float]  # lower edge of the first row and column: degrees or mm, mm
     step: tuple[float, float]
     row_name: str  # with their unit
     in_degrees: bool
@@ -55,6 +56,8 @@ def flattened(maps: Sequence[CartilageMap]) -> list[FlatMap]:
 
     A bin is one degree, or the largest spacing in a slice, by the distance of slices; it has the mean thickness of the
     vertices in it.
+
+    Args: maps: at least one, of a bone with landmarks, on the same side and in the same position of the patient.
     """
     first = maps[0]
     spacing = np.sort(first.bone.space.spacing_mm)
@@ -75,10 +78,8 @@ def flattened(maps: Sequence[CartilageMap]) -> list[FlatMap]:
     shape = tuple((high - low + 1).tolist())
     found = []
     for of, (measured, bare) in zip(maps, bins, strict=True):
-        place = np.ravel_multi_index(tuple((measured - low).T), shape)
-        number = np.bincount(place, minlength=int(np.prod(shape)))
-        sums = np.bincount(place, weights=of.thickness_mm, minlength=len(number))
-        values = np.divide(sums, number, out=np.full(len(number), np.nan), where=number > 0).reshape(shape)
+        edges = [np.arange(first, last + 2) - 0.5 for first, last in zip(low, high, strict=True)]
+        values = binned_statistic_2d(*measured.T, of.thickness_mm, "mean", bins=edges).statistic
         is_bare = np.zeros(shape, bool)
         is_bare[tuple((bare - low).T)] = True
         start = (float(low[0]) * step[0], float(low[1]) * step[1])
@@ -96,7 +97,7 @@ def _bins(points: NDArray, frame: Frame, step: tuple[float, float], kind: str | 
 
 
 @dataclass(frozen=True)
-class Difference:
+class ThicknessDifference:
     """Thickness of one map less that of another, bin by bin where both have one."""
 
     values_mm: NDArray[np.float64]  # (rows, columns)
@@ -105,13 +106,15 @@ class Difference:
     sd_mm: float
 
 
-def difference(of: FlatMap, reference: FlatMap) -> Difference:
+def difference(of: FlatMap, reference: FlatMap) -> ThicknessDifference:
     """``of`` less ``reference``, which are of the same bins. Without a bin in both the numbers are NaN."""
     values = of.values_mm - reference.values_mm
     both, either = ~np.isnan(values), ~(np.isnan(of.values_mm) & np.isnan(reference.values_mm))
     if not both.any():
-        return Difference(values, 0.0 if either.any() else float("nan"), float("nan"), float("nan"))
-    return Difference(values, float(both.sum() / either.sum()), float(values[both].mean()), float(values[both].std()))
+        return ThicknessDifference(values, 0.0 if either.any() else float("nan"), float("nan"), float("nan"))
+    return ThicknessDifference(
+        values, float(both.sum() / either.sum()), float(values[both].mean()), float(values[both].std())
+    )
 
 
 def thickness_volume(maps: Sequence[CartilageMap], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -133,7 +136,7 @@ def write_flat(flat: FlatMap, path: Path) -> None:
     """As a NIfTI image: x from medial to lateral in mm, y degrees or mm, values in mm."""
     image = sitk.GetImageFromArray(flat.values_mm.astype(np.float32))
     image.SetSpacing(flat.step[::-1])
-    image.SetOrigin(flat.first[::-1])
+    image.SetOrigin([edge + step / 2 for edge, step in zip(flat.first[::-1], flat.step[::-1], strict=True)])
     write_image(image, path)
 
 
@@ -171,7 +174,7 @@ def flat_figure(maps: Sequence[tuple[str, FlatMap]]) -> Figure:
 
 
 def show_flat(axis: Axes, flat: FlatMap, values: NDArray, colours: str, limits: tuple[float, float]) -> None:
-    """Draw values in a map's bins, of the bins that have any."""
+    """Draw values in a map's bins, cropped to those that have a value or are bare."""
     known = ~np.isnan(values) | flat.is_bare
     if not known.any():
         axis.set_axis_off()

@@ -25,7 +25,7 @@ def load_vtk() -> ModuleType:
     except ImportError as error:
         without = "--no_reports --quantities volumes lesions cartilage"
         advice = f'install it with: pip install "nnunetv2-anomaly[measure]", or give {without}'
-        raise UserError(f"vtk is not installed ({error}), which surfaces and thickness need; {advice}") from error
+        raise UserError(f"vtk is not installed ({error}), but surfaces and thickness need it; {advice}") from error
     module: ModuleType = vtk
     return module
 

@@ -21,11 +21,15 @@ _BAND_MM = 4.0
 _JOINT_MM = 25.0
 
 
-def registered(later: Bone, earlier: Bone) -> Motion:
+def register(later: Bone, earlier: Bone) -> Motion:
     """The rigid motion that brings a bone of the later visit to where it lay at the earlier one.
 
     Least squares of the distances from both surfaces (SimpleITK), from the motion that brings the bones' axes together,
     or the middles of joints where one has none.
+
+    Args: both in the coordinates of ``Space``, mm.
+    Returns: the motion from the later to the earlier visit; its residual is the mean distance of the later joint
+        surface from the earlier bone after it, less the mean distance of the earlier joint surface itself, mm.
     """
     fixed, fixed_space = _distances(earlier)
     moving, _ = _distances(later)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -17,12 +18,12 @@ from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_er
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, check_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.segmentations import chosen_reader
-from nnunetv2_anomaly.measurements.case import METHOD_VERSION, Beside, CaseTask, Options, measure_case
+from nnunetv2_anomaly.measurements.case import METHOD_VERSION, CaseTask, Extras, Options, measure_case
 from nnunetv2_anomaly.measurements.change import Pair, pairs_of
 from nnunetv2_anomaly.measurements.change_run import ChangeOptions, measure_changes
 from nnunetv2_anomaly.measurements.cohort_report import cohort_page, summary
 from nnunetv2_anomaly.measurements.scene import write_script
-from nnunetv2_anomaly.measurements.standardised import composite_rows, z_rows
+from nnunetv2_anomaly.measurements.standardised import composite_rows, read_table, z_rows
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.reporting.table import csv_text
 
@@ -38,7 +39,8 @@ class Standards:
 
     reference: pd.DataFrame | None = None  # structure, region, quantity, mean, sd
     cohort: pd.DataFrame | None = None  # measurements.csv of the knees that standardise composites; None: these ones
-    names: tuple[str, ...] = ()  # of the files, for the report
+    reference_file: Path | None = None
+    cohort_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,13 @@ def read_manifest(file: Path) -> dict[str, dict[str, str]]:
 
     Raises: UserError if it cannot be read, has no column case or a case twice, or a side that is none.
     """
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as a table ({error}); expected CSV with a column case") from error
-    if "case" not in table:
-        raise UserError(
-            f"{file} has the columns {', '.join(map(str, table))}; expected case, and subject, visit or side"
-        )
+    table = read_table(file, {"case"}, "a table of case, and subject, visit or side").fillna("").astype(str)
     if len(twice := table["case"][table["case"].duplicated()]):
         raise UserError(f"{file} has {twice.iloc[0]} twice; expected each case once")
     columns = [name for name in ("subject", "visit", "side") if name in table]
     if "side" in columns and len(wrong := table["side"][~table["side"].isin(("right", "left", ""))]):
         raise UserError(f"{file} has the side {wrong.iloc[0]}; expected right, left or nothing")
-    return {str(row["case"]): {name: str(row[name]) for name in columns} for _, row in table.iterrows()}
+    return {row["case"]: {name: row[name] for name in columns} for row in table.to_dict("records")}
 
 
 def measure_folder(
@@ -78,18 +73,20 @@ def measure_folder(
     *,
     manifest: Mapping[str, Mapping[str, str]],
     num_processes: int,
-    beside: Beside = Beside(),  # noqa: B008 (frozen)
+    extras: Extras = Extras(),  # noqa: B008 (frozen)
     standards: Standards = Standards(),
     visits: Visits = Visits(),
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Measure all segmentations of a folder.
 
     Writes measurements.csv, summary.csv, lesions.csv, cases/CASE.json, measure.json with the settings, and what
-    ``beside`` asks for: reports/CASE.html, report.html, maps/CASE/; where there are visits to compare, change.csv and
+    ``extras`` asks for: reports/CASE.html, report.html, maps/CASE/; where there are visits to compare, change.csv and
     lesion_matches.csv. Run again, it measures what is missing or has changed since.
 
     Args:
         manifest: case -> subject, visit, side, as far as they are known.
+        arguments: of the verb, kept in measure.json.
     Returns: measurements.csv.
     Raises: UserError for an output folder that holds something else; after the others are measured, for cases that
         cannot be read, or whose side is said in two ways.
@@ -98,18 +95,19 @@ def measure_folder(
     dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, files.values()))
     unknown = sorted(set(manifest) - set(files))
     if manifest and not set(manifest) & set(files):
-        raise UserError(f"the manifest has none of the cases of {segmentations}, but {listed(unknown)}")
-    check_beside("--images", beside.images, files, IMAGE, dataset.file_ending)
-    check_beside("--anomaly_maps", beside.anomaly_maps, files, ERROR_IMAGE, dataset.file_ending)
+        fault = f"no case of the manifest ({listed(unknown)}) is in {segmentations}"
+        raise UserError(f"{fault}; expected the names of its segmentations")
+    check_beside("--images", extras.images, files, IMAGE, dataset.file_ending)
+    check_beside("--anomaly_maps", extras.anomaly_maps, files, ERROR_IMAGE, dataset.file_ending)
     tasks = [
-        CaseTask(case, file, output, dataset, options, beside, manifest.get(case, {})) for case, file in files.items()
+        CaseTask(case, file, output, dataset, options, extras, manifest.get(case, {})) for case, file in files.items()
     ]
     with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "measurement")
-        if beside.reports:
+        if extras.reports:
             (output / "reports").mkdir(exist_ok=True)
             write_script(output / "reports")
-        settings = {"segmentations": str(segmentations.resolve()), **dataclasses.asdict(options)}
+        settings = {**dataclasses.asdict(options), **{name: str(of) for name, of in arguments.items()}}
         _write_marker(output, settings, finished=False)
         found, failed = run_cases(measure_case, tasks, num_processes, "measuring", "measured")
         table = _tables(found, output, options, standards)
@@ -121,9 +119,11 @@ def measure_folder(
                 pairs, files, output, dataset, options, visits.options, manifest=manifest, num_processes=num_processes
             )
             failed = "\n".join(words for words in (failed, changes.failed) if words)
-        if beside.reports:
-            of = standards.names or ("the cohort at hand, for composites",)
-            notes = [f"Standardised to {' and '.join(of)}.", _settings_note(options)]
+        if extras.reports:
+            notes = [f"Composites are standardised to {standards.cohort_file or 'the knees at hand'}."]
+            if standards.reference_file is not None:
+                notes.append(f"z-scores are relative to {standards.reference_file}.")
+            notes.append(_settings_note(options))
             write_text(output / "report.html", cohort_page(table, sorted(found), notes, changes))
         if failed:
             raise UserError(failed)
@@ -155,8 +155,9 @@ def _settings_note(options: Options) -> str:
     return (
         f"Conventions: bone deeper than {of.depth_mm:g} mm is shaft; the femur's central part reaches "
         f"{100 * of.weight_bearing:.0f} % of the way from the notch to the rear; the tibia's thirds end at {thirds} of "
-        f"the plateau; the central {100 * of.central_share:.0f} % of a tibial plate are its central subregion; lesions "
-        f"from {options.min_lesion_mm3:g} mm3; within {options.kissing_mm:g} mm of another bone's they are kissing."
+        f"the plateau; the central subregion is {100 * of.central_share:.0f} % of a tibial plate; lesions below "
+        f"{options.min_lesion_mm3:g} mm3 are left out; lesions of two bones at most {options.kissing_mm:g} mm apart "
+        "are kissing."
     )
 
 

@@ -19,6 +19,7 @@ from nnunetv2_anomaly.measurements.cartilage import CartilageMap
 from nnunetv2_anomaly.measurements.maps import COLOURS, SCALE_MM
 from nnunetv2_anomaly.measurements.meshes import Mesh, simplified, surface_of
 from nnunetv2_anomaly.reporting.page import Scene
+from nnunetv2_anomaly.reporting.table import in_words
 
 #: name of the script beside the pages that show scenes
 SCRIPT = "plotly.min.js"
@@ -37,7 +38,7 @@ def check_plotly() -> None:
         import plotly  # noqa: F401
     except ImportError as error:
         advice = 'install it with: pip install "nnunetv2-anomaly[measure]", or leave them out with --no_reports'
-        raise UserError(f"plotly is not installed ({error}), which the reports need; {advice}") from error
+        raise UserError(f"plotly is not installed ({error}), but the reports need it; {advice}") from error
 
 
 def write_script(folder: Path) -> None:
@@ -122,5 +123,5 @@ def _trace(mesh: Mesh, name: str, **style: Any) -> dict[str, Any]:
     """A surface as plotly takes it."""
     places: Mapping[str, NDArray] = dict(zip("xyz", mesh.vertices.T.round(1).astype(np.float32), strict=True))
     corners = dict(zip("ijk", mesh.faces.T.astype(np.int32), strict=True))
-    shown = {"type": "mesh3d", "name": name.replace("_", " "), "showlegend": True, "hoverinfo": "name"}
+    shown = {"type": "mesh3d", "name": in_words(name), "showlegend": True, "hoverinfo": "name"}
     return {**shown, "flatshading": False, **places, **corners, **style}

@@ -29,8 +29,8 @@ def signed_surface(
     prediction reaches outside: their mean, standard deviation, and the mean of their absolute values. ahd_voxel_mm is
     the mean of both directions' mean distance of a voxel of one set from the nearest of the other, 0 for those in it.
 
-    Args: reference, prediction: (Z, Y, X). spacing_mm: distance of voxels along each axis.
-    Returns: NaN where one of the masks is empty.
+    Args: reference, prediction: (Z, Y, X). spacing_mm: distance of voxels along each axis, in the same order.
+    Returns: mm; NaN where one of the masks is empty.
     Raises: ValueError for different shapes, or another number of spacings.
     """
     spacing = np.array(checked_spacing(reference, prediction, spacing_mm))

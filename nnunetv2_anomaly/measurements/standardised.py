@@ -9,6 +9,7 @@ import pandas as pd
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.measurements.regions import SUBREGIONS
+from nnunetv2_anomaly.reporting.table import unescaped
 
 _KEYS = ["structure", "region", "quantity"]
 #: columns that are no numbers, whatever they look like
@@ -19,7 +20,7 @@ KNEE = "knee"
 _LEAST_KNEES = 3
 _DAMAGE, _LESIONS, _EFFUSION = "bare_area", "lesion_volume", "effusion_volume"
 #: composite -> its parts
-COMPOSITES = {"disease_activity": (_LESIONS, _EFFUSION), "cumulative_damage": (_DAMAGE,)}
+_COMPOSITES = {"disease_activity": (_LESIONS, _EFFUSION), "cumulative_damage": (_DAMAGE,)}
 
 
 def read_table(file: Path, columns: set[str], what: str) -> pd.DataFrame:
@@ -30,6 +31,8 @@ def read_table(file: Path, columns: set[str], what: str) -> pd.DataFrame:
         raise UserError(f"{file} cannot be read as {what} ({error}); expected CSV") from error
     if missing := sorted(columns - set(table)):
         raise UserError(f"{file} lacks the column {', '.join(missing)}; expected {what}")
+    for name in table.columns.intersection(list(_TEXTS)):
+        table[name] = table[name].map(unescaped)
     return table
 
 
@@ -54,30 +57,31 @@ def z_rows(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     return both[list(table)]
 
 
-def parts_of_composites(table: pd.DataFrame) -> pd.DataFrame:
+def _parts_of_composites(table: pd.DataFrame) -> pd.DataFrame:
     """What composites are made of, one row per case: volume of lesions, mm3, of effusion, mL, and bare area, cm2."""
-    rows = {}
-    for case, own in table.groupby("case", sort=False):
-        values = own[own["region"] == "all"].groupby("quantity")["value"]
-        plates = own[own["region"].isin(list(SUBREGIONS))].groupby("quantity")["value"]
-        sums = {name: of.sum(min_count=1) for name, of in values}
-        areas = {name: of.sum(min_count=1) for name, of in plates}
-        bare = areas.get("tAB", np.nan) - areas.get("cAB", np.nan)
-        rows[case] = {_LESIONS: sums.get(_LESIONS, np.nan), _EFFUSION: sums.get(_EFFUSION, np.nan), _DAMAGE: bare}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[_LESIONS, _EFFUSION, _DAMAGE])
+
+    def sums(regions: list[str]) -> pd.DataFrame:
+        own = table[table["region"].isin(regions)].groupby(["case", "quantity"])["value"].sum(min_count=1).unstack()
+        return own.reindex(index=table["case"].unique(), columns=[_LESIONS, _EFFUSION, "tAB", "cAB"])
+
+    whole, plates = sums(["all"]), sums(list(SUBREGIONS))
+    bare = plates["tAB"] - plates["cAB"]
+    return pd.DataFrame({_LESIONS: whole[_LESIONS], _EFFUSION: whole[_EFFUSION], _DAMAGE: bare})
 
 
 def composite_rows(table: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
-    """Disease activity and cumulative damage of each case of measurements.csv (Driban et al., PMC8631200).
+    """Disease activity and cumulative damage of each case of measurements.csv.
+
+    After Driban et al. 2022 (10.1002/acr.24512), whose cartilage damage score the bare area stands in for.
 
     Activity is the sum of the standardised volumes of lesions and of effusion, damage the standardised area of bare
     bone; each is empty where a part is, with the reason, and left out where no case has a part.
 
     Args: cohort: measurements.csv of the knees that give means and SDs; the table itself or another one.
     """
-    parts, of_cohort = parts_of_composites(table), parts_of_composites(cohort)
+    parts, of_cohort = _parts_of_composites(table), _parts_of_composites(cohort)
     means, sds, number = of_cohort.mean(), of_cohort.std(), of_cohort.notna().sum()
-    known = {name: of for name, of in COMPOSITES.items() if parts[list(of)].notna().any().all()}
+    known = {name: of for name, of in _COMPOSITES.items() if parts[list(of)].notna().any().all()}
     first = table.groupby("case", sort=False)[["subject", "visit", "side", "method_version"]].first()
     rows = []
     for case, own in parts.iterrows():
@@ -85,8 +89,12 @@ def composite_rows(table: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
             few = [part for part in of if number[part] < _LEAST_KNEES or not sds[part] > 0]
             lacking = [part for part in of if np.isnan(own[part])]
             flag = f"no {' and '.join(lacking)}" if lacking else ""
-            flag = flag or (f"the cohort has no spread of {' and '.join(few)}" if few else "")
+            flag = flag or (_few(few) if few else "")
             value = np.nan if flag else float(sum((own[part] - means[part]) / sds[part] for part in of))
             what = {"structure": KNEE, "region": "all", "quantity": name, "value": value, "unit": "1", "flag": flag}
             rows.append({"case": case, **first.loc[str(case)].to_dict(), **what})
     return pd.DataFrame(rows, columns=list(table))
+
+
+def _few(parts: list[str]) -> str:
+    return f"fewer than {_LEAST_KNEES} knees of the cohort have {' and '.join(parts)}, or all have the same"

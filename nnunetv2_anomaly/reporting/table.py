@@ -61,6 +61,11 @@ def unescaped(value: Any) -> Any:
     return value[1:] if isinstance(value, str) and re.match(r"'+[=+\-@\t\r]", value) else value
 
 
+def in_words(name: str) -> str:
+    """A name of a label, bone or metric, as readers see it."""
+    return name.replace("_", " ")
+
+
 def word_cell(column: str, text: str, value: Any = None) -> Cell:
     """A cell of words, with its value in the CSV; None takes the text."""
     return Cell(text, left=True, values={column: text if value is None else value})

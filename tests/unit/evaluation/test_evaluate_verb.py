@@ -571,7 +571,7 @@ def test_missing_images_of_any_case_are_told_before_anything_is_measured(folders
     for case in CASES[:-1]:
         write(folders / "there" / f"{case}{kind}.nii.gz", knee())
     assert evaluate(folders, option, str(folders / "there")) == 1
-    told = f"{option} {folders / 'there'} has no CASE{kind}.nii.gz of 1 of 4 cases: {CASES[-1]}; complete it"
+    told = f"{option} {folders / 'there'} lacks CASE{kind}.nii.gz for 1 of 4 cases: {CASES[-1]}; complete it"
     assert told in failure(capsys)
     assert not (folders / "out").exists()
     assert evaluate(folders, option, str(folders / "missing")) == 1

@@ -19,9 +19,10 @@ from nnunetv2_anomaly.measurements.change import (
     matched_lesions,
     pairs_of,
     read_pairs,
+    verdict,
 )
 from nnunetv2_anomaly.measurements.frame import Motion
-from nnunetv2_anomaly.measurements.registration import registered
+from nnunetv2_anomaly.measurements.registration import register
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image
 
 
@@ -47,8 +48,8 @@ def test_the_most_specific_limit_counts():
     assert limits.of("medial_tibial_cartilage", "cMT", "ThCtAB") == 0.2
     assert limits.of("tibial_cartilage", "pMT", "ThCtAB") == 0.3
     assert math.isnan(limits.of("tibial_cartilage", "pMT", "VC"))
-    assert [limits.verdict(change, 0.1) for change in (0.1, -0.11, math.nan)] == ["within", "beyond", ""]
-    assert limits.verdict(1.0, math.nan) == ""
+    assert [verdict(change, 0.1) for change in (0.1, -0.11, math.nan)] == ["within", "beyond", ""]
+    assert verdict(1.0, math.nan) == ""
 
 
 def test_visits_follow_one_another_by_number_and_knee():
@@ -63,7 +64,7 @@ def test_tables_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="lacks the column after, before"):
         read_pairs(tmp_path / "pairs.csv")
     (tmp_path / "limits.csv").write_text("quantity,limit\nVC,-1\n")
-    with pytest.raises(UserError, match="limit that is no number from 0"):
+    with pytest.raises(UserError, match="limit that is not a number of at least 0"):
         Limits.read(tmp_path / "limits.csv")
 
 
@@ -107,7 +108,7 @@ def two_visits():
     moved.SetOrigin(np.add(moved.GetOrigin(), (6.0, -5.0, 8.0)).tolist())
     earlier = measured(with_lesions(image, before), thickness=True)
     plain = measured(moved)
-    motions = {name: registered(plain.bones[name], of) for name, of in earlier.bones.items()}
+    motions = {name: register(plain.bones[name], of) for name, of in earlier.bones.items()}
     there = {name: Earlier(earlier.bones[name].landmarks, motion) for name, motion in motions.items()}
     return earlier, measured(moved, thickness=True, earlier=there), motions
 

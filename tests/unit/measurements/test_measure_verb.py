@@ -195,10 +195,10 @@ def test_labels_that_a_data_set_lacks_are_not_measured(knees, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("name\nright_1\n", "expected case, and subject, visit or side"),
+        ("name\nright_1\n", "lacks the column case"),
         ("case,side\nright_1,R\n", "has the side R; expected right, left or nothing"),
         ("case\nright_1\nright_1\n", "has right_1 twice"),
-        ("case\nother\n", "the manifest has none of the cases"),
+        ("case\nother\n", "no case of the manifest (other) is in"),
     ],
 )
 def test_manifests_that_cannot_be(knees, tmp_path, capsys, text, sentence):

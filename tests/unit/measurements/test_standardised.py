@@ -44,4 +44,4 @@ def test_a_cohort_without_spread_standardises_nothing(lesions):
     table = table_of(lesions, list(range(len(lesions))))
     rows = composite_rows(table, table)
     assert rows["value"].isna().all()
-    assert rows["flag"].str.startswith("the cohort has no spread of lesion_volume").all()
+    assert rows["flag"].str.startswith("fewer than 3 knees of the cohort have lesion_volume").all()
