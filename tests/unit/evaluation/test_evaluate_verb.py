@@ -575,7 +575,7 @@ def test_missing_images_of_any_case_are_told_before_anything_is_measured(folders
     assert told in failure(capsys)
     assert not (folders / "out").exists()
     assert evaluate(folders, option, str(folders / "missing")) == 1
-    assert f"{option} {folders / 'missing'} is no folder" in failure(capsys)
+    assert f"{option} {folders / 'missing'} is not a folder" in failure(capsys)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
