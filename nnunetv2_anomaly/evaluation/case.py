@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.results import BOTH, CLEANED, INVENTED, MISSED, NEITHER, RAW
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.label_maps import count_values
-from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known
 from nnunetv2_anomaly.measurements.lesions import detect
 from nnunetv2_anomaly.measurements.surface import evaluate_case
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
@@ -69,7 +68,7 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     files = SegmentationFiles(dataset.file_ending, dataset.reader)
     reference = read_known(files, task.reference, dataset)
     ignored = None if dataset.ignore is None else reference.voxels == dataset.ignore
-    reference_voxels = _without(reference.voxels, ignored)
+    reference_voxels = without_ignored(reference.voxels, ignored)
     rows: dict[str, list[dict[str, Any]]] = {"cases": [], "bones": [], "lesions": []}
     for model, file in task.predictions.items():
         prediction = read_known(files, file, dataset)
@@ -78,7 +77,9 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
             raise UserError(f"{fault}; expected the same: predict the image that the reference belongs to")
         softmax = task.probabilities.get(model)
         row = {"case": task.case, "model": model}
-        pair = _Pair(settings, files, reference_voxels, _without(prediction.voxels, ignored), prediction, softmax)
+        pair = _Pair(
+            settings, files, reference_voxels, without_ignored(prediction.voxels, ignored), prediction, softmax
+        )
         try:
             rows["cases"] += [{**row, **found} for found in _label_rows(pair)]
             for kind, found in _lesion_rows(pair):
@@ -90,19 +91,7 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def read_known(files: SegmentationFiles, path: Path, dataset: DatasetDescription) -> Segmentation:
-    """Read a segmentation. Raises: UserError if it cannot be read, or holds other labels than the data set's."""
-    segmentation = files.read(path)
-    counted = count_values(segmentation.voxels)
-    unknown = {value: count for value, count in counted.items() if value not in dataset.values}
-    if unknown:
-        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
-        labels = ", ".join(f"{'+'.join(map(str, values))} {name}" for name, values in dataset.labels.items())
-        raise UserError(f"{path} holds unknown labels: {shown}; expected {labels}; check dataset.json (-djfile)")
-    return segmentation
-
-
-def _without(voxels: NDArray, ignored: NDArray[np.bool_] | None) -> NDArray:
+def without_ignored(voxels: NDArray, ignored: NDArray[np.bool_] | None) -> NDArray:
     """The voxels with those that the reference ignores as background."""
     return voxels if ignored is None or not ignored.any() else np.where(ignored, 0, voxels).astype(voxels.dtype)
 

@@ -16,13 +16,12 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunetv2_anomaly.evaluation.case import read_known
 from nnunetv2_anomaly.evaluation.figures import figure_legend, plain, wrapped
 from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.segmentations import SegmentationFiles
+from nnunetv2_anomaly.images.segmentations import SegmentationFiles, read_known
 from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
 from nnunetv2_anomaly.reporting.table import in_words
 

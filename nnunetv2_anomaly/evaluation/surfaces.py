@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.evaluation.case import read_known
+from nnunetv2_anomaly.evaluation.case import without_ignored
 from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known
 from nnunetv2_anomaly.measurements.bones import Structures
 from nnunetv2_anomaly.measurements.cartilage import CartilageMap
 from nnunetv2_anomaly.measurements.case import pose_of, side_of_labels
@@ -107,6 +107,11 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
     reference, prediction = (read_known(files, file, task.dataset) for file in (task.reference, task.prediction))
     if reference.voxels.ndim != 3:
         raise UserError(f"{task.reference} has {reference.voxels.ndim} axes; --surfaces needs volumes")
+    if task.dataset.ignore is not None:
+        ignored = reference.voxels == task.dataset.ignore
+        reference, prediction = (
+            dataclasses.replace(of, voxels=without_ignored(of.voxels, ignored)) for of in (reference, prediction)
+        )
     head = {"case": task.case, "model": task.model}
     surfaces = []
     for name, values in task.dataset.labels.items():

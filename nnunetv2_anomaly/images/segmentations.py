@@ -15,6 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.orientations import apply_orientation, io_orientation
 from nnunetv2.imageio import reader_writer_registry as readers
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from nnunetv2_anomaly.images import files as image_files
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.grids import Grid, apart_mm, differences, joined, oriented, posed, turned, turned_back
 from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS, save_nifti_like
-from nnunetv2_anomaly.images.label_maps import whole_numbers
+from nnunetv2_anomaly.images.label_maps import count_values, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ class Segmentation:
     spacing_mm: tuple[float, ...]  # in the voxels' axis order; 1 where the file has none
     grid: Grid | None = None  # pose of the file's voxels, where SimpleITK read it and it is three-dimensional
     affine: NDArray[np.float64] | None = None  # (4, 4), of the voxels' axes in reverse, where nibabel read it
+
+    def to_right_anterior_superior(self, voxels: NDArray) -> tuple[NDArray, tuple[float, ...]]:
+        """A view of voxels of this shape with their axes as ``grids.ORIENTATION`` says, and their spacing in mm.
+
+        Without a pose they stay as they are.
+        """
+        if self.grid is not None or self.affine is None:
+            return voxels, self.spacing_mm
+        turn = io_orientation(self.affine)
+        spacing = np.empty(3)
+        spacing[turn[:, 0].astype(int)] = self.spacing_mm[::-1]
+        return apply_orientation(voxels.T, turn).T, tuple(spacing[::-1].tolist())
 
     def difference(self, other: Segmentation) -> str:
         """How the geometry of another one differs, in words; empty if it is the same."""
@@ -152,6 +165,18 @@ class SegmentationFiles:
         if channel.shape != expected:
             raise ValueError(f"its shape is {channel.shape}, the segmentation's {expected}")
         return channel if in_file is None else turned(channel, in_file)
+
+
+def read_known(files: SegmentationFiles, path: Path, dataset: DatasetDescription) -> Segmentation:
+    """Read a segmentation. Raises: UserError if it cannot be read, or holds other labels than the data set's."""
+    segmentation = files.read(path)
+    counted = count_values(segmentation.voxels)
+    unknown = {value: count for value, count in counted.items() if value not in dataset.values}
+    if unknown:
+        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:5])
+        labels = ", ".join(f"{'+'.join(map(str, values))} {name}" for name, values in dataset.labels.items())
+        raise UserError(f"{path} holds unknown labels: {shown}; expected {labels}; check dataset.json (-djfile)")
+    return segmentation
 
 
 def write_map(values: NDArray[np.floating], like: Segmentation, path: Path) -> None:

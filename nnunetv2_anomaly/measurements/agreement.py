@@ -103,6 +103,10 @@ def agreement_table(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """A row for each value of each case that both tables have: value_first, value_second."""
     columns = ["case", *_KEYS, "value"]
+    for table in (first, second):
+        if (twice := table.duplicated(columns[:-1])).any():
+            told = " ".join(map(str, table[twice].iloc[0][columns[:-1]]))
+            raise UserError(f"a table has {told} twice; expected each value of a case once")
     return first[columns].merge(second[columns], on=["case", *_KEYS], suffixes=("_first", "_second"))
 
 

@@ -44,6 +44,7 @@ class Structure:
 
     values: tuple[int, ...]
     bone: str | None = None
+    lesion_values: tuple[int, ...] = ()  # of a region that holds lesions
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,20 @@ class Structures:
             return {name: Structure(tuple(labels[name]), bone_of.get(name)) for name in names if name in labels}
 
         bones = {
-            name: Structure(tuple(value for value in of.values if value not in in_lesions))
+            name: Structure(
+                tuple(value for value in of.values if value not in in_lesions),
+                lesion_values=tuple(value for value in of.values if value in in_lesions),
+            )
             for name, of in some(roles.bones).items()
         }
         lesions = some((n for n, bone in roles.lesions.items() if bone or is_of_bone(n)), roles.lesions)
+        # Of a label that names no bone, what labels with a bone have is theirs.
+        housed = {value for of in lesions.values() if of.bone in bones for value in of.values}
+        lesions = {
+            name: of if of.bone in bones else Structure(tuple(v for v in of.values if v not in housed), of.bone)
+            for name, of in lesions.items()
+        }
+        lesions = {name: of for name, of in lesions.items() if of.values}
         cartilages, effusions = some(roles.cartilages, roles.cartilages), some(roles.effusions)
         named = {*bones, *lesions, *cartilages, *effusions}
         return cls(bones, lesions, cartilages, effusions, some(name for name in labels if name not in named))
@@ -81,8 +92,8 @@ class Structures:
 
     def with_lesions(self, bone: str) -> list[int]:
         """Values of a bone and of the lesions in it."""
-        lesions = (value for of in self.lesions.values() if of.bone == bone for value in of.values)
-        return [*self.bones[bone].values, *lesions]
+        lesions = {value for of in self.lesions.values() if of.bone == bone for value in of.values}
+        return [*self.bones[bone].values, *sorted(lesions | set(self.bones[bone].lesion_values))]
 
     def cartilage_name(self, bone: str, plate: str) -> str:
         """The label of a plate of cartilage, of several that of its side."""
@@ -108,6 +119,7 @@ class Found:
     bones: dict[str, Bone] = field(default_factory=dict)
     lesion_indices: list[NDArray[np.intp]] = field(default_factory=list)  # (N, 3) each, in the order of ``lesions``
     cartilages: dict[str, Any] = field(default_factory=dict)  # bone -> cartilage.CartilageMap
+    shape: tuple[int, ...] = ()  # of the image, whose indices the bones have
 
     def add(self, structure: str, region: str, quantity: str, value: float, unit: str, flag: str = "") -> None:
         """Add one value; NaN needs a flag, which says why."""
@@ -159,6 +171,11 @@ class Bone:
         }
         shaft = {} if self.kind == PATELLA else {SHAFT: self.place == _SHAFT_CODE}
         return {**places, **{name: own for name, own in sides.items() if name not in places}, **shaft}
+
+    def touches_border(self, shape: tuple[int, ...]) -> bool:
+        """Whether an image of a shape ends at the bone, which then may reach further."""
+        low, high = self.indices.min(axis=0), self.indices.max(axis=0)
+        return bool((low == 0).any() or (high == np.array(shape) - 1).any())
 
     @cached_property
     def interface_tree(self) -> cKDTree:
@@ -256,6 +273,8 @@ def _landmarks(
 def _places(
     kind: str | None, landmarks: Any, indices: NDArray, interface: Interface, space: Space, conventions: Conventions
 ) -> NDArray[np.uint8]:
+    if not len(interface.points_mm):
+        raise LandmarkError("no interface of bone and cartilage")
     coordinates = landmarks.frame.of_voxels(indices, space)
     if kind == PATELLA:
         return regions.patellar_places(coordinates, landmarks)

@@ -31,8 +31,18 @@ _THICKNESS_UNITS = {
 }  # fmt: skip
 
 
-def _plates(bone: Bone) -> tuple[str, ...]:
-    return {FEMUR: ("MF", "LF"), TIBIA: ("MT", "LT"), PATELLA: ("P",)}.get(bone.kind or "", ())
+def _plates(kind: str | None) -> tuple[str, ...]:
+    return {FEMUR: ("MF", "LF"), TIBIA: ("MT", "LT"), PATELLA: ("P",)}.get(kind or "", ())
+
+
+def flag_cartilage(found: Found, bone: str, structures: Structures, with_thickness: bool, flag: str) -> None:
+    """Rows of a bone's cartilage that could not be taken."""
+    if not structures.cartilage_of(bone):
+        return
+    quantities = [("VC", "mm3"), *(_THICKNESS_UNITS.items() if with_thickness else ())]
+    for plate in _plates(structures.kind(bone)):
+        for region, (quantity, unit) in itertools.product((plate, *SUBREGIONS[plate]), quantities):
+            found.add(structures.cartilage_name(bone, plate), region, quantity, math.nan, unit, flag)
 
 
 def subregions_of(
@@ -134,13 +144,10 @@ def add_cartilage(
     cartilages = structures.cartilage_of(bone.name)
     if not cartilages:
         return
-    plates = _plates(bone)
+    plates = _plates(bone.kind)
     names = {plate: structures.cartilage_name(bone.name, plate) for plate in plates}
     if bone.landmarks is None:
-        quantities = [("VC", "mm3"), *(_THICKNESS_UNITS.items() if with_thickness else ())]
-        for plate in plates:
-            for region, (quantity, unit) in itertools.product((plate, *SUBREGIONS[plate]), quantities):
-                found.add(names[plate], region, quantity, math.nan, unit, bone.flag)
+        flag_cartilage(found, bone.name, structures, with_thickness, bone.flag)
         return
     box = joint_box(boxes, list(cartilages), labels.shape)
     if box is None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, files_beside, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, write_map
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known, write_map
 from nnunetv2_anomaly.measurements.bones import Earlier, Found, Structures
 from nnunetv2_anomaly.measurements.case_report import case_page
 from nnunetv2_anomaly.measurements.knee import measure_knee
@@ -101,20 +100,21 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     )
     record = task.output / "cases" / f"{task.case}.json"
     kept = load_record(record, state)
-    if kept is not None:
+    promised = [*_page_of(task), *(kept["files"] if kept else ())]
+    if kept is not None and all((task.output / file).is_file() for file in promised):
         return {"rows": kept["rows"], "lesions": kept["lesions"]}
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
-    segmentation = files.read(task.source)
+    segmentation = read_known(files, task.source, task.dataset)
     side, found = measured(segmentation, task.case, task.dataset, task.options, task.known)
     found.rows = wanted_rows(found.rows, task.options)
     image, anomaly = (image_beside(folder, task.case, kind, segmentation, files) for folder, kind in kinds)
     _add_intensities(found, image, anomaly)
-    _write_maps_and_page(task, segmentation, side, found, image)
+    written = _write_maps_and_page(task, segmentation, side, found, image)
     head = {"case": task.case, "subject": task.known.get("subject", ""), "visit": task.known.get("visit", "")}
     head["side"] = side or ""
     rows = [{**head, **row, "method_version": METHOD_VERSION} for row in found.rows]
     lesions = [{**head, **row} for row in found.lesions] if "lesions" in task.options.quantities else []
-    save_record(record, state, {"rows": rows, "lesions": lesions})
+    save_record(record, state, {"rows": rows, "lesions": lesions, "files": written})
     return {"rows": rows, "lesions": lesions}
 
 
@@ -161,13 +161,20 @@ def _add_intensities(found: Found, image: NDArray | None, anomaly: NDArray | Non
             row |= {"anomaly_mean": float(anomaly[own].mean()), "anomaly_max": float(anomaly[own].max())}
 
 
+def _page_of(task: CaseTask) -> list[str]:
+    """The case's page, if it has one, from the output folder on."""
+    return [f"reports/{task.case}.html"] if task.extras.reports else []
+
+
 def _write_maps_and_page(
     task: CaseTask, segmentation: Segmentation, side: str | None, found: Found, image: NDArray | None
-) -> None:
+) -> list[str]:
+    """Returns: the files, from the output folder on."""
     measured_maps = {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
     if not (task.extras.maps or task.extras.reports):
-        return
+        return []
     flat = {bone: flattened([of])[0] for bone, of in measured_maps.items()}
+    written = _page_of(task)
     if task.extras.maps and measured_maps:
         folder = task.output / "maps" / task.case
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,18 +185,13 @@ def _write_maps_and_page(
             write_surface(of, folder / f"{stem}_cartilage.vtp")
             write_flat(flat[bone], folder / f"{stem}_thickness_flat.nii.gz")
             save_figure(flat_figure([(in_words(bone), flat[bone])]), folder / f"{stem}_thickness_flat.png")
+        written += [str(file.relative_to(task.output)) for file in sorted(folder.iterdir())]
     if task.extras.reports:
-        html = case_page(
-            task.case,
-            side,
-            found,
-            flat,
-            segmentation.voxels,
-            image,
-            segmentation.spacing_mm,
-            task.dataset.single_values,
-        )
-        write_text(task.output / "reports" / f"{task.case}.html", html)
+        labels, spacing = segmentation.to_right_anterior_superior(segmentation.voxels)
+        shown = None if image is None else segmentation.to_right_anterior_superior(image)[0]
+        html = case_page(task.case, side, found, flat, labels, shown, spacing, task.dataset.single_values)
+        write_text(task.output / f"reports/{task.case}.html", html)
+    return written
 
 
 def pose_of(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
@@ -210,14 +212,10 @@ def pose_of(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:
 
 
 def side_of_labels(segmentation: Segmentation, dataset: DatasetDescription) -> str | None:
-    """The side that the shape of bones and cartilages shows.
-
-    None where it shows none, or where the voxels' axes do not point to right, anterior, superior.
-    """
-    turned = segmentation.affine is not None and nibabel.aff2axcodes(segmentation.affine) != ("R", "A", "S")
-    if turned or segmentation.voxels.ndim != 3:
+    """The side that the shape of bones and cartilages shows; None where it shows none."""
+    if segmentation.voxels.ndim != 3:
         return None
-    return side_from_labels(segmentation.voxels, segmentation.spacing_mm, dataset.single_values).side
+    return side_from_labels(*segmentation.to_right_anterior_superior(segmentation.voxels), dataset.single_values).side
 
 
 def _side(

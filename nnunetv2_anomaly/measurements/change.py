@@ -12,20 +12,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.measurements.bones import Bone, Found, Structures
+from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures
+from nnunetv2_anomaly.measurements.regions import SHAFT
 from nnunetv2_anomaly.measurements.standardised import read_table
 
 #: kinds of a lesion's change
 NEW, GONE, GROWN, SHRUNK, STABLE, MERGED, SPLIT, REGROUPED = (
     "new", "gone", "grown", "shrunk", "stable", "merged", "split", "split and merged",
 )  # fmt: skip
+NOT_COMPARED = "not compared"
 BEYOND, WITHIN = "beyond", "within"
 #: quantity of a bone that was brought to where it lay, which only the later visit has
 RESIDUAL = "registration_residual"
+_BASELINE = re.compile(r"baseline|bl|screening|pre", re.IGNORECASE)
+#: flag of what a knee lacks
+ABSENT = "absent"
+_OF_LESIONS = ("lesion_count", "lesion_volume", "lesion_percent", "moaks_size_grade")
+_OF_BONES = ("volume", *_OF_LESIONS)
 #: region of a limit that is of single lesions
 ONE_LESION = "lesion"
 CHANGE_COLUMNS = (
@@ -57,22 +65,45 @@ def read_pairs(file: Path) -> list[Pair]:
     table = read_table(file, {"before", "after"}, "a table of cases before and after").fillna("").astype(str)
     if not len(table):
         raise UserError(f"{file} has no pair; expected a row for each, with the cases before and after")
-    return [Pair(row["before"], row["after"], row.get("subject", "")) for row in table.to_dict("records")]
+    pairs = [Pair(row["before"], row["after"], row.get("subject", "")) for row in table.to_dict("records")]
+    for pair in pairs:
+        if pair.before == pair.after:
+            raise UserError(f"{file} pairs {pair.before} with itself; expected two visits")
+    return pairs
 
 
 def pairs_of(known: Mapping[str, Mapping[str, str]]) -> list[Pair]:
-    """Each visit of a subject's knee with the next one. Args: known: case -> subject, visit, side, as far as known."""
-    knees: dict[tuple[str, str], list[tuple[list[Any], str]]] = {}
+    """Each visit of a subject's knee with the next one.
+
+    Visits follow one another by the numbers in their names, 6m before 12m; those that are called a baseline come first.
+
+    Args: known: case -> subject, visit, side, as far as known; cases without a subject and visit are left out.
+    Raises: UserError if a knee has a visit twice, or visits that have no order.
+    """
+    knees: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for case, of in known.items():
         if of.get("subject") and of.get("visit"):
-            # 6m comes before 12m.
-            order = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", of["visit"])]
-            knees.setdefault((of["subject"], of.get("side", "")), []).append((order, case))
+            knees.setdefault((of["subject"], of.get("side", "")), []).append((of["visit"], case))
     found = []
-    for (subject, _), visits in knees.items():
-        ordered = [case for _, case in sorted(visits)]
+    for (subject, side), visits in knees.items():
+        names = [visit for visit, _ in visits]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            knee = f"the {side} knee" if side else "a knee of unknown side"
+            raise UserError(f"subject {subject} has two cases of visit {twice} for {knee}; name the pairs with --pairs")
+        numbered = [re.search(r"\d", name) is not None or _BASELINE.fullmatch(name) is not None for name in names]
+        if len(names) > 1 and not all(numbered):
+            told = ", ".join(names)
+            raise UserError(f"the visits {told} of subject {subject} have no order; name the pairs with --pairs")
+        ordered = [case for _, case in sorted(visits, key=lambda visit: _order(visit[0]))]
         found += [Pair(before, after, subject) for before, after in itertools.pairwise(ordered)]
     return found
+
+
+def _order(visit: str) -> list[Any]:
+    if _BASELINE.fullmatch(visit):
+        return []  # before all others
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", visit)]
 
 
 class Limits:
@@ -83,13 +114,15 @@ class Limits:
         self._limits: dict[tuple[str, str, str], float] = {}
         for row in [] if table is None else table.fillna("").to_dict("records"):
             key = (str(row.get("structure", "")), str(row.get("region", "")), str(row["quantity"]))
+            if key in self._limits:
+                raise UserError(f"the limits have {' '.join(filter(None, key))} twice; expected each limit once")
             self._limits[key] = float(row["limit"])
 
     @classmethod
     def read(cls, file: Path) -> Limits:
         """Raises: UserError if it cannot be read, lacks a column, or has a limit that is no number from 0."""
         table = read_table(file, {"quantity", "limit"}, "a table of quantity, limit, and structure, region")
-        if not (pd.to_numeric(table["limit"], errors="coerce") >= 0).all():
+        if not (table["limit"] >= 0).all():
             raise UserError(f"{file} has a limit that is not a number of at least 0; expected limits of agreement")
         return cls(table)
 
@@ -110,13 +143,45 @@ def verdict(change: float, limit: float) -> str:
     return BEYOND if abs(change) > limit else WITHIN
 
 
-def changed_values(before: Found, after: Found, refused: Mapping[str, str], limits: Limits) -> list[dict[str, Any]]:
-    """Rows of change.csv, but for the pair.
+@dataclass(frozen=True)
+class Obstacles:
+    """Why values of two visits cannot be compared."""
 
-    Args:
-        after: measured in the regions of ``before``.
-        refused: structure -> why its regions are not those of ``before``; only its whole is compared.
-    """
+    refused: Mapping[str, str]  # structure -> why its regions are not those of the earlier visit
+    cut: frozenset[str]  # bones at which an image ends
+    outside: frozenset[tuple[str, str]]  # bone and region with a lesion that the other image does not show whole
+
+    @classmethod
+    def of(cls, before: Found, after: Found, refused: Mapping[str, str]) -> Obstacles:
+        """Args: after: measured where ``before`` lay, its bones' spaces moved, but for those of ``refused``."""
+        cut, outside = set(), set()
+        for found, other in ((before, after), (after, before)):
+            cut |= {name for name, bone in found.bones.items() if bone.touches_border(found.shape)}
+            for row, indices in zip(found.lesions, found.lesion_indices, strict=True):
+                name = row["bone"]
+                if name in other.bones and name not in refused and _is_outside(found.bones[name], indices, other):
+                    shares = {of.removeprefix("share_"): share for of, share in row.items() if of.startswith("share_")}
+                    outside |= {(name, ALL), *((name, region) for region, share in shares.items() if share > 0)}
+        return cls(refused, frozenset(cut), frozenset(outside))
+
+    def why(self, structure: str, region: str, quantity: str) -> str:
+        """Why a value has no change; empty where it has one."""
+        if structure in self.refused and region != ALL:
+            return self.refused[structure]
+        if quantity in _OF_LESIONS and (structure, region) in self.outside:
+            return "a lesion lies outside the other image"
+        return ""
+
+
+def _is_outside(bone: Bone, indices: NDArray[np.intp], other: Found) -> bool:
+    """Whether voxels of a bone, (N, 3), lie outside the image of the other visit, if only in part."""
+    space = other.bones[bone.name].space
+    places = np.linalg.solve(space.steps_mm, (bone.space.points(indices) - space.origin_mm).T)
+    return bool(((places < -0.5) | (places > np.array(other.shape)[:, None] - 0.5)).any())
+
+
+def changed_values(before: Found, after: Found, obstacles: Obstacles, limits: Limits) -> list[dict[str, Any]]:
+    """Rows of change.csv, but for the pair. Args: after: measured in the regions of ``before``."""
     values = [{(r["structure"], r["region"], r["quantity"]): r for r in found.rows} for found in (before, after)]
     rows = []
     for key in dict.fromkeys((*values[0], *values[1])):
@@ -124,18 +189,19 @@ def changed_values(before: Found, after: Found, refused: Mapping[str, str], limi
         structure, region, quantity = key
         old, new = (math.nan if row is None else float(row["value"]) for row in own)
         flags = [row["flag"] if row else "not measured" for row in own]
-        flag = (
-            ""
-            if quantity == RESIDUAL
-            else "; ".join(f"{flag} {when}" for flag, when in zip(flags, ("before", "after"), strict=True) if flag)
-        )
-        if structure in refused and region != "all":
-            old, new, flag = math.nan, math.nan, refused[structure]
+        told = [f"{flag} {when}" for flag, when in zip(flags, ("before", "after"), strict=True) if flag]
         change, limit = new - old, limits.of(*key)
+        if why := obstacles.why(*key):
+            told.append(why)
+        if why or ABSENT in flags:
+            change = math.nan
+        is_cut = structure in obstacles.cut and quantity in _OF_BONES and region in (ALL, SHAFT)
+        if is_cut:
+            told.append("an image ends at the bone")
         row: dict[str, Any] = {"structure": structure, "region": region, "quantity": quantity}
-        row |= {"before": old, "after": new}
-        row |= {"change": change, "change_percent": _percent(change, old), "unit": next(r for r in own if r)["unit"]}
-        rows.append({**row, "limit": limit, "verdict": verdict(change, limit), "flag": flag})
+        row |= {"before": old, "after": new, "change": change, "change_percent": _percent(change, old)}
+        row |= {"unit": next(r for r in own if r)["unit"], "limit": limit}
+        rows.append({**row, "verdict": "" if is_cut else verdict(change, limit), "flag": "; ".join(told)})
     return rows
 
 
@@ -143,7 +209,9 @@ def _percent(change: float, old: float) -> float:
     return 100 * change / old if old else math.nan
 
 
-def matched_lesions(before: Found, after: Found, limits: Limits, stable_percent: float) -> list[dict[str, Any]]:
+def matched_lesions(
+    before: Found, after: Found, obstacles: Obstacles, limits: Limits, stable_percent: float
+) -> list[dict[str, Any]]:
     """Rows of lesion_matches.csv, but for the pair: lesions that overlap, within half a voxel's diagonal, are the same.
 
     Args:
@@ -153,14 +221,22 @@ def matched_lesions(before: Found, after: Found, limits: Limits, stable_percent:
     rows = []
     for bone in dict.fromkeys((*before.bones, *after.bones)):
         lesions = [_lesions_of(found, bone) for found in (before, after)]
-        for group in _groups(*lesions):
+        comparable = bone not in obstacles.refused and bone in before.bones and bone in after.bones
+        groups = _groups(*lesions) if comparable else _alone(*lesions)
+        for group in groups:
             old, new = ([lesions[when][of] for of in own] for when, own in enumerate(group))
-            volumes = [sum(of["volume_mm3"] for _, of in some) for some in (old, new)]
+            shown = comparable and not any(
+                _is_outside(found.bones[bone], of.indices, other)
+                for found, other, some in ((before, after, old), (after, before, new))
+                for of in some
+            )
+            volumes = [sum(of.volume_mm3 for of in some) for some in (old, new)]
             change, limit = volumes[1] - volumes[0], limits.of(bone, ONE_LESION, "lesion_volume")
+            change = change if shown else math.nan
             least = stable_percent / 100 * volumes[0] if math.isnan(limit) else limit
-            numbers = ["+".join(str(of["lesion"]) for _, of in some) for some in (old, new)]
+            numbers = ["+".join(str(of.number) for of in some) for some in (old, new)]
             row: dict[str, Any] = {"bone": bone, "lesions_before": numbers[0], "lesions_after": numbers[1]}
-            row |= {"kind": kind_of(len(old), len(new), change, least)}
+            row |= {"kind": kind_of(len(old), len(new), change, least) if shown else NOT_COMPARED}
             row |= {"volume_before_mm3": volumes[0], "volume_after_mm3": volumes[1], "change_mm3": change}
             row |= {"change_percent": _percent(change, volumes[0]), "limit": limit}
             rows.append({**row, "verdict": verdict(change, limit)})
@@ -176,28 +252,40 @@ def kind_of(number_before: int, number_after: int, change_mm3: float, stable_mm3
     return STABLE if abs(change_mm3) <= stable_mm3 else GROWN if change_mm3 > 0 else SHRUNK
 
 
-def _lesions_of(found: Found, name: str) -> list[tuple[cKDTree, Mapping[str, Any]]]:
-    """The lesions of a bone: tree of the places of voxels, and row."""
+@dataclass(frozen=True)
+class _Lesion:
+    number: int
+    volume_mm3: float
+    indices: NDArray[np.intp]  # (N, 3)
+    tree: cKDTree  # of the places of its voxels
+    reach_mm: float  # half a voxel's diagonal
+
+
+def _lesions_of(found: Found, name: str) -> list[_Lesion]:
     bone: Bone | None = found.bones.get(name)
     if bone is None:
         return []
+    reach = float(np.linalg.norm(bone.space.spacing_mm)) / 2
     return [
-        (cKDTree(bone.space.points(indices)), {**row, "reach_mm": float(np.linalg.norm(bone.space.spacing_mm)) / 2})
+        _Lesion(row["lesion"], row["volume_mm3"], indices, cKDTree(bone.space.points(indices)), reach)
         for row, indices in zip(found.lesions, found.lesion_indices, strict=True)
         if row["bone"] == name
     ]
 
 
-def _groups(
-    before: Sequence[tuple[cKDTree, Mapping[str, Any]]], after: Sequence[tuple[cKDTree, Mapping[str, Any]]]
-) -> Iterable[tuple[list[int], list[int]]]:
+def _alone(before: Sequence[_Lesion], after: Sequence[_Lesion]) -> Iterable[tuple[list[int], list[int]]]:
+    """Every lesion by itself."""
+    yield from (([place], []) for place in range(len(before)))
+    yield from (([], [place]) for place in range(len(after)))
+
+
+def _groups(before: Sequence[_Lesion], after: Sequence[_Lesion]) -> Iterable[tuple[list[int], list[int]]]:
     """Sets of lesions that overlap, directly or through others."""
     number = len(before) + len(after)
     met = sparse.lil_array((number, number))
-    for place, (old, of_old) in enumerate(before):
-        for other, (new, of_new) in enumerate(after):
-            reach = max(of_old["reach_mm"], of_new["reach_mm"])
-            if old.count_neighbors(new, reach):
+    for place, old in enumerate(before):
+        for other, new in enumerate(after):
+            if old.tree.count_neighbors(new.tree, max(old.reach_mm, new.reach_mm)):
                 met[place, len(before) + other] = 1
     count, group = sparse.csgraph.connected_components(met, directed=False)
     for one in range(count):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
-from nnunetv2_anomaly.images.segmentations import SegmentationFiles
+from nnunetv2_anomaly.images.segmentations import SegmentationFiles, read_known
 from nnunetv2_anomaly.measurements.bones import ALL, Earlier, Found, Structures
 from nnunetv2_anomaly.measurements.case import METHOD_VERSION, Options, measured, wanted_rows
 from nnunetv2_anomaly.measurements.change import (
@@ -21,6 +21,7 @@ from nnunetv2_anomaly.measurements.change import (
     MATCH_COLUMNS,
     RESIDUAL,
     Limits,
+    Obstacles,
     Pair,
     changed_values,
     matched_lesions,
@@ -82,11 +83,7 @@ def measure_changes(
 
     Args: files: case -> segmentation. output: of ``measure_folder``; pairs/PAIR.json are kept there.
     Returns: both tables, and the pairs that failed.
-    Raises: UserError if a pair names a case that has no segmentation.
     """
-    missing = sorted({case for pair in pairs for case in (pair.before, pair.after)} - set(files))
-    if missing:
-        raise UserError(f"the pairs name {listed(missing)}, which have no segmentation in -i; expected its cases")
     tasks = [
         _PairTask(
             pair,
@@ -127,11 +124,12 @@ def _measure_pair(task: _PairTask) -> dict[str, list[dict[str, Any]]]:
     after.rows += residuals
     head = {"pair": task.pair.name, "subject": task.pair.subject, "side": side or ""}
     head |= {"case_before": task.pair.before, "case_after": task.pair.after}
-    lesions = matched_lesions(before, after, change.limits, change.stable_percent)
+    obstacles = Obstacles.of(before, after, refused)
+    lesions = matched_lesions(before, after, obstacles, change.limits, change.stable_percent)
     lesions = lesions if "lesions" in task.options.quantities else []
     rows = {
-        "change": [{**head, **row} for row in changed_values(before, after, refused, change.limits)],
-        "lesion_matches": [{**head, **row} for row in lesions if row["bone"] not in refused],
+        "change": [{**head, **row} for row in changed_values(before, after, obstacles, change.limits)],
+        "lesion_matches": [{**head, **row} for row in lesions],
     }
     save_record(record, state, rows)
     return rows
@@ -143,7 +141,7 @@ def _both_visits(task: _PairTask) -> tuple[Found, Found, dict[str, str], str | N
     Raises: UserError if the visits are of two sides.
     """
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
-    visits = [files.read(file) for file in task.files]
+    visits = [read_known(files, file, task.dataset) for file in task.files]
     cases = (task.pair.before, task.pair.after)
     side, before = measured(visits[0], cases[0], task.dataset, task.options, task.known[0])
     # In its own pose the later visit is needed only for registration.

@@ -24,7 +24,7 @@ from nnunetv2_anomaly.measurements.bones import (
     count_voxels,
     joint_box,
 )
-from nnunetv2_anomaly.measurements.cartilage import add_cartilage
+from nnunetv2_anomaly.measurements.cartilage import add_cartilage, flag_cartilage
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.marrow_lesions import IN, add_lesions, flag_lesions
 from nnunetv2_anomaly.measurements.regions import LATERAL, MEDIAL, PLACES, Conventions
@@ -59,7 +59,7 @@ def measure_knee(
     side = side or _side_of_names(labels, boxes, structures, Space.of(origin_lps_mm, steps_lps_mm, "right"))
     space = Space.of(origin_lps_mm, steps_lps_mm, side or "right")
     voxel_mm3 = float(abs(np.linalg.det(space.steps_mm)))
-    found = Found()
+    found = Found(shape=labels.shape)
     bones = list(bones_of(labels, boxes, space, structures, side, conventions, earlier))
     found.bones = {bone.name: bone for bone in bones}
     for bone in bones:
@@ -74,6 +74,7 @@ def measure_knee(
         found.add(name, ALL, "volume", 0.0, "mm3", "absent")
         if any(of.bone == name for of in structures.lesions.values()):
             flag_lesions(found, name, (ALL, *PLACES.get(structures.kind(name) or "", ())), "absent")
+        flag_cartilage(found, name, structures, thickness, "its bone is absent")
     for name, of in structures.lesions.items():
         if of.bone not in there and (number := count_voxels(labels, boxes, of.values)):
             found.add(name.partition(IN)[0], ALL, "volume", number * voxel_mm3, "mm3", "in no bone")
@@ -97,7 +98,8 @@ def _lesions_to_bones(labels: NDArray[np.integer], structures: Structures) -> tu
     if not homeless or not np.isin(labels, [value for of in homeless.values() for value in of.values]).any():
         return labels, structures
     changed, lesions = labels.astype(np.int32), dict(structures.lesions)
-    next_value = int(changed.max()) + 1
+    known = {*structures.bones.values(), *structures.lesions.values()}
+    next_value = max(int(changed.max()), *(value for of in known for value in (*of.values, *of.lesion_values))) + 1
     for name, of in homeless.items():
         numbers = cc3d.connected_components(np.isin(labels, of.values).astype(np.uint8), connectivity=26)
         values: dict[str, int] = {}

@@ -44,6 +44,8 @@ class Conventions:
     central_share: float = 0.2  # of a tibial plate's area is central
 
 
+#: the middles of two tibial plates are farther apart: 42 mm as a rule, halves of one plate about 15 mm
+_LEAST_APART_MM = 25.0
 #: depth is looked at in cubes of this edge
 _DEPTH_STEP_MM = 1.5
 
@@ -210,6 +212,8 @@ def halves_of_plateau(interface: Interface, named: Mapping[str, set[int]]) -> di
         return {side: np.isin(interface.cartilage, list(labels)) for side, labels in named.items()}
     lateral = points[:, 0]
     border = float(np.mean(np.percentile(lateral, (2, 98))))
+    if not 0 < (lateral <= border).sum() < len(lateral):
+        raise LandmarkError("no two plates of tibial cartilage")
     for _ in range(20):
         border = (lateral[lateral <= border].mean() + lateral[lateral > border].mean()) / 2
     # Between the plates lies a gap; the border goes where fewest points are.
@@ -219,7 +223,8 @@ def halves_of_plateau(interface: Interface, named: Mapping[str, set[int]]) -> di
         near[int(np.argmin([count.sum() + abs(at - border) for count, at in zip(counts, near, strict=True)]))]
     )
     halves = {MEDIAL: lateral <= border, LATERAL: lateral > border}
-    if min(half.sum() for half in halves.values()) < 50:
+    apart = lateral[halves[LATERAL]].mean() - lateral[halves[MEDIAL]].mean()
+    if min(half.sum() for half in halves.values()) < 50 or apart < _LEAST_APART_MM:
         raise LandmarkError("no two plates of tibial cartilage")
     return halves
 

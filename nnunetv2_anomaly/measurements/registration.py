@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import binary_erosion, map_coordinates
 from scipy.spatial import cKDTree
 
 from nnunetv2_anomaly.measurements.bones import Bone
@@ -17,6 +19,8 @@ _STEP_MM = 1.2
 _FAR_MM = 6.0
 #: only places so near to the earlier bone's surface are compared, mm
 _BAND_MM = 4.0
+#: a surface of fewer cubes of 2.5 mm has no pose
+_LEAST_POINTS = 20
 #: and so near to its joint: farther away are the ends where images cut a bone
 _JOINT_MM = 25.0
 
@@ -33,11 +37,15 @@ def register(later: Bone, earlier: Bone) -> Motion:
     """
     fixed, fixed_space = _distances(earlier)
     moving, _ = _distances(later)
-    joints = [_joint(of) for of in (earlier, later)]
+    by_interface = all(len(of.interface.points_mm) > 0 for of in (earlier, later))
+    joints = [_joint(of, by_interface) for of in (earlier, later)]
+    compared = _compared(fixed, fixed_space, joints[0])
+    if min(map(len, joints)) < _LEAST_POINTS or not sitk.GetArrayViewFromImage(compared).any():
+        return Motion(np.eye(3), np.zeros(3), math.inf)
     start = _start(later, earlier, joints)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
-    method.SetMetricFixedMask(_compared(fixed, fixed_space, joints[0]))
+    method.SetMetricFixedMask(compared)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=1.0, minStep=1e-4, numberOfIterations=200, gradientMagnitudeTolerance=1e-6
@@ -67,9 +75,12 @@ def _start(later: Bone, earlier: Bone, joints: list[NDArray[np.float64]]) -> sit
     return start
 
 
-def _joint(bone: Bone) -> NDArray[np.float64]:
-    """The bone's side of the joint: its interface with cartilage, or all of it where there is none, (N, 3) mm."""
-    return thinned(bone.interface.points_mm if len(bone.interface.points_mm) else bone.space.points(bone.indices))
+def _joint(bone: Bone, by_interface: bool) -> NDArray[np.float64]:
+    """The bone's side of the joint: its interface with cartilage, or else all of its surface, (N, 3) mm."""
+    if by_interface:
+        return thinned(bone.interface.points_mm)
+    mask, space = bone.mask
+    return thinned(space.points(np.argwhere(mask & ~binary_erosion(mask))))
 
 
 def _distances(bone: Bone) -> tuple[sitk.Image, Space]:

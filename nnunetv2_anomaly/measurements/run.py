@@ -97,6 +97,9 @@ def measure_folder(
     if manifest and not set(manifest) & set(files):
         fault = f"no case of the manifest ({listed(unknown)}) is in {segmentations}"
         raise UserError(f"{fault}; expected the names of its segmentations")
+    named = {case for pair in visits.pairs or () for case in (pair.before, pair.after)}
+    if missing := sorted(named - set(files)):
+        raise UserError(f"the pairs name {listed(missing)}, which have no segmentation in -i; expected its cases")
     check_beside("--images", extras.images, files, IMAGE, dataset.file_ending)
     check_beside("--anomaly_maps", extras.anomaly_maps, files, ERROR_IMAGE, dataset.file_ending)
     tasks = [
@@ -111,9 +114,14 @@ def measure_folder(
         _write_marker(output, settings, finished=False)
         found, failed = run_cases(measure_case, tasks, num_processes, "measuring", "measured")
         table = _tables(found, output, options, standards)
-        pairs = pairs_of({case: known for case, known in manifest.items() if case in files})
-        pairs = pairs if visits.pairs is None else list(visits.pairs)
+        # Knees of one side are compared, also where the anatomy alone tells it.
+        sides = {case: {"side": rows["rows"][0]["side"]} for case, rows in found.items() if rows["rows"]}
+        pairs = visits.pairs
+        if pairs is None:
+            pairs = pairs_of({case: {**manifest.get(case, {}), **side} for case, side in sides.items()})
         changes = None
+        for name in ("change.csv", "lesion_matches.csv"):  # of an earlier run
+            (output / name).unlink(missing_ok=True)
         if pairs:
             changes = measure_changes(
                 pairs, files, output, dataset, options, visits.options, manifest=manifest, num_processes=num_processes

@@ -13,7 +13,10 @@ from nnunetv2_anomaly.reporting.table import unescaped
 
 _KEYS = ["structure", "region", "quantity"]
 #: columns that are no numbers, whatever they look like
-_TEXTS = dict.fromkeys(("case", "subject", "visit", "before", "after"), str)
+_TEXTS = dict.fromkeys(
+    ("case", "subject", "visit", "side", "before", "after", "structure", "region", "quantity", "unit", "flag"), str
+)
+_NUMBERS = ["value", "mean", "sd", "limit"]
 #: structure of what is of no single one
 KNEE = "knee"
 #: fewer knees have no standard deviation worth the name
@@ -26,13 +29,21 @@ _COMPOSITES = {"disease_activity": (_LESIONS, _EFFUSION), "cumulative_damage": (
 def read_table(file: Path, columns: set[str], what: str) -> pd.DataFrame:
     """A CSV. Raises: UserError if it cannot be read or lacks one of the columns."""
     try:
-        table = pd.read_csv(file, dtype=_TEXTS, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(file, dtype=_TEXTS, keep_default_na=False, na_values=["", "NA"])
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as {what} ({error}); expected CSV") from error
     if missing := sorted(columns - set(table)):
         raise UserError(f"{file} lacks the column {', '.join(missing)}; expected {what}")
     for name in table.columns.intersection(list(_TEXTS)):
-        table[name] = table[name].map(unescaped)
+        table[name] = table[name].fillna("").map(unescaped)
+    for name in table.columns.intersection(_NUMBERS):
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        wrong = table[name][numbers.isna() & table[name].notna()]
+        if len(wrong):
+            raise UserError(
+                f"{file} has the {name} {wrong.iloc[0]}; expected a number with a decimal point, or nothing"
+            )
+        table[name] = numbers.astype(float)
     return table
 
 
@@ -44,8 +55,10 @@ def read_reference(file: Path) -> pd.DataFrame:
     table = read_table(file, {*_KEYS, "mean", "sd"}, "a table of structure, region, quantity, mean, sd")
     if (twice := table.duplicated(_KEYS)).any():
         raise UserError(f"{file} has {' '.join(map(str, table[twice].iloc[0][_KEYS]))} twice; expected each value once")
-    if not (table["sd"] > 0).all():
-        raise UserError(f"{file} has an sd that is not above 0; expected standard deviations")
+    if not (table["sd"] > 0).all() or table["mean"].isna().any():
+        raise UserError(
+            f"{file} has an empty mean, or an sd that is not above 0; expected means and standard deviations"
+        )
     return table
 
 
@@ -61,7 +74,7 @@ def _parts_of_composites(table: pd.DataFrame) -> pd.DataFrame:
     """What composites are made of, one row per case: volume of lesions, mm3, of effusion, mL, and bare area, cm2."""
 
     def sums(regions: list[str]) -> pd.DataFrame:
-        own = table[table["region"].isin(regions)].groupby(["case", "quantity"])["value"].sum(min_count=1).unstack()
+        own = table[table["region"].isin(regions)].groupby(["case", "quantity"])["value"].agg(_whole_sum).unstack()
         return own.reindex(index=table["case"].unique(), columns=[_LESIONS, _EFFUSION, "tAB", "cAB"])
 
     whole, plates = sums(["all"]), sums(list(SUBREGIONS))
@@ -98,3 +111,8 @@ def composite_rows(table: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
 
 def _few(parts: list[str]) -> str:
     return f"fewer than {_LEAST_KNEES} knees of the cohort have {' and '.join(parts)}, or all have the same"
+
+
+def _whole_sum(values: pd.Series) -> float:
+    """NaN where one of the values is."""
+    return float(values.sum(skipna=False))

@@ -153,7 +153,8 @@ def label_figure(
     for row, (name, axis) in zip(plots, planes, strict=True):
         # The slice with the most kinds of labels, and of these the one with the most of them.
         columns = np.moveaxis(labels, axis, 0)
-        kinds = sum((columns == value).any(axis=(1, 2)).astype(int) for value in values)
+        present = ((columns == value).any(axis=(1, 2)).astype(int) for value in values)
+        kinds = sum(present, start=np.zeros(len(columns), int))
         amount = np.count_nonzero(columns.reshape(len(columns), -1), axis=1)
         index = int(np.lexsort((amount, kinds))[-1])
         outlined = np.take(labels, index, axis)

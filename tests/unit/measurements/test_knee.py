@@ -229,9 +229,10 @@ def test_lesions_whose_label_names_no_bone_are_in_the_bone_that_they_touch(knee,
     assert values(found)["tibia", "all", "lesion_volume"] == 0
 
 
-def measure(image, structures, side="right"):
+def measure(image, structures, side="right", **options):
     steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    return measure_knee(sitk.GetArrayFromImage(image), image.GetOrigin(), steps[:, ::-1], structures, side)
+    labels = sitk.GetArrayFromImage(image)
+    return measure_knee(labels, image.GetOrigin(), steps[:, ::-1], structures, side, **options)
 
 
 def test_lesion_of_cartilage_is_none_of_a_bone(knee):
@@ -277,3 +278,37 @@ def test_places_to_the_side_are_not_said_where_the_side_is_unknown(knee):
     (lesion,) = measured(image, None).lesions
     assert math.isnan(lesion["lateral_mm"])
     assert not math.isnan(lesion["superior_mm"])
+
+
+def test_one_plate_of_tibial_cartilage_is_not_cut_into_two(knee):
+    image = healthy(knee)
+    labels = sitk.GetArrayFromImage(image)
+    bone = measured(image).bones["tibial_bone"]
+    cartilage = np.argwhere(labels == 4)
+    lateral = bone.landmarks.frame.coordinates(bone.space.points(cartilage))[:, 0] > 0
+    labels[tuple(cartilage[lateral].T)] = 0
+    made = sitk.GetImageFromArray(labels)
+    made.CopyInformation(image)
+    rows = [row for row in measured(made).rows if row["structure"] == "tibial_cartilage" and row["quantity"] == "VC"]
+    assert {row["flag"] for row in rows} == {"no two plates of tibial cartilage"}
+    assert all(math.isnan(row["value"]) for row in rows)
+
+
+def test_regions_beside_single_labels_keep_their_meaning(knee):
+    image, volume = with_lesion(knee)
+    names = {"femoral_bone": 1, "femoral_cartilage": 2, "tibial_bone": 3, "femoral_lesion": 7}
+    alone = values(measure(image, structures_of(names)))
+    beside = measure(image, structures_of({**names, "whole_femur": (1, 7), "all_lesions": (7,)}))
+    whole = alone["femoral_bone", "all", "volume"]
+    assert values(beside)["whole_femur", "all", "volume"] == pytest.approx(whole)
+    assert values(beside)["femoral_bone", "all", "volume"] == pytest.approx(whole)
+    (lesion,) = beside.lesions
+    assert (lesion["label"], lesion["bone"]) == ("femoral_lesion", "femoral_bone")
+    assert lesion["volume_mm3"] == pytest.approx(volume)
+
+
+def test_cartilage_of_a_bone_that_is_absent_is_flagged(knee):
+    rows = measured(sitk.ChangeLabel(healthy(knee), {3.0: 0.0})).rows
+    of_plates = [row for row in rows if row["structure"] == "tibial_cartilage" and row["quantity"] == "VC"]
+    assert {row["region"] for row in of_plates} >= {"MT", "LT", "cMT"}
+    assert {row["flag"] for row in of_plates} == {"its bone is absent"}

@@ -6,10 +6,12 @@ import shutil
 import sys
 from urllib.parse import quote
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.labels import LABELS
@@ -131,9 +133,6 @@ def test_values_are_held_against_a_reference_and_a_cohort(knees, tmp_path):
         value = table.loc[(case, "femoral_bone", "all", "lesion_volume"), "value"]
         assert table.loc[(case, "femoral_bone", "all", "z_lesion_volume"), "value"] == pytest.approx((value - 100) / 50)
     assert "disease_activity" not in table.index.get_level_values("quantity")  # no label of effusion
-    damage = table.xs("cumulative_damage", level="quantity")["value"]
-    assert damage.mean() == pytest.approx(0)
-    assert damage.std() == pytest.approx(1)
     reference.write_text("structure,region,quantity,mean,sd\nfemoral_bone,all,lesion_volume,100,0\n")
     assert measure(knees, tmp_path / "o2", *words) == 1
 
@@ -157,6 +156,10 @@ def test_visits_of_a_knee_are_compared(knees, tmp_path, capsys):
     pairs.write_text("before,after\nright_1,left_1\n")
     assert measure(knees, tmp_path / "o", *words, "--pairs", str(pairs)) == 1
     assert "expected two visits of one knee" in capsys.readouterr().err
+    pairs.write_text("before,after\nright_1,other\n")
+    assert measure(knees, tmp_path / "o3", *words, "--pairs", str(pairs)) == 1
+    assert "the pairs name other, which have no segmentation" in capsys.readouterr().err
+    assert not (tmp_path / "o3").exists()
 
 
 def test_it_resumes_and_measures_again_what_has_changed(knees, tmp_path):
@@ -204,3 +207,53 @@ def test_labels_that_a_data_set_lacks_are_not_measured(knees, tmp_path):
 def test_manifests_that_cannot_be(knees, tmp_path, capsys, text, sentence):
     assert measure(knees, tmp_path / "o", "--manifest", manifest(tmp_path, text)) == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_an_empty_label_map_has_a_page_and_flags(knees, tmp_path):
+    for case in ("right_2", "left_1"):
+        (knees / f"{case}.nii.gz").unlink()
+    image = sitk.ReadImage(str(knees / "right_1.nii.gz"))
+    sitk.WriteImage(image * 0, str(knees / "right_1.nii.gz"))
+    assert measure(knees, tmp_path / "o", "--side", "right", pictures=True) == 0
+    table = pd.read_csv(tmp_path / "o" / "measurements.csv", keep_default_na=False)
+    assert table["flag"].ne("").all()
+    assert (tmp_path / "o" / "reports" / "right_1.html").is_file()
+    (tmp_path / "o" / "reports" / "right_1.html").unlink()
+    assert measure(knees, tmp_path / "o", "--side", "right", pictures=True) == 0
+    assert (tmp_path / "o" / "reports" / "right_1.html").is_file()
+
+
+def test_labels_that_dataset_json_does_not_know_and_pictures_are_reported(knees, tmp_path, capsys):
+    image = sitk.ReadImage(str(knees / "right_2.nii.gz"))
+    sitk.WriteImage(sitk.ChangeLabel(image, {9.0: 77.0}), str(knees / "right_2.nii.gz"))
+    sitk.WriteImage(sitk.ReadImage(str(knees / "left_1.nii.gz"))[:, :, 20], str(knees / "left_1.nii.gz"))
+    assert measure(knees, tmp_path / "o", "--side", "right") == 1
+    error = capsys.readouterr().err
+    assert "holds unknown labels: 77" in error
+    assert "has 2 axes; expected a volume" in error
+    assert set(pd.read_csv(tmp_path / "o" / "measurements.csv")["case"]) == {"right_1"}
+
+
+def test_the_side_is_found_whatever_the_order_of_axes_that_nibabel_reads(knees, tmp_path):
+    for case in ("right_1", "left_1"):
+        (knees / f"{case}.nii.gz").unlink()
+    image = nibabel.as_closest_canonical(nibabel.load(knees / "right_2.nii.gz"))
+    voxels = np.asarray(image.dataobj).copy()  # from left to right
+    cartilage = np.argwhere(voxels == LABELS["tibial_cartilage"])
+    medial = cartilage[cartilage[:, 0] < np.median(cartilage[:, 0])]  # of a right knee, to the patient's left
+    voxels[tuple(medial.T)] = 10
+    image = nibabel.Nifti1Image(voxels, image.affine)
+    labels = {name: value for name, value in LABELS.items() if name != "tibial_cartilage"}
+    labels |= {"lateral_tibial_cartilage": LABELS["tibial_cartilage"], "medial_tibial_cartilage": 10}
+    content = {"labels": labels, "file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO"}
+    (knees / "dataset.json").write_text(json.dumps(content))
+    found = []
+    for codes in ("RAS", "LPS", "SRA"):
+        turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
+        nibabel.save(image.as_reoriented(turn), knees / "right_2.nii.gz")
+        assert measure(knees, tmp_path / codes) == 0
+        table = pd.read_csv(tmp_path / codes / "measurements.csv")
+        found.append(table.set_index(["structure", "region", "quantity"])["value"])
+        assert set(table["side"]) == {"right"}
+    for other in found[1:]:
+        np.testing.assert_allclose(other.reindex(found[0].index), found[0], rtol=1e-3, atol=60)

@@ -15,15 +15,19 @@ THICKNESS, LESIONS = 0.015, 0.03
 
 
 def changed(image):
-    """The label map in other grids, each label interpolated linearly."""
+    """The label map in other grids, by linear interpolation of each label.
 
-    def resampled(source, like, transform=None):
-        return sitk.Resample(source, like, transform or sitk.Transform(), sitk.sitkLabelLinear, 0)
+    Halfway between voxels a Gaussian decides: the means of two labels are equal there, and the background would win.
+    """
+
+    def resampled(source, like, transform=None, by=sitk.sitkLabelLinear):
+        return sitk.Resample(source, like, transform or sitk.Transform(), by, 0)
 
     middle = image.TransformContinuousIndexToPhysicalPoint([n / 2 for n in image.GetSize()])
     for angles in ((5, 0, 0), (0, 5, 0), (0, 0, 5)):
         yield resampled(image, image, sitk.Euler3DTransform(middle, *map(math.radians, angles)))
-    yield resampled(image, image, sitk.TranslationTransform(3, [step / 2 for step in image.GetSpacing()]))
+    half = sitk.TranslationTransform(3, [step / 2 for step in image.GetSpacing()])
+    yield resampled(image, image, half, by=sitk.sitkLabelGaussian)
     size = [math.ceil(n * step / 0.5) for n, step in zip(image.GetSize(), image.GetSpacing(), strict=True)]
     fine = sitk.Image(size, image.GetPixelID())
     fine.SetSpacing((0.5,) * 3)

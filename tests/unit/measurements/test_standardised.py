@@ -45,3 +45,11 @@ def test_a_cohort_without_spread_standardises_nothing(lesions):
     rows = composite_rows(table, table)
     assert rows["value"].isna().all()
     assert rows["flag"].str.startswith("fewer than 3 knees of the cohort have lesion_volume").all()
+
+
+def test_a_part_of_a_part_that_is_missing_is_not_taken_as_nothing():
+    table = table_of([0, 10, 20, 30], [1, 2, 3, 4])
+    table.loc[(table["case"] == "3") & (table["structure"] == "tibia"), "value"] = np.nan
+    row = composite_rows(table, table).set_index("case").loc["3"]
+    assert np.isnan(row["value"])
+    assert row["flag"] == "no lesion_volume"
