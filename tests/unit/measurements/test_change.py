@@ -180,7 +180,7 @@ def test_values_are_taken_in_the_earlier_visits_regions(two_visits):
 def test_thinner_cartilage_is_found_in_its_subregion():
     """Cartilage worn by a voxel over the medial tibia, by the same bones."""
     parameters = draw_phantom(np.random.default_rng(0), lesion_share=0)
-    image = phantom_image(parameters, size=(192, 192, 96), spacing_mm=(0.72, 0.72, 1.2))
+    image = phantom_image(parameters, size=(150, 150, 76), spacing_mm=(0.92, 0.92, 1.5))
     labels = sitk.GetArrayFromImage(image)
     earlier = measured(image, thickness=True)
     bone = earlier.bones["tibial_bone"]

@@ -30,7 +30,7 @@ def real_masks():
     return sorted((SHARED / "data" / "oai_zib_uq").glob("*.nii.gz"))
 
 
-@pytest.fixture(scope="module", params=["phantom", "real"])
+@pytest.fixture(scope="module", params=["phantom", pytest.param("real", marks=pytest.mark.exhaustive)])
 def knee(request):
     """A right knee: a procedural one, and a real one at half the resolution."""
     if request.param == "phantom":
