@@ -87,12 +87,14 @@ def pairs_of(known: Mapping[str, Mapping[str, str]]) -> list[Pair]:
     found = []
     for (subject, side), visits in knees.items():
         names = [visit for visit, _ in visits]
+        if len(set(names)) == 1:
+            continue
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             knee = f"the {side} knee" if side else "a knee of unknown side"
             raise UserError(f"subject {subject} has two cases of visit {twice} for {knee}; name the pairs with --pairs")
         numbered = [re.search(r"\d", name) is not None or _BASELINE.fullmatch(name) is not None for name in names]
-        if len(names) > 1 and not all(numbered):
+        if not all(numbered):
             told = ", ".join(names)
             raise UserError(f"the visits {told} of subject {subject} have no order; name the pairs with --pairs")
         ordered = [case for _, case in sorted(visits, key=lambda visit: _order(visit[0]))]

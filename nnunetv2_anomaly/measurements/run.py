@@ -116,9 +116,10 @@ def measure_folder(
         table = _tables(found, output, options, standards)
         # Knees of one side are compared, also where the anatomy alone tells it.
         sides = {case: {"side": rows["rows"][0]["side"]} for case, rows in found.items() if rows["rows"]}
-        pairs = visits.pairs
-        if pairs is None:
-            pairs = pairs_of({case: {**manifest.get(case, {}), **side} for case, side in sides.items()})
+        try:
+            pairs = visits.pairs or pairs_of({case: {**manifest.get(case, {}), **of} for case, of in sides.items()})
+        except UserError as error:  # the knees are measured all the same
+            pairs, failed = [], "\n".join(words for words in (failed, str(error)) if words)
         changes = None
         for name in ("change.csv", "lesion_matches.csv"):  # of an earlier run
             (output / name).unlink(missing_ok=True)

@@ -51,9 +51,10 @@ def measure_plate(
     Args: in_plane_mm: the largest spacing within a slice.
     """
     reach = 1.5 * in_plane_mm
-    distance, nearest = cKDTree(bone.vertices).query(cartilage.vertices)
-    facing = (cartilage.normals(_SMOOTHING) * bone.normals(_SMOOTHING)[nearest]).sum(axis=1) < 0
-    near = (distance <= reach) & facing
+    distance, nearest = cKDTree(bone.vertices).query(cartilage.vertices, distance_upper_bound=reach)
+    near = np.isfinite(distance)
+    inward = -cartilage.normals(_SMOOTHING)
+    near[near] = (inward[near] * bone.normals(_SMOOTHING)[nearest[near]]).sum(axis=1) > 0
     bone_side, articular = cartilage.grown(near, -_RIM_RINGS), cartilage.grown(~near, -1)
     thickness = np.full(len(cartilage.vertices), np.nan)
     if bone_side.any() and articular.any():
@@ -61,7 +62,6 @@ def measure_plate(
             distance, _ = cKDTree(cartilage.vertices[articular]).query(cartilage.vertices[bone_side])
             thickness[bone_side] = np.where(distance <= LARGEST_MM, distance, np.nan)
         else:
-            inward = -cartilage.normals(_SMOOTHING)
             thickness[bone_side] = _along(cartilage, articular, np.flatnonzero(bone_side), inward)
     covered = (
         cKDTree(cartilage.vertices[near] if near.any() else np.full((1, 3), np.inf)).query(

@@ -64,7 +64,8 @@ def test_visits_follow_one_another_by_number_and_knee():
     with pytest.raises(UserError, match="the visits follow-up, 12m of subject 1 have no order"):
         pairs_of({visit: {"subject": "1", "visit": visit} for visit in ("follow-up", "12m")})
     with pytest.raises(UserError, match="has two cases of visit 12m for a knee of unknown side"):
-        pairs_of({case: {"subject": "1", "visit": "12m"} for case in "ab"})
+        pairs_of({case: {"subject": "1", "visit": visit} for case, visit in (("a", "12m"), ("b", "12m"), ("c", "6m"))})
+    assert pairs_of({case: {"subject": "1", "visit": "12m"} for case in "ab"}) == []  # both knees of one visit
 
 
 def test_tables_that_cannot_be(tmp_path):
