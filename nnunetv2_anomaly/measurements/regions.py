@@ -269,8 +269,9 @@ def tibial_subregions(coordinates: NDArray, side: str, landmarks: TibialLandmark
     """
     letter, ellipse = side[0].upper(), landmarks.ellipses[side]
     flat = coordinates[:, :2]
-    root = np.linalg.cholesky(ellipse.inverse)
-    away = (flat - ellipse.centre_mm) @ root
+    sizes, axes = np.linalg.eigh(ellipse.inverse)
+    # The symmetric root makes the ellipse a circle without shearing the plate's diagonals.
+    away = (flat - ellipse.centre_mm) @ (axes * np.sqrt(sizes)) @ axes.T
     outward = away[:, 0] if side == LATERAL else -away[:, 0]
     across = np.abs(away[:, 0]) > np.abs(away[:, 1])
     names = np.where(across, np.where(outward > 0, "e", "i"), np.where(away[:, 1] > 0, "a", "p"))
