@@ -97,8 +97,10 @@ def subchondral_bone(bone: Mesh, covered: NDArray[np.bool_]) -> NDArray[np.bool_
         return covered
     edge = float(np.median(np.linalg.norm(bone.vertices[bone.faces[:, 0]] - bone.vertices[bone.faces[:, 1]], axis=1)))
     closed = covered.copy()
-    to_covered, _ = cKDTree(bone.vertices[covered]).query(bone.vertices, distance_upper_bound=_CLOSING_MM)
-    near = np.isfinite(to_covered)
+    bare = np.flatnonzero(~covered)
+    to_covered, _ = cKDTree(bone.vertices[covered]).query(bone.vertices[bare], distance_upper_bound=_CLOSING_MM)
+    near = covered.copy()
+    near[bare] = np.isfinite(to_covered)
     if not near.all():
         # Vertices lie apart: without half an edge more, a border would move outward by as much.
         between = np.flatnonzero(near & ~covered)
