@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import SimpleITK as sitk
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from nnunetv2_anomaly.errors import UserError, counted, sentence_of
@@ -112,7 +113,8 @@ def run_cases(
 def _done_here(function: Callable[[Job], Result], job: Job) -> Future[Result]:
     future: Future[Result] = Future()
     try:
-        future.set_result(function(job))
+        with threadpool_limits(1, user_api="blas"):
+            future.set_result(function(job))
     except Exception as error:  # raised by future.result(), as from another process
         future.set_exception(error)
     return future
@@ -168,6 +170,7 @@ def _interrupts_put_off() -> Iterator[None]:
 def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    threadpool_limits(1, user_api="blas")  # several processes with several threads each wait for one another
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
