@@ -6,8 +6,14 @@ import argparse
 import dataclasses
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of, described
+
+if TYPE_CHECKING:
+    from nnunetv2_anomaly.evaluation.groups import Groups
+    from nnunetv2_anomaly.evaluation.pairing import Pairs
+    from nnunetv2_anomaly.reporting.page import Section
 
 HELP = "Compare predictions of one or several models with the references: tables, tests, figures, report.html."
 
@@ -63,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.evaluation.surfaces import evaluate_surfaces
     from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, check_beside
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
-    from nnunetv2_anomaly.images.label_maps import note_of_floats
     from nnunetv2_anomaly.images.segmentations import chosen_reader
     from nnunetv2_anomaly.measurements.meshes import load_vtk
     from nnunetv2_anomaly.parallel import chosen_processes
@@ -97,11 +102,7 @@ def run(args: argparse.Namespace) -> int:
         missing=args.missing,
         with_probabilities=not (args.without_probabilities or dataset.has_regions),
     )
-    predictions = (file for model in pairs.models for file in model.files.values())
-    notes = [*pairs.notes, *note_of_floats([*pairs.references.values(), *predictions])]
-    if groups is not None and groups.without:
-        without = counted(len(groups.without), "case")
-        notes.append(f"No {groups.column} in {args.subjects} for {without}, in no group.")
+    notes = _notes(pairs, groups, args.subjects)
     for note in notes:
         print(note)
     arguments = {name: value for name, value in vars(args).items() if name != "run"}
@@ -111,10 +112,10 @@ def run(args: argparse.Namespace) -> int:
     for note in clean_up.without_effect(evaluation.cases):
         notes.append(f"{note}.")
         print(f"WARNING: {note}")
-    sections, failed = [], ""
+    sections: list[Section] = []
+    failed = ""
     if args.surfaces:
-        section, failed = evaluate_surfaces(pairs, settings.dataset, args.o, num_processes)
-        sections.append(section)
+        sections, failed = evaluate_surfaces(pairs, settings.dataset, args.o, num_processes)
     report = write_evaluation(
         args.o, evaluation, pairs, settings, arguments,
         images=args.images, error_images=args.error_images, notes=notes, more_sections=sections,
@@ -124,3 +125,16 @@ def run(args: argparse.Namespace) -> int:
     counts = f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}"
     print(f"{counts}; tables, figures and {report}")
     return 0
+
+
+def _notes(pairs: Pairs, groups: Groups | None, subjects: Path | None) -> list[str]:
+    """Sentences for the report's beginning: of the pairs, of labels stored as floats, of cases without a group."""
+    from nnunetv2_anomaly.errors import counted
+    from nnunetv2_anomaly.images.label_maps import note_of_floats
+
+    predictions = (file for model in pairs.models for file in model.files.values())
+    notes = [*pairs.notes, *note_of_floats([*pairs.references.values(), *predictions])]
+    if groups is not None and groups.without:
+        without = counted(len(groups.without), "case")
+        notes.append(f"No {groups.column} in {subjects} for {without}, in no group.")
+    return notes

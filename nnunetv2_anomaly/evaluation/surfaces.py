@@ -47,14 +47,14 @@ class _SurfaceTask:
 
 def evaluate_surfaces(
     pairs: Pairs, dataset: DatasetDescription, output: Path, num_processes: int
-) -> tuple[Section, str]:
+) -> tuple[list[Section], str]:
     """Compare the surfaces of every prediction, before post-processing, with its reference.
 
     Writes surfaces/surfaces.csv, thickness_differences.csv and per case MODEL/CASE.json and, where thickness could be
     compared, CASE.png.
 
     Args: output: of the evaluation.
-    Returns: a section for its report, and a sentence that lists the cases that could not be measured.
+    Returns: sections for its report, and a sentence that lists the cases that could not be measured.
     """
     found: dict[str, list[dict[str, Any]]] = {"surfaces": [], "thickness_differences": []}
     failures = []
@@ -85,7 +85,8 @@ def evaluate_surfaces(
         ),
     ]
     words = "Predictions as they are. Signed distances are above 0 where a prediction reaches outside its reference."
-    return Section("Surfaces", [words, *(table for table in content if table.rows)]), "\n".join(failures)
+    section = Section("Surfaces", [words, *(table for table in content if table.rows)])
+    return [section], "\n".join(failures)
 
 
 def _summary(title: str, table: pd.DataFrame, of: str, metrics: Sequence[str]) -> Table:
