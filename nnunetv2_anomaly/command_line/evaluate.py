@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0."""
     from nnunetv2_anomaly.errors import UserError, counted
     from nnunetv2_anomaly.evaluation.case import EvaluationSettings
-    from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
     from nnunetv2_anomaly.evaluation.pairing import find_pairs, named_folders
     from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
     from nnunetv2_anomaly.evaluation.surfaces import evaluate_surfaces
@@ -76,8 +76,6 @@ def run(args: argparse.Namespace) -> int:
     num_processes = chosen_processes(args.np)
     if args.surfaces:
         load_vtk()
-    if args.subjects is None and (args.group_by != KL_COLUMN or args.group_limit is not None):
-        raise UserError("--group_by and --group_limit are of a table; give it with --subjects")
     folders = named_folders(args.pred)
     dataset = find_dataset_description(args.djfile, list(folders.values()), args.ref)
     clean_up = clean_up_of(args, dataset)
@@ -93,9 +91,7 @@ def run(args: argparse.Namespace) -> int:
     cases = list(pairs.references)
     check_beside("--images", args.images, cases, IMAGE, dataset.file_ending)
     check_beside("--error_images", args.error_images, cases, ERROR_IMAGE, dataset.file_ending)
-    groups = None
-    if args.subjects is not None:
-        groups = read_groups(args.subjects, cases, column=args.group_by, limit=args.group_limit)
+    groups = _groups(args, cases)
     settings = EvaluationSettings(
         dataset=dataclasses.replace(dataset, reader=chosen_reader(dataset, pairs.files)),
         clean_up=clean_up,
@@ -125,6 +121,18 @@ def run(args: argparse.Namespace) -> int:
     counts = f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}"
     print(f"{counts}; tables, figures and {report}")
     return 0
+
+
+def _groups(args: argparse.Namespace, cases: Sequence[str]) -> Groups | None:
+    """The groups of the cases, if a table is given. Raises: UserError for options of a table without one."""
+    from nnunetv2_anomaly.errors import UserError
+    from nnunetv2_anomaly.evaluation.groups import KL_COLUMN, read_groups
+
+    if args.subjects is not None:
+        return read_groups(args.subjects, cases, column=args.group_by, limit=args.group_limit)
+    if args.group_by != KL_COLUMN or args.group_limit is not None:
+        raise UserError("--group_by and --group_limit are of a table; give it with --subjects")
+    return None
 
 
 def _notes(pairs: Pairs, groups: Groups | None, subjects: Path | None) -> list[str]:
