@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = ("volumes", "lesions", "cartilage", "thickness")
     chosen = "what is measured (default: all; thickness and areas of cartilage need vtk)"
     add("--quantities", nargs="+", choices=kinds, default=list(kinds), help=chosen)
-    add("--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for pictures and the intensity of lesions")
+    images = "images, CASE_0000, for pictures and the intensity of lesions"
+    add("--images", "-images", type=Path, metavar="FOLDER", help=images)
     maps = "maps written by anomaly_maps (CASE_error.nii.gz): adds their values in each lesion"
     add("--anomaly_maps", type=Path, metavar="FOLDER", help=maps)
     add("--no_reports", action="store_true", help="write no pages, which need vtk and plotly")
