@@ -214,8 +214,12 @@ def bones_of(
         indices = inner + start
         is_lesion = ~np.isin(part[tuple(inner.T)], structures.bones[name].values)
         own_space = space.moved(earlier[name].motion) if name in earlier else space
-        interface = regions.interface_of(mask, part, cartilages, own_space.part(start))
-        interface = Interface(interface.indices + start, interface.points_mm, interface.cartilage)
+        # Bone that touches cartilage lies in the box of that, with a voxel around it.
+        near = joint_box(boxes, list(cartilages), labels.shape) or box
+        inside = tuple(slice(max(0, n.start - s), max(0, n.stop - s)) for n, s in zip(near, start, strict=True))
+        first = start + [s.start for s in inside]
+        interface = regions.interface_of(mask[inside], part[inside], cartilages, own_space.part(first))
+        interface = Interface(interface.indices + first, interface.points_mm, interface.cartilage)
         kind = structures.kind(name)
         landmarks, flag, place = None, "", np.zeros(len(indices), np.uint8)
         try:
