@@ -25,13 +25,12 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial import cKDTree
 
-from benchmarks.timing import shown, timed
+from benchmarks.timing import label_maps, shown, timed
 from nnunetv2_anomaly.images.dataset_description import read_dataset_description
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles
 from nnunetv2_anomaly.labels import LABELS
 from nnunetv2_anomaly.measurements.case import Options, measured
 from nnunetv2_anomaly.measurements.meshes import Mesh, load_vtk, polydata_of
-from nnunetv2_anomaly.simulation.simulate import simulate_folder
 
 #: what is timed
 PLAIN, BY_PLACE, WITH_THICKNESS, RAYS, COMMAND = (
@@ -77,13 +76,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        labels = args.labels
-        if labels is None:
-            simulate_folder(folder / "drawn", num_phantoms=args.cases)
-            labels = folder / "drawn" / "labels"
         knees = folder / "knees"
         knees.mkdir()
-        for number, file in enumerate(sorted(labels.glob("*.nii.gz"))[: args.cases]):
+        for number, file in enumerate(label_maps(args.labels, folder, args.cases)):
             (knees / f"knee{number}.nii.gz").symlink_to(file.resolve())
         (knees / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
         dataset = read_dataset_description(knees / "dataset.json")

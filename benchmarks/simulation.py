@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from benchmarks.timing import shown, timed
+from benchmarks.timing import label_maps, shown, timed
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.simulation.simulate import label_files, simulate_folder
+from nnunetv2_anomaly.simulation.simulate import simulate_folder
 
 
 def write_plainly(label_file: Path, image: sitk.Image, target: Path) -> None:
@@ -43,12 +43,8 @@ def main() -> None:
     plain, ours = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        labels = args.labels
-        if labels is None:
-            simulate_folder(folder / "drawn", num_phantoms=args.cases)
-            labels = folder / "drawn" / "labels"
         try:
-            files = list(label_files(labels).values())[: args.cases]
+            files = label_maps(args.labels, folder, args.cases)
         except UserError as error:
             raise SystemExit(str(error)) from error
         for number, file in enumerate(files):

@@ -9,11 +9,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError
 
 if sys.platform != "win32":
@@ -144,6 +145,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, line ends as they are."""
     with written_beside(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
+
+
+def write_marker(path: Path, content: Mapping[str, Any], *, finished: bool) -> None:
+    """Write the file that shows which run an output folder is of, with the version and what the run was given."""
+    state = {"version": __version__, "finished": finished, **content}
+    write_text(path, json.dumps(state, indent=2, default=str))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
 def _standards(args: argparse.Namespace) -> Standards:
     """What values are compared with, read from the files that are given."""
     from nnunetv2_anomaly.measurements.run import COLUMNS, Standards
-    from nnunetv2_anomaly.measurements.standardised import read_reference, read_table
+    from nnunetv2_anomaly.measurements.standardised import read_reference
+    from nnunetv2_anomaly.measurements.tables import read_table
 
     return Standards(
         None if args.reference is None else read_reference(args.reference),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics
 
+from nnunetv2_anomaly.measurements.agreement import limits_of_agreement
 from nnunetv2_anomaly.measurements.lesions import FN, FP, PREDICTION, REFERENCE, SIZE, TN, TP, at_least
 
 #: value of the column ``bone`` where all bones count together
@@ -141,11 +142,10 @@ def volume_agreement(bones: pd.DataFrame) -> pd.DataFrame:
         reference, prediction = reference[some], prediction[some]
         difference = prediction - reference
         r, p = _pearson(reference, prediction)
-        bias = float(difference.mean()) if len(difference) else math.nan
-        sd = float(difference.std(ddof=1)) if len(difference) > 1 else math.nan
+        bias, sd, low, high = limits_of_agreement(difference)
         rows.append(
             {"model": model, "bone": bone, "n": len(difference), "pearson_r": r, "pearson_p": p, "bias_mm3": bias}
-            | {"sd_mm3": sd, "lower_mm3": bias - 1.96 * sd, "upper_mm3": bias + 1.96 * sd}
+            | {"sd_mm3": sd, "lower_mm3": low, "upper_mm3": high}
         )
     return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.evaluation.case import CaseTask, EvaluationSettings, evaluate_one
 from nnunetv2_anomaly.evaluation.groups import Groups
@@ -18,7 +16,13 @@ from nnunetv2_anomaly.evaluation.pairing import Model, Pairs
 from nnunetv2_anomaly.evaluation.pictures import case_pictures
 from nnunetv2_anomaly.evaluation.report import Findings, write_report, write_tables_and_figures
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
-from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.files import (
+    read_json,
+    take_output_folder,
+    write_failures_as_user_errors,
+    write_marker,
+    write_text,
+)
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.measurements.surface import METRICS
 from nnunetv2_anomaly.parallel import run_cases
@@ -106,12 +110,7 @@ def prepare_output(output: Path, arguments: dict[str, Any]) -> None:
     """Make or take over the output folder. Raises: UserError if it holds something else, or cannot be written to."""
     with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "evaluation")
-        _write_marker(output, arguments)
-
-
-def _write_marker(output: Path, arguments: dict[str, Any], **found: Any) -> None:
-    content = {"version": __version__, "finished": bool(found), "arguments": arguments, **found}
-    write_text(output / MARKER, json.dumps(content, indent=2, default=str))
+        write_marker(output / MARKER, {"arguments": arguments}, finished=False)
 
 
 def write_evaluation(
@@ -154,15 +153,15 @@ def write_evaluation(
             notes=notes,
             more_sections=more_sections,
         )
-        _write_marker(
-            output,
-            arguments,
-            dataset=settings.dataset.source,
-            models={model.name: model.folder for model in pairs.models},
-            groups=evaluation.groups,
-            num_cases=len(pairs.references),
-            settings=dataclasses.asdict(settings),
-        )
+        content = {
+            "arguments": arguments,
+            "dataset": settings.dataset.source,
+            "models": {model.name: model.folder for model in pairs.models},
+            "groups": evaluation.groups,
+            "num_cases": len(pairs.references),
+            "settings": dataclasses.asdict(settings),
+        }
+        write_marker(output / MARKER, content, finished=True)
     return report
 
 

@@ -49,8 +49,7 @@ def agreement(first: Sequence[float] | NDArray, second: Sequence[float] | NDArra
     means, sds = pairs[~both_zero].mean(axis=1), pairs[~both_zero].std(axis=1, ddof=1)
     variation = sds[means > 0] / means[means > 0]
     differences = pairs[:, 1] - pairs[:, 0]
-    bias = float(differences.mean()) if count else math.nan
-    sd = float(differences.std(ddof=1)) if count > 1 else math.nan
+    bias, sd, low, high = limits_of_agreement(differences)
     varied = count > 2 and (np.ptp(pairs, axis=0) > 0).all()
     ranks = spearmanr(*pairs.T) if varied else (math.nan, math.nan)
     return {
@@ -60,12 +59,22 @@ def agreement(first: Sequence[float] | NDArray, second: Sequence[float] | NDArra
         "rms_cov": float(np.sqrt((variation**2).mean())) if len(variation) else math.nan,
         "bias": bias,
         "sd_difference": sd,
-        "limit_low": bias - _LIMIT * sd,
-        "limit_high": bias + _LIMIT * sd,
+        "limit_low": low,
+        "limit_high": high,
         "icc_2_1": icc_2_1(pairs),
         "spearman": float(ranks[0]),
         "spearman_p": float(ranks[1]),
     }
+
+
+def limits_of_agreement(differences: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Bias, standard deviation (ddof 1) and 95 % limits of differences, in their unit (Bland and Altman 1986).
+
+    Args: differences: (cases,). Returns: NaN for what takes more cases.
+    """
+    bias = float(differences.mean()) if len(differences) else math.nan
+    sd = float(differences.std(ddof=1)) if len(differences) > 1 else math.nan
+    return bias, sd, bias - _LIMIT * sd, bias + _LIMIT * sd
 
 
 def icc_2_1(readings: NDArray[np.float64]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -85,8 +85,6 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     Returns: "rows", "lesions" -> rows.
     Raises: UserError for a file that cannot be read, has no pose or lies on another grid, or if sources give two sides.
     """
-    options = {**dataclasses.asdict(task.options), "known": dict(task.known), "method": METHOD_VERSION}
-    labels = {name: list(values) for name, values in task.dataset.labels.items()}
     wanted = {"reports": task.extras.reports, "maps": task.extras.maps}
     kinds = ((task.extras.images, IMAGE), (task.extras.anomaly_maps, ERROR_IMAGE))
     others = [
@@ -95,9 +93,7 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
         if folder is not None
         for file in files_beside(folder, task.case, kind, task.dataset.file_ending)
     ]
-    state = fingerprint(
-        [task.source, *others], {**options, **wanted, "labels": labels, "roles": task.dataset.said_roles}
-    )
+    state = fingerprint([task.source, *others], {**state_of(task.dataset, task.options, task.known), **wanted})
     record = task.output / "cases" / f"{task.case}.json"
     kept = load_record(record, state)
     promised = [*_page_of(task), *(kept["files"] if kept else ())]
@@ -106,7 +102,6 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
     segmentation = read_known(files, task.source, task.dataset)
     side, found = measured(segmentation, task.case, task.dataset, task.options, task.known)
-    found.rows = wanted_rows(found.rows, task.options)
     image, anomaly = (image_beside(folder, task.case, kind, segmentation, files) for folder, kind in kinds)
     _add_intensities(found, image, anomaly)
     written = _write_maps_and_page(task, segmentation, side, found, image)
@@ -118,10 +113,11 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     return {"rows": rows, "lesions": lesions}
 
 
-def wanted_rows(rows: Sequence[dict[str, Any]], options: Options) -> list[dict[str, Any]]:
-    """Those of the quantities that are asked for."""
-    wanted = {name for group in options.quantities for name in QUANTITIES[group]}
-    return [row for row in rows if row["quantity"] in wanted]
+def state_of(dataset: DatasetDescription, options: Options, *known: Mapping[str, str]) -> dict[str, Any]:
+    """What values depend on beside the files. Args: known: of each case, its subject, visit and side."""
+    labels = {name: list(values) for name, values in dataset.labels.items()}
+    state = {**dataclasses.asdict(options), "labels": labels, "roles": dataset.said_roles, "method": METHOD_VERSION}
+    return {**state, "known": [dict(of) for of in known]}
 
 
 def measured(
@@ -132,10 +128,10 @@ def measured(
     known: Mapping[str, str],
     earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> tuple[str | None, Found]:
-    """Side and values of one segmentation. Raises: UserError as ``pose_of`` and ``_side``."""
+    """Side of one segmentation, and the values that are asked for. Raises: UserError as ``pose_of`` and ``_side``."""
     pose = pose_of(segmentation)
     side = _side(case, dataset, options, known, segmentation)
-    return side, measure_knee(
+    found = measure_knee(
         segmentation.voxels,
         *pose,
         Structures.of(dataset.labels, dataset.roles),
@@ -146,6 +142,9 @@ def measured(
         thickness=options.thickness,
         earlier=earlier,
     )
+    wanted = {name for group in options.quantities for name in QUANTITIES[group]}
+    found.rows = [row for row in found.rows if row["quantity"] in wanted]
+    return side, found
 
 
 def _add_intensities(found: Found, image: NDArray | None, anomaly: NDArray | None) -> None:

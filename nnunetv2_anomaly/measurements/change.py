@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures
 from nnunetv2_anomaly.measurements.regions import SHAFT
-from nnunetv2_anomaly.measurements.standardised import read_table
+from nnunetv2_anomaly.measurements.tables import read_table
 
 #: kinds of a lesion's change
 NEW, GONE, GROWN, SHRUNK, STABLE, MERGED, SPLIT, REGROUPED = (
@@ -62,7 +62,7 @@ class Pair:
 
 def read_pairs(file: Path) -> list[Pair]:
     """Pairs from a CSV with the columns before and after. Raises: UserError if it cannot be read or has none."""
-    table = read_table(file, {"before", "after"}, "a table of cases before and after").fillna("").astype(str)
+    table = read_table(file, {"before", "after"}, "a table of cases before and after")
     if not len(table):
         raise UserError(f"{file} has no pair; expected a row for each, with the cases before and after")
     pairs = [Pair(row["before"], row["after"], row.get("subject", "")) for row in table.to_dict("records")]
@@ -152,19 +152,21 @@ class Obstacles:
     refused: Mapping[str, str]  # structure -> why its regions are not those of the earlier visit
     cut: frozenset[str]  # bones at which an image ends
     outside: frozenset[tuple[str, str]]  # bone and region with a lesion that the other image does not show whole
+    unseen: frozenset[tuple[int, str, int]]  # those lesions: 0 before or 1 after, bone, number
 
     @classmethod
     def of(cls, before: Found, after: Found, refused: Mapping[str, str]) -> Obstacles:
         """Args: after: measured where ``before`` lay, its bones' spaces moved, but for those of ``refused``."""
-        cut, outside = set(), set()
-        for found, other in ((before, after), (after, before)):
+        cut, outside, unseen = set(), set(), set()
+        for when, (found, other) in enumerate(((before, after), (after, before))):
             cut |= {name for name, bone in found.bones.items() if bone.touches_border(found.shape)}
             for row, indices in zip(found.lesions, found.lesion_indices, strict=True):
                 name = row["bone"]
                 if name in other.bones and name not in refused and _is_outside(found.bones[name], indices, other):
                     shares = {of.removeprefix("share_"): share for of, share in row.items() if of.startswith("share_")}
                     outside |= {(name, ALL), *((name, region) for region, share in shares.items() if share > 0)}
-        return cls(refused, frozenset(cut), frozenset(outside))
+                    unseen.add((when, name, row["lesion"]))
+        return cls(refused, frozenset(cut), frozenset(outside), frozenset(unseen))
 
     def why(self, structure: str, region: str, quantity: str) -> str:
         """Why a value has no change; empty where it has one."""
@@ -227,11 +229,8 @@ def matched_lesions(
         groups = _groups(*lesions) if comparable else _alone(*lesions)
         for group in groups:
             old, new = ([lesions[when][of] for of in own] for when, own in enumerate(group))
-            shown = comparable and not any(
-                _is_outside(found.bones[bone], of.indices, other)
-                for found, other, some in ((before, after, old), (after, before, new))
-                for of in some
-            )
+            members = ((when, bone, of.number) for when, some in enumerate((old, new)) for of in some)
+            shown = comparable and obstacles.unseen.isdisjoint(members)
             volumes = [sum(of.volume_mm3 for of in some) for some in (old, new)]
             change, limit = volumes[1] - volumes[0], limits.of(bone, ONE_LESION, "lesion_volume")
             change = change if shown else math.nan
@@ -258,7 +257,6 @@ def kind_of(number_before: int, number_after: int, change_mm3: float, stable_mm3
 class _Lesion:
     number: int
     volume_mm3: float
-    indices: NDArray[np.intp]  # (N, 3)
     tree: cKDTree  # of the places of its voxels
     reach_mm: float  # half a voxel's diagonal
 
@@ -269,7 +267,7 @@ def _lesions_of(found: Found, name: str) -> list[_Lesion]:
         return []
     reach = float(np.linalg.norm(bone.space.spacing_mm)) / 2
     return [
-        _Lesion(row["lesion"], row["volume_mm3"], indices, cKDTree(bone.space.points(indices)), reach)
+        _Lesion(row["lesion"], row["volume_mm3"], cKDTree(bone.space.points(indices)), reach)
         for row, indices in zip(found.lesions, found.lesion_indices, strict=True)
         if row["bone"] == name
     ]

@@ -15,7 +15,7 @@ from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles, read_known
 from nnunetv2_anomaly.measurements.bones import ALL, Earlier, Found, Structures
-from nnunetv2_anomaly.measurements.case import METHOD_VERSION, Options, measured, wanted_rows
+from nnunetv2_anomaly.measurements.case import Options, measured, state_of
 from nnunetv2_anomaly.measurements.change import (
     CHANGE_COLUMNS,
     MATCH_COLUMNS,
@@ -109,19 +109,12 @@ def _measure_pair(task: _PairTask) -> dict[str, list[dict[str, Any]]]:
     change = task.change
     limits = [] if change.limits_file is None else [change.limits_file]
     settings = {"max_residual_mm": change.max_residual_mm, "stable_percent": change.stable_percent}
-    known = [dict(of) for of in task.known]
-    options = {**dataclasses.asdict(task.options), **settings, "known": known, "method": METHOD_VERSION}
-    labels = {name: list(values) for name, values in task.dataset.labels.items()}
-    texts = {"labels": labels, "roles": task.dataset.said_roles, "subject": task.pair.subject}
-    state = fingerprint([*task.files, *limits], {**options, **texts})
+    depends_on = {**state_of(task.dataset, task.options, *task.known), **settings, "subject": task.pair.subject}
+    state = fingerprint([*task.files, *limits], depends_on)
     record = task.output / "pairs" / f"{task.pair.name}.json"
     if (kept := load_record(record, state)) is not None:
         return {"change": kept["change"], "lesion_matches": kept["lesion_matches"]}
     before, after, refused, side = _both_visits(task)
-    residuals = [row for row in after.rows if row["quantity"] == RESIDUAL]
-    for found in (before, after):
-        found.rows = wanted_rows(found.rows, task.options)
-    after.rows += residuals
     head = {"pair": task.pair.name, "subject": task.pair.subject, "side": side or ""}
     head |= {"case_before": task.pair.before, "case_after": task.pair.after}
     obstacles = Obstacles.of(before, after, refused)

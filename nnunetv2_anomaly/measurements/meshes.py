@@ -88,11 +88,11 @@ class Mesh:
         own = self.neighbours[places][:, places]
         return sparse.csgraph.connected_components(own, directed=False)
 
-    def sub(self, mask: NDArray[np.bool_]) -> Mesh:
-        """The faces whose corners are all in a set of vertices."""
+    def sub(self, mask: NDArray[np.bool_]) -> tuple[Mesh, NDArray[np.int64]]:
+        """The faces whose corners are all in a set of vertices, and which vertices theirs are."""
         kept = self.faces[mask[self.faces].all(axis=1)]
         used, numbers = np.unique(kept, return_inverse=True)
-        return Mesh(self.vertices[used], numbers.reshape(kept.shape))
+        return Mesh(self.vertices[used], numbers.reshape(kept.shape)), used
 
 
 def simplified(mesh: Mesh, edge_mm: float) -> tuple[Mesh, NDArray[np.intp]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed
-from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_marker, write_text
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, check_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.segmentations import chosen_reader
@@ -23,7 +21,8 @@ from nnunetv2_anomaly.measurements.change import Pair, pairs_of
 from nnunetv2_anomaly.measurements.change_run import ChangeOptions, measure_changes
 from nnunetv2_anomaly.measurements.cohort_report import cohort_page, summary
 from nnunetv2_anomaly.measurements.scene import write_script
-from nnunetv2_anomaly.measurements.standardised import composite_rows, read_table, z_rows
+from nnunetv2_anomaly.measurements.standardised import composite_rows, z_rows
+from nnunetv2_anomaly.measurements.tables import read_table
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.reporting.table import csv_text
 
@@ -56,7 +55,7 @@ def read_manifest(file: Path) -> dict[str, dict[str, str]]:
 
     Raises: UserError if it cannot be read, has no column case or a case twice, or a side that is none.
     """
-    table = read_table(file, {"case"}, "a table of case, and subject, visit or side").fillna("").astype(str)
+    table = read_table(file, {"case"}, "a table of case, and subject, visit or side")
     if len(twice := table["case"][table["case"].duplicated()]):
         raise UserError(f"{file} has {twice.iloc[0]} twice; expected each case once")
     columns = [name for name in ("subject", "visit", "side") if name in table]
@@ -110,8 +109,8 @@ def measure_folder(
         if extras.reports:
             (output / "reports").mkdir(exist_ok=True)
             write_script(output / "reports")
-        settings = {**dataclasses.asdict(options), **{name: str(of) for name, of in arguments.items()}}
-        _write_marker(output, settings, finished=False)
+        settings = {"method_version": METHOD_VERSION, **dataclasses.asdict(options), **arguments}
+        write_marker(output / MARKER, settings, finished=False)
         found, failed = run_cases(measure_case, tasks, num_processes, "measuring", "measured")
         table = _tables(found, output, options, standards)
         # Knees of one side are compared, also where the anatomy alone tells it.
@@ -136,7 +135,7 @@ def measure_folder(
             write_text(output / "report.html", cohort_page(table, sorted(found), notes, changes))
         if failed:
             raise UserError(failed)
-        _write_marker(output, settings, finished=True)
+        write_marker(output / MARKER, settings, finished=True)
     return table
 
 
@@ -178,8 +177,3 @@ def _lesion_columns(lesions: pd.DataFrame) -> list[str]:
         "kissing",
     )  # fmt: skip
     return [*first, *(str(name) for name in lesions if name not in first)]
-
-
-def _write_marker(output: Path, settings: Mapping[str, Any], *, finished: bool) -> None:
-    state = {"version": __version__, "method_version": METHOD_VERSION, "finished": finished, **settings}
-    write_text(output / MARKER, json.dumps(state, indent=2))

@@ -109,12 +109,11 @@ def _traces_of_part(
     mesh: Mesh, mask: NDArray[np.bool_], name: str, values: NDArray | None, **style: Any
 ) -> list[dict[str, Any]]:
     """The faces of some vertices, as one surface; none where there is no whole face."""
-    part = mesh.sub(mask)
+    part, used = mesh.sub(mask)
     if not len(part.faces):
         return []
     coarse, cluster = simplified(part, _CARTILAGE_MM)
     if values is not None:
-        used = np.unique(mesh.faces[mask[mesh.faces].all(axis=1)])
         style["intensity"] = (np.bincount(cluster, weights=values[used]) / np.bincount(cluster)).astype(np.float32)
     return [_trace(coarse, name, **style)]
 

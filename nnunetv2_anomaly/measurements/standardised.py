@@ -9,14 +9,9 @@ import pandas as pd
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.measurements.regions import SUBREGIONS
-from nnunetv2_anomaly.reporting.table import unescaped
+from nnunetv2_anomaly.measurements.tables import read_table
 
 _KEYS = ["structure", "region", "quantity"]
-#: columns that are no numbers, whatever they look like
-_TEXTS = dict.fromkeys(
-    ("case", "subject", "visit", "side", "before", "after", "structure", "region", "quantity", "unit", "flag"), str
-)
-_NUMBERS = ["value", "mean", "sd", "limit"]
 #: structure of what is of no single one
 KNEE = "knee"
 #: fewer knees have no standard deviation worth the name
@@ -24,27 +19,6 @@ _LEAST_KNEES = 3
 _DAMAGE, _LESIONS, _EFFUSION = "bare_area", "lesion_volume", "effusion_volume"
 #: composite -> its parts
 _COMPOSITES = {"disease_activity": (_LESIONS, _EFFUSION), "cumulative_damage": (_DAMAGE,)}
-
-
-def read_table(file: Path, columns: set[str], what: str) -> pd.DataFrame:
-    """A CSV. Raises: UserError if it cannot be read or lacks one of the columns."""
-    try:
-        table = pd.read_csv(file, dtype=_TEXTS, keep_default_na=False, na_values=["", "NA"])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as {what} ({error}); expected CSV") from error
-    if missing := sorted(columns - set(table)):
-        raise UserError(f"{file} lacks the column {', '.join(missing)}; expected {what}")
-    for name in table.columns.intersection(list(_TEXTS)):
-        table[name] = table[name].fillna("").map(unescaped)
-    for name in table.columns.intersection(_NUMBERS):
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        wrong = table[name][numbers.isna() & table[name].notna()]
-        if len(wrong):
-            raise UserError(
-                f"{file} has the {name} {wrong.iloc[0]}; expected a number with a decimal point, or nothing"
-            )
-        table[name] = numbers.astype(float)
-    return table
 
 
 def read_reference(file: Path) -> pd.DataFrame:

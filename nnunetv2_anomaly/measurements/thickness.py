@@ -76,7 +76,7 @@ def _along(mesh: Mesh, articular: NDArray[np.bool_], starts: NDArray[np.intp], w
     """Way from vertices along directions to the first hit of the articular side; NaN where there is none."""
     vtk = load_vtk()
     locator = vtk.vtkStaticCellLocator()
-    locator.SetDataSet(polydata_of(mesh.sub(mesh.grown(articular, 1))))
+    locator.SetDataSet(polydata_of(mesh.sub(mesh.grown(articular, 1))[0]))
     locator.BuildLocator()
     t, hit, parameters, sub, cell = vtk.mutable(0.0), [0.0] * 3, [0.0] * 3, vtk.mutable(0), vtk.mutable(0)
     found = np.full(len(starts), np.nan)

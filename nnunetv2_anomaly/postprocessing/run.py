@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, listed, worded
-from nnunetv2_anomaly.files import read_json, take_output_folder, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.files import (
+    read_json,
+    take_output_folder,
+    write_failures_as_user_errors,
+    write_marker,
+    write_text,
+)
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.files import read_failures_as_user_errors
@@ -97,12 +102,8 @@ def postprocess_folder(
         if failed:
             raise UserError(failed)
         write_colour_tables(output, dataset.single_values)
-        _write_marker(output, settings, finished=True)
+        write_marker(output / MARKER, settings, finished=True)
     return table
-
-
-def _write_marker(output: Path, settings: Mapping[str, Any], *, finished: bool) -> None:
-    write_text(output / MARKER, json.dumps({"version": __version__, "finished": finished, **settings}, indent=2))
 
 
 def _prepare(
@@ -120,7 +121,7 @@ def _prepare(
     strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(cases))
     if strangers:
         raise UserError(f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another with -o")
-    _write_marker(output, settings, finished=False)
+    write_marker(output / MARKER, settings, finished=False)
     for name in ("dataset.json", "plans.json"):
         if (predictions / name).is_file():
             shutil.copyfile(predictions / name, output / name)

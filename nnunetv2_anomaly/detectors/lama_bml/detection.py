@@ -6,22 +6,18 @@ left out: the difference is taken as image less inpainting here, and its positiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.exposure import equalize_hist
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
+from nnunetv2_anomaly.detectors.level import POLARITIES
+
 #: of the equalisation
 _BINS = 256
-_OF_POLARITY: dict[str, Callable[[NDArray], NDArray]] = {
-    "bright": lambda difference: np.maximum(difference, 0),
-    "dark": lambda difference: np.maximum(-difference, 0),
-    "both": np.abs,
-}
 
 
 def lesion_score(image: NDArray, inpainted: NDArray, bone: NDArray[np.bool_], polarity: str) -> NDArray[np.float64]:
@@ -34,7 +30,7 @@ def lesion_score(image: NDArray, inpainted: NDArray, bone: NDArray[np.bool_], po
     Returns: (Y, X), in [0, 1], 0 outside the bone.
     """
     difference = equalize_hist(image, nbins=_BINS) - equalize_hist(inpainted, nbins=_BINS)
-    return np.where(bone, _OF_POLARITY[polarity](difference), 0.0)
+    return np.where(bone, POLARITIES[polarity](torch.from_numpy(difference)).numpy(), 0.0)
 
 
 def lesion_mask(

@@ -22,7 +22,6 @@ CLONER_WIDTHS = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512
 CRITICAL = (3, 6, 9, 12)
 #: and in scoring
 SCORED = (6, 9, 12)
-MULTIPLE_OF = 32
 
 
 class _GuidedReLU(torch.autograd.Function):
