@@ -69,6 +69,20 @@ DETECTORS: dict[str, DetectorFamily] = {
             "BoneContrastTrainer",
             "robust local contrast in the bones that a segmentation finds: the control of the others",
         ),
+        DetectorFamily(
+            "lama_bml",
+            "nnunetv2_anomaly.detectors.lama_bml.detector:LaMaDetector",
+            "LaMaBMLTrainer",
+            "bones of whole slices inpainted by Fourier convolutions, and what is brighter than that (Qin et al.)",
+            "nnunetv2_anomaly.detectors.lama_bml.settings:SETTINGS",
+        ),
+        DetectorFamily(
+            "mkd",
+            "nnunetv2_anomaly.detectors.mkd.detector:MKDDetector",
+            "MKDTrainer",
+            "where a small network differs from VGG-16, whose features of healthy slices it learnt (Salehi et al.)",
+            "nnunetv2_anomaly.detectors.mkd.settings:SETTINGS",
+        ),
     )
 }
 
@@ -98,6 +112,10 @@ TRAINERS: dict[str, Trainer] = {
     "PastedAnomalyTrainer": Trainer("pasted", "pasted", "the detector: local level, then what is pasted"),
     "BoneContrastTrainer": Trainer(
         "bone_contrast", "bone_contrast", "nnU-Net's segmentation, for contrast in its bones"
+    ),
+    "LaMaBMLTrainer": Trainer("lama_bml", "lama_bml", "the detector: inpainting of bones in whole slices"),
+    "MKDTrainer": Trainer(
+        "mkd", "mkd", "the detector: knowledge distillation on whole slices, the baseline of LaMa-BML"
     ),
     "AnomalyAwareTrainer": Trainer(
         "anomaly_aware", "planned", "nnU-Net's network on image and error image, alpha 1", anomaly_aware=True

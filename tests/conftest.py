@@ -51,6 +51,12 @@ TINY_SETTINGS = {
     "distillation_epochs": 2,
     "level_epochs": 2,
     "pasting_epochs": 2,
+    "lama_features": 4,
+    "lama_downsamplings": 2,
+    "lama_blocks": 1,
+    "discriminator_features": 2,
+    "teacher_weights": "random:0",
+    "allow_random_teacher": True,
     "num_epochs": 2,
     "num_iterations_per_epoch": 3,
     "num_val_iterations_per_epoch": 1,
@@ -119,9 +125,12 @@ def tiny_configuration(planned: dict, settings: Mapping[str, Any] = TINY_SETTING
 
 
 def small_configurations(configurations: dict) -> dict:
-    """3d_small and 2d_small: a planned configuration each, with tiny networks and patches, on the 3D data."""
+    """3d_small and 2d_small: a planned configuration each, with tiny networks and patches, on the 3D data.
+
+    2d_whole is the second with whole slices, as detectors of such need them.
+    """
     identifier = configurations["3d_fullres"]["data_identifier"]
-    return {
+    small = {
         name: {
             "inherits_from": parent,
             "data_identifier": identifier,
@@ -129,6 +138,7 @@ def small_configurations(configurations: dict) -> dict:
         }
         for name, parent in (("3d_small", "3d_fullres"), ("2d_small", "2d"))
     }
+    return {**small, "2d_whole": {**copy.deepcopy(small["2d_small"]), "patch_size": [32, 32]}}
 
 
 @dataclass(frozen=True)

@@ -51,4 +51,4 @@ class BoneContrastTrainer(DetectorTrainer):
 
     def start_from_data(self) -> None:
         """Which labels are bones."""
-        self.module.detector.set_bones(self.bones_with_lesions())
+        self.module.detector.bones.set_bones(self.bones_with_lesions())

@@ -58,6 +58,8 @@ class DetectorTrainer(AnomalyTrainerBase):
     bone_labels: list[str] | None = default("bone_labels")
     candidates_per_bone: float = default("candidates_per_bone")
     min_lesion_mm3: float = default("min_lesion_mm3")
+    mask_rule: str = default("mask_rule")
+    min_difference: float = default("min_difference")
 
     def set_up(self) -> None:
         """No deep supervision, a checkpoint after every epoch."""
@@ -214,8 +216,8 @@ class DetectorTrainer(AnomalyTrainerBase):
             fitted_on=frozenset(self.training_cases),
             data=self.data,
             quality=self.quality,
-            sources={},
-            comparable=True,
+            sources=dict(self.own_detector.sources),
+            comparable=self.own_detector.comparable,
             finished=True,
         )
 
@@ -234,6 +236,7 @@ class DetectorTrainer(AnomalyTrainerBase):
         self.loaded_checkpoint = path
         description = checkpoint[DETECTOR_KEY]
         self.training_cases, self.quality = list(description["fitted_on"]), dict(description["quality"])
+        self.own_detector.sources = dict(description["sources"])
 
     # ------------------------------------------------------------ validation
 
@@ -244,28 +247,34 @@ class DetectorTrainer(AnomalyTrainerBase):
         """What the family compares its detector with on a case, whose ``labels`` are not background; here nothing."""
         return None
 
+    def _lesions_and_bones(self) -> tuple[list[str], list[str]]:
+        """Names of labels, by setting, else by role. Raises: UserError if one is no label."""
+        labels = self.dataset_json["labels"]
+        roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
+        lesions = list(roles.lesions if self.lesion_labels is None else self.lesion_labels)
+        bones = list(roles.bones if self.bone_labels is None else self.bone_labels)
+        for names, word in ((lesions, "lesion"), (bones, "bone")):
+            labels_named(labels, names, word)
+        return lesions, bones
+
     def bones_with_lesions(self) -> list[list[int]]:
-        """Values of each bone's labels with those of the lesions in it, by setting, else by role; none without a bone.
+        """Values of each bone's labels with those of the lesions in it; none without a bone.
 
         Raises: UserError if a setting or dataset.json names what is no label.
         """
         labels = self.dataset_json["labels"]
         roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
-        bones = roles.bones if self.bone_labels is None else self.bone_labels
-        labels_named(labels, bones, "bone")
-        return with_their_lesions(bones, labels, roles)
+        return with_their_lesions(self._lesions_and_bones()[1], labels, roles)
+
+    def lesions(self) -> list[int]:
+        """Values of the labels that are lesions. Raises: as ``bones_with_lesions``."""
+        return labels_named(self.dataset_json["labels"], self._lesions_and_bones()[0], "lesion")
 
     def labels_of_validation(self) -> dict[str, Any]:
-        """Values of the labels that validation counts as lesions, and of the bones that hold them: by setting or role.
-
-        Raises: UserError if a setting or dataset.json names what is no label.
-        """
-        labels = self.dataset_json["labels"]
-        roles = label_roles(labels, self.dataset_json.get(ROLES_KEY))
-        lesions = list(roles.lesions) if self.lesion_labels is None else self.lesion_labels
-        bones = roles.bones if self.bone_labels is None else self.bone_labels
+        """What validation counts as lesions, and the bones that hold them. Raises: as ``bones_with_lesions``."""
+        lesions, bones = self._lesions_and_bones()
         self.print_to_log_file(taken_as({"lesions": lesions, "bones": bones}))
-        return {"lesion_labels": labels_named(labels, lesions, "lesion"), "bones": self.bones_with_lesions()}
+        return {"lesion_labels": self.lesions(), "bones": self.bones_with_lesions()}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Per validation case: anomaly map in the original geometry, a picture, and the numbers."""
@@ -293,7 +302,9 @@ class DetectorTrainer(AnomalyTrainerBase):
         results = sorted((one for of_rank in gathered(results) for one in of_rank), key=lambda result: result["case"])
         if rank() == 0:
             files = [folder / f"{result['case']}{KEPT}" for result in results]  # of all ranks
-            threshold = fit_threshold(files, self.candidates_per_bone, self.min_lesion_mm3)
+            threshold = fit_threshold(
+                files, self.mask_rule, self.candidates_per_bone, self.min_lesion_mm3, self.min_difference
+            )
             for file in files:
                 file.unlink()
             self._report_validation(write_summary(folder / "summary.json", results)["mean"], threshold)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write agreement.csv and the page. Returns: 0."""
     from nnunetv2_anomaly.measurements.agreement import write_agreement
-    from nnunetv2_anomaly.measurements.tables import read_table
+    from nnunetv2_anomaly.reporting.user_tables import read_table
 
     columns = {"case", "structure", "region", "quantity", "unit", "value"}
     files = (of / "measurements.csv" if of.is_dir() else of for of in (args.a, args.b))

@@ -103,7 +103,7 @@ def _standards(args: argparse.Namespace) -> Standards:
     """What values are compared with, read from the files that are given."""
     from nnunetv2_anomaly.measurements.run import COLUMNS, Standards
     from nnunetv2_anomaly.measurements.standardised import read_reference
-    from nnunetv2_anomaly.measurements.tables import read_table
+    from nnunetv2_anomaly.reporting.user_tables import read_table
 
     return Standards(
         None if args.reference is None else read_reference(args.reference),

@@ -11,8 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, which mean what they mean in nnU-Net."""
     parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set, planned by nnU-Net")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from (default: nnUNetPlans)")
-    name = "nnUNetWholeImagePlans"
-    parser.add_argument("--plans_name", default=name, metavar="NAME", help="the new plans (default: %(default)s)")
+    what = "3d_fullres, or whole slices with 2d (default: 3d_fullres if the plans have it)"
+    parser.add_argument("-c", choices=("3d_fullres", "2d"), metavar="CONFIGURATION", help=what)
+    size = "resample slices to N voxels along their longer axis, as 128, 192, 256, 320 or 448; with -c 2d"
+    parser.add_argument("--size", type=int, metavar="N", help=size)
+    name = "nnUNetWholeImagePlans, or nnUNetWholeSlicePlans with the size"
+    parser.add_argument("--plans_name", metavar="NAME", help=f"the new plans (default: {name})")
     parser.add_argument("--overwrite", action="store_true", help="replace other whole-image plans of that name")
 
 
@@ -25,19 +29,27 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2_anomaly.plans.memory import describe
     from nnunetv2_anomaly.plans.whole_image import plan_whole_image
 
+    if arguments.size is not None and not 32 <= arguments.size <= 4096:
+        raise UserError(f"--size is {arguments.size}; expected voxels from 32 to 4096")
     planned = plan_whole_image(
-        arguments.d, source_plans=arguments.p, plans_name=arguments.plans_name, overwrite=arguments.overwrite
+        arguments.d,
+        source_plans=arguments.p,
+        plans_name=arguments.plans_name,
+        configuration=arguments.c,
+        size=arguments.size,
+        overwrite=arguments.overwrite,
     )
     plans_manager = PlansManager(planned.plans)
     configuration_manager = plans_manager.get_configuration(planned.configuration)
     print(f"{'Wrote' if planned.written else 'Already there, unchanged:'} {planned.file}")
-    patch = f"patch {_times(configuration_manager.patch_size)} voxels"
+    patch = f"patch {_times(configuration_manager.patch_size)} voxels, batch {configuration_manager.batch_size}"
     strides = ", ".join(map(_times, configuration_manager.pool_op_kernel_sizes))
     origin = f"from the largest training image, {_times(planned.largest_image)}; strides {strides}"
     print(f"{planned.configuration}: {patch}, {origin}")
     number = planned.plans["dataset_name"][len("Dataset") :].split("_")[0]
-    print(f"Next: nnUNetv2_preprocess -d {number} -plans_name {arguments.plans_name} -c {planned.configuration}")
-    print(f"Then give nnUNetv2_train and nnUNetv2_predict -p {arguments.plans_name}\n")
+    name = planned.plans["plans_name"]
+    print(f"Next: nnUNetv2_preprocess -d {number} -plans_name {name} -c {planned.configuration}")
+    print(f"Then give nnUNetv2_train and nnUNetv2_predict -p {name}\n")
     channels = planned.dataset_json.get("channel_names", planned.dataset_json.get("modality", {}))
     classes = plans_manager.get_label_manager(planned.dataset_json).num_segmentation_heads
     print(f"Peak memory of a training step, batch 1, {len(channels)} channel(s), {classes} classes; an estimate:")

@@ -18,6 +18,8 @@ from nnunetv2_anomaly.registry import detector_families, load
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from nnunetv2_anomaly.detectors.bone_finder import BoneFinder
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -53,8 +55,23 @@ class Detector(nn.Module):
     """
 
     contract: Contract
-    #: whether it has nothing to learn where it is told which voxels are bones, by ``difference_in``
+    #: whether ``maps_in`` takes bones that are known
+    takes_bones: bool = False
+    #: whether it cannot do without, as no bone model is in it
+    needs_bones: bool = False
+    #: whether it has nothing to learn where it is told which voxels are bones
     learns_bones_alone: bool = False
+    #: whether image minus difference is what was expected
+    reconstructs: bool = True
+    #: external weights -> SHA-256
+    sources: Mapping[str, str] = {}
+    #: False where a part is random or a stand-in, so that its results say nothing of the method
+    comparable: bool = True
+
+    @property
+    def bone_model(self) -> BoneFinder | None:
+        """The bone model inside, for a family that may hold one."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -73,11 +90,11 @@ class Detector(nn.Module):
         Returns: (B, error channels, *window), float32, above 0 where brighter, unitless.
         """
 
-    def difference_in(self, image: Tensor, bones: Tensor) -> Tensor:
-        """``difference`` where the bones are known, of images of any size; for a family that ``learns_bones_alone``.
+    def maps_in(self, image: Tensor, bones: Tensor) -> tuple[Tensor, Tensor]:
+        """``maps`` where the bones are known, of images of any size; for a family that ``takes_bones``.
 
         Args: image: (B, C, *axes), as nnU-Net normalised it. bones: (B, *axes), 0 outside, a number for each bone.
-        Returns: (B, error channels, *axes), float32, above 0 where brighter, unitless.
+        Returns: two tensors (B, error channels, *axes), float32, unitless.
         """
         raise NotImplementedError(f"{type(self).__name__} does not take bones")
 
@@ -125,6 +142,15 @@ class Detector(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The anomaly map of a window: (B, C, *window) -> (B, error channels, *window)."""
         return self.maps(image)[1]
+
+
+def refuse_to_segment(detector: Detector) -> UserError:
+    """What nnUNetv2_predict is answered, which would segment with a network that makes anomaly maps."""
+    trainer = detector_families()[detector.contract.family].trainer
+    fault = f"{trainer} makes anomaly maps and no segmentation, which nnUNetv2_predict wants"
+    return UserError(
+        f"{fault}; run nnUNetv2_anomaly anomaly_maps -i IMAGES -o OUT -d ID -c CONFIGURATION -tr {trainer}"
+    )
 
 
 def detector_class(name: str) -> type[Detector]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from nnunetv2_anomaly.detectors.level import POLARITIES
-from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, Setting, or_null, whole
+from nnunetv2_anomaly.detectors.thresholds import FITTED, RULES
+from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, Kind, Setting, is_text, or_null, whole
+
+#: of a file or folder
+FILE: Kind = ("a path", is_text)
 
 SETTINGS: dict[str, Setting] = {
     # The networks: read again at prediction, so that plans must keep them as they were in training.
@@ -24,7 +28,31 @@ SETTINGS: dict[str, Setting] = {
     "level_mm": Setting(
         14.0, *POSITIVE, "standard deviation of the Gaussian that a bone's local level is taken with, mm"
     ),
+    "bone_model": Setting(
+        None,
+        *or_null(FILE, "none"),
+        "model folder of a segmentation with the same plans, which is to travel in a detector that needs bones",
+    ),
     # The training.
+    "lesion_free_slices": Setting(
+        None,
+        *or_null(FILE, "what the labels tell"),
+        "CSV of the slices without a lesion, from which detectors of slices learn",
+    ),
+    "bias_field": Setting(
+        0.5, *NOT_NEGATIVE, "strength of the random bias fields in the augmentation of detectors of slices; 0 for none"
+    ),
+    # From maps to lesions.
+    "mask_rule": Setting(
+        FITTED,
+        f"one of {', '.join(RULES)}",
+        lambda value: value in RULES,
+        "how a map becomes lesions: by one threshold that validation fits, by 0.5, or by Otsu's threshold of each "
+        "slice's bones with opening and closing, whose sizes validation fits; detectors of slices have otsu",
+    ),
+    "min_difference": Setting(
+        0.0, *NOT_NEGATIVE, "least anomaly map of a lesion by Otsu's rule, which else finds one in every slice"
+    ),
     "candidates_per_bone": Setting(
         1.0, *POSITIVE, "at most so many lesion candidates a bone has in the mean of the validation cases, where no "
         "lesion is labelled; it sets the threshold of detect_lesions"

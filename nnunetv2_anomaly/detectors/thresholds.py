@@ -1,9 +1,14 @@
-"""From an anomaly map to lesions: a threshold that is fitted on validation cases, and what exceeds it in bones."""
+"""From an anomaly map to lesions: what exceeds a threshold in bones, and how it is fitted on validation cases.
+
+A fit is a dictionary of plain numbers and words, which travels in the artefact: ``rule``, ``min_mm3``, ``num_cases``
+and what the rule needs. By Otsu's rule every slice has a threshold of its own, and what is fitted is the size of the
+opening and the closing after it (Qin et al. 2025).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +17,19 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
+#: how a map becomes lesions: one value for all, fitted or 0.5, or Otsu's of each slice's bones
+FITTED, FIXED, OTSU = "fitted", "fixed", "otsu"
+RULES = (FITTED, FIXED, OTSU)
+_FIXED_VALUE = 0.5
+#: radii of opening and closing that are tried, in voxels of the first case's slices
+_RADII = (0, 1, 2, 3, 5)
+#: numbers of a fit, of which several folds have a mean
+NUMBERS = ("value", "min_difference", "opening_mm", "closing_mm")
 #: shares of all voxels of bones that lie below the thresholds that are tried
 QUANTILES = np.sort(1 - np.logspace(-4.5, -0.3, 43))
-#: how a threshold was found: by the lesion labels of the cases, or by how many candidates a bone has
+#: how it was fitted: by the lesion labels of the cases, or by how many candidates a bone has
 LABELS, CANDIDATES = "labels", "candidates"
 #: voxels of one case that the quantiles are taken of
 _SAMPLES = 200_000
@@ -50,6 +64,66 @@ class ScoredCase:
             return cls(parts["scores"], parts["bones"], parts["lesion"].astype(bool), spacing)
 
 
+def lesions_in(
+    scores: NDArray, bones: NDArray, spacing_mm: Sequence[float], fit: Mapping[str, Any], slice_axis: int = 0
+) -> NDArray[np.integer]:
+    """Lesions of a map by a fit.
+
+    Args: scores, bones: as in ``ScoredCase``. slice_axis: across the slices, for Otsu's rule.
+    Returns: (X, Y, Z), the bone's number in its lesions, else 0.
+    """
+    if fit["rule"] != OTSU:
+        return lesion_candidates(scores, bones, fit["value"], spacing_mm, fit["min_mm3"])
+    scores, numbers = np.moveaxis(scores, slice_axis, 0), np.moveaxis(bones, slice_axis, 0)
+    spacing = np.delete(spacing_mm, slice_axis).tolist()
+    found = np.zeros(numbers.shape, bool)
+    for index in np.flatnonzero(numbers.any(axis=(1, 2))):
+        above = above_otsu(scores[index], numbers[index] > 0, fit["min_difference"])
+        radii = fit["opening_mm"], fit["closing_mm"]
+        found[index] = opened_and_closed(above, numbers[index] > 0, *radii, spacing)
+    found = np.moveaxis(found, 0, slice_axis)
+    return lesion_candidates(found, bones, 0.5, spacing_mm, fit["min_mm3"])
+
+
+def above_otsu(score: NDArray[np.floating], bone: NDArray[np.bool_], min_difference: float = 0.0) -> NDArray[np.bool_]:
+    """What of a slice's bone exceeds Otsu's threshold of its scores; nothing where they do not differ.
+
+    Otsu always divides, so that a slice without a lesion has one, too: ``min_difference`` is a least score for it.
+
+    Args: score, bone: (Y, X).
+    """
+    inside = score[bone]
+    if not inside.size or inside.min() == inside.max():
+        return np.zeros(bone.shape, bool)
+    return (score > max(float(threshold_otsu(inside)), min_difference)) & bone
+
+
+def opened_and_closed(
+    mask: NDArray[np.bool_],
+    bone: NDArray[np.bool_],
+    opening_mm: float,
+    closing_mm: float,
+    spacing_mm: Sequence[float],
+) -> NDArray[np.bool_]:
+    """A slice's mask opened, then closed by discs, within its bone.
+
+    Args: mask, bone: (Y, X). opening_mm, closing_mm: radii of the discs; below a voxel they leave the step out.
+        spacing_mm: (y, x).
+    """
+    for radius, step in ((opening_mm, ndimage.binary_opening), (closing_mm, ndimage.binary_closing)):
+        disc = _disc(radius, spacing_mm)
+        if disc.size > 1 and mask.any():
+            margin = [(size // 2, size // 2) for size in disc.shape]  # or the edge would eat what touches it
+            inside = tuple(slice(before, before + size) for (before, _), size in zip(margin, mask.shape, strict=True))
+            mask = step(np.pad(mask, margin), disc)[inside]
+    return mask & bone
+
+
+def _disc(radius_mm: float, spacing_mm: Sequence[float]) -> NDArray[np.bool_]:
+    y, x = (np.arange(-int(radius_mm / step + 1e-6), int(radius_mm / step + 1e-6) + 1) * step for step in spacing_mm)
+    return np.asarray(y[:, None] ** 2 + x**2 <= radius_mm**2 * (1 + 1e-6))
+
+
 def lesion_candidates(
     scores: NDArray, bones: NDArray, threshold: float, spacing_mm: Sequence[float], min_mm3: float
 ) -> NDArray[np.integer]:
@@ -78,27 +152,50 @@ def thresholds_of(scores: Sequence[NDArray]) -> NDArray[np.floating]:
     return (levels[:-1] + levels[1:]) / 2 if len(levels) > 1 else levels
 
 
-def fit_threshold(files: Sequence[Path], candidates_per_bone: float, min_mm3: float) -> dict[str, Any]:
-    """The threshold by cases that the detector was not trained on.
+def fit_threshold(
+    files: Sequence[Path], rule: str, candidates_per_bone: float, min_mm3: float, min_difference: float = 0.0
+) -> dict[str, Any]:
+    """A fit by cases that the detector was not trained on.
 
-    Where they have labelled lesions, it is the one with the largest mean DSC of these cases. Else it is the lowest from
-    which on upwards bones have at most ``candidates_per_bone`` candidates in the mean: lesions are rare, so that few
-    voxels of most bones are to exceed it.
+    Where they have labelled lesions, it is the one with the largest mean DSC of these cases. Else it is the lowest
+    threshold, or the smallest opening, from which on upwards bones have at most ``candidates_per_bone`` candidates in
+    the mean: lesions are rare, so that few voxels of most bones are to exceed it.
 
-    Args: files: of ``ScoredCase.save``. min_mm3: as ``lesion_candidates`` takes it.
-    Returns: value, rule, min_mm3, num_cases, and by its rule dsc or candidates_per_bone; empty without a bone.
+    Args: files: of ``ScoredCase.save``. rule: of ``RULES``. min_mm3: as ``lesion_candidates`` takes it.
+        min_difference: as ``above_otsu`` takes it.
+    Returns: rule, fitted_by (``LABELS`` or ``CANDIDATES``), min_mm3, num_cases, what the rule needs, and by what it was
+        fitted dsc or candidates_per_bone; empty without a bone.
     """
 
     def cases() -> Iterator[ScoredCase]:
         return (case for case in map(ScoredCase.load, files) if case.bones.any())
 
-    thresholds = thresholds_of([case.scores[case.bones > 0] for case in cases()])
-    counts, overlaps, num_bones, num_cases = np.zeros(len(thresholds)), [], 0, 0
-    for case in cases():
+    common = {"rule": rule, "min_mm3": min_mm3}
+    if rule == OTSU:
+        first = next(cases(), None)
+        step = 1.0 if first is None else math.sqrt(math.prod(first.spacing_mm[1:]))
+        radii = [round(radius * step, 4) for radius in _RADII]
+        tried = [
+            {**common, "min_difference": min_difference, "opening_mm": opening, "closing_mm": closing}
+            for opening in radii
+            for closing in radii
+        ]
+    elif rule == FIXED:
+        tried = [{**common, "value": _FIXED_VALUE}]
+    else:
+        thresholds = thresholds_of([case.scores[case.bones > 0] for case in cases()])
+        tried = [{**common, "value": float(value)} for value in thresholds]
+    return _best(tried, cases(), candidates_per_bone)
+
+
+def _best(tried: Sequence[dict[str, Any]], cases: Iterable[ScoredCase], candidates_per_bone: float) -> dict[str, Any]:
+    """The fit of those that were tried, which have fewer and fewer candidates, that ``fit_threshold`` describes."""
+    counts, overlaps, num_bones, num_cases = np.zeros(len(tried)), [], 0, 0
+    for case in cases:
         num_cases, num_bones = num_cases + 1, num_bones + len(np.unique(case.bones[case.bones > 0]))
         of_case = []
-        for place, threshold in enumerate(thresholds):
-            found = lesion_candidates(case.scores, case.bones, threshold, case.spacing_mm, min_mm3)
+        for place, fit in enumerate(tried):
+            found = lesions_in(case.scores, case.bones, case.spacing_mm, fit)
             counts[place] += int(cc3d.connected_components(found, connectivity=26).max(initial=0))
             both = int((case.lesion & (found > 0)).sum())
             of_case.append(2 * both / max(1, int(case.lesion.sum()) + int((found > 0).sum())))
@@ -106,12 +203,11 @@ def fit_threshold(files: Sequence[Path], candidates_per_bone: float, min_mm3: fl
             overlaps.append(of_case)
     if not num_cases:
         return {}
-    common = {"min_mm3": min_mm3, "num_cases": num_cases}
     if overlaps:
         means = np.mean(overlaps, axis=0)
         best = int(np.argmax(means))
-        return {"value": float(thresholds[best]), "rule": LABELS, "dsc": float(means[best]), **common}
+        return {**tried[best], "fitted_by": LABELS, "dsc": float(means[best]), "num_cases": num_cases}
     many = np.flatnonzero(counts > candidates_per_bone * num_bones)
-    place = min(int(many[-1]) + 1, len(thresholds) - 1) if len(many) else 0
-    of_bone = float(counts[place] / num_bones)
-    return {"value": float(thresholds[place]), "rule": CANDIDATES, "candidates_per_bone": of_bone, **common}
+    place = min(int(many[-1]) + 1, len(tried) - 1) if len(many) else 0
+    found_by = {"fitted_by": CANDIDATES, "candidates_per_bone": float(counts[place] / num_bones)}
+    return {**tried[place], **found_by, "num_cases": num_cases}

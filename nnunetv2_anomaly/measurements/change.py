@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures
 from nnunetv2_anomaly.measurements.regions import SHAFT
-from nnunetv2_anomaly.measurements.tables import read_table
+from nnunetv2_anomaly.reporting.user_tables import read_table
 
 #: kinds of a lesion's change
 NEW, GONE, GROWN, SHRUNK, STABLE, MERGED, SPLIT, REGROUPED = (

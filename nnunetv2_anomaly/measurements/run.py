@@ -22,9 +22,9 @@ from nnunetv2_anomaly.measurements.change_run import ChangeOptions, measure_chan
 from nnunetv2_anomaly.measurements.cohort_report import cohort_page, summary
 from nnunetv2_anomaly.measurements.scene import write_script
 from nnunetv2_anomaly.measurements.standardised import composite_rows, z_rows
-from nnunetv2_anomaly.measurements.tables import read_table
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.reporting.table import csv_text
+from nnunetv2_anomaly.reporting.user_tables import read_table
 
 MARKER = "measure.json"
 COLUMNS = (

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.measurements.regions import SUBREGIONS
-from nnunetv2_anomaly.measurements.tables import read_table
+from nnunetv2_anomaly.reporting.user_tables import read_table
 
 _KEYS = ["structure", "region", "quantity"]
 #: structure of what is of no single one

@@ -1,12 +1,14 @@
 """Plans for nnU-Net whose patch is the whole image, batch 1, as the paper trains (method paper, Section 4.1).
 
 Spacing, normalisation, resampling and reader stay as nnU-Net planned them; the patch becomes the largest training
-image, and the network's topology follows from it by nnU-Net's own rule.
+image, and the network's topology follows from it by nnU-Net's own rule. Plans of whole slices, which detectors of
+slices need, may resample these to a size, with a batch for it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,11 @@ from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.plans.settings import check_configuration, is_list, is_positive, is_whole
 
-WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
+WHOLE_IMAGE_PLANS, WHOLE_SLICE_PLANS = "nnUNetWholeImagePlans", "nnUNetWholeSlicePlans"
+#: whole slices are padded to a multiple of so many voxels, which every network of slices can halve five times
+SLICE_MULTIPLE = 32
+#: voxels of a batch of whole slices: as published for LaMa, ten slices of 256 x 256
+_BATCH_VOXELS, _LARGEST_BATCH = 10 * 256**2, 64
 
 #: key of plans.json that holds the name of the plans which ours were made from; nnU-Net keeps unknown keys
 PLANNED_FROM = "planned_from"
@@ -49,15 +55,31 @@ class WholeImagePlan:
 
 
 def plan_whole_image(
-    dataset: str, *, source_plans: str = "nnUNetPlans", plans_name: str = WHOLE_IMAGE_PLANS, overwrite: bool = False
+    dataset: str,
+    *,
+    source_plans: str = "nnUNetPlans",
+    plans_name: str | None = None,
+    configuration: str | None = None,
+    size: int | None = None,
+    overwrite: bool = False,
 ) -> WholeImagePlan:
     """Write plans with the whole image as patch beside the plans they are made from, which stay as they are.
 
-    Args: dataset: number or name, as everywhere in nnU-Net. source_plans: plans of nnU-Net's to start from. plans_name:
-        of the new plans. overwrite: replace other whole-image plans of that name; plans of other makes never are.
+    Args:
+        dataset: number or name, as everywhere in nnU-Net.
+        source_plans: plans of nnU-Net's to start from.
+        plans_name: of the new plans; None: ``WHOLE_IMAGE_PLANS``, or ``WHOLE_SLICE_PLANS`` where 2d is asked for.
+        configuration: 3d_fullres or 2d; None: the first of them that is there.
+        size: of slices, voxels along their longer axis, to which they are resampled; None: as nnU-Net planned.
+        overwrite: replace other whole-image plans of that name; plans of other makes never are.
     Raises: UserError if the data set or its plans, fingerprint or dataset.json are missing or unreadable, the plans
         cannot be made whole-image plans, the new name is no name for plans, or other plans have it.
     """
+    if size is not None and configuration != "2d":
+        raise UserError(f"the size {size} is of whole slices; expected the configuration 2d, so give -c 2d")
+    if plans_name is None:
+        plans_name = WHOLE_SLICE_PLANS if configuration == "2d" else WHOLE_IMAGE_PLANS
+        plans_name = plans_name if size is None else plans_name.replace("Plans", f"{size}Plans")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name) or "__" in plans_name or plans_name in _NO_PLANS:
         expected = f"letters, digits, hyphens and single underscores, and none of {', '.join(_NO_PLANS)}"
         raise UserError(f"the name of the new plans is {plans_name!r}; expected {expected}")
@@ -66,12 +88,11 @@ def plan_whole_image(
     folder = environment_folder("nnUNet_preprocessed") / dataset_name(dataset)
     source, fingerprint, dataset_json = _read_planned(folder, dataset, source_plans)
     try:
-        plans = whole_image_plans(source, fingerprint, plans_name)
+        plans = whole_image_plans(source, fingerprint, plans_name, configuration, size)
     except (KeyError, TypeError, AttributeError) as error:
         fault = f"{folder / source_plans}.json is not as nnU-Net writes plans ({type(error).__name__}: {error})"
         raise UserError(f"{fault}; run nnUNetv2_plan_and_preprocess -d {dataset} again") from error
-    (configuration,) = plans["configurations"]
-    planned = plans["configurations"][configuration]
+    ((name, planned),) = plans["configurations"].items()
     file = folder / f"{plans_name}.json"
     present = read_json(file) if file.is_file() else None
     if present is not None and present != plans:
@@ -85,37 +106,52 @@ def plan_whole_image(
         file=file,
         plans=plans,
         dataset_json=dataset_json,
-        configuration=configuration,
+        configuration=name,
         largest_image=largest_image(fingerprint, plans["transpose_forward"], planned["spacing"]),
         written=present != plans,
     )
 
 
-def whole_image_plans(plans: Mapping[str, Any], fingerprint: Mapping[str, Any], plans_name: str) -> dict[str, Any]:
+def whole_image_plans(
+    plans: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    plans_name: str,
+    wanted: str | None = None,
+    size: int | None = None,
+) -> dict[str, Any]:
     """The plans with one configuration, 3d_fullres or else 2d, of whole images; ``plans`` is left as it is.
 
     The configuration stands for itself: what it inherited is written out. Cascade and 3d_lowres are left out.
 
     Args: plans: content of nnUNetPlans.json. fingerprint: of dataset_fingerprint.json. plans_name: of the result.
-    Raises: UserError if the plans have neither configuration, or one whose topology cannot be planned again.
+        wanted, size: configuration and size of slices as ``plan_whole_image`` takes them.
+    Raises: UserError if the plans have no such configuration, or one whose topology cannot be planned again.
     """
     configurations = plans.get("configurations", {})
-    name = next((name for name in ("3d_fullres", "2d") if name in configurations), None)
+    wished = ("3d_fullres", "2d") if wanted is None else (wanted,)
+    name = next((name for name in wished if name in configurations), None)
     if name is None:
         fault = f"the plans have the configurations {', '.join(configurations) or 'none'}"
-        raise UserError(f"{fault}; expected 3d_fullres or 2d, as nnUNetv2_plan_and_preprocess plans them")
+        raise UserError(f"{fault}; expected {' or '.join(wished)}, as nnUNetv2_plan_and_preprocess plans them")
     # nnU-Net's own resolution of inheritance, which also brings plans of older versions to today's form.
     configuration = PlansManager(dict(plans)).get_configuration(name).configuration
     check_configuration(configuration)
     for key in ("inherits_from", "previous_stage", "next_stage"):
         configuration.pop(key, None)
-    size = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
-    patch_size, architecture = planned_for(configuration["architecture"], configuration["spacing"], size)
+    slices = wanted == "2d"
+    image = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
+    if size is not None:
+        configuration["spacing"] = [step * max(image) / size for step in configuration["spacing"]]
+        image = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
+    if slices:
+        image = tuple(-(-voxels // SLICE_MULTIPLE) * SLICE_MULTIPLE for voxels in image)
+    patch_size, architecture = planned_for(configuration["architecture"], configuration["spacing"], image)
+    batch_size = min(max(2, _BATCH_VOXELS // math.prod(patch_size)), _LARGEST_BATCH) if slices else 1
     anomaly = configuration.get("anomaly", {})
     margin = {} if "erase_margin_mm" in anomaly else {"erase_margin_voxels": 50}
     configuration.update(
         data_identifier=f"{plans_name}_{name}",
-        batch_size=1,
+        batch_size=batch_size,
         batch_dice=False,
         patch_size=patch_size,
         architecture=architecture,

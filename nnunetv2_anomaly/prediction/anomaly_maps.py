@@ -6,14 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import Tensor
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.detectors.artefact import detector_of
+from nnunetv2_anomaly.detectors.artefact import detector_of, read_artefact
 from nnunetv2_anomaly.detectors.base import Detector, detector_class
+from nnunetv2_anomaly.detectors.thresholds import NUMBERS
 from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
@@ -23,7 +27,7 @@ from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
 from nnunetv2_anomaly.prediction.cases import CaseFiles, GivenBones, given_bones, list_cases, preprocessed_case
 from nnunetv2_anomaly.prediction.models import each_fold, load_model, trained_folds, untrained_model
-from nnunetv2_anomaly.prediction.windows import mean_maps, predict_maps
+from nnunetv2_anomaly.prediction.windows import Maps, mean_maps, predict_maps
 from nnunetv2_anomaly.registry import DETECTORS, detector_families
 
 #: searched in this order when no trainer is named
@@ -47,6 +51,31 @@ class TrainedDetector:
             model = f"the model in {self.model_folder} ({self.predictor.trainer_name})"
             raise UserError(f"{model} has no detector; expected one of {' or '.join(DEFAULT_TRAINERS)}")
         return found
+
+    @property
+    def windows(self) -> Windows:
+        """Plans and device of its predictions."""
+        of = self.predictor
+        return Windows(of.plans_manager, of.configuration_manager, of.dataset_json, of.device)
+
+    def maps(self, image: Tensor, bones: Tensor | None) -> Maps:
+        """Of a preprocessed image, as ``predict_maps`` takes it; of several folds the means."""
+        made = [predict_maps(self.network, image, self.windows, bones) for _ in each_fold(self.predictor)]
+        return mean_maps(made)
+
+    def fit(self) -> dict[str, Any] | None:
+        """How its maps become lesions, as the validation found it; of several folds the mean of each number.
+
+        None where nothing was trained, or a fold's validation has not found any.
+        """
+        if self.model_folder is None:
+            return None
+        paths = [self.model_folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
+        found = [fit for fit in (read_artefact(path).threshold for path in paths) if fit]
+        if len(found) < len(paths):
+            return None
+        means = {name: float(np.mean([of[name] for of in found])) for name in NUMBERS if name in found[0]}
+        return {**found[0], **means}
 
     @property
     def described(self) -> str:
@@ -147,7 +176,8 @@ def predict_anomaly_maps(
         input_folder: images named as nnU-Net wants them, case_0000.nii.gz and so on, with the data set's file ending.
             A file may hold several channels, as colour images do.
         output_folder: made if need be; gets <case>_reconstruction.nii.gz, <case>_error.nii.gz, <case>.png and
-            anomaly_maps.json, whatever the data set's file ending. With several maps there is a file for each, which
+            anomaly_maps.json, whatever the data set's file ending; where bones are known and the detector's validation
+            found how, <case>_lesions.nii.gz, 1 in lesions. With several maps there is a file for each, which
             carries its number, _0000 and so on, however many files the image has.
         bones: where it is given, all maps are kept to bones, which a detector of their contrast takes as they are: a
             folder of segmentations, <case> with the data set's ending, or a model folder of nnU-Net, whose
@@ -157,7 +187,9 @@ def predict_anomaly_maps(
     Raises: UserError for a folder without images, a model without a detector, or an output folder that cannot be
         written to; after the others are written, for cases that lack a channel or hold a damaged file or NaN.
     """
-    detector.network  # noqa: B018 (raises where there is none)
+    if detector.network.needs_bones and bones is None:
+        fault = f"the detector {detector.described} needs bones, and no bone model is in it"
+        raise UserError(f"{fault}; give segmentations or a model folder of nnU-Net with --bones")
     with write_failures_as_user_errors(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
         given = None
@@ -174,6 +206,7 @@ def predict_anomaly_maps(
             "trainer": detector.predictor.trainer_name,
             "detector": detector.network.contract.family,
             "bones": None if bones is None else str(bones),
+            "comparable": detector.network.comparable,
             "cases": cases,
         }
         if failed:
@@ -190,30 +223,29 @@ def _predict_cases(
     continue_prediction: bool,
 ) -> tuple[list[str], list[str], str]:
     """Names of all cases of the folder, and of those that were written; what was wrong with others, if anything."""
-    predictor, detector = trained.predictor, trained.network
+    predictor, detector, fit = trained.predictor, trained.network, trained.fit()
     plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
     dataset_json = predictor.dataset_json
-    windows = Windows(plans_manager, configuration_manager, dataset_json, predictor.device)
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     num_maps = detector.contract.num_error_channels(num_channels)
     reader = plans_manager.image_reader_writer_class()
     cases = list_cases(input_folder, dataset_json["file_ending"])
+    kinds = {"error": num_maps}
+    if detector.reconstructs and num_maps == num_channels:
+        kinds["reconstruction"] = num_maps
+    if fit is not None and (bones is not None or detector.bone_model is not None):
+        kinds["lesions"] = 1
+    else:
+        fit = None
 
     def write(job: CaseFiles) -> None:
         image, numbers, properties = preprocessed_case(predictor, reader, job, bones)
-        maps = mean_maps([predict_maps(detector, image, windows, numbers) for _ in each_fold(predictor)])
-        write_case(output_folder, job.case, maps, properties, windows, None if numbers is None else numbers.numpy())
+        write_case(output_folder, job.case, trained.maps(image, numbers), properties, trained.windows, fit=fit)
 
-    missing = [
-        job for job in cases
-        if not (continue_prediction and _is_complete(output_folder, job.case, num_channels, num_maps))
-    ]  # fmt: skip
+    def is_complete(case: str) -> bool:
+        files = [path for kind, of in kinds.items() for path in output_files(output_folder, case, kind, of)]
+        return all(path.is_file() for path in (output_folder / f"{case}.png", *files))
+
+    missing = [job for job in cases if not (continue_prediction and is_complete(job.case))]
     written, failed = run_cases(write, missing, 1, "predicting", "predicted")
     return [job.case for job in cases], list(written), failed
-
-
-def _is_complete(output_folder: Path, case: str, num_channels: int, num_maps: int) -> bool:
-    files = [output_folder / f"{case}.png", *output_files(output_folder, case, "error", num_maps)]
-    if num_maps == num_channels:
-        files += output_files(output_folder, case, "reconstruction", num_maps)
-    return all(path.is_file() for path in files)

@@ -10,38 +10,17 @@ import numpy as np
 import torch
 
 from nnunetv2_anomaly import __version__
-from nnunetv2_anomaly.detectors.artefact import read_artefact
 from nnunetv2_anomaly.detectors.level import bone_numbers
-from nnunetv2_anomaly.detectors.thresholds import lesion_candidates
+from nnunetv2_anomaly.detectors.thresholds import FIXED, lesions_in
 from nnunetv2_anomaly.errors import UserError, listed, worded
 from nnunetv2_anomaly.files import read_json, write_failures_as_user_errors, write_text, written_beside
 from nnunetv2_anomaly.images.geometry import to_original_grid
-from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.plans.settings import known_settings
 from nnunetv2_anomaly.prediction.anomaly_maps import TrainedDetector
 from nnunetv2_anomaly.prediction.case_files import write_case
 from nnunetv2_anomaly.prediction.cases import CaseFiles, Segmenter, given_bones, list_cases, preprocessed_case
-from nnunetv2_anomaly.prediction.models import each_fold
-from nnunetv2_anomaly.prediction.windows import mean_maps, predict_maps
-
-
-def threshold_of(detector: TrainedDetector) -> dict[str, Any]:
-    """The threshold that the validation of a detector found; of several folds the mean.
-
-    Raises: UserError if a fold's checkpoint has none.
-    """
-    assert detector.model_folder is not None
-    found = []
-    for fold in detector.folds:
-        path = detector.model_folder / f"fold_{fold}" / detector.checkpoint
-        threshold = read_artefact(path).threshold
-        if not threshold:
-            advice = "repeat its validation with nnUNetv2_train ... --val, or give --threshold"
-            raise UserError(f"the detector in {path} has no threshold for lesions; expected one, so {advice}")
-        found.append(threshold)
-    return {**found[0], "value": float(np.mean([of["value"] for of in found]))}
 
 
 def labels_with_lesions(description: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
@@ -98,11 +77,16 @@ def detect_lesions(
     Raises: UserError as ``predict_anomaly_maps`` does, or if there is no threshold.
     """
     if threshold is None:
-        fitted = threshold_of(detector)
+        fitted = detector.fit()
+        if fitted is None:
+            advice = "repeat its validation with nnUNetv2_train ... --val, or give --threshold"
+            raise UserError(
+                f"the detector {detector.described} has no threshold for lesions; expected one, so {advice}"
+            )
     else:
-        fitted = {"value": threshold, "min_mm3": known_settings()["min_lesion_mm3"].default}
+        fitted = {"rule": FIXED, "value": threshold, "min_mm3": known_settings()["min_lesion_mm3"].default}
     chosen = {**fitted, **({} if min_mm3 is None else {"min_mm3": min_mm3})}
-    predictor, network = detector.predictor, detector.network
+    predictor = detector.predictor
     with write_failures_as_user_errors(output_folder):
         maps_folder = output_folder / "maps"
         maps_folder.mkdir(parents=True, exist_ok=True)
@@ -118,27 +102,25 @@ def detect_lesions(
         keep = continue_prediction
         bones = given_bones(segmentation, input_folder, output_folder / "anatomy", predictor, keep=keep)
         description, values = labels_with_lesions(bones.description)
-        windows = Windows(
-            predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, predictor.device
-        )
+        slice_axis = predictor.plans_manager.transpose_forward[0]
         reader = predictor.plans_manager.image_reader_writer_class()
         ending = bones.ending
 
         def write(job: CaseFiles) -> None:
             image, numbers, properties = preprocessed_case(predictor, reader, job, bones)
             assert numbers is not None
-            maps = mean_maps([predict_maps(network, image, windows, numbers) for _ in each_fold(predictor)])
+            maps = detector.maps(image, numbers)
             score = maps.error.mean(dim=0, keepdim=True).numpy()
             score = to_original_grid(score, properties, predictor.plans_manager, predictor.configuration_manager)[0]
             anatomy, own = reader.read_seg(str(bones.folder / f"{job.case}{ending}"))
             places = bone_numbers(torch.from_numpy(anatomy[0].astype(np.int64)), bones.bones).numpy()
-            found = lesion_candidates(score, places, chosen["value"], own["spacing"], chosen["min_mm3"])
+            found = lesions_in(score, places, own["spacing"], chosen, slice_axis)
             lesion_of = np.array([0, *values])
             labels = np.where(found > 0, lesion_of[found], anatomy[0])
             labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
             with written_beside(output_folder / f"{job.case}{ending}") as temporary:
                 reader.write_seg(labels, str(temporary), own)
-            write_case(maps_folder, job.case, maps, properties, windows, numbers.numpy())
+            write_case(maps_folder, job.case, maps, properties, detector.windows)
 
         cases = list_cases(input_folder, predictor.dataset_json["file_ending"])
         done = [job.case for job in cases if (output_folder / f"{job.case}{ending}").is_file()]

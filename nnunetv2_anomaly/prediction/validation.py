@@ -108,8 +108,10 @@ def validate_case(
         image minus the local level of the labelled bones (``detectors.level``): what every detector has to beat. The
         three have the average precision over all bone, too.
     """
-    image = torch.from_numpy(case.image)
-    maps = predict_maps(detector, image, windows)
+    image, labels = torch.from_numpy(case.image), torch.from_numpy(case.labels)
+    numbers = bone_numbers(labels, bones)
+    # A detector without a bone model of its own is told the bones, as it has to be of new images.
+    maps = predict_maps(detector, image, windows, numbers if detector.needs_bones else None)
     lesion_mask = np.isin(case.labels, lesion_labels)
     bone_mask = lesion_mask | np.isin(case.labels, [value for values in bones for value in values])
     # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
@@ -126,9 +128,8 @@ def validate_case(
 
     result: dict[str, Any] = {"case": case.name, "detector": measured(maps.difference, maps.error)}
     spacing = preprocessed_spacing(case.properties, windows.plans_manager, windows.configuration_manager)
-    labels = torch.from_numpy(case.labels)
     if keep:
-        scored = (maps.error.mean(dim=0).numpy(), bone_numbers(labels, bones).numpy(), lesion_mask, tuple(spacing))
+        scored = (maps.error.mean(dim=0).numpy(), numbers.numpy(), lesion_mask, tuple(spacing))
         ScoredCase(*scored).save(output_folder / f"{case.name}{KEPT}")
     controls = {
         "detector": maps.error,
@@ -142,7 +143,9 @@ def validate_case(
     for name, (network, volume) in (rivals.reconstructions if rivals else {}).items():
         difference = maps.image - windows.predict(network, volume, len(image))
         result[name] = measured(difference, squared(difference))
-    write_case(output_folder, case.name, maps, case.properties, windows, lesion_mask if lesion_mask.any() else None)
+    write_case(
+        output_folder, case.name, maps, case.properties, windows, outlines=lesion_mask if lesion_mask.any() else None
+    )
     return result
 
 

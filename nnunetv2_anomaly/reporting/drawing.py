@@ -64,12 +64,13 @@ def save_reconstruction_figure(
     error: np.ndarray,
     spacing: Sequence[float],
     outlines: np.ndarray | None = None,
+    bones: np.ndarray | None = None,
 ) -> None:
     """Image, reconstruction and anomaly map of a case, on the slices of the first axis with the most of it.
 
     Args: image, reconstruction: (X, Y, Z), of one unit. error: (X, Y, Z), from 0, unitless.
         spacing: mm, one per axis, for the aspect ratio.
-        outlines: (X, Y, Z) mask or label map, drawn as contours.
+        outlines, bones: (X, Y, Z) masks or label maps, drawn as contours, lesions in orange where there are bones.
     """
     num_slices = min(3, len(image))
     strength = error.reshape(len(error), -1).mean(axis=1)
@@ -90,9 +91,10 @@ def save_reconstruction_figure(
         figure.colorbar(shown, ax=row[2], fraction=0.046)
         for axis in row:
             axis.set(xticks=[], yticks=[])
-        if outlines is not None and outlines[index].any() and not outlines[index].all():
-            for axis in (row[0], row[2]):
-                axis.contour(outlines[index] > 0, levels=[0.5], colors="deepskyblue", linewidths=0.6)
+        for of, colour in ((bones, "deepskyblue"), (outlines, "deepskyblue" if bones is None else "orange")):
+            if of is not None and of[index].any() and not of[index].all():
+                for axis in (row[0], row[2]):
+                    axis.contour(of[index] > 0, levels=[0.5], colors=colour, linewidths=0.6)
         row[0].set_ylabel(f"slice {index}")
     for axis, name in zip(axes[0], ("image", "expected", "anomaly map"), strict=True):
         axis.set_title(name)

@@ -20,6 +20,8 @@ from nnunetv2_anomaly.prediction.anomaly_maps import load_detector, predict_anom
 from nnunetv2_anomaly.registry import DETECTORS, detector_families
 
 FAMILIES = [*DETECTORS, "median"]
+#: families of whole slices, which no other configuration serves
+WHOLE = {name for name in DETECTORS if detector_class(name).contract.window == "whole"}
 CPU = torch.device("cpu")
 
 
@@ -32,6 +34,7 @@ def build(family, tiny_dataset, configuration, num_channels):
     planned = PlansManager(copy.deepcopy(tiny_dataset.plans)).get_configuration(configuration)
     settings = {name: setting.default for name, setting in known_settings().items()} | {"num_labels": 10}
     settings.update(planned.configuration["anomaly"])
+    settings["bone_model"] = "any" if configuration == "2d_whole" else None
     return detector_class(family.name).build(planned, num_channels, settings).eval(), planned
 
 
@@ -40,6 +43,8 @@ def build(family, tiny_dataset, configuration, num_channels):
 def test_maps_are_of_the_windows_size_with_the_channels_of_the_contract(
     family, tiny_dataset, configuration, num_channels
 ):
+    if family.name in WHOLE:
+        configuration = "2d_whole"
     detector, planned = build(family, tiny_dataset, configuration, num_channels)
     assert isinstance(detector, Detector)
     assert detector.contract.family == family.name
@@ -55,6 +60,16 @@ def test_maps_are_of_the_windows_size_with_the_channels_of_the_contract(
         assert torch.equal(detector(image), error)
         if type(detector).error is Detector.error:
             assert torch.equal(error, squared(difference))
+        else:
+            torch.testing.assert_close(detector.error(image, difference), error)
+        if detector.takes_bones:
+            bones = torch.zeros(2, *window, dtype=torch.long)
+            bones[(0, *[slice(4, 12)] * len(window))] = 1
+            for of in detector.maps_in(image, bones):
+                assert of.shape == expected
+                assert of.dtype == torch.float32
+                assert of[0].any()
+                assert not of[1].any()
         assert detector.rescale(image).shape == image.shape
 
 
@@ -62,6 +77,8 @@ def test_slices_of_a_volume_are_each_treated_alone_where_the_family_is_two_dimen
     detector, planned = build(family, tiny_dataset, "3d_small", 1)
     if 3 in detector.contract.dimensions:
         pytest.skip("the family takes whole volumes")
+    if detector.needs_bones:
+        pytest.skip("the family has to know the bones: its slices are told them one by one")
     image = torch.randn(1, 1, *planned.patch_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = detector(image)
@@ -71,6 +88,8 @@ def test_slices_of_a_volume_are_each_treated_alone_where_the_family_is_two_dimen
 
 @pytest.mark.parametrize("configuration", ["3d_small", "2d_small"])
 def test_state_dict_carries_all_that_the_detector_is(family, tiny_dataset, configuration):
+    if family.name in WHOLE:
+        configuration = "2d_whole"
     (detector, planned), (other, _) = (build(family, tiny_dataset, configuration, 1) for _ in range(2))
     other.load_state_dict(detector.state_dict())
     image = torch.randn(1, 1, *planned.patch_size, generator=torch.Generator().manual_seed(0))
@@ -88,7 +107,31 @@ def test_nnunet_finds_the_families_trainer(family):
 
 
 @pytest.fixture(scope="module")
-def trained(build_trainer, toy_family, tmp_path_factory):
+def bone_model(build_trainer, tmp_path_factory):
+    """The model folder of a segmentation of whole slices."""
+    folder = tmp_path_factory.mktemp("bones")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_results", str(folder))
+        build_trainer("BoneContrastTrainer", configuration="2d_whole").run_training()
+    (model,) = folder.glob("*/BoneContrastTrainer__*")
+    return model
+
+
+@pytest.fixture(scope="module")
+def of_family(bone_model):
+    """Function: what a family's trainings are built with: configuration and settings."""
+
+    def keywords(family, **anomaly):
+        if family.name not in WHOLE:
+            return {"configuration": "3d_small", "anomaly": anomaly}
+        of_family = {"bone_model": str(bone_model)} if detector_class(family.name).takes_bones else {}
+        return {"configuration": "2d_whole", "anomaly": {**of_family, **anomaly}}
+
+    return keywords
+
+
+@pytest.fixture(scope="module")
+def trained(build_trainer, toy_family, of_family, tmp_path_factory):
     """Function: the model folder of a family, trained once for this module on fold 0."""
     folders = {}
 
@@ -97,7 +140,7 @@ def trained(build_trainer, toy_family, tmp_path_factory):
             folders[family.name] = tmp_path_factory.mktemp(family.name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("nnUNet_results", str(folders[family.name]))
-                trainer = build_trainer(recursive_find_trainer_class_by_name(family.trainer))
+                trainer = build_trainer(recursive_find_trainer_class_by_name(family.trainer), **of_family(family))
                 trainer.run_training()
                 trainer.perform_actual_validation()
         (model,) = folders[family.name].glob(f"*/{family.trainer}__*")
@@ -106,11 +149,14 @@ def trained(build_trainer, toy_family, tmp_path_factory):
     return train
 
 
-def test_artefact_of_a_trained_detector_says_what_it_is_and_what_it_saw(family, trained, build_trainer, monkeypatch):
+def test_artefact_of_a_trained_detector_says_what_it_is_and_what_it_saw(
+    family, trained, of_family, build_trainer, monkeypatch
+):
     results, model = trained(family)
     monkeypatch.setenv("nnUNet_results", str(results))
     artefact = read_artefact(model / "fold_0" / "checkpoint_final.pth")
-    training, validation = build_trainer(recursive_find_trainer_class_by_name(family.trainer)).do_split()
+    trainer = build_trainer(recursive_find_trainer_class_by_name(family.trainer), **of_family(family))
+    training, validation = trainer.do_split()
     assert artefact.contract == detector_class(family.name).contract
     assert artefact.fitted_on == set(training)
     assert not artefact.fitted_on & set(validation)
@@ -120,15 +166,16 @@ def test_artefact_of_a_trained_detector_says_what_it_is_and_what_it_saw(family, 
     assert 0 <= artefact.quality["lesion_auc"] <= 1
 
 
-def test_training_resumes_where_it_was(family, trained, build_trainer, results_folder):
+def test_training_resumes_where_it_was(family, trained, of_family, build_trainer, results_folder):
     _, model = trained(family)
-    resumed = build_trainer(recursive_find_trainer_class_by_name(family.trainer))
+    resumed = build_trainer(recursive_find_trainer_class_by_name(family.trainer), **of_family(family))
     resumed.load_checkpoint(str(model / "fold_0" / "checkpoint_final.pth"))
     before = read_artefact(model / "fold_0" / "checkpoint_final.pth")
     assert resumed.current_epoch == resumed.num_epochs
     state = detector_of(resumed.module).state_dict()
     assert all(torch.equal(value, state[name]) for name, value in before.state.items())
     assert resumed.artefact().fitted_on == before.fitted_on
+    assert resumed.artefact().sources == before.sources
 
 
 def test_anomaly_maps_of_new_images_are_written_in_their_geometry(family, trained, tiny_dataset, tmp_path):
@@ -143,10 +190,12 @@ def test_anomaly_maps_of_new_images_are_written_in_their_geometry(family, traine
     assert (tmp_path / "maps" / f"{written[0]}.png").is_file()
 
 
-def test_segmentation_takes_the_detector_and_keeps_its_description(family, trained, build_trainer, monkeypatch):
+def test_segmentation_takes_the_detector_and_keeps_its_description(
+    family, trained, of_family, build_trainer, monkeypatch
+):
     results, model = trained(family)
     monkeypatch.setenv("nnUNet_results", str(results))
-    trainer = build_trainer("AnomalyAwareTrainer", anomaly={"detector": family.name})
+    trainer = build_trainer("AnomalyAwareTrainer", **of_family(family, detector=family.name))
     trainer.on_train_start()
     artefact = read_artefact(model / "fold_0" / "checkpoint_final.pth")
     state = trainer.module.detector.state_dict()
@@ -155,17 +204,21 @@ def test_segmentation_takes_the_detector_and_keeps_its_description(family, train
     assert "WARNING: the detector in" not in Path(trainer.log_file).read_text()
 
 
-def test_fold_rule_refuses_a_detector_that_saw_the_validation_cases(family, trained, build_trainer, results_folder):
+def test_fold_rule_refuses_a_detector_that_saw_the_validation_cases(
+    family, trained, of_family, build_trainer, results_folder
+):
     _, model = trained(family)
-    anomaly = {"detector": family.name, "prestage_folder": str(model / "fold_0")}
-    trainer = build_trainer("AnomalyAwareTrainer", fold=1, anomaly=anomaly)
+    keywords = of_family(family, detector=family.name, prestage_folder=str(model / "fold_0"))
+    trainer = build_trainer("AnomalyAwareTrainer", fold=1, **keywords)
     with pytest.raises(UserError, match="was trained on 1 of this fold's validation cases"):
         trainer.on_train_start()
 
 
-def test_missing_prestage_is_reported_with_the_families_command(family, build_trainer, results_folder):
-    trainer = build_trainer("AnomalyAwareTrainer", anomaly={"detector": family.name})
-    with pytest.raises(UserError, match=f"run: nnUNetv2_train 801 3d_small 0 -tr {family.trainer} -device cpu"):
+def test_missing_prestage_is_reported_with_the_families_command(family, of_family, build_trainer, results_folder):
+    keywords = of_family(family, detector=family.name)
+    trainer = build_trainer("AnomalyAwareTrainer", **keywords)
+    command = f"nnUNetv2_train 801 {keywords['configuration']} 0 -tr {family.trainer} -device cpu"
+    with pytest.raises(UserError, match=f"run: {command}"):
         trainer.initialize()
 
 
@@ -181,7 +234,8 @@ def test_detector_of_another_family_is_refused(trained, toy_family, build_traine
 
 def test_unknown_family_is_refused_naming_the_known_ones(build_trainer, results_folder, toy_family):
     with pytest.raises(
-        UserError, match=r"'cubist' is not installed; known are inpainting, pasted, bone_contrast, median"
+        UserError,
+        match=r"'cubist' is not installed; known are inpainting, pasted, bone_contrast, lama_bml, mkd, median",
     ):
         build_trainer("AnomalyAwareTrainer", anomaly={"detector": "cubist"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ def gradient_map(
     image: Tensor,
     method: Literal["gbp", "gradients", "smooth_grad"] = "gbp",
     lambda_value: float = LAMBDA,
+    scored: Sequence[int] = SCORED,
 ) -> tuple[Tensor, Tensor]:
     """Map and score of slices, also where the caller has switched gradients off.
 
@@ -32,33 +34,31 @@ def gradient_map(
     from 0 to 1 in each slice and smoothed; "gbp" goes back through the cloner's ReLUs only where gradients are
     positive. A slice without a gradient has a map of 0.
 
-    Args: image: (B, 3, Y, X), as the networks take it.
+    Args: image: (B, 3, Y, X), as the networks take it. scored: maps that count.
     Returns: map, (B, Y, X), in [0, 1]; score, (B,), unitless.
     """
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(image.device.type, enabled=False):
         image = image.detach().clone().float()
+
+        def traced(of: Tensor) -> tuple[Tensor, Tensor]:
+            of = of.requires_grad_()
+            score = distance(cloner(of), teacher(of), scored, lambda_value)
+            (gradient,) = torch.autograd.grad(score.sum(), of)
+            return gradient.detach(), score.detach()
+
         if method == "smooth_grad":
             noise = torch.Generator(image.device).manual_seed(0)
             drawn = [torch.randn(image.shape, generator=noise, device=image.device) for _ in range(_COPIES)]
-            gradients = [_gradient(cloner, teacher, image + _NOISE * of, lambda_value)[0] for of in drawn]
-            gradient, score = torch.stack(gradients).mean(dim=0), _gradient(cloner, teacher, image, lambda_value)[1]
+            gradient = torch.stack([traced(image + _NOISE * of)[0] for of in drawn]).mean(dim=0)
+            score = traced(image)[1]
         elif method == "gbp":
             with cloner.guided_gradients():
-                gradient, score = _gradient(cloner, teacher, image, lambda_value)
+                gradient, score = traced(image)
         else:
-            gradient, score = _gradient(cloner, teacher, image, lambda_value)
+            gradient, score = traced(image)
     found = gradient.abs().sum(dim=1)
     highest = found.flatten(1).quantile(_CLIP, dim=1)[:, None, None]
     found = torch.minimum(found, highest) / highest.clamp(min=torch.finfo(found.dtype).tiny)
     sigma = [_SIGMA * size / _OF_SIZE for size in image.shape[2:]]
     smoothed = torch.as_tensor(gaussian_filter(found.cpu().numpy(), (0, *sigma)), device=image.device)
     return smoothed.clamp(0, 1), score
-
-
-def _gradient(
-    cloner: FeatureNetwork, teacher: FeatureNetwork, image: Tensor, lambda_value: float
-) -> tuple[Tensor, Tensor]:
-    image = image.requires_grad_()
-    score = distance(cloner(image), teacher(image), SCORED, lambda_value)
-    (gradient,) = torch.autograd.grad(score.sum(), image)
-    return gradient.detach(), score.detach()

@@ -10,7 +10,8 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.detectors.base import Contract, Detector
+from nnunetv2_anomaly.detectors.base import Contract
+from nnunetv2_anomaly.detectors.intensity import RescalingDetector
 from nnunetv2_anomaly.detectors.pasted.loss import POSITIVE_WEIGHT
 from nnunetv2_anomaly.networks.blocks import SummingUNet, full_precision
 from nnunetv2_anomaly.plans.strides import Stride, planned_strides
@@ -21,7 +22,7 @@ _OF_POLARITY = {"bright": lambda p: p[:, :1], "dark": lambda p: p[:, 1:], "both"
 _CLIP = 6.0
 
 
-class PastedDetector(Detector):
+class PastedDetector(RescalingDetector):
     """D(x, c) with c = (x - A(x)) / s0: how likely each voxel belongs to an anomaly of a bone.
 
     A(x) is the bone's local level in bones and x elsewhere: one U-Net, which predicts what has to be taken off.
@@ -29,20 +30,16 @@ class PastedDetector(Detector):
     """
 
     contract = Contract(family="pasted", error_channels=1, dimensions=(2, 3), window="planned")
-    intensity_low: Tensor
-    intensity_high: Tensor
     deviation_scale: Tensor
 
     def __init__(self, *, num_channels: int, strides: Sequence[Stride], features: int, polarity: str) -> None:
         """Build A and D for images of ``num_channels`` channels; ``polarity`` is of ``level.POLARITIES``."""
-        super().__init__()
+        super().__init__(num_channels)
         of_both: dict[str, Any] = {"strides": strides, "features": features}
         self.level = SummingUNet(in_channels=num_channels, out_channels=num_channels, **of_both)
         nn.init.zeros_(self.level.output.get_parameter("weight"))  # it begins as "nothing stands out"
         self.discriminator = SummingUNet(in_channels=2 * num_channels, out_channels=2, **of_both)
         self.polarity = polarity
-        self.register_buffer("intensity_low", torch.zeros(num_channels))
-        self.register_buffer("intensity_high", torch.ones(num_channels))
         self.register_buffer("deviation_scale", torch.ones(num_channels))
 
     @classmethod
@@ -59,11 +56,6 @@ class PastedDetector(Detector):
             features=settings["detector_features"],
             polarity=settings["polarity"],
         )
-
-    def rescale(self, image: Tensor) -> Tensor:
-        """The image with most training voxels between 0 and 1: (B, C, ...) -> same shape, float32, not clipped."""
-        low, high = (_per_channel(of, image) for of in (self.intensity_low, self.intensity_high))
-        return (image.float() - low) / (high - low)
 
     def deviation(self, rescaled: Tensor) -> Tensor:
         """x - A(x) of a rescaled image: (B, C, *window) -> same shape, float32, above 0 where brighter."""
@@ -92,14 +84,6 @@ class PastedDetector(Detector):
         deviation = self.deviation(rescaled)
         probabilities = torch.sigmoid(self.logits(rescaled, deviation) - math.log(POSITIVE_WEIGHT))
         return deviation.mean(dim=1, keepdim=True), _OF_POLARITY[self.polarity](probabilities)
-
-    @torch.no_grad()
-    def set_intensity_range(self, patches: Sequence[Tensor]) -> None:
-        """Take the range that becomes 0 to 1 from training patches, (C, *patch_size) each: 99 % of their voxels."""
-        voxels = torch.cat([patch.flatten(1)[:, ::7] for patch in patches], dim=1).float().sort(dim=1).values
-        low, high = (voxels[:, round(share * (voxels.shape[1] - 1))] for share in (0.005, 0.995))
-        self.intensity_low.copy_(low)
-        self.intensity_high.copy_(torch.maximum(high, low + 1e-3))
 
     @torch.no_grad()
     def set_deviation_scale(self, patches: Sequence[Tensor], bones: Sequence[Tensor]) -> None:

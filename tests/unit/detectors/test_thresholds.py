@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from nnunetv2_anomaly.detectors.thresholds import ScoredCase, fit_threshold, lesion_candidates
+from nnunetv2_anomaly.detectors.thresholds import (
+    FITTED,
+    FIXED,
+    OTSU,
+    ScoredCase,
+    fit_threshold,
+    lesion_candidates,
+    lesions_in,
+    opened_and_closed,
+)
 
 SPACING = (2.0, 1.0, 1.0)
 
@@ -20,15 +29,16 @@ def case(seed, lesion_score=0.9, lesion_voxels=3, noise=0.1, labelled=True):
     return ScoredCase(scores, bones, lesion, SPACING)
 
 
-def fitted(tmp_path, cases, per_bone=1.0, min_mm3=0.0):
+def fitted(tmp_path, cases, per_bone=1.0, min_mm3=0.0, rule=FITTED):
     for number, of in enumerate(cases):
         of.save(tmp_path / f"{number}.npz")
-    return fit_threshold(sorted(tmp_path.glob("*.npz")), per_bone, min_mm3)
+    return fit_threshold(sorted(tmp_path.glob("*.npz")), rule, per_bone, min_mm3)
 
 
 def test_labelled_lesions_decide_the_threshold(tmp_path):
     found = fitted(tmp_path, [case(0), case(1, lesion_score=0.7)])
-    assert found["rule"] == "labels"
+    assert found["rule"] == FITTED
+    assert found["fitted_by"] == "labels"
     assert found["dsc"] == pytest.approx(1.0)
     assert 0.05 < found["value"] < 0.7
 
@@ -37,7 +47,7 @@ def test_labelled_lesions_decide_the_threshold(tmp_path):
 def test_without_labels_bones_have_few_candidates_from_the_threshold_on(tmp_path, per_bone):
     cases = [case(seed, labelled=False) for seed in range(3)]
     found = fitted(tmp_path, cases, per_bone)
-    assert found["rule"] == "candidates"
+    assert found["fitted_by"] == "candidates"
     assert found["candidates_per_bone"] <= per_bone
     assert found["num_cases"] == 3
 
@@ -72,3 +82,47 @@ def test_candidates_are_components_in_bones_of_the_size_that_is_asked_for():
 def test_without_a_bone_there_is_no_threshold(tmp_path):
     empty = ScoredCase(np.ones((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.zeros((3, 3, 3), bool), SPACING)
     assert fitted(tmp_path, [empty]) == {}
+
+
+def test_otsu_divides_each_slice_and_its_opening_is_fitted(tmp_path):
+    """Specks of one voxel beside a lesion: the opening that takes them away has the larger DSC."""
+    rng = np.random.default_rng(0)
+    speckled = case(0, lesion_score=0.9, lesion_voxels=5)
+    specks = (rng.random(speckled.scores.shape) < 0.05) & (speckled.bones > 0) & ~speckled.lesion
+    speckled.scores[specks] = 0.9
+    speckled.scores[4] *= 0.2  # a darker slice has a threshold of its own
+    found = fitted(tmp_path, [speckled], rule=OTSU)
+    assert found["rule"] == OTSU
+    assert found["opening_mm"] >= 1.0
+    assert found["dsc"] > 0.8
+    made = lesions_in(speckled.scores, speckled.bones, SPACING, found)
+    assert (made[4] > 0).any()
+    assert (made[4] > 0)[speckled.lesion[4]].mean() > 0.7
+    without = lesions_in(speckled.scores, speckled.bones, SPACING, {**found, "opening_mm": 0.0, "closing_mm": 0.0})
+    assert (without > 0).sum() > (made > 0).sum() + specks[1:9].sum() / 2
+
+
+def test_slices_lie_along_the_axis_that_is_named():
+    of = case(3, lesion_voxels=5)
+    fit = {"rule": OTSU, "min_mm3": 0.0, "min_difference": 0.0, "opening_mm": 1.0, "closing_mm": 1.0}
+    expected = lesions_in(of.scores, of.bones, SPACING, fit)
+    turned = [np.moveaxis(volume, 0, 2) for volume in (of.scores, of.bones)]
+    found = lesions_in(*turned, (1.0, 1.0, 2.0), fit, slice_axis=2)
+    assert np.array_equal(np.moveaxis(found, 2, 0), expected)
+    assert expected.any()
+
+
+def test_one_half_is_taken_where_that_is_the_rule(tmp_path):
+    found = fitted(tmp_path, [case(0)], rule=FIXED)
+    assert found["value"] == 0.5
+    assert found["dsc"] == pytest.approx(1.0)
+
+
+def test_discs_are_in_millimetres():
+    mask, bone = np.zeros((9, 21), bool), np.ones((9, 21), bool)
+    mask[4, 4:17] = True  # 13 voxels of 0.5 mm in a row of 2 mm: 6.5 x 2 mm
+    assert np.array_equal(opened_and_closed(mask, bone, 1.5, 0.0, (2.0, 0.5)), mask)  # the disc is one row high
+    assert not opened_and_closed(mask, bone, 2.0, 0.0, (2.0, 0.5)).any()
+    gap = mask.copy()
+    gap[4, 9:11] = False
+    assert opened_and_closed(gap, bone, 0.0, 1.0, (2.0, 0.5))[4, 9:11].all()

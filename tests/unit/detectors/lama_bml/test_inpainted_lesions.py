@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from nnunetv2_anomaly.detectors.lama_bml.detection import lesion_mask, lesion_score
+from nnunetv2_anomaly.detectors.lama_bml.detection import lesion_score
 from nnunetv2_anomaly.detectors.lama_bml.holes import box_hole, drawn_hole, line_hole
+from nnunetv2_anomaly.detectors.thresholds import above_otsu, opened_and_closed
 
 
 def slice_with_lesion(sign):
@@ -15,6 +16,10 @@ def slice_with_lesion(sign):
     lesion = (y - 28) ** 2 + (x - 36) ** 2 < 6**2
     healthy = 0.2 + 0.6 * x / 64 + rng.normal(0, 0.01, bone.shape)
     return healthy + 0.2 * sign * lesion, healthy, bone, lesion
+
+
+def lesion_mask(score, bone, opening, closing, min_difference=0.0):
+    return opened_and_closed(above_otsu(score, bone, min_difference), bone, opening, closing, (1.0, 1.0))
 
 
 def dice(first, second):

@@ -1,4 +1,4 @@
-"""Tables that users give: manifests, pairs of visits, limits, references, other measurements."""
+"""Tables that users give: manifests, pairs of visits, limits, references, slices, other measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from nnunetv2_anomaly.reporting.table import unescaped
 
 #: columns that are no numbers, whatever they look like
 _TEXTS = dict.fromkeys(
-    ("case", "subject", "visit", "side", "before", "after", "structure", "region", "quantity", "unit", "flag"), str
+    (
+        "case",
+        "subject",
+        "visit",
+        "side",
+        "before",
+        "after",
+        "structure",
+        "region",
+        "quantity",
+        "unit",
+        "flag",
+        "slices",
+    ),
+    str,
 )
 _NUMBERS = ["value", "mean", "sd", "limit"]
 

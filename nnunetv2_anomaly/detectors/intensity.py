@@ -1,0 +1,38 @@
+"""Detectors that see images with most training voxels between 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nnunetv2_anomaly.detectors.base import Detector
+
+
+class RescalingDetector(Detector):
+    """Keeps the range of intensities of its training data, channel by channel, which travels with its weights."""
+
+    #: whether what lies beyond the range is cut off
+    clips: bool = False
+    intensity_low: Tensor
+    intensity_high: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("intensity_low", torch.zeros(num_channels))
+        self.register_buffer("intensity_high", torch.ones(num_channels))
+
+    def rescale(self, image: Tensor) -> Tensor:
+        """The image with most training voxels between 0 and 1: (B, C, ...) -> same shape, float32."""
+        low, high = (of.view(1, -1, *[1] * (image.ndim - 2)) for of in (self.intensity_low, self.intensity_high))
+        rescaled = (image.float() - low) / (high - low)
+        return rescaled.clamp(0, 1) if self.clips else rescaled
+
+    @torch.no_grad()
+    def set_intensity_range(self, patches: Sequence[Tensor]) -> None:
+        """Take the range that becomes 0 to 1 from training patches, (C, *patch_size) each: 99 % of their voxels."""
+        voxels = torch.cat([patch.flatten(1)[:, ::7] for patch in patches], dim=1).float().sort(dim=1).values
+        low, high = (voxels[:, round(share * (voxels.shape[1] - 1))] for share in (0.005, 0.995))
+        self.intensity_low.copy_(low)
+        self.intensity_high.copy_(torch.maximum(high, low + 1e-3))

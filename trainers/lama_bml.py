@@ -1,0 +1,135 @@
+"""Inpainting of bones by Fourier convolutions as an nnU-Net trainer: generator and discriminator, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import Tensor, nn
+
+from nnunetv2_anomaly.detectors.bone_finder import take_bone_model
+from nnunetv2_anomaly.detectors.lama_bml.detector import LaMaDetector
+from nnunetv2_anomaly.detectors.lama_bml.networks import Discriminator
+from nnunetv2_anomaly.detectors.lama_bml.perceptual import perceptual_loss
+from nnunetv2_anomaly.detectors.lama_bml.settings import DRAWN
+from nnunetv2_anomaly.detectors.lama_bml.training import AdversarialInpainting, holes_of, step
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import sha256_of
+from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.trainers.slices import SliceDetectorTrainer
+from nnunetv2_anomaly.training.phases import PhaseLRScheduler
+
+#: Adam's, of the generator; the discriminator's is a tenth of it
+_LEARNING_RATE, _SHARE = 1e-3, 0.1
+#: key of a checkpoint under which the discriminator's optimiser stands
+_OPTIMIZER_KEY = "anomaly_discriminator_optimizer"
+
+
+class LaMaBMLTrainer(SliceDetectorTrainer):
+    """Learns to inpaint the bones of slices without a lesion (Qin et al. 2025, with LaMa of Suvorov et al. 2022).
+
+    In full precision and with constant learning rates, as published; flips and random bias fields.
+    """
+
+    family = "lama_bml"
+    mirror_axes = (0, 1)
+    lama_features: int = default("lama_features")
+    lama_downsamplings: int = default("lama_downsamplings")
+    lama_blocks: int = default("lama_blocks")
+    lama_global_share: float = default("lama_global_share")
+    discriminator_features: int = default("discriminator_features")
+    hole: str = default("hole")
+    perceptual: str = default("perceptual")
+    perceptual_weights: str | None = default("perceptual_weights")
+    bone_model: str | None = default("bone_model")
+    polarity: str = default("polarity")
+    prestage_learning_rate: float | None = default("prestage_learning_rate")
+    learning_rate_setting = "prestage_learning_rate"
+    discriminator_optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def build_detector_network(
+        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
+    ) -> AdversarialInpainting:
+        """Generator, discriminator and, where one is to be taken, the bone model."""
+        detector = LaMaDetector.build(configuration_manager, num_channels, settings)
+        return AdversarialInpainting(detector, Discriminator(num_channels, settings["discriminator_features"]))
+
+    def _build_loss(self) -> nn.Module:
+        return nn.Identity()  # the network has the losses of both parts
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """Adam for each network, at constant rates."""
+        rate = _LEARNING_RATE if self.prestage_learning_rate is None else self.prestage_learning_rate
+        optimizer = torch.optim.Adam(self.module.detector.generator.parameters(), lr=rate)
+        self.discriminator_optimizer = torch.optim.Adam(self.module.discriminator.parameters(), lr=_SHARE * rate)
+        return optimizer, PhaseLRScheduler(optimizer, rate, 0, self.num_epochs, exponent=0)
+
+    def on_train_start(self) -> None:
+        """As in the base, with the perceptual loss, if any.
+
+        Raises: UserError if its weights are missing or of another network.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        sources = dict(self.own_detector.sources)
+        self.module.perceptual.clear()
+        if self.perceptual == "none":
+            self.print_to_log_file("WARNING: there is no perceptual loss, as the setting 'perceptual' is none")
+        else:
+            if self.perceptual_weights is None:
+                fault = f"the perceptual loss '{self.perceptual}' has no weights"
+                raise UserError(f"{fault}; expected their file as the setting 'perceptual_weights', so set that")
+            file = Path(self.perceptual_weights).expanduser()
+            self.module.perceptual.append(perceptual_loss(self.perceptual, file).to(self.device))
+            sources[f"perceptual loss ({self.perceptual})"] = sha256_of(file)
+        self.own_detector.sources = sources
+        super().on_train_start()
+
+    def start_from_data(self) -> None:
+        """The range of intensities, and the bone model where one is to be taken."""
+        super().start_from_data()
+        detector = self.own_detector
+        if detector.bone_model is not None:
+            configuration = self.configuration_manager.configuration
+            taken = take_bone_model(detector.bone_model, Path(str(self.bone_model)), self.fold, configuration)
+            detector.sources = {**detector.sources, "bone model": taken}
+
+    def _image_and_hole(self, batch: dict) -> tuple[Tensor, Tensor]:
+        data, target = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
+        return self.own_detector.rescale(data), holes_of(target, self.bones_with_lesions(), self.hole == DRAWN)
+
+    def train_step(self, batch: dict) -> dict:
+        """A step of either network."""
+        return self.judged("training", self._step, batch)
+
+    def _step(self, batch: dict) -> dict:
+        optimizers = self.optimizer, self.discriminator_optimizer
+        generator, discriminator = step(self.module, *self._image_and_hole(batch), optimizers)
+        return {"loss": np.array(generator), "discriminator": np.array(discriminator)}
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """As in nnU-Net; logs the discriminator's loss as well."""
+        super().on_train_epoch_end(train_outputs)
+        mean = float(np.mean([output["discriminator"] for output in train_outputs]))
+        self.print_to_log_file(f"discriminator loss {mean:.6f}")
+
+    def _validate_batch(self, batch: dict) -> dict:
+        error = self.module.hole_error(*self._image_and_hole(batch))
+        return {"loss": error.cpu().numpy(), "quality": None}
+
+    # ----------------------------------------------------------- checkpoints
+
+    def extra_checkpoint_entries(self) -> dict[str, Any]:
+        """As in the base, with the discriminator's optimiser."""
+        return {**super().extra_checkpoint_entries(), _OPTIMIZER_KEY: self.discriminator_optimizer.state_dict()}
+
+    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """As in the base, with the discriminator's optimiser."""
+        super().take_from_checkpoint(checkpoint, path)
+        self.discriminator_optimizer.load_state_dict(checkpoint[_OPTIMIZER_KEY])

@@ -1,0 +1,113 @@
+"""What detectors share that learn from whole slices without a lesion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.detectors.intensity import RescalingDetector
+from nnunetv2_anomaly.detectors.thresholds import OTSU
+from nnunetv2_anomaly.errors import UnsupportedError, UserError, counted
+from nnunetv2_anomaly.label_roles import ROLES_KEY
+from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.trainers.detector import DetectorTrainer
+from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
+from nnunetv2_anomaly.training.distributed import rank, world_size
+from nnunetv2_anomaly.training.patches import training_patches
+from nnunetv2_anomaly.training.slices import ChosenSlices, RandomBiasField, lesion_free_slices, read_slice_list
+
+#: training slices on which intensities are measured
+_SLICES = 64
+
+
+class SliceDetectorTrainer(DetectorTrainer):
+    """Learns from slices that hold bone and no lesion, as labels or a list tell; each is seen whole."""
+
+    num_epochs: int = default("num_epochs")
+    lesion_free_slices: str | None = default("lesion_free_slices")
+    bias_field: float = default("bias_field")
+    mask_rule: str = OTSU
+
+    def set_up(self) -> None:
+        """As in the base, for whole slices.
+
+        Raises: UserError for volumes, without bones, and where nothing tells which slices are free of lesions;
+            UnsupportedError for several GPUs.
+        """
+        super().set_up()
+        name = type(self).__name__
+        if len(self.configuration_manager.patch_size) != 2:
+            fault = f"{name} learns from slices, and patches of {self.configuration_name} have 3 axes"
+            raise UserError(f"{fault}; plan slices with nnUNetv2_anomaly plan_whole_image -c 2d, and train that")
+        if world_size() > 1:
+            raise UnsupportedError(f"{name} trains on one GPU and was given {world_size()}; leave out -num_gpus")
+        labels = ", ".join(self.dataset_json["labels"])
+        if not self.bones_with_lesions():
+            advice = f"say which are as '{ROLES_KEY}' in dataset.json, or as the setting 'bone_labels'"
+            raise UserError(f"no label is a bone ({labels}), and {name} learns what bone looks like; {advice}")
+        if self.lesion_free_slices is None and not self.lesions():
+            advice = "give a list of these as the setting 'lesion_free_slices', or label lesions"
+            raise UserError(f"no label is a lesion ({labels}), so that nothing tells slices without one; {advice}")
+        self.oversample_foreground_percent = 1.0  # the loader draws from what ``ChosenSlices`` calls a class
+        self.get_training_transforms = self._flips_and_bias_fields
+
+    def _flips_and_bias_fields(self, *arguments: Any, **keywords: Any) -> ComposeTransforms:
+        transforms = transforms_without_augmentation(*arguments, **{**keywords, "regions": None})
+        assert isinstance(transforms, ComposeTransforms)
+        mirror_axes = arguments[3]
+        random = [MirrorTransform(mirror_axes)] if mirror_axes else []
+        random += [RandomBiasField(self.bias_field)] if self.bias_field else []
+        transforms.transforms[:0] = random
+        return transforms
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """As in the base; slices are loaded as they are."""
+        *_, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return (0.0, 0.0), False, self.configuration_manager.patch_size, mirror_axes
+
+    def prepare_cases(self, training: Sequence[str], validation: Sequence[str]) -> None:
+        """Find the slices. Raises: UserError if the list is at fault, or no training case has any."""
+        listed = None if self.lesion_free_slices is None else read_slice_list(Path(self.lesion_free_slices))
+        cases = sorted({*training, *validation})
+        self.slices: dict[str, NDArray] = lesion_free_slices(
+            self.dataset_class(self.preprocessed_dataset_folder, cases),
+            cases,
+            [value for of in self.bones_with_lesions() for value in of],
+            self.lesions(),
+            listed,
+            show_progress=rank() == 0,
+        )
+        self.training_cases = sorted(case for case in training if len(self.slices[case]))
+        if not self.training_cases:
+            told = "labels" if listed is None else f"the labels and {self.lesion_free_slices}"
+            raise UserError(
+                f"no training case of fold {self.fold} has a slice with bone and without a lesion, by {told}; expected "
+                "some, so correct that"
+            )
+        number = sum(len(self.slices[case]) for case in self.training_cases)
+        self.print_to_log_file(f"{counted(number, 'slice')} without a lesion in {len(self.training_cases)} cases")
+
+    def get_tr_and_val_datasets(self) -> tuple:
+        """nnU-Net's, of which its loader sees the chosen slices alone."""
+        training, validation = (
+            ChosenSlices(of, {case: self.slices[case] for case in of.identifiers})
+            for of in super().get_tr_and_val_datasets()
+        )
+        if not validation.identifiers:
+            fact = "no validation case has a slice without a lesion: the validation loss is that of training cases"
+            self.print_to_log_file(f"WARNING: {fact}")
+            validation = training
+        return training, validation
+
+    def start_from_data(self) -> None:
+        """The range of intensities."""
+        patches = [torch.from_numpy(image).to(self.device) for image, _ in training_patches(self, _SLICES)]
+        detector = self.own_detector
+        assert isinstance(detector, RescalingDetector)
+        detector.set_intensity_range(patches)
