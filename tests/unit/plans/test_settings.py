@@ -11,11 +11,22 @@ from nnunetv2_anomaly.trainers import (
     AnomalyAwareTrainer,
     AnomalyPreStageTrainer,
     BoneContrastTrainer,
+    LaMaBMLTrainer,
+    MKDTrainer,
     PastedAnomalyTrainer,
 )
 
 SETTINGS = known_settings()
-TRAINERS = (AnomalyPreStageTrainer, PastedAnomalyTrainer, BoneContrastTrainer, AnomalyAwareTrainer)
+TRAINERS = (
+    AnomalyPreStageTrainer,
+    PastedAnomalyTrainer,
+    BoneContrastTrainer,
+    LaMaBMLTrainer,
+    MKDTrainer,
+    AnomalyAwareTrainer,
+)
+#: what detectors of slices have otherwise
+OWN = {"mirror_axes": (LaMaBMLTrainer,), "mask_rule": (LaMaBMLTrainer, MKDTrainer), "bias_field": (MKDTrainer,)}
 PLANS = {
     "plans_name": "nnUNetPlans",
     "configurations": {
@@ -191,9 +202,10 @@ def test_configuration_without_a_section_sets_nothing():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_default_is_acceptable_and_the_class_attribute_of_every_trainer_that_has_it(name):
     assert section_of({"anomaly": {name: default(name)}}) == {name: default(name)}
-    values = [getattr(trainer, name) for trainer in TRAINERS if hasattr(trainer, name)]
+    values = {trainer: getattr(trainer, name) for trainer in TRAINERS if hasattr(trainer, name)}
     assert values, "no trainer reads this setting"
-    assert all(value == SETTINGS[name].default for value in values)
+    others = tuple(trainer for trainer, value in values.items() if value != SETTINGS[name].default)
+    assert others == OWN.get(name, ())
 
 
 def test_unknown_setting_has_no_default():
