@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,9 +27,10 @@ from benchmarks.naive_vs_aware import build_parser, checked, ended_well, run_in_
 from benchmarks.scanners import AS_IT_IS, SCANNERS, write_as_by
 from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.level import contrast_within
-from nnunetv2_anomaly.detectors.thresholds import thresholds_of
+from nnunetv2_anomaly.detectors.thresholds import OTSU, lesions_in, thresholds_of
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation import statistics
+from nnunetv2_anomaly.evaluation.lesion_slices import slice_rows, slice_tables
 from nnunetv2_anomaly.evaluation.results import RAW
 from nnunetv2_anomaly.evaluation.tables import Measure
 from nnunetv2_anomaly.files import write_text
@@ -41,6 +42,8 @@ from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE
 #: what needs no training, and stands beside every detector
 RAW_INTENSITY, CONTRAST = "raw intensity", "contrast in the labelled bones"
 CONTROLS = (RAW_INTENSITY, CONTRAST)
+#: the family whose segmentation gives their bones to detectors that need them
+BONE_FINDER = "bone_contrast"
 
 _AUC = {"factor": 1.0, "digits": 3, "larger_is_better": True}
 MEASURES = (
@@ -90,19 +93,30 @@ class Bench:
         """Folder of a training's maps."""
         return self.experiment.folder / "maps" / scanner.replace(" ", "_") / f"{detector.name}_fold{fold}"
 
+    def bone_finder(self, detector: Detector) -> Detector:
+        """The segmentation whose bones a detector is given. Raises: UserError if there is none in the bench."""
+        for other in self.names:
+            if other.family == BONE_FINDER and other.seed == detector.seed:
+                return other
+        raise UserError(f"{detector.name} needs bones; expected {BONE_FINDER} among the models, which predicts them")
+
     def step(self, detector: Detector, fold: str, scanner: str) -> Prediction:
         """The command that makes the maps, as a user would type it."""
         experiment, output = self.experiment, self.output(detector, fold, scanner)
         words = [
             "nnUNetv2_anomaly", "anomaly_maps", "-i", str(self.images(scanner)), "-o", str(unfinished(output)),
-            "-d", DATASET_ID, "-c", f"3d_{detector.name}", "-f", fold, "-tr", detector.trainer, "-p", PLANS,
+            "-d", DATASET_ID, "-c", detector.configuration, "-f", fold, "-tr", detector.trainer, "-p", PLANS,
             "-device", experiment.arguments.device,
         ]  # fmt: skip
-        training = experiment.steps()[training_of(detector, fold)]
+        after = [experiment.steps()[training_of(detector, fold)]]
+        if detector.needs_bones:
+            finder = self.bone_finder(detector)
+            words += ["--bones", str(experiment.detector_folder(finder))]
+            after.append(experiment.steps()[training_of(finder, fold)])
         name = f"maps-{scanner.replace(' ', '_')}-{detector.name}-fold{fold}"
         made = (output / "*_error.nii.gz",)
         variables = experiment.step_variables()
-        return Prediction(name, made, tuple(words), after=(training,), num_files=len(self.knees), variables=variables)
+        return Prediction(name, made, tuple(words), after=tuple(after), num_files=len(self.knees), variables=variables)
 
     def make(self, jobs: int) -> None:
         """Make all maps that are missing."""
@@ -133,6 +147,20 @@ class Bench:
         voxels = torch.from_numpy(sitk.GetArrayFromImage(labels).astype(np.int64))
         return contrast_within(image, voxels, BONES_WITH_LESIONS, labels.GetSpacing()[::-1])[0].numpy()
 
+    def mask(
+        self, knee: str, scores: NDArray, bones: Mapping[int, NDArray[np.bool_]]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[float, ...]]:
+        """Lesions that Otsu's rule makes of a map in the labelled bones, of every detector alike; bones; spacing, mm.
+
+        Opening and closing have a radius of one voxel.
+        """
+        spacing = sitk.ReadImage(str(self.experiment.references / f"{knee}.nii.gz")).GetSpacing()[::-1]
+        axis = int(np.argmax(spacing))
+        radius = max(np.delete(spacing, axis))
+        fit = {"rule": OTSU, "min_mm3": 0.0, "min_difference": 0.0, "opening_mm": radius, "closing_mm": radius}
+        every = np.logical_or.reduce(list(bones.values()))
+        return lesions_in(scores, every.astype(np.uint8), spacing, fit, axis) > 0, every, spacing
+
     def truth(self, knee: str) -> tuple[NDArray[np.bool_], dict[int, NDArray[np.bool_]], float]:
         """Lesion voxels within bones, the bones' masks by label, and the volume of a voxel in mm3."""
         labels = sitk.ReadImage(str(self.experiment.references / f"{knee}.nii.gz"))
@@ -157,8 +185,10 @@ def measure(bench: Bench, maps: Maps) -> dict[str, pd.DataFrame]:
     thresholds = thresholds_of(
         [scores[knee][np.logical_or.reduce(list(bones.values()))] for knee, (_, bones, _) in truth.items()]
     )
-    knees, of_bones, of_lesions, counts = [], [], [], []
+    knees, of_bones, of_lesions, of_slices, counts = [], [], [], [], []
     for knee, (lesion, bones, voxel_mm3) in truth.items():
+        rows = slice_rows(lesion, *bench.mask(knee, scores[knee], bones))
+        of_slices += [{"knee": knee, **row} for row in rows]
         knees.append({"knee": knee, **detector_scores.voxel_scores(scores[knee], lesion, bones)})
         of_bones += [{"knee": knee, **row} for row in detector_scores.bone_rows(scores[knee], lesion, bones)]
         image = bench._image(knee, AS_IT_IS)
@@ -167,6 +197,7 @@ def measure(bench: Bench, maps: Maps) -> dict[str, pd.DataFrame]:
         counts.append(detector_scores.counts_at(scores[knee], lesion, bones, thresholds).assign(knee=knee))
     table = pd.DataFrame(knees).merge(detector_scores.hits(pd.concat(counts)), on="knee")
     found = {"knees": table, "bones": pd.DataFrame(of_bones), "lesions": pd.DataFrame(of_lesions)}
+    found["slices"] = pd.DataFrame(of_slices)
     head = {"detector": maps.detector, "training": maps.training, "scanner": maps.scanner}
     return {name: frame.assign(**head) for name, frame in found.items()}
 
@@ -286,6 +317,7 @@ def report(bench: Bench, command: str, num_processes: int) -> None:
     tables = {
         "detectors": main_table(plain["knees"], plain["bones"]),
         "lesions": lesion_table(plain["lesions"]),
+        **slice_tables(plain["slices"].rename(columns={"detector": "model"})),
         "cost": cost_table(bench),
     }
     if len(bench.scanners) > 1:

@@ -28,7 +28,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.plans.settings import SECTION
-from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS, planned_for
+from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS, planned_for, whole_image_plans
 from nnunetv2_anomaly.training.safe_loading import load_safely
 from nnunetv2_anomaly.workflows.demo import write_split
 from nnunetv2_anomaly.workflows.runner import Runner, Step, training_step
@@ -37,6 +37,8 @@ DATASET_ID, DATASET = "521", "Dataset521_Comparison"
 #: the same images with the hole mask as a second channel, for models that know it
 MASKED_ID, MASKED = "522", "Dataset522_ComparisonWithMask"
 PLANS = "nnUNetComparisonPlans"
+#: slices of the training knees without a lesion
+SLICES = "lesion_free_slices.csv"
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Experiment:
 
     def detector_folder(self, detector: Detector) -> Path:
         """The pre-stage's model folder."""
-        model = f"{detector.trainer}__{PLANS}__3d_{detector.name}"
+        model = f"{detector.trainer}__{PLANS}__{detector.configuration}"
         return self.folder / "nnUNet_results" / DATASET / model
 
     def predictions(self, repeat: Repeat) -> Path:
@@ -213,7 +215,9 @@ class Experiment:
             data_sets["preprocess_with_mask"] = (MASKED_ID, self.folder / "nnUNet_preprocessed" / MASKED)
         cases = len(list((self.raw / "labelsTr").iterdir()))
         for name, (number, folder) in data_sets.items():
-            words = ["nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres", "-np", processes]
+            words = ["nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres"]
+            words += ["2d"] if any(detector.of_slices for detector in self.detectors) else []
+            words += ["-np", *[processes] * (2 if "2d" in words else 1)]
             # nnU-Net copies the references last.
             self.runner.run([self._step(name, [folder / "gt_segmentations" / "*"], words, num_files=cases)])
         if arguments.stress:
@@ -268,6 +272,8 @@ class Experiment:
         if arguments.batch:
             base["batch_size"] = arguments.batch
         plans["configurations"]["3d_base"] = base
+        if any(detector.of_slices for detector in self.detectors):
+            plans["configurations"] |= self._slices(arguments.batch)
         per_epoch = arguments.iterations_per_epoch
         common = {
             "num_iterations_per_epoch": per_epoch,
@@ -279,9 +285,11 @@ class Experiment:
             section["erase_margin_voxels"] = _margin_voxels(detector.margin_mm, planned["spacing"])
             if detector.augmentation:
                 section["prestage_augmentation"] = detector.augmentation == "on"
-            plans["configurations"][f"3d_{detector.name}"] = {
-                "inherits_from": "3d_base",
-                SECTION: {**of_plans, **common, **section},
+            if detector.of_slices:
+                section |= {"lesion_free_slices": str(self.folder / SLICES)}
+            plans["configurations"][detector.configuration] = {
+                "inherits_from": "2d_base" if detector.of_slices else "3d_base",
+                SECTION: {**of_plans, **common, **section, **dict(detector.settings)},
             }
         for repeat in self.repeats:
             model = repeat.model
@@ -293,6 +301,21 @@ class Experiment:
                 entry[ABLATION_SECTION] = model.ablation
             plans["configurations"][self.configuration(repeat)] = entry
         write_text(self.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=1))
+
+    def _slices(self, batch: int | None) -> dict[str, Any]:
+        """Configurations of whole slices; writes the list of those without a lesion, which no label tells."""
+        files = (self.preprocessed / f"{name}.json" for name in ("nnUNetPlans", "dataset_fingerprint"))
+        planned, fingerprint = (read_json(file) for file in files)
+        ((_, whole),) = whole_image_plans(planned, fingerprint, PLANS, "2d")["configurations"].items()
+        lines = ["case,slices"]
+        for file in sorted((self.raw / "anomaliesTr").glob("*.nii.gz")):
+            anomalies = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+            across = np.moveaxis(anomalies, planned["transpose_forward"][0], 0)
+            free = np.flatnonzero(~across.any(axis=(1, 2)))
+            lines += [f"{file.name.removesuffix('.nii.gz')},{index}" for index in free]
+        write_text(self.folder / SLICES, "\n".join(lines) + "\n")
+        own = {} if batch is None else {"batch_size": batch}
+        return {"2d": {**whole, SECTION: {}}, "2d_base": {"inherits_from": "2d", **own}}
 
     def write_folds(self) -> None:
         """Five folds; visits and knees of one subject stay together, unlike in nnU-Net's own split."""
@@ -359,7 +382,8 @@ class Experiment:
 
         for detector in self.detectors:
             for fold in arguments.folds:
-                train(training_of(detector, fold), (DATASET_ID, DATASET), f"3d_{detector.name}", fold, detector.trainer)
+                configuration = detector.configuration
+                train(training_of(detector, fold), (DATASET_ID, DATASET), configuration, fold, detector.trainer)
         for repeat in self.repeats:
             model, configuration = repeat.model, self.configuration(repeat)
             dataset = (MASKED_ID, MASKED) if model.mask_known else (DATASET_ID, DATASET)

@@ -12,9 +12,10 @@ import numpy as np
 
 import nnunetv2_anomaly.trainers as trainers
 from benchmarks.ablation import check_choices
+from nnunetv2_anomaly.detectors.base import detector_class
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import known_settings
-from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, detector_families
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, detector_families, setting_tables
 
 #: trainer of a detector -> its family
 DETECTOR_TRAINERS = {family.trainer: family.name for family in detector_families().values()}
@@ -75,6 +76,7 @@ class Detector:
         augmentation: "on" or "off"; None: as the plans have it, off for whole images; of the inpainting family.
         family: in the registry.
         seed: of the training.
+        settings: of its own, name and value.
     """
 
     share: float = 1.0
@@ -82,6 +84,7 @@ class Detector:
     augmentation: str | None = None
     family: str = DEFAULT_DETECTOR
     seed: int = 0
+    settings: tuple[tuple[str, Any], ...] = ()
 
     @property
     def trainer(self) -> str:
@@ -94,8 +97,24 @@ class Detector:
         parts = [f"{'detector' if self.family == DEFAULT_DETECTOR else self.family}{round(100 * self.share)}"]
         parts += [f"margin{self.margin_mm:g}".replace(".", "p")] if self.margin_mm != MARGIN_MM else []
         parts += [f"augmentation_{self.augmentation}"] if self.augmentation else []
+        parts += [re.sub(r"[^A-Za-z0-9]+", "", f"{name}{value}") for name, value in self.settings]
         parts += [f"seed{self.seed}"] if self.seed else []
         return "_".join(parts)
+
+    @property
+    def of_slices(self) -> bool:
+        """Whether it takes whole slices."""
+        return detector_class(self.family).contract.window == "whole"
+
+    @property
+    def needs_bones(self) -> bool:
+        """Whether bones have to be given to it."""
+        return detector_class(self.family).takes_bones and self.of_slices
+
+    @property
+    def configuration(self) -> str:
+        """Name of its configuration in the plans."""
+        return f"{'2d' if self.of_slices else '3d'}_{self.name}"
 
     def epochs(self, budget: Sequence[int], per_epoch: int) -> dict[str, int]:
         """Whole epochs of each phase by its setting, one at least, for the iterations of a full pre-stage's phases.
@@ -119,6 +138,7 @@ class Detector:
         parts += [f"{iterations} iterations{share}"]
         parts += [f"margin {self.margin_mm:g} mm"] if self.family == DEFAULT_DETECTOR else []
         parts += [f"augmentation {self.augmentation}"] if self.augmentation else []
+        parts += [f"{name} {value}" for name, value in self.settings]
         return ", ".join(parts + ([f"seed {self.seed}"] if self.seed else []))
 
 
@@ -187,7 +207,7 @@ def parse_model(word: str) -> Model:
     alone = trainer in DETECTOR_TRAINERS
     with_detector = aware or alone
     known = [*(_OF_AWARE if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
-    known += _OF_ALL if not alone else ()
+    known += _own_settings(DETECTOR_TRAINERS[trainer]) if alone else _OF_ALL
     known += _OF_PLANNED if trainer in ("nnUNetTrainer", *_PLANNED) else ()
     known += _ABLATION_KEYS if trainer == "AnomalyAwareTrainer" else ()
     unknown = sorted(set(options) - set(known))
@@ -196,14 +216,15 @@ def parse_model(word: str) -> Model:
             f"the model '{word}' changes {', '.join(unknown)}; of {trainer} can be changed: {', '.join(sorted(known))}"
         )
     of_detector = {key: options.pop(key) for key in _DETECTOR_KEYS if key in options}
-    detector = _detector(word, of_detector | ({"family": DETECTOR_TRAINERS[trainer]} if alone else {}))
+    own = {key: options.pop(key) for key in [*options] if alone}
+    for key, value in {**own, **options}.items():
+        if key not in _ABLATION_KEYS and not known_settings()[key].check(value):
+            raise UserError(f"the model '{word}' has {key} {value!r}; expected {known_settings()[key].accepts}")
+    detector = _detector(word, of_detector | ({"family": DETECTOR_TRAINERS[trainer]} if alone else {}), own)
     ablation = {key: options.pop(key) for key in _ABLATION_KEYS if key in options}
     check_choices(ablation)
     if ablation.get("mask_known") and detector.margin_mm != MARGIN_MM:
         raise UserError(f"the model '{word}' has a mask and a margin; expected one of them: the mask's is fixed")
-    for key, value in options.items():
-        if not known_settings()[key].check(value):
-            raise UserError(f"the model '{word}' has {key} {value!r}; expected {known_settings()[key].accepts}")
     if trainer == "nnUNetTrainer":
         return Model(name, PLAIN, options)
     # Also where a model leaves them at their default, which another version may change.
@@ -219,7 +240,13 @@ def parse_model(word: str) -> Model:
     return Model(name, trainer, settings, ablation, detector if with_detector else None)
 
 
-def _detector(word: str, options: dict[str, Any]) -> Detector:
+def _own_settings(family: str) -> tuple[str, ...]:
+    """Settings of a family's table, that are not its budget."""
+    table = setting_tables(detector_families()).get(family, {})
+    return tuple(name for name in table if not name.endswith("_epochs"))
+
+
+def _detector(word: str, options: dict[str, Any], own: dict[str, Any]) -> Detector:
     share, margin = options.get("detector", 1.0), options.get("margin", MARGIN_MM)
     if not isinstance(share, (int, float)) or not 0 < share <= 1 or abs(100 * share - round(100 * share)) > 1e-9:
         raise UserError(f"the model '{word}' has a detector of {share}; expected a share from 0.01 to 1 in hundredths")
@@ -232,7 +259,8 @@ def _detector(word: str, options: dict[str, Any]) -> Detector:
         raise UserError(f"the model '{word}' has the family {family}; expected {', '.join(detector_families())}")
     if family != DEFAULT_DETECTOR and {"margin", "augmentation"} & set(options):
         raise UserError(f"the model '{word}' has a margin or an augmentation; expected none with the family {family}")
-    return Detector(float(share), float(margin), options.get("augmentation"), family)
+    settings = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in sorted(own.items()))
+    return Detector(float(share), float(margin), options.get("augmentation"), family, settings=settings)
 
 
 def parse_models(words: Sequence[str]) -> list[Model]:

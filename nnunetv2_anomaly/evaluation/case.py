@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.evaluation.lesion_slices import slice_rows
 from nnunetv2_anomaly.evaluation.results import BOTH, CLEANED, INVENTED, MISSED, NEITHER, RAW
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known
@@ -49,9 +50,9 @@ class CaseTask:
 
 
 def evaluate_one(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
-    """Rows of ``Evaluation``'s three tables for one case, without fold and group: measured, or from the task's record.
+    """Rows of ``Evaluation``'s four tables for one case, without fold and group: measured, or from the task's record.
 
-    Returns: "cases", "bones", "lesions" -> rows.
+    Returns: "cases", "bones", "lesions", "slices" -> rows.
     Raises: UserError for a file that cannot be read, labels that are not in the data set, or another geometry.
     """
     files = [task.reference, *task.predictions.values(), *task.probabilities.values()]
@@ -69,7 +70,7 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     reference = read_known(files, task.reference, dataset)
     ignored = None if dataset.ignore is None else reference.voxels == dataset.ignore
     reference_voxels = without_ignored(reference.voxels, ignored)
-    rows: dict[str, list[dict[str, Any]]] = {"cases": [], "bones": [], "lesions": []}
+    rows: dict[str, list[dict[str, Any]]] = {"cases": [], "bones": [], "lesions": [], "slices": []}
     for model, file in task.predictions.items():
         prediction = read_known(files, file, dataset)
         if difference := reference.difference(prediction):
@@ -148,7 +149,7 @@ def _status(metrics: Mapping[str, float]) -> str:
 
 
 def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("bones" or "lesions", row)."""
+    """("bones", "lesions" or "slices", row)."""
     settings, softmax = pair.settings, pair.softmax
     bone_of_lesion = settings.clean_up.bone_of_lesion
     if not bone_of_lesion:
@@ -164,3 +165,7 @@ def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
         of = {"bone": names[lesion if bone is None else bone], "lesion": names[lesion]}
         yield from (("bones", {**of, **point}) for point in detected.points)
         yield from (("lesions", {**of, **found}) for found in detected.lesions)
+    bones = {bone for bone in bone_of_lesion.values() if bone is not None}
+    reference, prediction = (np.isin(voxels, list(bone_of_lesion)) for voxels in (pair.reference, pair.voxels))
+    within = reference | np.isin(pair.reference, list(bones))
+    yield from (("slices", row) for row in slice_rows(reference, prediction, within, pair.prediction.spacing_mm))

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from nnunetv2_anomaly.evaluation import detection
+from nnunetv2_anomaly.evaluation.lesion_slices import slice_tables
 from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, in_words, p_column, table_of
@@ -30,6 +31,8 @@ def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table
         places = {bone: place for place, bone in enumerate([*evaluation.bones["bone"].unique(), detection.ALL])}
         found = found.sort_values("bone", key=lambda bones: bones.map(places), kind="stable")
         tables["lesion_sizes"] = lesion_wise_table(found)
+    if len(evaluation.slices):
+        tables |= slice_tables(evaluation.slices)
     return tables
 
 

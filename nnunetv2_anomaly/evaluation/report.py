@@ -27,7 +27,10 @@ from nnunetv2_anomaly.reporting.table import Cell, Table, in_words, number
 _WITHOUT_LATEX = ("all_metrics", "tukey", "paired")
 
 #: tables and figures that only some evaluations have, by the names of their files
-_TABLES_OF_SOME = ("groups", "folds", "lesion_detection", "lesion_volumes", "lesion_sizes", "tukey", "paired")
+_TABLES_OF_SOME = (
+    *("groups", "folds", "lesion_detection", "lesion_volumes", "lesion_sizes", "lesion_slices", "lesion_slice_sizes"),
+    *("tukey", "paired"),
+)
 _DIVISIONS = {"groups": "By group of cases", "folds": "By fold"}
 _FIGURES_OF_SOME = ("roc", "lesion_volumes", "lesion_sizes")
 
@@ -132,6 +135,8 @@ def report_sections(
             ("Detection", "lesion_detection", "roc"),
             ("Lesions one by one", "lesion_sizes", "lesion_sizes"),
             ("Volumes", "lesion_volumes", "lesion_volumes"),
+            ("Slice by slice", "lesion_slices", ""),
+            ("By the area in a slice", "lesion_slice_sizes", ""),
         )
         if table in tables
     ]

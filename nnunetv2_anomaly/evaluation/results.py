@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
+
+from nnunetv2_anomaly.evaluation.lesion_slices import COUNTS
 
 _OF_CASE = ("case", "model", "fold", "group")
 #: columns of ``Evaluation.cases`` before the metrics of ``surface.METRICS``
@@ -22,6 +24,9 @@ BONE_COLUMNS = (*_OF_CASE, "bone", "lesion", "rule", "threshold", "reference_mm3
 
 #: columns of ``Evaluation.lesions``
 LESION_COLUMNS = (*_OF_CASE, "bone", "lesion", "map", "volume_mm3", "overlap", "found")
+
+#: columns of ``Evaluation.slices``
+SLICE_COLUMNS = (*_OF_CASE, "slice", "domain", "lesion_mm2", "false_mm2", *COUNTS)
 
 
 @dataclass(frozen=True)
@@ -41,3 +46,5 @@ class Evaluation:
     #: a row per case, model and lesion (``LESION_COLUMNS``): a connected component of the ``map``, "reference" or
     #: "prediction"; ``overlap`` is the share of its voxels with the same label in the other map, ``found`` whether any.
     lesions: pd.DataFrame
+    #: a row per case, model, slice and domain (``lesion_slices.slice_rows``); empty without lesion labels
+    slices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*SLICE_COLUMNS]))

@@ -15,7 +15,7 @@ from nnunetv2_anomaly.evaluation.groups import Groups
 from nnunetv2_anomaly.evaluation.pairing import Model, Pairs
 from nnunetv2_anomaly.evaluation.pictures import case_pictures
 from nnunetv2_anomaly.evaluation.report import Findings, write_report, write_tables_and_figures
-from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Evaluation
+from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, SLICE_COLUMNS, Evaluation
 from nnunetv2_anomaly.files import (
     read_json,
     take_output_folder,
@@ -39,6 +39,7 @@ _COLUMNS = {
     "cases": (*CASE_COLUMNS, *METRICS, "components", *EXTENT_COLUMNS),
     "bones": BONE_COLUMNS,
     "lesions": LESION_COLUMNS,
+    "slices": SLICE_COLUMNS,
 }
 
 

@@ -137,7 +137,7 @@ def test_a_bone_model_has_to_fit_and_travels_with_the_detector(trainer_factory, 
     folder = Path(bones.output_folder).parent
     keywords = {"anomaly": {"bone_model": str(folder)}, **WHOLE}
     other = trainer_factory("LaMaBMLTrainer", changes={"spacing": [0.5, 0.5]}, **keywords)
-    with pytest.raises(UserError, match="was trained with the spacing 1.0, 1.0; expected 0.5, 0.5"):
+    with pytest.raises(UserError, match=r"with the spacing 1\.0, 1\.0; expected 0\.5, 0\.5"):
         other.on_train_start()
     trainer = trainer_factory("LaMaBMLTrainer", **keywords)
     trainer.on_train_start()

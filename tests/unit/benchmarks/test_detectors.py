@@ -78,6 +78,11 @@ def test_every_family_is_trained_once_for_each_seed():
     assert budget == [21] * len(models)  # the same for all
     with pytest.raises(UserError, match="is no detector alone"):
         detectors.expanded(parse_models(["nnUNetTrainer"]), [0])
+    wide, narrow = parse_models(["LaMaBMLTrainer", "narrow=LaMaBMLTrainer:lama_features=8,hole=drawn"])
+    assert wide.detector.name != narrow.detector.name
+    assert dict(narrow.detector.settings) == {"lama_features": 8, "hole": "drawn"}
+    with pytest.raises(UserError, match="has lama_features 0; expected a whole number from 1"):
+        parse_models(["LaMaBMLTrainer:lama_features=0"])
 
 
 @pytest.mark.exhaustive
@@ -85,15 +90,24 @@ def test_bench_of_phantoms_from_images_to_tables(tmp_path, capfd):
     words = "--num_phantoms 6 --num_test 2 --folds 0 --num_val 1 --seeds 0 --size 24 32 24 --patch 16 32 32 --batch 2"
     words += " --features 4 --budget 4 --iterations_per_epoch 4 --detector_budget 4 4 --device cpu --scanners"
     folder = tmp_path / "bench"
-    options = ["--folder", str(folder), *words.split(), "--models", "ours=PastedAnomalyTrainer"]
+    options = [
+        "--folder",
+        str(folder),
+        *words.split(),
+        "--models",
+        "ours=PastedAnomalyTrainer",
+        "bones=BoneContrastTrainer",
+    ]
+    options += ["lama=LaMaBMLTrainer:lama_features=4,lama_blocks=1,discriminator_features=4"]
     assert detectors.main(options) == 0, capfd.readouterr()
     knees = pd.read_csv(folder / "detectors_knees.csv")
-    assert set(knees["detector"]) == {"raw intensity", "contrast in the labelled bones", "ours"}
-    assert len(knees) == 2 * 3 * 5  # knees, detectors, scanners
+    assert set(knees["detector"]) == {"raw intensity", "contrast in the labelled bones", "bones", "lama"}
+    assert len(knees) == 2 * 4 * 5  # knees, detectors, scanners
     means = knees[knees["scanner"] == "as it is"].groupby("detector")["auc"].mean()
     assert means["contrast in the labelled bones"] > means["raw intensity"] > 0.6
     text = (folder / "detectors.md").read_text()
-    for title in ("Detectors on held-out knees", "By size, contrast and bone", "Cost", "By simulated scanner"):
+    titles = ("Detectors on held-out knees", "By size, contrast and bone", "Cost", "By simulated scanner")
+    for title in (*titles, "Lesions, slice by slice", "Slices by the area of their lesions"):
         assert f"**{title}**" in text
     before = (folder / "detectors_knees.csv").read_bytes()
     assert detectors.main(options) == 0  # nothing is left to do

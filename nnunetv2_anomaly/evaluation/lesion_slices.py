@@ -1,0 +1,153 @@
+"""Lesions slice by slice and voxel by voxel, in the bone or in the whole image (Qin et al. 2025, Table 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, table_of
+
+#: where voxels count: in the bones of the reference with their lesions, or everywhere
+ROI, IMAGE = "roi", "image"
+#: of ``confusion``
+COUNTS = ("tp", "fp", "fn", "tn")
+METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy")
+
+
+def confusion(
+    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], domain: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Voxels of a domain: true positive, false positive, false negative, true negative. Args: masks of one shape."""
+    reference, prediction = reference[domain], prediction[domain]
+    return np.array(
+        [
+            (reference & prediction).sum(),
+            (~reference & prediction).sum(),
+            (reference & ~prediction).sum(),
+            (~reference & ~prediction).sum(),
+        ]
+    )
+
+
+def mask_metrics(counts: NDArray[np.int64]) -> dict[str, float]:
+    """``METRICS`` of ``confusion``'s counts, one slice's or the sum of many, in [0, 1]; NaN where one has no voxels."""
+    true, false, missed, rest = (int(count) for count in counts)
+
+    def share(part: int, whole: int) -> float:
+        return part / whole if whole else math.nan
+
+    values = (
+        share(2 * true, 2 * true + false + missed),
+        share(true, true + false + missed),
+        share(true, true + missed),
+        share(rest, rest + false),
+        share(true + rest, true + false + missed + rest),
+    )
+    return dict(zip(METRICS, values, strict=True))
+
+
+def groups_by_area(areas: Sequence[float], groups: int = 5) -> NDArray[np.intp]:
+    """Number of the group of each slice by the area of its lesions, from 0, as equal in number as there can be.
+
+    Slices of one area are in one group only if the numbers allow; fewer slices than groups have groups of their own.
+
+    Args: areas: one per slice, in any unit.
+    """
+    order = np.argsort(np.asarray(areas), kind="stable")
+    found = np.empty(len(order), np.intp)
+    for number, own in enumerate(np.array_split(order, min(groups, max(1, len(order))))):
+        found[own] = number
+    return found
+
+
+def slice_rows(
+    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], bones: NDArray[np.bool_], spacing_mm: Sequence[float]
+) -> list[dict[str, Any]]:
+    """A row per slice that holds bone, and domain; slices lie across the axis with the largest spacing.
+
+    Args: reference, prediction: lesions, (X, Y, Z). bones: those of the reference, with their lesions.
+    Returns: slice, domain, lesion_mm2 and false_mm2 (what is predicted and not so), and ``COUNTS``.
+    """
+    axis = int(np.argmax(spacing_mm))
+    area = math.prod(spacing_mm) / spacing_mm[axis]
+    masks = [np.moveaxis(mask, axis, 0) for mask in (reference, prediction, bones)]
+    rows = []
+    for index in np.flatnonzero(masks[2].any(axis=(1, 2))):
+        lesion, found, bone = (mask[index] for mask in masks)
+        for domain, where in ((ROI, bone), (IMAGE, np.ones_like(bone))):
+            counts = confusion(lesion, found, where)
+            areas = {"lesion_mm2": float(lesion.sum()) * area, "false_mm2": float(counts[1]) * area}
+            counted = dict(zip(COUNTS, counts.tolist(), strict=True))
+            rows.append({"slice": int(index), "domain": domain, **areas, **counted})
+    return rows
+
+
+def slice_summary(slices: pd.DataFrame) -> pd.DataFrame:
+    """Means over slices with a lesion, and pooled over their voxels; false area in those without.
+
+    Args: slices: ``slice_rows`` with the column model. Returns: a row per domain, model and way ("mean", "pooled").
+    """
+    found = []
+    for (domain, model), own in slices.groupby(["domain", "model"], sort=False):
+        with_lesion = own[own["lesion_mm2"] > 0]
+        counts = with_lesion[[*COUNTS]].to_numpy()
+        single = pd.DataFrame([mask_metrics(of) for of in counts], columns=[*METRICS])
+        free = own.loc[own["lesion_mm2"] == 0, "false_mm2"]
+        common = {"domain": domain, "model": model, "slices": len(with_lesion)}
+        false = {"free_slices": len(free), "false_mm2": float(free.mean())}
+        found.append({**common, "way": "mean", **single.mean().to_dict(), **false})
+        found.append({**common, "way": "pooled", **mask_metrics(counts.sum(axis=0)), **false})
+    return pd.DataFrame(found)
+
+
+def slice_groups(slices: pd.DataFrame) -> pd.DataFrame:
+    """Mean Dice in bones of five groups of slices by the area of their lesions: a row per group and model."""
+    own = slices[(slices["domain"] == ROI) & (slices["lesion_mm2"] > 0)]
+    found = []
+    for model, of_model in own.groupby("model", sort=False):
+        groups = groups_by_area(of_model["lesion_mm2"].tolist())
+        for group in np.unique(groups):
+            members = of_model[groups == group]
+            dice = [mask_metrics(of)["dice"] for of in members[[*COUNTS]].to_numpy()]
+            areas = members["lesion_mm2"]
+            common = {"group": int(group) + 1, "from_mm2": areas.min(), "to_mm2": areas.max(), "slices": len(members)}
+            found.append({**common, "model": model, "dice": float(np.mean(dice))})
+    return pd.DataFrame(found).sort_values("group", kind="stable") if found else pd.DataFrame()
+
+
+def slice_tables(slices: pd.DataFrame) -> dict[str, Table]:
+    """Tables of ``slice_summary`` and ``slice_groups`` by the name of their files; none without a lesion."""
+    if not (slices["lesion_mm2"] > 0).any():
+        return {}
+    by = ["domain", "way"]
+    frame = in_groups(slice_summary(slices), by)
+    frame["way"] = frame["way"].map({"mean": "mean of slices", "pooled": "all voxels"})
+    columns = (
+        *(Column("domain", digits=None), Column("way", "over", digits=None), Column("model", digits=None)),
+        Column("slices"),
+        *(Column(name, "IoU" if name == "iou" else name, 3) for name in METRICS),
+        *(Column("free_slices", "slices without"), Column("false_mm2", "false area in these [mm²]", 1)),
+    )
+    notes = (
+        "Slices with a lesion, across the axis with the largest spacing; roi counts voxels in the reference's bones, "
+        "image all. The last two columns are of slices with bone and no lesion.",
+    )
+    bold = best_cells(frame, by, [*METRICS])
+    tables = {"lesion_slices": table_of(frame, columns, "Lesions, slice by slice", notes, grouped=2, bold=bold)}
+    groups = in_groups(slice_groups(slices), ["group"])
+
+    def area(row: Any) -> str:
+        return f"{row['from_mm2']:.0f} to {row['to_mm2']:.0f} mm²"
+
+    columns = (
+        Column("group", "lesions' area", None, area, also=["from_mm2", "to_mm2"]),
+        *(Column("model", digits=None), Column("slices"), Column("dice", "mean Dice", 3)),
+    )
+    notes = ("Five groups of slices, as equal in number as can be, by the area of their lesions; Dice within bones.",)
+    tables["lesion_slice_sizes"] = table_of(groups, columns, "Slices by the area of their lesions", notes, grouped=1)
+    return tables
