@@ -95,7 +95,6 @@ def test_bench_of_phantoms_from_images_to_tables(tmp_path, capfd):
         str(folder),
         *words.split(),
         "--models",
-        "ours=PastedAnomalyTrainer",
         "bones=BoneContrastTrainer",
     ]
     options += ["lama=LaMaBMLTrainer:lama_features=4,lama_blocks=1,discriminator_features=4"]
