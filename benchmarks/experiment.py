@@ -314,7 +314,7 @@ class Experiment:
             free = np.flatnonzero(~across.any(axis=(1, 2)))
             lines += [f"{file.name.removesuffix('.nii.gz')},{index}" for index in free]
         write_text(self.folder / SLICES, "\n".join(lines) + "\n")
-        own = {} if batch is None else {"batch_size": batch}
+        own = {} if batch is None else {"batch_size": 4 * batch}  # a slice is a fraction of a patch
         return {"2d": {**whole, SECTION: {}}, "2d_base": {"inherits_from": "2d", **own}}
 
     def write_folds(self) -> None:
