@@ -77,6 +77,13 @@ DETECTORS: dict[str, DetectorFamily] = {
             "nnunetv2_anomaly.detectors.lama_bml.settings:SETTINGS",
         ),
         DetectorFamily(
+            "asc_net",
+            "nnunetv2_anomaly.detectors.asc_net.detector:ASCNetDetector",
+            "ASCNetTrainer",
+            "slices cut into what looks like normal ones and the rest, and mixed again (Dey et al.)",
+            "nnunetv2_anomaly.detectors.asc_net.settings:SETTINGS",
+        ),
+        DetectorFamily(
             "mkd",
             "nnunetv2_anomaly.detectors.mkd.detector:MKDDetector",
             "MKDTrainer",
@@ -114,6 +121,7 @@ TRAINERS: dict[str, Trainer] = {
         "bone_contrast", "bone_contrast", "nnU-Net's segmentation, for contrast in its bones"
     ),
     "LaMaBMLTrainer": Trainer("lama_bml", "lama_bml", "the detector: inpainting of bones in whole slices"),
+    "ASCNetTrainer": Trainer("asc_net", "asc_net", "the detector: adversarial selective cutting of slices"),
     "MKDTrainer": Trainer(
         "mkd", "mkd", "the detector: knowledge distillation on whole slices, the baseline of LaMa-BML"
     ),

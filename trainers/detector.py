@@ -19,7 +19,7 @@ from torch import Tensor, autocast, nn
 from nnunetv2_anomaly.detectors.artefact import Artefact, add_what_validation_found, detector_of, detector_state
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
-from nnunetv2_anomaly.detectors.thresholds import fit_threshold
+from nnunetv2_anomaly.detectors.thresholds import IN_BONES, IN_IMAGE, fit_threshold
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, taken_as, with_their_lesions
 from nnunetv2_anomaly.plans.settings import default
@@ -52,6 +52,7 @@ class DetectorTrainer(AnomalyTrainerBase):
     family: ClassVar[str]
     #: numbers of each validation epoch beside the loss, which the log and the progress figure keep
     quality_keys: ClassVar[tuple[str, ...]] = ()
+    training_cases: list[str]
     #: the file whose weights the network has, None after a training
     loaded_checkpoint: Path | None = None
     lesion_labels: list[str] | None = default("lesion_labels")
@@ -60,6 +61,7 @@ class DetectorTrainer(AnomalyTrainerBase):
     min_lesion_mm3: float = default("min_lesion_mm3")
     mask_rule: str = default("mask_rule")
     min_difference: float = default("min_difference")
+    peak_scope: str = default("peak_scope")
 
     def set_up(self) -> None:
         """No deep supervision, a checkpoint after every epoch."""
@@ -303,8 +305,15 @@ class DetectorTrainer(AnomalyTrainerBase):
         if rank() == 0:
             files = [folder / f"{result['case']}{KEPT}" for result in results]  # of all ranks
             threshold = fit_threshold(
-                files, self.mask_rule, self.candidates_per_bone, self.min_lesion_mm3, self.min_difference
+                files,
+                self.mask_rule,
+                self.candidates_per_bone,
+                self.min_lesion_mm3,
+                min_difference=self.min_difference,
+                scope=self.peak_scope,
             )
+            if threshold:
+                threshold["within"] = IN_BONES if named["bones"] else IN_IMAGE
             for file in files:
                 file.unlink()
             self._report_validation(write_summary(folder / "summary.json", results)["mean"], threshold)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
@@ -21,22 +19,17 @@ from nnunetv2_anomaly.detectors.lama_bml.training import AdversarialInpainting, 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import sha256_of
 from nnunetv2_anomaly.plans.settings import default
-from nnunetv2_anomaly.trainers.slices import SliceDetectorTrainer
-from nnunetv2_anomaly.training.phases import PhaseLRScheduler
-
-#: Adam's, of the generator; the discriminator's is a tenth of it
-_LEARNING_RATE, _SHARE = 1e-3, 0.1
-#: key of a checkpoint under which the discriminator's optimiser stands
-_OPTIMIZER_KEY = "anomaly_discriminator_optimizer"
+from nnunetv2_anomaly.trainers.slices import AdversarialTrainer
 
 
-class LaMaBMLTrainer(SliceDetectorTrainer):
+class LaMaBMLTrainer(AdversarialTrainer):
     """Learns to inpaint the bones of slices without a lesion (Qin et al. 2025, with LaMa of Suvorov et al. 2022).
 
     In full precision and with constant learning rates, as published; flips and random bias fields.
     """
 
     family = "lama_bml"
+    learning_rates = (1e-3, 1e-4)
     mirror_axes = (0, 1)
     lama_features: int = default("lama_features")
     lama_downsamplings: int = default("lama_downsamplings")
@@ -48,9 +41,6 @@ class LaMaBMLTrainer(SliceDetectorTrainer):
     perceptual_weights: str | None = default("perceptual_weights")
     bone_model: str | None = default("bone_model")
     polarity: str = default("polarity")
-    prestage_learning_rate: float | None = default("prestage_learning_rate")
-    learning_rate_setting = "prestage_learning_rate"
-    discriminator_optimizer: torch.optim.Optimizer
 
     @classmethod
     def build_detector_network(
@@ -60,15 +50,11 @@ class LaMaBMLTrainer(SliceDetectorTrainer):
         detector = LaMaDetector.build(configuration_manager, num_channels, settings)
         return AdversarialInpainting(detector, Discriminator(num_channels, settings["discriminator_features"]))
 
-    def _build_loss(self) -> nn.Module:
-        return nn.Identity()  # the network has the losses of both parts
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """Adam for each network, at constant rates."""
-        rate = _LEARNING_RATE if self.prestage_learning_rate is None else self.prestage_learning_rate
-        optimizer = torch.optim.Adam(self.module.detector.generator.parameters(), lr=rate)
-        self.discriminator_optimizer = torch.optim.Adam(self.module.discriminator.parameters(), lr=_SHARE * rate)
-        return optimizer, PhaseLRScheduler(optimizer, rate, 0, self.num_epochs, exponent=0)
+    @property
+    def main_part(self) -> nn.Module:
+        """The generator."""
+        part: nn.Module = self.module.detector.generator
+        return part
 
     def on_train_start(self) -> None:
         """As in the base, with the perceptual loss, if any.
@@ -122,14 +108,3 @@ class LaMaBMLTrainer(SliceDetectorTrainer):
     def _validate_batch(self, batch: dict) -> dict:
         error = self.module.hole_error(*self._image_and_hole(batch))
         return {"loss": error.cpu().numpy(), "quality": None}
-
-    # ----------------------------------------------------------- checkpoints
-
-    def extra_checkpoint_entries(self) -> dict[str, Any]:
-        """As in the base, with the discriminator's optimiser."""
-        return {**super().extra_checkpoint_entries(), _OPTIMIZER_KEY: self.discriminator_optimizer.state_dict()}
-
-    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """As in the base, with the discriminator's optimiser."""
-        super().take_from_checkpoint(checkpoint, path)
-        self.discriminator_optimizer.load_state_dict(checkpoint[_OPTIMIZER_KEY])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from numpy.typing import NDArray
+from torch import nn
 
 from nnunetv2_anomaly.detectors.intensity import RescalingDetector
 from nnunetv2_anomaly.detectors.thresholds import OTSU
@@ -20,10 +23,13 @@ from nnunetv2_anomaly.trainers.detector import DetectorTrainer
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.training.distributed import rank, world_size
 from nnunetv2_anomaly.training.patches import training_patches
-from nnunetv2_anomaly.training.slices import ChosenSlices, RandomBiasField, lesion_free_slices, read_slice_list
+from nnunetv2_anomaly.training.phases import PhaseLRScheduler
+from nnunetv2_anomaly.training.slices import ChosenSlices, RandomBiasField, divided_slices, read_slice_list
 
 #: training slices on which intensities are measured
 _SLICES = 64
+#: key of a checkpoint under which the discriminator's optimiser stands
+_OPTIMIZER_KEY = "anomaly_discriminator_optimizer"
 
 
 class SliceDetectorTrainer(DetectorTrainer):
@@ -33,6 +39,11 @@ class SliceDetectorTrainer(DetectorTrainer):
     lesion_free_slices: str | None = default("lesion_free_slices")
     bias_field: float = default("bias_field")
     mask_rule: str = OTSU
+    #: case -> slices without a lesion, and all others with bone
+    slices: dict[str, NDArray]
+    other_slices: dict[str, NDArray]
+    #: whether it is of no use without
+    needs_bones: ClassVar[bool] = True
 
     def set_up(self) -> None:
         """As in the base, for whole slices.
@@ -48,7 +59,7 @@ class SliceDetectorTrainer(DetectorTrainer):
         if world_size() > 1:
             raise UnsupportedError(f"{name} trains on one GPU and was given {world_size()}; leave out -num_gpus")
         labels = ", ".join(self.dataset_json["labels"])
-        if not self.bones_with_lesions():
+        if self.needs_bones and not self.bones_with_lesions():
             advice = f"say which are as '{ROLES_KEY}' in dataset.json, or as the setting 'bone_labels'"
             raise UserError(f"no label is a bone ({labels}), and {name} learns what bone looks like; {advice}")
         if self.lesion_free_slices is None and not self.lesions():
@@ -75,14 +86,10 @@ class SliceDetectorTrainer(DetectorTrainer):
         """Find the slices. Raises: UserError if the list is at fault, or no training case has any."""
         listed = None if self.lesion_free_slices is None else read_slice_list(Path(self.lesion_free_slices))
         cases = sorted({*training, *validation})
-        self.slices: dict[str, NDArray] = lesion_free_slices(
-            self.dataset_class(self.preprocessed_dataset_folder, cases),
-            cases,
-            [value for of in self.bones_with_lesions() for value in of],
-            self.lesions(),
-            listed,
-            show_progress=rank() == 0,
-        )
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
+        bones = [value for of in self.bones_with_lesions() for value in of] or None
+        divided = divided_slices(dataset, cases, bones, self.lesions(), listed, show_progress=rank() == 0)
+        self.slices, self.other_slices = divided
         self.training_cases = sorted(case for case in training if len(self.slices[case]))
         if not self.training_cases:
             told = "labels" if listed is None else f"the labels and {self.lesion_free_slices}"
@@ -111,3 +118,39 @@ class SliceDetectorTrainer(DetectorTrainer):
         detector = self.own_detector
         assert isinstance(detector, RescalingDetector)
         detector.set_intensity_range(patches)
+
+
+class AdversarialTrainer(SliceDetectorTrainer):
+    """Two networks against each other, each with an Adam of its own at a constant rate; in full precision."""
+
+    prestage_learning_rate: float | None = default("prestage_learning_rate")
+    learning_rate_setting = "prestage_learning_rate"
+    #: of the network that becomes the detector, and of its adversary
+    learning_rates: ClassVar[tuple[float, float]]
+    discriminator_optimizer: torch.optim.Optimizer
+
+    @property
+    @abstractmethod
+    def main_part(self) -> nn.Module:
+        """What becomes the detector."""
+
+    def _build_loss(self) -> nn.Module:
+        return nn.Identity()  # the network has the losses of both parts
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """One for each network."""
+        main, other = self.learning_rates
+        if self.prestage_learning_rate is not None:
+            main, other = self.prestage_learning_rate, self.prestage_learning_rate * other / main
+        optimizer = torch.optim.Adam(self.main_part.parameters(), lr=main)
+        self.discriminator_optimizer = torch.optim.Adam(self.module.discriminator.parameters(), lr=other)
+        return optimizer, PhaseLRScheduler(optimizer, main, 0, self.num_epochs, exponent=0)
+
+    def extra_checkpoint_entries(self) -> dict[str, Any]:
+        """As in the base, with the discriminator's optimiser."""
+        return {**super().extra_checkpoint_entries(), _OPTIMIZER_KEY: self.discriminator_optimizer.state_dict()}
+
+    def take_from_checkpoint(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """As in the base, with the discriminator's optimiser."""
+        super().take_from_checkpoint(checkpoint, path)
+        self.discriminator_optimizer.load_state_dict(checkpoint[_OPTIMIZER_KEY])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnunetv2_anomaly.detectors.level import POLARITIES
-from nnunetv2_anomaly.detectors.thresholds import FITTED, RULES
+from nnunetv2_anomaly.detectors.thresholds import CASE, DATASET, FITTED, RULES
 from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, Kind, Setting, is_text, or_null, whole
 
 #: of a file or folder
@@ -47,8 +47,15 @@ SETTINGS: dict[str, Setting] = {
         FITTED,
         f"one of {', '.join(RULES)}",
         lambda value: value in RULES,
-        "how a map becomes lesions: by one threshold that validation fits, by 0.5, or by Otsu's threshold of each "
-        "slice's bones with opening and closing, whose sizes validation fits; detectors of slices have otsu",
+        "how a map becomes lesions: by one threshold that validation fits, by 0.5, by Otsu's threshold of each slice's "
+        "bones, or at the rightmost peak of the validation cases' histogram or the valley before it; the last three "
+        "with opening and closing, whose sizes validation fits. LaMa-BML and MKD have otsu, ASC-Net peak",
+    ),
+    "peak_scope": Setting(
+        DATASET,
+        f"one of {DATASET}, {CASE}",
+        lambda value: value in (DATASET, CASE),
+        "whether the peak is that of all validation cases, or of each case by itself",
     ),
     "min_difference": Setting(
         0.0, *NOT_NEGATIVE, "least anomaly map of a lesion by Otsu's rule, which else finds one in every slice"

@@ -17,11 +17,16 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.signal import find_peaks
 from skimage.filters import threshold_otsu
 
-#: how a map becomes lesions: one value for all, fitted or 0.5, or Otsu's of each slice's bones
-FITTED, FIXED, OTSU = "fitted", "fixed", "otsu"
-RULES = (FITTED, FIXED, OTSU)
+#: how a map becomes lesions: one value for all, fitted or 0.5; Otsu's of each slice's bones; or where the rightmost
+#: peak of its histogram is, or begins, in all cases or in each
+FITTED, FIXED, OTSU, PEAK, VALLEY = "fitted", "fixed", "otsu", "peak", "valley"
+RULES = (FITTED, FIXED, OTSU, PEAK, VALLEY)
+DATASET, CASE = "dataset", "case"
+#: where lesions may be
+IN_BONES, IN_IMAGE = "bones", "image"
 _FIXED_VALUE = 0.5
 #: radii of opening and closing that are tried, in voxels of the first case's slices
 _RADII = (0, 1, 2, 3, 5)
@@ -31,6 +36,8 @@ NUMBERS = ("value", "min_difference", "opening_mm", "closing_mm")
 QUANTILES = np.sort(1 - np.logspace(-4.5, -0.3, 43))
 #: how it was fitted: by the lesion labels of the cases, or by how many candidates a bone has
 LABELS, CANDIDATES = "labels", "candidates"
+#: standard deviation by which a histogram is smoothed, bins
+_SMOOTH = 2.0
 #: voxels of one case that the quantiles are taken of
 _SAMPLES = 200_000
 
@@ -72,13 +79,19 @@ def lesions_in(
     Args: scores, bones: as in ``ScoredCase``. slice_axis: across the slices, for Otsu's rule.
     Returns: (X, Y, Z), the bone's number in its lesions, else 0.
     """
-    if fit["rule"] != OTSU:
+    if "opening_mm" not in fit:
         return lesion_candidates(scores, bones, fit["value"], spacing_mm, fit["min_mm3"])
+    value = fit.get("value")
+    if fit.get("scope") == CASE:
+        value = peak_threshold(scores[bones > 0], fit["rule"])
     scores, numbers = np.moveaxis(scores, slice_axis, 0), np.moveaxis(bones, slice_axis, 0)
     spacing = np.delete(spacing_mm, slice_axis).tolist()
     found = np.zeros(numbers.shape, bool)
     for index in np.flatnonzero(numbers.any(axis=(1, 2))):
-        above = above_otsu(scores[index], numbers[index] > 0, fit["min_difference"])
+        if fit["rule"] == OTSU:
+            above = above_otsu(scores[index], numbers[index] > 0, fit["min_difference"])
+        else:
+            above = (scores[index] >= (math.inf if value is None else value)) & (numbers[index] > 0)
         radii = fit["opening_mm"], fit["closing_mm"]
         found[index] = opened_and_closed(above, numbers[index] > 0, *radii, spacing)
     found = np.moveaxis(found, 0, slice_axis)
@@ -96,6 +109,29 @@ def above_otsu(score: NDArray[np.floating], bone: NDArray[np.bool_], min_differe
     if not inside.size or inside.min() == inside.max():
         return np.zeros(bone.shape, bool)
     return (score > max(float(threshold_otsu(inside)), min_difference)) & bone
+
+
+def peak_threshold(scores: NDArray[np.floating], rule: str) -> float | None:
+    """Where the rightmost peak of a histogram lies (PEAK), or the valley before it (VALLEY) (Dey et al., Section 4).
+
+    256 bins from the least to the largest score, smoothed; a peak stands out by 1 % of the largest and from chance, and
+    is 5 bins or more from the next.
+
+    Returns: None where there are not two peaks, and so nothing to separate.
+    """
+    if not scores.size or scores.min() == scores.max():
+        return None
+    counts, edges = np.histogram(scores, bins=256)
+    smooth = np.pad(ndimage.gaussian_filter1d(counts.astype(float), _SMOOTH), 1)  # a peak may be the last bin
+    peaks, found = find_peaks(smooth, prominence=0.01 * smooth.max(), distance=5)
+    # Four standard deviations of what counting leaves of chance in so smooth a histogram.
+    peaks = peaks[found["prominences"] > 4 * np.sqrt(smooth[peaks] / (2 * math.sqrt(math.pi) * _SMOOTH))]
+    if len(peaks) < 2:
+        return None
+    place = int(peaks[-1])
+    if rule == VALLEY:
+        place = int(peaks[-2]) + int(np.argmin(smooth[peaks[-2] : peaks[-1] + 1]))
+    return float(edges[place - 1] + edges[place]) / 2
 
 
 def opened_and_closed(
@@ -153,7 +189,13 @@ def thresholds_of(scores: Sequence[NDArray]) -> NDArray[np.floating]:
 
 
 def fit_threshold(
-    files: Sequence[Path], rule: str, candidates_per_bone: float, min_mm3: float, min_difference: float = 0.0
+    files: Sequence[Path],
+    rule: str,
+    candidates_per_bone: float,
+    min_mm3: float,
+    *,
+    min_difference: float = 0.0,
+    scope: str = DATASET,
 ) -> dict[str, Any]:
     """A fit by cases that the detector was not trained on.
 
@@ -162,24 +204,26 @@ def fit_threshold(
     the mean: lesions are rare, so that few voxels of most bones are to exceed it.
 
     Args: files: of ``ScoredCase.save``. rule: of ``RULES``. min_mm3: as ``lesion_candidates`` takes it.
-        min_difference: as ``above_otsu`` takes it.
+        min_difference: as ``above_otsu`` takes it. scope: whether a peak is that of all cases, or of each case.
     Returns: rule, fitted_by (``LABELS`` or ``CANDIDATES``), min_mm3, num_cases, what the rule needs, and by what it was
-        fitted dsc or candidates_per_bone; empty without a bone.
+        fitted dsc or candidates_per_bone; empty without a bone. Where peaks are not separate, value is None, and there
+        are no lesions.
     """
 
     def cases() -> Iterator[ScoredCase]:
         return (case for case in map(ScoredCase.load, files) if case.bones.any())
 
     common = {"rule": rule, "min_mm3": min_mm3}
-    if rule == OTSU:
+    if rule in (OTSU, PEAK, VALLEY):
         first = next(cases(), None)
         step = 1.0 if first is None else math.sqrt(math.prod(first.spacing_mm[1:]))
         radii = [round(radius * step, 4) for radius in _RADII]
-        tried = [
-            {**common, "min_difference": min_difference, "opening_mm": opening, "closing_mm": closing}
-            for opening in radii
-            for closing in radii
-        ]
+        own: dict[str, Any] = {"min_difference": min_difference}
+        if rule != OTSU:
+            own = {"scope": scope}
+            if scope == DATASET and first is not None:
+                own["value"] = peak_threshold(np.concatenate([case.scores[case.bones > 0] for case in cases()]), rule)
+        tried = [{**common, **own, "opening_mm": a, "closing_mm": b} for a in radii for b in radii]
     elif rule == FIXED:
         tried = [{**common, "value": _FIXED_VALUE}]
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.detectors.artefact import detector_of, read_artefact
 from nnunetv2_anomaly.detectors.base import Detector, detector_class
-from nnunetv2_anomaly.detectors.thresholds import NUMBERS
+from nnunetv2_anomaly.detectors.thresholds import IN_IMAGE, NUMBERS
 from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
@@ -176,9 +176,9 @@ def predict_anomaly_maps(
         input_folder: images named as nnU-Net wants them, case_0000.nii.gz and so on, with the data set's file ending.
             A file may hold several channels, as colour images do.
         output_folder: made if need be; gets <case>_reconstruction.nii.gz, <case>_error.nii.gz, <case>.png and
-            anomaly_maps.json, whatever the data set's file ending; where bones are known and the detector's validation
-            found how, <case>_lesions.nii.gz, 1 in lesions. With several maps there is a file for each, which
-            carries its number, _0000 and so on, however many files the image has.
+            anomaly_maps.json, whatever the data set's file ending; where bones are known, or the data set has none,
+            and the detector's validation found how, <case>_lesions.nii.gz, 1 in lesions. With several maps there is a
+            file for each, which carries its number, _0000 and so on, however many files the image has.
         bones: where it is given, all maps are kept to bones, which a detector of their contrast takes as they are: a
             folder of segmentations, <case> with the data set's ending, or a model folder of nnU-Net, whose
             segmentations go to ``bones`` in the output folder.
@@ -233,13 +233,14 @@ def _predict_cases(
     kinds = {"error": num_maps}
     if detector.reconstructs and num_maps == num_channels:
         kinds["reconstruction"] = num_maps
-    if fit is not None and (bones is not None or detector.bone_model is not None):
+    in_image = fit is not None and bones is None and fit["within"] == IN_IMAGE
+    if fit is not None and (in_image or bones is not None or detector.bone_model is not None):
         kinds["lesions"] = 1
     else:
         fit = None
 
     def write(job: CaseFiles) -> None:
-        image, numbers, properties = preprocessed_case(predictor, reader, job, bones)
+        image, numbers, properties = preprocessed_case(predictor, reader, job, bones, whole=in_image)
         write_case(output_folder, job.case, trained.maps(image, numbers), properties, trained.windows, fit=fit)
 
     def is_complete(case: str) -> bool:

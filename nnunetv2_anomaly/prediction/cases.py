@@ -196,9 +196,16 @@ def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path, k
 
 
 def preprocessed_case(
-    predictor: nnUNetPredictor, reader: BaseReaderWriter, job: CaseFiles, bones: GivenBones | None
+    predictor: nnUNetPredictor,
+    reader: BaseReaderWriter,
+    job: CaseFiles,
+    bones: GivenBones | None,
+    *,
+    whole: bool = False,
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Image (C, X, Y, Z) as nnU-Net preprocesses it; bones' numbers (X, Y, Z), 0 outside, if given; properties.
+
+    Args: whole: let all that nnU-Net does not take for empty be one bone, where none are given.
 
     Raises: UserError if a file cannot be read, does not fit the others, or is not finite.
     """
@@ -215,5 +222,6 @@ def preprocessed_case(
         raise UserError(f"{fault}; expected finite intensities, so fix the image")
     image = torch.from_numpy(np.asarray(voxels, dtype=np.float32))
     if labels is None:
-        return image, None, properties
+        inside = torch.from_numpy(np.asarray(numbers[0]) >= 0).long()
+        return image, inside if whole else None, properties
     return image, torch.from_numpy(np.asarray(numbers[0], dtype=np.int64)).clamp(min=0), properties

@@ -109,7 +109,8 @@ def validate_case(
         three have the average precision over all bone, too.
     """
     image, labels = torch.from_numpy(case.image), torch.from_numpy(case.labels)
-    numbers = bone_numbers(labels, bones)
+    # Without bones all that nnU-Net has not cropped away may hold lesions, as of a brain.
+    numbers = bone_numbers(labels, bones) if bones else (labels >= 0).long()
     # A detector without a bone model of its own is told the bones, as it has to be of new images.
     maps = predict_maps(detector, image, windows, numbers if detector.needs_bones else None)
     lesion_mask = np.isin(case.labels, lesion_labels)

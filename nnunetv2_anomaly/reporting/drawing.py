@@ -124,6 +124,20 @@ def save_pasting_figure(
 
 
 @own_style
+def save_cuts_figure(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], spacing: Sequence[float]) -> None:
+    """Slices beside their fence cut, wild cut and reconstruction. Args: rows: case, and its pictures (Y, X), 0 to 1."""
+    figure = Figure(figsize=(9.5, 2.5 * len(rows) + 0.4), layout="constrained")
+    for plots, (case, pictures) in zip(figure.subplots(len(rows), 4, squeeze=False), rows, strict=True):
+        for plot, picture in zip(plots, pictures, strict=True):
+            plot.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=spacing[0] / spacing[1], origin="lower")
+            plot.set(xticks=[], yticks=[])
+        plots[0].set_ylabel(case)
+    for plot, title in zip(figure.axes[:4], ("image", "fence cut", "wild cut", "reconstruction"), strict=True):
+        plot.set_title(title)
+    save_figure(figure, path)
+
+
+@own_style
 def save_label_figure(
     path: Path, *, title: str, image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int]
 ) -> None:

@@ -19,7 +19,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.reporting.user_tables import read_table
 
 #: bone of fewer voxels in a slice is the end of one
-_LEAST_BONE = 20
+_LEAST_HOST = 20
 _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 #: of the bias field: a polynomial of this order
 _ORDER = 3
@@ -66,29 +66,33 @@ def read_slice_list(file: Path) -> dict[str, set[int]]:
     return found
 
 
-def lesion_free_slices(
+def divided_slices(
     dataset: Any,
     cases: Sequence[str],
-    bones: Collection[int],
+    hosts: Collection[int] | None,
     lesions: Collection[int],
     listed: Mapping[str, Collection[int]] | None,
     show_progress: bool = False,
-) -> dict[str, NDArray[np.intp]]:
-    """Slices of preprocessed cases that hold bone and no lesion.
+) -> tuple[dict[str, NDArray[np.intp]], dict[str, NDArray[np.intp]]]:
+    """Slices of preprocessed cases that hold bone: those without a lesion, and all others.
 
     Args:
-        dataset: nnU-Net's. bones, lesions: label values. listed: as ``read_slice_list`` returns them; None: labels
-        alone tell. show_progress: draw a bar.
-    Returns: case -> indices along the first axis; empty where there are none.
+        dataset: nnU-Net's.
+        hosts: label values of bones, or what else may hold lesions; None: all that nnU-Net has not cropped away.
+        lesions: label values.
+        listed: as ``read_slice_list`` returns them; None: labels alone tell.
+        show_progress: draw a bar.
+    Returns: twice case -> indices along the first axis; empty where there are none.
     Raises: UserError if a listed slice is not in its image or has a labelled lesion.
     """
-    found = {}
+    free, others = {}, {}
     for case in tqdm(cases, "lesion-free slices", disable=not show_progress, leave=False):
         _, labels, _, properties = dataset.load_case(case)
         voxels = np.asarray(labels[0])
         with_lesion = np.isin(voxels, list(lesions)).any(axis=(1, 2))
-        with_bone = np.isin(voxels, list(bones)).sum(axis=(1, 2)) >= _LEAST_BONE
-        chosen = with_bone & ~with_lesion
+        host = voxels >= 0 if hosts is None else np.isin(voxels, list(hosts))
+        with_host = host.sum(axis=(1, 2)) >= _LEAST_HOST
+        chosen = with_host & ~with_lesion
         if listed is not None:
             given = np.zeros(len(voxels), bool)
             given[_within(case, sorted(listed.get(case, ())), properties, len(voxels))] = True
@@ -97,8 +101,8 @@ def lesion_free_slices(
                 fault = f"slice {index} of {case} is listed as free of lesions and has a labelled one"
                 raise UserError(f"{fault}; correct the list of the setting 'lesion_free_slices', or the labels")
             chosen &= given
-        found[case] = np.flatnonzero(chosen)
-    return found
+        free[case], others[case] = np.flatnonzero(chosen), np.flatnonzero(with_host & ~chosen)
+    return free, others
 
 
 def _within(case: str, numbers: Sequence[int], properties: Mapping[str, Any], size: int) -> NDArray[np.intp]:

@@ -11,7 +11,7 @@ import torch
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.detectors.artefact import read_artefact
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.trainers import LaMaBMLTrainer
+from nnunetv2_anomaly.trainers import ASCNetTrainer, LaMaBMLTrainer
 
 TRAINERS = ["LaMaBMLTrainer", "MKDTrainer"]
 WHOLE = {"configuration": "2d_whole"}
@@ -210,3 +210,113 @@ def test_an_image_whose_bones_are_empty_has_no_lesions(options, tiny_dataset, tm
     assert main(["anomaly_maps", *options, "--bones", str(bones)]) == 0
     for kind in ("lesions", "error"):
         assert not sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "maps" / f"case_5_{kind}.nii.gz"))).any()
+
+
+# ------------------------------------------------------------------------------------------------------------ ASC-Net
+
+CUTTING = {"asc_cycles": [2, 1], "seed": 3}
+
+
+class StoppedBefore(ASCNetTrainer):
+    """Stops as its epoch begins."""
+
+    stop_before = 0
+
+    def on_epoch_start(self):
+        if self.current_epoch == self.stop_before:
+            raise StoppedError
+        super().on_epoch_start()
+
+
+StoppedBefore.__name__ = "ASCNetTrainer"
+
+
+@pytest.fixture(scope="module")
+def cut(build_trainer, tmp_path_factory):
+    """A trained ASC-Net of six epochs, and its state at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_results", str(tmp_path_factory.mktemp("cut")))
+        trainer = build_trainer("ASCNetTrainer", anomaly=CUTTING, **WHOLE)
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "stop_before", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3, pytest.param(5, marks=pytest.mark.exhaustive)]
+)
+def test_cutting_resumes_in_any_phase(cut, trainer_factory, monkeypatch, stop_before):
+    monkeypatch.setattr(StoppedBefore, "stop_before", stop_before)
+    first = trainer_factory(StoppedBefore, anomaly=CUTTING, **WHOLE)
+    with pytest.raises(StoppedError):
+        first.run_training()
+    resumed = trainer_factory("ASCNetTrainer", anomaly=CUTTING, **WHOLE)
+    resumed.load_checkpoint(str(Path(first.output_folder) / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == stop_before
+    resumed.run_training()
+    found = resumed.module.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in cut.module.state_dict().items())
+
+
+def test_cutting_alternates_and_shows_its_terms_and_cuts(cut):
+    log = Path(cut.log_file).read_text()
+    places = [log.index(f"{phase.name} begins") for phase in cut.schedule.phases]
+    assert places == sorted(places)
+    assert "wild_mean" in log
+    assert "wild_weight" in log
+    assert (Path(cut.output_folder) / "cuts.png").read_bytes()[:4] == b"\x89PNG"
+    assert cut.num_epochs == 6
+    fit = read_artefact(Path(cut.output_folder) / "checkpoint_final.pth").threshold
+    assert fit["rule"] == "peak"
+    assert fit["scope"] == "dataset"
+
+
+def test_reference_and_other_slices_are_told_apart(trainer_factory):
+    trainer = trainer_factory("ASCNetTrainer", **WHOLE)
+    trainer.on_train_start()
+    for _ in range(5):
+        assert not (next(trainer.reference_loader)["target"] == 3).any()
+        assert (next(trainer.dataloader_train)["target"] == 3).flatten(1).any(dim=1).all()
+
+
+def test_a_discriminator_stays_unless_each_cycle_is_to_have_its_own(trainer_factory, monkeypatch):
+    restarted = []
+    for options in ({}, {"reinit_discriminator": True}):
+        trainer = trainer_factory("ASCNetTrainer", anomaly={**CUTTING, **options}, **WHOLE)
+        trainer.on_train_start()
+        found = []
+        monkeypatch.setattr(trainer.module, "restart_discriminator", lambda found=found: found.append(1))
+        judge = trainer.module.discriminator
+        for trainer.current_epoch in range(6):
+            trainer.on_train_epoch_start()
+        assert trainer.module.discriminator is judge
+        restarted.append(len(found))
+    assert restarted == [0, 3]
+
+
+def test_transductive_training_is_refused_by_the_fold_rule(trainer_factory):
+    trainer = trainer_factory("ASCNetTrainer", anomaly={"transductive": True}, **WHOLE)
+    trainer.on_train_start()
+    _, validation = trainer.do_split()
+    assert set(validation) <= trainer.artefact().fitted_on
+    assert "(transductive)" in Path(trainer.log_file).read_text()
+    plain = trainer_factory("ASCNetTrainer", **WHOLE)
+    plain.on_train_start()
+    assert not set(validation) & plain.artefact().fitted_on
+
+
+def test_a_collapsed_wild_cut_is_warned_of(trainer_factory):
+    trainer = trainer_factory("ASCNetTrainer", **WHOLE)
+    trainer.on_train_start()
+    trainer.module.detector.main.wild.head.bias.data.fill_(-20.0)
+    trainer.module.detector.main.wild.head.weight.data.zero_()
+    trainer.network.eval()
+    output = trainer.validation_step(next(trainer.dataloader_val))
+    trainer.logger.log("train_losses", 1.0, 0)
+    trainer.on_validation_epoch_end([output])
+    assert "WARNING: the wild cut has collapsed (its mean is 0.0000)" in Path(trainer.log_file).read_text()
+
+
+def test_patches_that_cannot_be_halved_are_refused(trainer_factory):
+    with pytest.raises(UserError, match="the patch of 2d_whole is 40 x 24; expected multiples of 16"):
+        trainer_factory("ASCNetTrainer", changes={"patch_size": [40, 24]}, **WHOLE)

@@ -52,6 +52,7 @@ HOOKS = {
     "load_checkpoint": ("filename_or_checkpoint",),
     "on_epoch_end": (),
     "on_epoch_start": (),
+    "on_train_end": (),
     "on_train_epoch_end": ("train_outputs",),
     "on_train_epoch_start": (),
     "on_train_start": (),

@@ -2,14 +2,18 @@ import numpy as np
 import pytest
 
 from nnunetv2_anomaly.detectors.thresholds import (
+    CASE,
     FITTED,
     FIXED,
     OTSU,
+    PEAK,
+    VALLEY,
     ScoredCase,
     fit_threshold,
     lesion_candidates,
     lesions_in,
     opened_and_closed,
+    peak_threshold,
 )
 
 SPACING = (2.0, 1.0, 1.0)
@@ -29,10 +33,10 @@ def case(seed, lesion_score=0.9, lesion_voxels=3, noise=0.1, labelled=True):
     return ScoredCase(scores, bones, lesion, SPACING)
 
 
-def fitted(tmp_path, cases, per_bone=1.0, min_mm3=0.0, rule=FITTED):
+def fitted(tmp_path, cases, per_bone=1.0, min_mm3=0.0, rule=FITTED, **more):
     for number, of in enumerate(cases):
         of.save(tmp_path / f"{number}.npz")
-    return fit_threshold(sorted(tmp_path.glob("*.npz")), rule, per_bone, min_mm3)
+    return fit_threshold(sorted(tmp_path.glob("*.npz")), rule, per_bone, min_mm3, **more)
 
 
 def test_labelled_lesions_decide_the_threshold(tmp_path):
@@ -126,3 +130,82 @@ def test_discs_are_in_millimetres():
     gap = mask.copy()
     gap[4, 9:11] = False
     assert opened_and_closed(gap, bone, 0.0, 1.0, (2.0, 0.5))[4, 9:11].all()
+
+
+def peaks(*centres, seed=0, spread=0.015, share=0.1):
+    """Scores around some centres; the last is the rarest."""
+    rng = np.random.default_rng(seed)
+    numbers = [20000] * (len(centres) - 1) + [round(share * 20000)]
+    return np.concatenate([rng.normal(of, spread, n) for of, n in zip(centres, numbers, strict=True)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_rightmost_of_three_peaks_is_found_and_the_valley_before_it(seed):
+    scores = peaks(0.2, 0.5, 0.8, seed=seed)
+    width = (scores.max() - scores.min()) / 256
+    assert peak_threshold(scores, PEAK) == pytest.approx(0.8, abs=2 * width)
+    assert 0.55 < peak_threshold(scores, VALLEY) < 0.78
+    dark = peak_threshold(1 - peaks(0.8, 0.5, 0.2, seed=seed), PEAK)
+    assert dark == pytest.approx(0.8, abs=2 * width)
+
+
+def test_nothing_is_separated_where_there_are_not_two_peaks():
+    assert peak_threshold(np.full(100, 0.5), PEAK) is None
+    assert peak_threshold(peaks(0.5), PEAK) is None
+    assert peak_threshold(np.linspace(0, 1, 25600), PEAK) is None
+    assert peak_threshold(np.zeros(0), PEAK) is None
+
+
+def with_peaks(high):
+    """A bone whose scores lie around 0.2, and a square of 7 x 7 around ``high``, and specks of 3 x 3."""
+    rng = np.random.default_rng(1)
+    bones = np.ones((4, 40, 40), np.uint8)
+    scores = rng.normal(0.2, 0.02, bones.shape)
+    scores[:, 10:17, 10:17] = rng.normal(high, 0.01, (4, 7, 7))
+    for place in range(2, 36, 6):
+        scores[:, 30:33, place : place + 3] = rng.normal(high, 0.01, (4, 3, 3))
+    lesion = np.zeros(bones.shape, bool)
+    lesion[:, 10:17, 10:17] = True
+    return ScoredCase(scores, bones, lesion, (2.0, 1.0, 1.0))
+
+
+def test_one_case_has_the_mask_that_it_has_among_others(tmp_path):
+    cases = [with_peaks(0.8), with_peaks(0.8)]
+    found = fitted(tmp_path, cases, rule=VALLEY)
+    assert found["rule"] == VALLEY
+    assert found["opening_mm"] == 2.0  # the speck is gone
+    assert 0.25 < found["value"] < 0.78
+    alone, among = (lesions_in(cases[0].scores, cases[0].bones, SPACING, fit) for fit in (found, dict(found)))
+    assert np.array_equal(alone, among)
+    assert not alone[:, 28:].any()
+    assert alone[:, 12:15, 12:15].all()
+
+
+def test_small_blobs_go_large_ones_stay_and_gaps_are_closed():
+    mask, bone = np.zeros((20, 30), bool), np.ones((20, 30), bool)
+    mask[2:5, 2:5] = mask[10:17, 2:9] = mask[10:17, 10:17] = True  # the last two are a voxel apart
+    opened = opened_and_closed(mask, bone, 2.0, 0.0, (1.0, 1.0))
+    assert not opened[:8].any()
+    assert opened[11:16, 3:8].all()
+    closed = opened_and_closed(mask, bone, 2.0, 2.0, (1.0, 1.0))
+    assert closed[13, 9]
+    assert not opened[13, 9]
+
+
+def test_a_peak_may_be_each_cases_own(tmp_path):
+    cases = [with_peaks(0.8), with_peaks(0.5)]
+    found = fitted(tmp_path, cases, rule=VALLEY, scope=CASE)
+    assert "value" not in found
+    for of in cases:
+        made = lesions_in(of.scores, of.bones, SPACING, found) > 0
+        assert made[:, 11:16, 11:16].all()
+        assert not made[:, :9].any()
+    flat = lesions_in(np.full_like(cases[0].scores, 0.3), cases[0].bones, SPACING, found)
+    assert not flat.any()
+
+
+def test_without_separate_peaks_there_are_no_lesions(tmp_path):
+    of = with_peaks(0.2)
+    found = fitted(tmp_path, [of], rule=PEAK)
+    assert found["value"] is None
+    assert not lesions_in(of.scores, of.bones, SPACING, found).any()

@@ -10,6 +10,7 @@ from nnunetv2_anomaly.plans.settings import check_configuration, default, known_
 from nnunetv2_anomaly.trainers import (
     AnomalyAwareTrainer,
     AnomalyPreStageTrainer,
+    ASCNetTrainer,
     BoneContrastTrainer,
     LaMaBMLTrainer,
     MKDTrainer,
@@ -23,10 +24,15 @@ TRAINERS = (
     BoneContrastTrainer,
     LaMaBMLTrainer,
     MKDTrainer,
+    ASCNetTrainer,
     AnomalyAwareTrainer,
 )
 #: what detectors of slices have otherwise
-OWN = {"mirror_axes": (LaMaBMLTrainer,), "mask_rule": (LaMaBMLTrainer, MKDTrainer), "bias_field": (MKDTrainer,)}
+OWN = {
+    "mirror_axes": (LaMaBMLTrainer,),
+    "mask_rule": (LaMaBMLTrainer, MKDTrainer, ASCNetTrainer),
+    "bias_field": (MKDTrainer, ASCNetTrainer),
+}
 PLANS = {
     "plans_name": "nnUNetPlans",
     "configurations": {
@@ -105,8 +111,18 @@ BAD_VALUES = [
     ("bone_model", 3),
     ("lesion_free_slices", ["a.csv"]),
     ("bias_field", -0.1),
-    ("mask_rule", "peak"),
+    ("mask_rule", "median"),
     ("min_difference", -1),
+    ("peak_scope", "slice"),
+    ("asc_features", 0),
+    ("asc_cycles", [0, 0]),
+    ("asc_cycles", [1]),
+    ("asc_discriminator_epochs", 0),
+    ("asc_main_epochs", 0),
+    ("stage2_disjoint", "on"),
+    ("reinit_discriminator", 1),
+    ("asc_weight_penalty", -1),
+    ("transductive", "yes"),
     ("lama_features", 0),
     ("lama_downsamplings", 6),
     ("lama_blocks", 0),

@@ -8,7 +8,7 @@ import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.training.slices import ChosenSlices, RandomBiasField, lesion_free_slices, read_slice_list
+from nnunetv2_anomaly.training.slices import ChosenSlices, RandomBiasField, divided_slices, read_slice_list
 
 BONE, CARTILAGE, LESION = 1, 2, 3
 #: of the image's first slices nnU-Net cropped so many away
@@ -33,12 +33,19 @@ class Dataset:
 
 
 def chosen(listed=None, lesions=(LESION,)):
-    found = lesion_free_slices(Dataset(), ["a", "b"], [BONE, LESION], lesions, listed)
+    found, others = divided_slices(Dataset(), ["a", "b"], [BONE, LESION], lesions, listed)
+    assert all(sorted([*found[case], *others[case]]) == list(range(1, 8)) for case in found)  # all that hold bone
     return {case: of.tolist() for case, of in found.items()}
 
 
 def test_labels_tell_slices_with_bone_and_without_a_lesion():
     assert chosen() == {"a": [1, 2, 4, 5, 6, 7], "b": [1, 2, 3, 6, 7]}
+
+
+def test_without_hosts_all_that_is_not_cropped_away_counts():
+    free, others = divided_slices(Dataset(), ["a"], None, [LESION], None)
+    assert free["a"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert others["a"].tolist() == [3]
 
 
 def test_a_list_counts_slices_of_the_file_and_may_leave_cases_out():
