@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.detectors.asc_net.detector import ASCNetDetector
@@ -54,7 +53,6 @@ class ASCNetTrainer(AdversarialTrainer):
     asc_weight_penalty: float = default("asc_weight_penalty")
     transductive: bool = default("transductive")
     polarity: str = default("polarity")
-    reference_slices: dict[str, NDArray]
 
     def set_up(self) -> None:
         """As in the base, with the epochs of the schedule.
@@ -99,9 +97,8 @@ class ASCNetTrainer(AdversarialTrainer):
         Raises: as the base; UserError if all slices are of the reference set.
         """
         super().prepare_cases(training, validation)
-        self.reference_slices = self.slices
         sources = [*training, *(validation if self.transductive else ())]
-        reference = [case for case in training if len(self.slices[case])]
+        reference = [case for case in training if len(self.free_slices[case])]
         self.training_cases = sorted({*reference, *(case for case in sources if len(self.other_slices[case]))})
         number = sum(len(self.other_slices[case]) for case in sources)
         if not number:
@@ -112,18 +109,18 @@ class ASCNetTrainer(AdversarialTrainer):
     def get_tr_and_val_datasets(self) -> tuple:
         """As in the base; with validation cases in training where the settings ask for it."""
         training, validation = super().get_tr_and_val_datasets()
-        if self.transductive and self.slices is self.other_slices:
-            cases = [case for case in self.training_cases if len(self.slices[case])]
+        if self.transductive and self.loaded_slices is self.other_slices:
+            cases = [case for case in self.training_cases if len(self.other_slices[case])]
             dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
-            training = ChosenSlices(dataset, {case: self.slices[case] for case in cases})
+            training = ChosenSlices(dataset, {case: self.other_slices[case] for case in cases})
         return training, validation
 
     def get_dataloaders(self) -> tuple:
         """Loaders of what is cut; that of the reference set stays beside them."""
-        self.slices = self.reference_slices
+        self.loaded_slices = self.free_slices
         self.reference_loader, unused = super().get_dataloaders()
         _finish(unused)
-        self.slices = self.other_slices
+        self.loaded_slices = self.other_slices
         return super().get_dataloaders()
 
     def on_train_end(self) -> None:

@@ -39,9 +39,10 @@ class SliceDetectorTrainer(DetectorTrainer):
     lesion_free_slices: str | None = default("lesion_free_slices")
     bias_field: float = default("bias_field")
     mask_rule: str = OTSU
-    #: case -> slices without a lesion, and all others with bone
-    slices: dict[str, NDArray]
+    #: case -> slices without a lesion, all others with bone, and those that the loader meets
+    free_slices: dict[str, NDArray]
     other_slices: dict[str, NDArray]
+    loaded_slices: dict[str, NDArray]
     #: whether it is of no use without
     needs_bones: ClassVar[bool] = True
 
@@ -65,6 +66,7 @@ class SliceDetectorTrainer(DetectorTrainer):
         if self.lesion_free_slices is None and not self.lesions():
             advice = "give a list of these as the setting 'lesion_free_slices', or label lesions"
             raise UserError(f"no label is a lesion ({labels}), so that nothing tells slices without one; {advice}")
+        self.free_slices = {}
         self.oversample_foreground_percent = 1.0  # the loader draws from what ``ChosenSlices`` calls a class
         self.get_training_transforms = self._flips_and_bias_fields
 
@@ -84,26 +86,28 @@ class SliceDetectorTrainer(DetectorTrainer):
 
     def prepare_cases(self, training: Sequence[str], validation: Sequence[str]) -> None:
         """Find the slices. Raises: UserError if the list is at fault, or no training case has any."""
-        listed = None if self.lesion_free_slices is None else read_slice_list(Path(self.lesion_free_slices))
         cases = sorted({*training, *validation})
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
-        bones = [value for of in self.bones_with_lesions() for value in of] or None
-        divided = divided_slices(dataset, cases, bones, self.lesions(), listed, show_progress=rank() == 0)
-        self.slices, self.other_slices = divided
-        self.training_cases = sorted(case for case in training if len(self.slices[case]))
+        if not set(cases) <= set(self.free_slices):
+            listed = None if self.lesion_free_slices is None else read_slice_list(Path(self.lesion_free_slices))
+            dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
+            bones = [value for of in self.bones_with_lesions() for value in of] or None
+            divided = divided_slices(dataset, cases, bones, self.lesions(), listed, show_progress=rank() == 0)
+            self.free_slices, self.other_slices = divided
+            self.loaded_slices = self.free_slices
+        self.training_cases = sorted(case for case in training if len(self.free_slices[case]))
         if not self.training_cases:
-            told = "labels" if listed is None else f"the labels and {self.lesion_free_slices}"
+            told = "labels" if self.lesion_free_slices is None else f"the labels and {self.lesion_free_slices}"
             raise UserError(
                 f"no training case of fold {self.fold} has a slice with bone and without a lesion, by {told}; expected "
                 "some, so correct that"
             )
-        number = sum(len(self.slices[case]) for case in self.training_cases)
+        number = sum(len(self.free_slices[case]) for case in self.training_cases)
         self.print_to_log_file(f"{counted(number, 'slice')} without a lesion in {len(self.training_cases)} cases")
 
     def get_tr_and_val_datasets(self) -> tuple:
         """nnU-Net's, of which its loader sees the chosen slices alone."""
         training, validation = (
-            ChosenSlices(of, {case: self.slices[case] for case in of.identifiers})
+            ChosenSlices(of, {case: self.loaded_slices[case] for case in of.identifiers})
             for of in super().get_tr_and_val_datasets()
         )
         if not validation.identifiers:

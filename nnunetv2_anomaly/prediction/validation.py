@@ -114,7 +114,7 @@ def validate_case(
     # A detector without a bone model of its own is told the bones, as it has to be of new images.
     maps = predict_maps(detector, image, windows, numbers if detector.needs_bones else None)
     lesion_mask = np.isin(case.labels, lesion_labels)
-    bone_mask = lesion_mask | np.isin(case.labels, [value for values in bones for value in values])
+    bone_mask = lesion_mask | (numbers.numpy() > 0)
     # At the bone's surface every reconstruction is a little off; what is left without it tells that apart. Beyond the
     # image's edge bone may go on, and 2D images have one slice only.
     areas = (bone_mask, binary_erosion(bone_mask, border_value=1))
@@ -135,7 +135,7 @@ def validate_case(
     controls = {
         "detector": maps.error,
         "intensity": image.float(),
-        "contrast": contrast_within(image, labels, bones, spacing),
+        "contrast": contrast_within(image, numbers, [[int(of)] for of in numbers.unique() if of], spacing),
     }
     for name, of in controls.items():
         scores = of.mean(dim=0).numpy()

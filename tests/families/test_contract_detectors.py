@@ -20,7 +20,12 @@ from nnunetv2_anomaly.prediction.anomaly_maps import load_detector, predict_anom
 from nnunetv2_anomaly.registry import DETECTORS, detector_families, load_trainer
 from nnunetv2_anomaly.trainers.slices import SliceDetectorTrainer
 
-FAMILIES = [*DETECTORS, "median"]
+#: of three families of slices one stands for the others in the quick tests
+_LONG = ("asc_net", "mkd")
+FAMILIES = [
+    *(pytest.param(name, marks=pytest.mark.exhaustive) if name in _LONG else name for name in DETECTORS),
+    "median",
+]
 #: families that learn from slices, which no other configuration serves
 WHOLE = {name for name, of in DETECTORS.items() if issubclass(load_trainer(of.trainer), SliceDetectorTrainer)}
 CPU = torch.device("cpu")

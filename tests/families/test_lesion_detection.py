@@ -6,6 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.model_sharing.model_export import export_pretrained_model
+from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+from quick import pools_of_threads
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.prediction.lesion_detection import labels_with_lesions
@@ -22,7 +25,8 @@ def models(build_trainer, tmp_path_factory):
         for name in (SEGMENTER, DETECTOR):
             trainer = build_trainer(name)
             trainer.run_training()
-            if name == DETECTOR:
+            with pytest.MonkeyPatch.context() as threads:
+                pools_of_threads(threads)
                 trainer.perform_actual_validation()
     return results
 
@@ -91,14 +95,21 @@ def test_lesions_are_label_maps_in_the_images_geometry_and_the_same_after_export
         changed = labels != before
         assert set(np.unique(labels[changed])) <= {lesion}
         assert set(np.unique(before[changed])) <= {bone}
-    # The same models elsewhere give the same.
+    # The same models elsewhere give the same: exported and imported by nnU-Net.
+    for trainer in (SEGMENTER, DETECTOR):
+        file = str(tmp_path / f"{trainer}.zip")
+        export_pretrained_model(801, file, ("3d_small",), trainer, folds=(0,))
     elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(models, elsewhere)
+    elsewhere.mkdir()
     monkeypatch.setenv("nnUNet_results", str(elsewhere))
+    for trainer in (SEGMENTER, DETECTOR):
+        install_model_from_zip_file(str(tmp_path / f"{trainer}.zip"))
     again = tmp_path / "again"
     assert main(["detect_lesions", *options, "-o", str(again), "-tr", SEGMENTER, "--threshold", "0.01"]) == 0
     for name in names:
         assert np.array_equal(read(output / name), read(again / name))
+        score = name.replace(".nii.gz", "_error.nii.gz")
+        assert np.array_equal(read(output / "maps" / score), read(again / "maps" / score))
     before = {name: (again / name).stat().st_mtime_ns for name in names}
     words = ["detect_lesions", *options, "-o", str(again), "-tr", SEGMENTER, "--continue_prediction"]
     assert main(words) == 1  # the threshold is another one
@@ -112,7 +123,7 @@ def test_threshold_comes_from_the_validation_and_is_asked_for_where_there_is_non
     words = ["detect_lesions", *options, "-tr", SEGMENTER]
     assert main([*words, "-o", str(tmp_path / "o")]) == 0
     threshold = json.loads((tmp_path / "o" / "detect_lesions.json").read_text())["threshold"]
-    assert threshold["rule"] == "labels"  # the tiny data set has lesion labels
+    assert threshold["fitted_by"] == "labels"  # the tiny data set has lesion labels
     assert 0 <= threshold["value"] <= 1
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     shutil.copytree(models, tmp_path / "results")

@@ -56,13 +56,13 @@ def test_they_learn_from_slices_without_a_lesion_and_say_how_many(trainer_factor
     trainer = trainer_factory(name, **WHOLE)
     trainer.on_train_start()
     labels = {}
-    for case, slices in trainer.slices.items():
+    for case, slices in trainer.free_slices.items():
         voxels = np.asarray(trainer.dataset_class(trainer.preprocessed_dataset_folder, [case]).load_case(case)[1][0])
         labels[case] = voxels
         assert len(slices)
         assert not (voxels[slices] == 3).any()
         assert all((voxels[index] == 1).any() for index in slices)
-    number = sum(len(trainer.slices[case]) for case in trainer.training_cases)
+    number = sum(len(trainer.free_slices[case]) for case in trainer.training_cases)
     assert f"{number} slices without a lesion in 4 cases" in Path(trainer.log_file).read_text()
     for _ in range(5):
         batch = next(trainer.dataloader_train)
