@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
+from nnunetv2_anomaly.detectors.artefact import Artefact
 from nnunetv2_anomaly.detectors.asc_net.detector import ASCNetDetector
 from nnunetv2_anomaly.detectors.asc_net.networks import LEVELS, Discriminator
 from nnunetv2_anomaly.detectors.asc_net.schedule import DISCRIMINATOR, Schedule
@@ -33,8 +35,7 @@ _SHOWN = 6
 class ASCNetTrainer(AdversarialTrainer):
     """Learns to cut slices into what looks like slices without a lesion, the reference set, and the rest (Dey et al.).
 
-    The main network sees the slices that are not of the reference set. Both sets are sampled evenly, the smaller one
-    more often.
+    The main network sees the slices that are not of the reference set. As many are drawn of either set.
     """
 
     family = "asc_net"
@@ -139,6 +140,7 @@ class ASCNetTrainer(AdversarialTrainer):
         phase = self.schedule.at(self.current_epoch)
         if self.current_epoch == phase.first_epoch:
             self.print_to_log_file(f"{phase.name} begins")
+            self._best_ema = None  # losses against another discriminator are others
             if self.reinit_discriminator and phase.trained == DISCRIMINATOR:
                 self.module.restart_discriminator()
                 self.discriminator_optimizer.state.clear()
@@ -179,6 +181,11 @@ class ASCNetTrainer(AdversarialTrainer):
             mean = f"its mean is {self.quality['wild_mean']:.4f}"
             self.print_to_log_file(f"WARNING: the wild cut has collapsed ({mean}): nothing is cut away")
 
+    def artefact(self) -> Artefact:
+        """Finished from the last phase on."""
+        last = self.schedule.phases[-1]
+        return replace(super().artefact(), finished=self.current_epoch >= last.first_epoch)
+
     # ------------------------------------------------------------ validation
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -204,6 +211,8 @@ class ASCNetTrainer(AdversarialTrainer):
             cuts = self.module.cuts(padded)
             pictures = [of[0, 0, : size[0], : size[1]].cpu().numpy() for of in (padded, *cuts)]
             rows.append((name, pictures))
+        if not rows:
+            return
         spacing = self.configuration_manager.spacing
         save_cuts_figure(Path(self.output_folder) / "cuts.png", rows, spacing)
 

@@ -188,11 +188,12 @@ class AnomalyTrainerBase(ResumableTrainer):
         """
         self._batches_seen[kind] += 1
         result = step(batch)
-        if not np.isfinite(result["loss"]).all():
+        losses = [result["loss"], result.get("discriminator", 0.0)]
+        if not all(np.isfinite(of).all() for of in losses):
             rate = getattr(self.lr_scheduler, "initial_lr", self.initial_lr)
             error_image = getattr(self.module, "latest_error_image", None)
             began = where_it_began(batch, error_image, self.learning_rate_setting, rate)
             place = f"epoch {self.current_epoch}, iteration {self._batches_seen[kind]}"
-            loss = float(np.mean(result["loss"]))
+            loss = float(np.mean(losses[0] if not np.isfinite(losses[0]).all() else losses[1]))
             raise UserError(f"the {kind} loss became {loss} in {place}, on {began}{self.way_on()}")
         return result

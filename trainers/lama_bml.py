@@ -83,7 +83,8 @@ class LaMaBMLTrainer(AdversarialTrainer):
         detector = self.own_detector
         if detector.bone_model is not None:
             configuration = self.configuration_manager.configuration
-            taken = take_bone_model(detector.bone_model, Path(str(self.bone_model)), self.fold, configuration)
+            folder, dataset = Path(str(self.bone_model)), self.plans_manager.dataset_name
+            taken = take_bone_model(detector.bone_model, folder, self.fold, dataset, configuration)
             detector.sources = {**detector.sources, "bone model": taken}
 
     def _image_and_hole(self, batch: dict) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 from nnunetv2_anomaly.detectors.mkd.detector import Distillation, MKDDetector
 from nnunetv2_anomaly.detectors.mkd.teacher import is_random
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.plans.settings import default
+from nnunetv2_anomaly.prediction.validation import CaseForValidation, Rivals
 from nnunetv2_anomaly.trainers.slices import SliceDetectorTrainer
 from nnunetv2_anomaly.training.phases import PhaseLRScheduler
 
@@ -67,6 +69,20 @@ class MKDTrainer(SliceDetectorTrainer):
         if not self.module.detector.comparable:
             self.print_to_log_file("WARNING: the teacher is random: not MKD, and not comparable with anything")
         super().on_train_start()
+
+    @classmethod
+    def rivals(cls, network: Distillation, case: CaseForValidation, labels: Sequence[int], windows: Windows) -> Rivals:
+        """No rival; scores of slices, which maps from 0 to 1 in each slice do not tell."""
+        slices = torch.from_numpy(case.image).transpose(0, 1).to(windows.device)
+        multiple = network.detector.contract.multiple_of
+        padding = [voxels for size in reversed(slices.shape[2:]) for voxels in (0, -size % multiple)]
+        scores = [
+            network.detector.scores(torch.nn.functional.pad(of, padding, mode="replicate")) for of in slices.split(1)
+        ]
+        found = torch.cat(scores)
+        return Rivals(
+            {}, lambda image, expected: {"slice_score": float(found.mean()), "largest_slice_score": float(found.max())}
+        )
 
 
 def _mean_distance(distances: Tensor, target: Any) -> Tensor:

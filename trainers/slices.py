@@ -17,6 +17,7 @@ from torch import nn
 from nnunetv2_anomaly.detectors.intensity import RescalingDetector
 from nnunetv2_anomaly.detectors.thresholds import OTSU
 from nnunetv2_anomaly.errors import UnsupportedError, UserError, counted
+from nnunetv2_anomaly.errors import listed as listed_names
 from nnunetv2_anomaly.label_roles import ROLES_KEY
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.trainers.detector import DetectorTrainer
@@ -88,10 +89,18 @@ class SliceDetectorTrainer(DetectorTrainer):
         """Find the slices. Raises: UserError if the list is at fault, or no training case has any."""
         cases = sorted({*training, *validation})
         if not set(cases) <= set(self.free_slices):
-            listed = None if self.lesion_free_slices is None else read_slice_list(Path(self.lesion_free_slices))
+            listed = None
+            if self.lesion_free_slices is not None:
+                listed = read_slice_list(Path(self.lesion_free_slices))
+                known = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+                if unknown := sorted(set(listed) - known):
+                    fault = f"{self.lesion_free_slices} names {listed_names(unknown)}"
+                    raise UserError(f"{fault}; expected cases of {self.plans_manager.dataset_name}, as {min(known)}")
             dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
             bones = [value for of in self.bones_with_lesions() for value in of] or None
-            divided = divided_slices(dataset, cases, bones, self.lesions(), listed, show_progress=rank() == 0)
+            divided = divided_slices(
+                dataset, cases, bones, self.lesions(), listed, self.label_manager.ignore_label, rank() == 0
+            )
             self.free_slices, self.other_slices = divided
             self.loaded_slices = self.free_slices
         self.training_cases = sorted(case for case in training if len(self.free_slices[case]))

@@ -56,14 +56,19 @@ class BoneFinder(nn.Module):
         return self.numbers(self.network(image))
 
 
-def take_bone_model(finder: BoneFinder, folder: Path, fold: int | str, configuration: Mapping[str, Any]) -> str:
+def take_bone_model(
+    finder: BoneFinder, folder: Path, fold: int | str, dataset: str, configuration: Mapping[str, Any]
+) -> str:
     """Load a segmentation that nnU-Net or ``BoneContrastTrainer`` has trained on images prepared alike.
 
-    Args: folder: the model folder, or one fold's. fold: which one to take. configuration: of plans.json, of whoever
-        takes it.
+    Args:
+        folder: the model folder, or one fold's.
+        fold: which one to take.
+        dataset: of whoever takes it: a model of the same one has to be of the same fold.
+        configuration: of plans.json, of whoever takes it.
     Returns: SHA-256 of the checkpoint.
-    Raises: UserError if there is no finished checkpoint, its network or the preparation of its images is another, or
-        none of its labels is a bone.
+    Raises: UserError if there is no finished checkpoint, its network, fold or the preparation of its images is another,
+        its labels are regions, or none is a bone.
     """
     folder = Path(os.path.expandvars(folder)).expanduser()
     places = [folder / f"fold_{fold}" / "checkpoint_final.pth", folder / "checkpoint_final.pth"]
@@ -75,10 +80,17 @@ def take_bone_model(finder: BoneFinder, folder: Path, fold: int | str, configura
     content = load_file(path, "give another model as 'bone_model'")
     try:
         given, weights = content["init_args"], content["network_weights"]
-        theirs = PlansManager(given["plans"]).get_configuration(given["configuration"]).configuration
-        labels = given["dataset_json"]["labels"]
+        plans = PlansManager(given["plans"])
+        theirs = plans.get_configuration(given["configuration"]).configuration
+        labels, regions = given["dataset_json"]["labels"], plans.get_label_manager(given["dataset_json"]).has_regions
+        seen_fold = given["fold"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one, so {elsewhere}") from error
+    if regions:
+        raise UserError(f"the bone model {path} has region-based labels; expected plain ones, so {elsewhere}")
+    if plans.dataset_name == dataset and str(seen_fold) != str(fold):
+        fault = f"the bone model {path} is of fold {seen_fold}, and has seen validation cases of fold {fold}"
+        raise UserError(f"{fault}; expected one of the same fold, so train that, or {elsewhere}")
     for name in ("spacing", "normalization_schemes"):
         if theirs.get(name) != configuration.get(name):
             fault = f"the bone model {path} was trained with the {name} {worded(theirs.get(name))}"

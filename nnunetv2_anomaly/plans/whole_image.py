@@ -141,7 +141,10 @@ def whole_image_plans(
     slices = wanted == "2d"
     image = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
     if size is not None:
-        configuration["spacing"] = [step * max(image) / size for step in configuration["spacing"]]
+        scale = size / max(image)
+        configuration["spacing"] = [step / scale for step in configuration["spacing"]]
+        median = configuration.get("median_image_size_in_voxels", image)
+        configuration["median_image_size_in_voxels"] = [voxels * scale for voxels in median]
         image = largest_image(fingerprint, plans["transpose_forward"], configuration["spacing"])
     if slices:
         image = tuple(-(-voxels // SLICE_MULTIPLE) * SLICE_MULTIPLE for voxels in image)

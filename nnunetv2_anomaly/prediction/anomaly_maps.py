@@ -74,8 +74,8 @@ class TrainedDetector:
         found = [fit for fit in (read_artefact(path).threshold for path in paths) if fit]
         if len(found) < len(paths):
             return None
-        means = {name: float(np.mean([of[name] for of in found])) for name in NUMBERS if name in found[0]}
-        return {**found[0], **means}
+        numbers = {name: [of[name] for of in found if of[name] is not None] for name in NUMBERS if name in found[0]}
+        return {**found[0], **{name: float(np.mean(of)) if of else None for name, of in numbers.items()}}
 
     @property
     def described(self) -> str:

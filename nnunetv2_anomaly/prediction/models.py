@@ -57,6 +57,8 @@ def load_model(
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{model} cannot be loaded ({reason}); expected {expected}") from error
     check_configuration(predictor.configuration_manager.configuration)
+    # nnU-Net does both where its sliding window begins, which is not the only way that a detector is asked.
+    predictor.network.to(device).eval()
     return predictor
 
 

@@ -169,7 +169,7 @@ def means_over(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def quality_of(mean: Mapping[str, Any]) -> dict[str, float]:
     """What an artefact keeps of ``means_over``: AUC and average precision for lesions; empty where there were none."""
-    if mean["detector"]["lesion_auc"] is None:
+    if mean["num_cases_with_lesion"] == 0:
         return {}
     of_detector = {name: mean["detector"][name] for name in ("lesion_auc", "lesion_ap")}
     controls = ("intensity", "contrast")

@@ -72,6 +72,7 @@ def divided_slices(
     hosts: Collection[int] | None,
     lesions: Collection[int],
     listed: Mapping[str, Collection[int]] | None,
+    ignored: int | None = None,
     show_progress: bool = False,
 ) -> tuple[dict[str, NDArray[np.intp]], dict[str, NDArray[np.intp]]]:
     """Slices of preprocessed cases that hold bone: those without a lesion, and all others.
@@ -81,6 +82,7 @@ def divided_slices(
         hosts: label values of bones, or what else may hold lesions; None: all that nnU-Net has not cropped away.
         lesions: label values.
         listed: as ``read_slice_list`` returns them; None: labels alone tell.
+        ignored: label value of what nobody has looked at; a slice with such voxels is free of lesions only if listed.
         show_progress: draw a bar.
     Returns: twice case -> indices along the first axis; empty where there are none.
     Raises: UserError if a listed slice is not in its image or has a labelled lesion.
@@ -90,9 +92,12 @@ def divided_slices(
         _, labels, _, properties = dataset.load_case(case)
         voxels = np.asarray(labels[0])
         with_lesion = np.isin(voxels, list(lesions)).any(axis=(1, 2))
-        host = voxels >= 0 if hosts is None else np.isin(voxels, list(hosts))
+        unknown = np.zeros(voxels.shape, bool) if ignored is None else voxels == ignored
+        host = (voxels >= 0) & ~unknown if hosts is None else np.isin(voxels, list(hosts))
         with_host = host.sum(axis=(1, 2)) >= _LEAST_HOST
         chosen = with_host & ~with_lesion
+        if listed is None:
+            chosen &= ~unknown.any(axis=(1, 2))
         if listed is not None:
             given = np.zeros(len(voxels), bool)
             given[_within(case, sorted(listed.get(case, ())), properties, len(voxels))] = True

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.detectors.artefact import read_artefact
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.prediction import anomaly_maps
+from nnunetv2_anomaly.prediction.anomaly_maps import load_detector
 from nnunetv2_anomaly.trainers import ASCNetTrainer, LaMaBMLTrainer
 
 TRAINERS = ["LaMaBMLTrainer", "MKDTrainer"]
@@ -101,6 +104,12 @@ def test_a_list_takes_the_place_of_lesion_labels(trainer_factory, tiny_dataset, 
     log = Path(trainer.log_file).read_text()
     assert "2 slices without a lesion in 1 cases" in log
     assert "WARNING: no validation case has a slice without a lesion" in log
+    file.write_text(f"case,slices\n{training[0]}.nii.gz,9\n")
+    trainer = trainer_factory("LaMaBMLTrainer", dataset_json=unlabelled, anomaly=anomaly, **WHOLE)
+    with pytest.raises(
+        UserError, match=rf"names {training[0]}\.nii\.gz; expected cases of Dataset801_TinyKnee, as case_0"
+    ):
+        trainer.on_train_start()
     file.write_text(f"case,slices\n{training[0]},0\n")  # no bone there
     trainer = trainer_factory("LaMaBMLTrainer", dataset_json=unlabelled, anomaly=anomaly, **WHOLE)
     with pytest.raises(UserError, match="no training case of fold 0 has a slice with bone and without a lesion"):
@@ -141,6 +150,9 @@ def test_a_bone_model_has_to_fit_and_travels_with_the_detector(trainer_factory, 
         other.on_train_start()
     trainer = trainer_factory("LaMaBMLTrainer", **keywords)
     trainer.on_train_start()
+    elsewhere = {"anomaly": {"bone_model": str(bones.output_folder)}, **WHOLE}
+    with pytest.raises(UserError, match="is of fold 0, and has seen validation cases of fold 1"):
+        trainer_factory("LaMaBMLTrainer", fold=1, **elsewhere).on_train_start()
     own, theirs = trainer.own_detector.bone_model, bones.own_detector.bones
     assert all(torch.equal(of, own.state_dict()[name]) for name, of in theirs.state_dict().items())
     assert set(trainer.artefact().sources) == {"bone model"}
@@ -196,7 +208,10 @@ def test_maps_need_bones_and_come_with_a_mask(options, lama, tiny_dataset, tmp_p
     assert main(["anomaly_maps", *options, "--bones", str(bones), "--continue_prediction"]) == 0
     assert {name: (output / name).stat().st_mtime_ns for name in before} == before
     assert json.loads((output / "anomaly_maps.json").read_text())["comparable"] is True
-    fit = read_artefact(next(lama.glob("*/LaMaBML*/fold_0/checkpoint_final.pth"))).threshold
+    (checkpoint,) = lama.glob("*/LaMaBML*/fold_0/checkpoint_final.pth")
+    loaded = load_detector(checkpoint.parents[1], device=torch.device("cpu"))
+    assert not loaded.predictor.network.training  # or slices would be normalised by themselves
+    fit = read_artefact(checkpoint).threshold
     assert fit["rule"] == "otsu"
     assert fit["fitted_by"] == "labels"
     assert fit["opening_mm"] >= 0
@@ -210,6 +225,26 @@ def test_an_image_whose_bones_are_empty_has_no_lesions(options, tiny_dataset, tm
     assert main(["anomaly_maps", *options, "--bones", str(bones)]) == 0
     for kind in ("lesions", "error"):
         assert not sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "maps" / f"case_5_{kind}.nii.gz"))).any()
+
+
+def test_folds_without_separate_peaks_have_no_lesions(options, lama, monkeypatch):
+    (model,) = lama.glob("*/LaMaBML*")
+    loaded = load_detector(model, folds=(0, 0), device=torch.device("cpu"))
+    fits = [{"rule": "peak", "value": None, "opening_mm": 1.0}, {"rule": "peak", "value": 0.4, "opening_mm": 3.0}]
+    for chosen, value in ((fits[:1] * 2, None), (fits, 0.4)):
+        found = iter(chosen)
+        monkeypatch.setattr(
+            anomaly_maps, "read_artefact", lambda path, found=found: SimpleNamespace(threshold=next(found))
+        )
+        assert loaded.fit()["value"] == value
+
+
+def test_a_discriminator_that_is_not_finite_stops_the_training(trainer_factory):
+    trainer = trainer_factory("LaMaBMLTrainer", **WHOLE)
+    with pytest.raises(UserError, match="the training loss became nan"):
+        trainer.judged(
+            "training", lambda batch: {"loss": np.array(1.0), "discriminator": np.array(np.nan)}, {"keys": []}
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ ASC-Net
@@ -266,7 +301,9 @@ def test_cutting_alternates_and_shows_its_terms_and_cuts(cut):
     assert "wild_weight" in log
     assert (Path(cut.output_folder) / "cuts.png").read_bytes()[:4] == b"\x89PNG"
     assert cut.num_epochs == 6
-    fit = read_artefact(Path(cut.output_folder) / "checkpoint_final.pth").threshold
+    artefact = read_artefact(Path(cut.output_folder) / "checkpoint_final.pth")
+    assert artefact.finished
+    fit = artefact.threshold
     assert fit["rule"] == "peak"
     assert fit["scope"] == "dataset"
 

@@ -60,13 +60,14 @@ class MKDDetector(RescalingDetector):
         if not self._teacher:
             with torch.inference_mode(False):  # gradients have to pass it, also where nnU-Net's prediction asks first
                 teacher, identity = load_teacher(self.source)
+                teacher = teacher.to(self.teacher_digest.device)
             digest = digest_of(identity).to(self.teacher_digest.device)
             if self.teacher_digest.any() and not torch.equal(digest, self.teacher_digest):
                 fault = f"the teacher's weights of {self.source} are not those that the detector was trained with"
                 raise UserError(f"{fault}; expected the same file, so set 'teacher_weights' in the model's plans.json")
             self.teacher_digest.copy_(digest)
             self.sources = {"teacher (VGG-16)": identity}
-            self._teacher.append(teacher.to(self.teacher_digest.device))
+            self._teacher.append(teacher)
         return self._teacher[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MKDDetector:
@@ -95,8 +96,15 @@ class MKDDetector(RescalingDetector):
             of_teacher = self.teacher(seen)
         return distance(self.cloner(seen), of_teacher, CRITICAL, self.lambda_value)
 
+    @torch.no_grad()
+    def scores(self, image: Tensor) -> Tensor:
+        """How unusual slices are, which their maps do not say: (B, C, Y, X) -> (B,), unitless."""
+        seen = self.seen(image)
+        return distance(self.cloner(seen), self.teacher(seen), self.scored, self.lambda_value)
+
     def difference(self, image: Tensor) -> Tensor:
         """The map of slices: (B, C, Y, X) -> (B, 1, Y, X), float32, in [0, 1]; it has no sign."""
+        _let_gradients_pass(self.cloner)
         maps = [
             gradient_map(self.cloner, self.teacher, of, self.method, self.lambda_value, self.scored)[0]
             for of in self.seen(image).split(1)
@@ -106,6 +114,18 @@ class MKDDetector(RescalingDetector):
     def error(self, image: Tensor, difference: Tensor) -> Tensor:
         """The map itself: (B, 1, Y, X)."""
         return difference
+
+
+def _let_gradients_pass(network: nn.Module) -> None:
+    """Take copies of weights that were moved in inference mode, as nnU-Net's prediction does: those have no gradient."""
+    with torch.inference_mode(False):
+        for layer in network.modules():
+            for name, weight in layer.named_parameters(recurse=False):
+                if weight.is_inference():
+                    setattr(layer, name, nn.Parameter(weight.clone(), weight.requires_grad))
+            for name, buffer in layer.named_buffers(recurse=False):
+                if buffer.is_inference():
+                    setattr(layer, name, buffer.clone())
 
 
 class Distillation(nn.Module):

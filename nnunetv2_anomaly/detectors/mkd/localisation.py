@@ -31,7 +31,7 @@ def gradient_map(
     """Map and score of slices, also where the caller has switched gradients off.
 
     The map is the gradient of the score to the slice, through both networks, absolute, summed over channels, clipped,
-    from 0 to 1 in each slice and smoothed; "gbp" goes back through the cloner's ReLUs only where gradients are
+    smoothed and from 0 to 1 in each slice; "gbp" goes back through the cloner's ReLUs only where gradients are
     positive. A slice without a gradient has a map of 0.
 
     Args: image: (B, 3, Y, X), as the networks take it. scored: maps that count.
@@ -61,4 +61,5 @@ def gradient_map(
     found = torch.minimum(found, highest) / highest.clamp(min=torch.finfo(found.dtype).tiny)
     sigma = [_SIGMA * size / _OF_SIZE for size in image.shape[2:]]
     smoothed = torch.as_tensor(gaussian_filter(found.cpu().numpy(), (0, *sigma)), device=image.device)
-    return smoothed.clamp(0, 1), score
+    lowest, highest = smoothed.amin(dim=(1, 2), keepdim=True), smoothed.amax(dim=(1, 2), keepdim=True)
+    return (smoothed - lowest) / (highest - lowest).clamp(min=torch.finfo(smoothed.dtype).tiny), score

@@ -318,3 +318,26 @@ def test_unknown_data_set_plans_and_folder_are_told(folder, tmp_path, monkeypatc
     monkeypatch.delenv("nnUNet_preprocessed")
     with pytest.raises(UserError, match="nnUNet_preprocessed is not set"):
         plan_whole_image(NAME)
+
+
+def test_whole_slices_of_a_size_are_resampled_and_padded_to_32():
+    plans = make_plans()
+    plans["configurations"]["2d"]["median_image_size_in_voxels"] = [40.0, 60.0]
+    planned = whole_image_plans(plans, FINGERPRINT, "new", "2d", 50)["configurations"]
+    assert list(planned) == ["2d"]
+    of = planned["2d"]
+    # The largest slices have 100 x 60 voxels of 1 mm: now 50 x 30 of 2 mm.
+    assert of["spacing"] == [2.0, 2.0]
+    assert of["patch_size"] == [64, 32]
+    assert of["median_image_size_in_voxels"] == [20.0, 30.0]
+    assert of["batch_size"] == 64
+    as_planned = whole_image_plans(plans, FINGERPRINT, "new", "2d")["configurations"]["2d"]
+    assert as_planned["patch_size"] == [128, 64]
+    assert as_planned["spacing"] == [1.0, 1.0]
+
+
+def test_a_size_needs_slices_and_slices_have_plans_of_their_own(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="the size 64 is of whole slices; expected the configuration 2d, so give -c 2d"):
+        plan_whole_image("901", size=64)
+    with pytest.raises(UserError, match="expected 3d_lowres"):
+        whole_image_plans({"configurations": {"2d": {}}}, FINGERPRINT, "new", "3d_lowres")

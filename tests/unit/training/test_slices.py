@@ -48,6 +48,24 @@ def test_without_hosts_all_that_is_not_cropped_away_counts():
     assert others["a"].tolist() == [3]
 
 
+def test_what_nobody_has_looked_at_is_free_of_lesions_only_if_listed():
+    class Partly(Dataset):
+        def load_case(self, case):
+            image, labels, previous, properties = super().load_case(case)
+            labels[0, 6, 0, 0] = 9
+            labels[0, 7] = 9
+            return image, labels, previous, properties
+
+    of = (Partly(), ["a"], [BONE], [LESION])
+    free, others = divided_slices(*of, None, ignored=9)
+    assert free["a"].tolist() == [1, 2, 4, 5]
+    assert others["a"].tolist() == [3, 6]  # the last has no bone that is known
+    listed, _ = divided_slices(*of, {"a": {4, 8}}, ignored=9)
+    assert listed["a"].tolist() == [2, 6]
+    whole, _ = divided_slices(Partly(), ["a"], None, [LESION], None, ignored=9)
+    assert whole["a"].tolist() == [0, 1, 2, 4, 5, 8]
+
+
 def test_a_list_counts_slices_of_the_file_and_may_leave_cases_out():
     assert chosen({"a": {0, 3, 4, 11}}) == {"a": [1, 2], "b": []}
     assert chosen({"a": {3}, "b": {6}}, lesions=()) == {"a": [1], "b": [4]}

@@ -123,3 +123,24 @@ def test_nnunets_prediction_is_told_the_right_verb():
     network = Distillation(detector())
     with torch.inference_mode(), pytest.raises(UserError, match=r"nnUNetv2_anomaly anomaly_maps .* -tr MKDTrainer"):
         network(normal_slices(1, 0))
+
+
+def test_gradients_pass_weights_that_were_moved_in_inference_mode():
+    moved, plain = detector(), detector()
+    with torch.inference_mode():
+        moved.double().float()  # as nnU-Net's prediction moves a network to its device
+        image = normal_slices(1, 0)
+        found = moved(image)
+    assert any(of.any() for of in found)
+    torch.testing.assert_close(found.clone(), plain(image.clone()))
+
+
+def test_maps_reach_from_0_to_1_in_each_slice_and_scores_tell_slices_apart():
+    of = detector()
+    image = torch.cat((normal_slices(1, 0), torch.rand(1, 1, 64, 64)))
+    maps = of(image)
+    assert maps.amin(dim=(1, 2, 3)).tolist() == [0, 0]
+    assert maps.amax(dim=(1, 2, 3)).tolist() == [1, 1]
+    scores = of.scores(image)
+    assert scores.shape == (2,)
+    assert scores[0] != scores[1]
