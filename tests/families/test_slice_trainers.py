@@ -241,9 +241,12 @@ def test_folds_without_separate_peaks_have_no_lesions(options, lama, monkeypatch
 
 def test_a_discriminator_that_is_not_finite_stops_the_training(trainer_factory):
     trainer = trainer_factory("LaMaBMLTrainer", **WHOLE)
+    trainer.initialize()
     with pytest.raises(UserError, match="the training loss became nan"):
         trainer.judged(
-            "training", lambda batch: {"loss": np.array(1.0), "discriminator": np.array(np.nan)}, {"keys": []}
+            "training",
+            lambda batch: {"loss": np.array(1.0), "discriminator": np.array(np.nan)},
+            {"data": torch.zeros(1, 1, 2, 2)},
         )
 
 

@@ -117,7 +117,7 @@ class MKDDetector(RescalingDetector):
 
 
 def _let_gradients_pass(network: nn.Module) -> None:
-    """Take copies of weights that were moved in inference mode, as nnU-Net's prediction does: those have no gradient."""
+    """Take copies of weights that were moved in inference mode, as nnU-Net does to predict: those have no gradient."""
     with torch.inference_mode(False):
         for layer in network.modules():
             for name, weight in layer.named_parameters(recurse=False):
