@@ -62,7 +62,8 @@ def train(sign, polarity):
     return detector.eval()
 
 
-@pytest.mark.parametrize(("sign", "polarity"), [(1, "bright"), pytest.param(-1, "dark", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("sign", "polarity"), [(1, "bright"), (-1, "dark")])
 def test_lesion_within_the_marrows_range_is_found_and_by_intensity_is_not(sign, polarity):
     detector, rng = train(sign, polarity), np.random.default_rng(1)
     found = {"raw": [], "contrast": [], "pasted": []}
