@@ -229,7 +229,7 @@ def test_verb_writes_plans_beside_nnunets_own_and_says_what_comes_next(folder, c
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert main(["plan_whole_image", "-d", "901"]) == 0
     told = capsys.readouterr().out
-    assert "patch 20 x 112 x 64 voxels, from the largest training image, 20 x 100 x 60" in told
+    assert "patch 20 x 112 x 64 voxels, batch 1, from the largest training image, 20 x 100 x 60" in told
     assert f"nnUNetv2_preprocess -d 901 -plans_name {WHOLE_IMAGE_PLANS} -c 3d_fullres" in told
     assert "UNET-S" in told
     assert {file.name for file in folder.iterdir()} == {*before, f"{WHOLE_IMAGE_PLANS}.json"}
