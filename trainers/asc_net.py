@@ -42,6 +42,7 @@ class ASCNetTrainer(AdversarialTrainer):
     learning_rates = (5e-5, 5e-5)
     quality_keys = ("fence", "disjoint", "reconstruction", "wild_mean", "wild_weight")
     needs_bones: ClassVar[bool] = False
+    whole_image: ClassVar[bool] = True
     mirror_axes = ()
     bias_field: float = 0.0
     mask_rule: str = PEAK

@@ -53,6 +53,8 @@ class DetectorTrainer(AnomalyTrainerBase):
     #: numbers of each validation epoch beside the loss, which the log and the progress figure keep
     quality_keys: ClassVar[tuple[str, ...]] = ()
     training_cases: list[str]
+    #: whether lesions may be anywhere in a data set without bones
+    whole_image: ClassVar[bool] = False
     #: the file whose weights the network has, None after a training
     loaded_checkpoint: Path | None = None
     lesion_labels: list[str] | None = default("lesion_labels")
@@ -299,7 +301,9 @@ class DetectorTrainer(AnomalyTrainerBase):
             data, segmentation, _, properties = dataset.load_case(name)
             case = CaseForValidation(name, np.asarray(data[:]), np.asarray(segmentation[:])[0], properties)
             rivals = self.rivals(self.module, case, self.foreground_labels(), windows)
-            found = validate_case(self.own_detector, case, folder, windows, rivals=rivals, keep=True, **named)
+            found = validate_case(
+                self.own_detector, case, folder, windows, rivals=rivals, keep=True, whole=self.whole_image, **named
+            )
             results.append(found)
         results = sorted((one for of_rank in gathered(results) for one in of_rank), key=lambda result: result["case"])
         if rank() == 0:

@@ -96,11 +96,13 @@ def validate_case(
     bones: Sequence[Sequence[int]],
     rivals: Rivals | None = None,
     keep: bool = False,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Make a detector's maps of one case, write them, and measure them.
 
     Args: bones: label values of each, with those of the lesions in it. keep: whether the map stays for
-        ``thresholds.fit_threshold``, as CASE and ``KEPT``.
+        ``thresholds.fit_threshold``, as CASE and ``KEPT``. whole: whether all that nnU-Net has not cropped away may
+        hold lesions where there are no bones, as of a brain.
     Returns: for "detector", and for each rival by its name, the family's measures and, where the case has lesion
         labels, the voxel-wise AUC for lesion against bone, over all bone and over the bone at least one voxel from its
         surface: of the error image (``AUC_KEYS``), and of the difference, which is above 0.5 where lesions are brighter
@@ -109,8 +111,7 @@ def validate_case(
         three have the average precision over all bone, too.
     """
     image, labels = torch.from_numpy(case.image), torch.from_numpy(case.labels)
-    # Without bones all that nnU-Net has not cropped away may hold lesions, as of a brain.
-    numbers = bone_numbers(labels, bones) if bones else (labels >= 0).long()
+    numbers = (labels >= 0).long() if whole and not bones else bone_numbers(labels, bones)
     # A detector without a bone model of its own is told the bones, as it has to be of new images.
     maps = predict_maps(detector, image, windows, numbers if detector.needs_bones else None)
     lesion_mask = np.isin(case.labels, lesion_labels)

@@ -16,6 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.environment import nnunet_environment
+from nnunetv2_anomaly.trainers.slices import SliceDetectorTrainer
 
 pytestmark = pytest.mark.exhaustive
 #: one of each family; the transfer from the one before it
@@ -105,9 +106,13 @@ def test_training_and_prediction_end_well(started, method):
     assert (base / "out" / "case_5.nii.gz").is_file()
 
 
+#: trainers that learn from slices
+SLICES = [name for name in trainers.__all__ if issubclass(trainers.load_trainer(name), SliceDetectorTrainer)]
+
+
 @pytest.mark.parametrize(
     ("name", "configuration"),
-    [(name, "3d_small") for name in (*trainers.__all__, "without augmentation")]
+    [(name, "2d_whole" if name in SLICES else "3d_small") for name in (*trainers.__all__, "without augmentation")]
     + [(name, "2d_small") for name in CHAIN],
 )
 def test_what_a_worker_is_sent_makes_the_same_batches(trainer_factory, name, configuration):
@@ -117,7 +122,7 @@ def test_what_a_worker_is_sent_makes_the_same_batches(trainer_factory, name, con
     # What of nnU-Net's initialize the loaders need; the rest would want a pre-stage and weights.
     trainer._set_batch_size_and_oversample()
     trainer.dataset_class = nnUNetDatasetBlosc2
-    if name == "AnomalyPreStageTrainer":
+    if name == "AnomalyPreStageTrainer" or name in SLICES:
         trainer.prepare()
     for augmenter in trainer.get_dataloaders():
         loader = augmenter.data_loader
