@@ -204,13 +204,9 @@ class ASCNetTrainer(AdversarialTrainer):
             data, labels, *_ = dataset.load_case(name)
             lesions = np.isin(np.asarray(labels[0]), self.lesions()).sum(axis=(1, 2))
             image = torch.from_numpy(np.asarray(data[:, int(lesions.argmax())]))[None].to(self.device)
-            detector = self.own_detector
-            rescaled = detector.rescale(image)
-            size = rescaled.shape[2:]
-            padding = [(-voxels) % 2**LEVELS for voxels in size]
-            padded = nn.functional.pad(rescaled, (0, padding[1], 0, padding[0]), mode="replicate")
-            cuts = self.module.cuts(padded)
-            pictures = [of[0, 0, : size[0], : size[1]].cpu().numpy() for of in (padded, *cuts)]
+            rescaled = self.own_detector.rescale(self.own_detector.padded(image))
+            size = image.shape[2:]
+            pictures = [of[0, 0, : size[0], : size[1]].cpu().numpy() for of in (rescaled, *self.module.cuts(rescaled))]
             rows.append((name, pictures))
         if not rows:
             return

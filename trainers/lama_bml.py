@@ -89,7 +89,7 @@ class LaMaBMLTrainer(AdversarialTrainer):
 
     def _image_and_hole(self, batch: dict) -> tuple[Tensor, Tensor]:
         data, target = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
-        return self.own_detector.rescale(data), holes_of(target, self.bones_with_lesions(), self.hole == DRAWN)
+        return self.own_detector.rescale(data), holes_of(target, self.bones, self.hole == DRAWN)
 
     def train_step(self, batch: dict) -> dict:
         """A step of either network."""

@@ -74,11 +74,7 @@ class MKDTrainer(SliceDetectorTrainer):
     def rivals(cls, network: Distillation, case: CaseForValidation, labels: Sequence[int], windows: Windows) -> Rivals:
         """No rival; scores of slices, which maps from 0 to 1 in each slice do not tell."""
         slices = torch.from_numpy(case.image).transpose(0, 1).to(windows.device)
-        multiple = network.detector.contract.multiple_of
-        padding = [voxels for size in reversed(slices.shape[2:]) for voxels in (0, -size % multiple)]
-        scores = [
-            network.detector.scores(torch.nn.functional.pad(of, padding, mode="replicate")) for of in slices.split(1)
-        ]
+        scores = [network.detector.scores(network.detector.padded(of)) for of in slices.split(1)]
         found = torch.cat(scores)
         return Rivals(
             {}, lambda image, expected: {"slice_score": float(found.mean()), "largest_slice_score": float(found.max())}

@@ -61,7 +61,8 @@ class SliceDetectorTrainer(DetectorTrainer):
         if world_size() > 1:
             raise UnsupportedError(f"{name} trains on one GPU and was given {world_size()}; leave out -num_gpus")
         labels = ", ".join(self.dataset_json["labels"])
-        if self.needs_bones and not self.bones_with_lesions():
+        self.bones = self.bones_with_lesions()
+        if self.needs_bones and not self.bones:
             advice = f"say which are as '{ROLES_KEY}' in dataset.json, or as the setting 'bone_labels'"
             raise UserError(f"no label is a bone ({labels}), and {name} learns what bone looks like; {advice}")
         if self.lesion_free_slices is None and not self.lesions():
@@ -97,7 +98,7 @@ class SliceDetectorTrainer(DetectorTrainer):
                     fault = f"{self.lesion_free_slices} names {listed_names(unknown)}"
                     raise UserError(f"{fault}; expected cases of {self.plans_manager.dataset_name}, as {min(known)}")
             dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
-            bones = [value for of in self.bones_with_lesions() for value in of] or None
+            bones = [value for of in self.bones for value in of] or None
             divided = divided_slices(
                 dataset, cases, bones, self.lesions(), listed, self.label_manager.ignore_label, rank() == 0
             )

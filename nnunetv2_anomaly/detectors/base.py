@@ -127,13 +127,15 @@ class Detector(nn.Module):
             of_slices = self.maps(image.transpose(1, 2).flatten(0, 1))
             difference, error = (m.unflatten(0, (len(image), -1)).transpose(1, 2) for m in of_slices)
             return difference, error
+        inside: tuple[Any, ...] = (..., *(slice(size) for size in image.shape[2:]))
+        difference, error = (m[inside] for m in self._plain_maps(self.padded(image)))
+        return difference, error
+
+    def padded(self, image: Tensor) -> Tensor:
+        """An image (B, C, *window) whose last voxels go on up to the contract's multiple along each axis."""
         missing = [-size % self.contract.multiple_of for size in image.shape[2:]]
-        if any(missing):
-            padding = [voxels for axis in reversed(missing) for voxels in (0, axis)]
-            inside: tuple[Any, ...] = (..., *(slice(size) for size in image.shape[2:]))
-            difference, error = (m[inside] for m in self._plain_maps(pad(image, padding, mode="replicate")))
-            return difference, error
-        return self._plain_maps(image)
+        padding = [voxels for axis in reversed(missing) for voxels in (0, axis)]
+        return pad(image, padding, mode="replicate") if any(missing) else image
 
     def _plain_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
         difference = self.difference(image)

@@ -9,6 +9,20 @@ from torch import Tensor
 
 from nnunetv2_anomaly.detectors.base import Detector
 
+#: of ImageNet's images, 0 to 1, red, green and blue
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def as_colours(image: Tensor) -> Tensor:
+    """Three channels as they are, of any other number their mean thrice: (B, C, Y, X) -> (B, 3, Y, X)."""
+    return image if image.shape[1] == 3 else image.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+
+
+def as_imagenet(colours: Tensor) -> Tensor:
+    """Colours (B, 3, Y, X), 0 to 1, normalised as networks that were trained on ImageNet take them."""
+    mean, deviation = (torch.tensor(of, device=colours.device)[:, None, None] for of in (_MEAN, _DEVIATION))
+    return (colours - mean) / deviation
+
 
 class RescalingDetector(Detector):
     """Keeps the range of intensities of its training data, channel by channel, which travels with its weights."""

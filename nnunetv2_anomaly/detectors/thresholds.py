@@ -76,7 +76,7 @@ def lesions_in(
 ) -> NDArray[np.integer]:
     """Lesions of a map by a fit.
 
-    Args: scores, bones: as in ``ScoredCase``. slice_axis: across the slices, for Otsu's rule.
+    Args: scores, bones: as in ``ScoredCase``. slice_axis: across the slices, which are opened and closed.
     Returns: (X, Y, Z), the bone's number in its lesions, else 0.
     """
     if "opening_mm" not in fit:

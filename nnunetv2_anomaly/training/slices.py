@@ -98,7 +98,7 @@ def divided_slices(
         chosen = with_host & ~with_lesion
         if listed is None:
             chosen &= ~unknown.any(axis=(1, 2))
-        if listed is not None:
+        else:
             given = np.zeros(len(voxels), bool)
             given[_within(case, sorted(listed.get(case, ())), properties, len(voxels))] = True
             if (given & with_lesion).any():

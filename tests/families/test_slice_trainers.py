@@ -24,16 +24,15 @@ class StoppedError(Exception):
     """As a kill between two epochs."""
 
 
-class Stopped(LaMaBMLTrainer):
-    """Stops as its second epoch begins."""
+def stopping(trainer_class, epoch):
+    """The trainer, stopped as an epoch begins; it writes in the same folder."""
 
     def on_epoch_start(self):
-        if self.current_epoch == 1:
+        if self.current_epoch == epoch:
             raise StoppedError
-        super().on_epoch_start()
+        trainer_class.on_epoch_start(self)
 
-
-Stopped.__name__ = "LaMaBMLTrainer"  # in whose folder it writes
+    return type(trainer_class.__name__, (trainer_class,), {"on_epoch_start": on_epoch_start})
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(trainer_factory):
@@ -41,7 +40,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(trainer_factory):
     whole = trainer_factory("LaMaBMLTrainer", **keywords)
     whole.run_training()
     expected = whole.module.state_dict()
-    first = trainer_factory(Stopped, **keywords)
+    first = trainer_factory(stopping(LaMaBMLTrainer, 1), **keywords)
     with pytest.raises(StoppedError):
         first.run_training()
     resumed = trainer_factory("LaMaBMLTrainer", **keywords)
@@ -255,20 +254,6 @@ def test_a_discriminator_that_is_not_finite_stops_the_training(trainer_factory):
 CUTTING = {"asc_cycles": [2, 1], "seed": 3}
 
 
-class StoppedBefore(ASCNetTrainer):
-    """Stops as its epoch begins."""
-
-    stop_before = 0
-
-    def on_epoch_start(self):
-        if self.current_epoch == self.stop_before:
-            raise StoppedError
-        super().on_epoch_start()
-
-
-StoppedBefore.__name__ = "ASCNetTrainer"
-
-
 @pytest.fixture(scope="module")
 def cut(build_trainer, tmp_path_factory):
     """A trained ASC-Net of six epochs, and its state at the end."""
@@ -281,9 +266,8 @@ def cut(build_trainer, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stop_before", [*(pytest.param(of, marks=pytest.mark.exhaustive) for of in (1, 2, 5)), 3])
-def test_cutting_resumes_in_any_phase(cut, trainer_factory, monkeypatch, stop_before):
-    monkeypatch.setattr(StoppedBefore, "stop_before", stop_before)
-    first = trainer_factory(StoppedBefore, anomaly=CUTTING, **WHOLE)
+def test_cutting_resumes_in_any_phase(cut, trainer_factory, stop_before):
+    first = trainer_factory(stopping(ASCNetTrainer, stop_before), anomaly=CUTTING, **WHOLE)
     with pytest.raises(StoppedError):
         first.run_training()
     resumed = trainer_factory("ASCNetTrainer", anomaly=CUTTING, **WHOLE)

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from nnunetv2_anomaly.detectors.bone_finder import BoneFinder
+from nnunetv2_anomaly.detectors.intensity import as_colours, as_imagenet
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.training.checkpoints import first_difference
 from nnunetv2_anomaly.training.safe_loading import load_file
-
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,7 @@ class PerceptualLoss(nn.Module):
     def _seen(self, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if not self.natural:
             return image * (high - low)[:, None, None] + low[:, None, None]  # as nnU-Net normalised it
-        grey = image.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-        mean, deviation = (torch.tensor(of, device=image.device)[:, None, None] for of in (_MEAN, _DEVIATION))
-        return (grey - mean) / deviation
+        return as_imagenet(as_colours(image.mean(dim=1, keepdim=True)))
 
 
 class _ResNetStages(nn.Module):
@@ -116,18 +113,12 @@ def _encoder(checkpoint: dict[str, Any], file: Path) -> nn.Module:
         raise UserError(f"{file} is no checkpoint of nnU-Net's; expected one of a 2d bone segmentation") from error
     if len(configuration.patch_size) != 2:
         raise UserError(f"{file} is of a network with {len(configuration.patch_size)} axes; expected a 2d one")
-    architecture = (
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-    )
     num_channels = len(given["dataset_json"]["channel_names"])
-    network = get_network_from_plans(*architecture, num_channels, heads, deep_supervision=False)
+    network = BoneFinder.build(configuration, num_channels, heads).network
     if difference := first_difference(weights, network.state_dict()):
         raise UserError(f"{file} is of another network than its plans ({difference}); expected one of nnU-Net's own")
     network.load_state_dict(weights)
-    encoder: nn.Module = network.encoder
-    return encoder
+    return network.get_submodule("encoder")
 
 
 SOURCES = {

@@ -10,14 +10,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.detectors.base import Contract, refuse_to_segment
-from nnunetv2_anomaly.detectors.intensity import RescalingDetector
+from nnunetv2_anomaly.detectors.intensity import RescalingDetector, as_colours, as_imagenet
 from nnunetv2_anomaly.detectors.mkd.localisation import gradient_map
 from nnunetv2_anomaly.detectors.mkd.loss import distance
 from nnunetv2_anomaly.detectors.mkd.networks import CRITICAL, FeatureNetwork, build_cloner
 from nnunetv2_anomaly.detectors.mkd.teacher import digest_of, is_random, load_teacher
 from nnunetv2_anomaly.errors import UserError
-
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 class MKDDetector(RescalingDetector):
@@ -81,13 +79,8 @@ class MKDDetector(RescalingDetector):
 
         Three channels are taken for colours; of any other number both networks see the mean.
         """
-        rescaled = self.rescale(image)
-        if rescaled.shape[1] != 3:
-            rescaled = rescaled.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-        if not self.normalised:
-            return rescaled
-        mean, deviation = (torch.tensor(of, device=image.device)[:, None, None] for of in (_MEAN, _DEVIATION))
-        return (rescaled - mean) / deviation
+        colours = as_colours(self.rescale(image))
+        return as_imagenet(colours) if self.normalised else colours
 
     def distance(self, image: Tensor) -> Tensor:
         """What training lessens, of slices (B, C, Y, X): (B,)."""
