@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 #: lesions by volume, mm3: up to each of these, and larger ones
 SIZES_MM3 = (500.0, 2000.0)
@@ -111,6 +111,25 @@ def hits(counts: pd.DataFrame) -> pd.DataFrame:
     at = counts[counts["threshold"] == best]
     with np.errstate(invalid="ignore"):
         return pd.DataFrame({"knee": at["knee"], "hits": at["found"].to_numpy() / at["lesions"].replace(0, np.nan)})
+
+
+def mask_row(
+    scores: Mapping[str, NDArray],
+    truth: Mapping[str, tuple[NDArray[np.bool_], Mapping[int, NDArray[np.bool_]], float]],
+    made: Mapping[str, NDArray[np.bool_]],
+) -> dict[str, float]:
+    """Dice of all bone voxels of all knees: fitted, of the masks in ``made``, NaN if one lacks; best, over thresholds.
+
+    Args: scores, made: knee -> (Z, Y, X). truth: knee -> lesion within bones, bones, voxel in mm3.
+    """
+    within = {knee: np.logical_or.reduce(list(bones.values())) for knee, (_, bones, _) in truth.items()}
+    lesion = np.concatenate([of[0][within[knee]] for knee, of in truth.items()])
+    precision, recall, _ = precision_recall_curve(lesion, np.concatenate([scores[k][within[k]] for k in truth]))
+    row = {"fitted": math.nan, "best": float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))}
+    if len(made) == len(truth):
+        mask = np.concatenate([made[knee][within[knee]] for knee in truth])
+        row["fitted"] = float(2 * (lesion & mask).sum() / (lesion.sum() + mask.sum()))
+    return row
 
 
 def bone_auc(rows: pd.DataFrame) -> float:

@@ -5,6 +5,7 @@ python -m benchmarks.detectors --data SEGMENTATIONS --folder WORK --num_test 15
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,6 +64,8 @@ class Maps:
     scanner: str
     #: knee -> its score map, (Z, Y, X); larger where more anomalous
     read: Callable[[str], NDArray]
+    #: folder with the lesions by the threshold that its validation found; None for a control
+    folder: Path | None = None
 
 
 def expanded(models: Sequence[Model], seeds: Sequence[int]) -> list[Model]:
@@ -109,7 +112,7 @@ class Bench:
             "-device", experiment.arguments.device,
         ]  # fmt: skip
         after = [experiment.steps()[training_of(detector, fold)]]
-        if detector.needs_bones:
+        if detector.of_slices:
             finder = self.bone_finder(detector)
             words += ["--bones", str(experiment.detector_folder(finder))]
             after.append(experiment.steps()[training_of(finder, fold)])
@@ -136,7 +139,8 @@ class Bench:
                 for fold in self.experiment.arguments.folds:
                     folder = self.output(detector, fold, scanner)
                     training = f"seed{detector.seed}-fold{fold}"
-                    yield Maps(name, training, scanner, lambda knee, f=folder: _read(f / f"{knee}_error.nii.gz"))
+                    read = functools.partial(_read_map, folder)
+                    yield Maps(name, training, scanner, read, folder)
 
     def _image(self, knee: str, scanner: str) -> NDArray:
         return _read(self.images(scanner) / f"{knee}_0000.nii.gz")
@@ -178,8 +182,12 @@ def _read(path: Path) -> NDArray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(np.float32)
 
 
+def _read_map(folder: Path, knee: str) -> NDArray:
+    return _read(folder / f"{knee}_error.nii.gz")
+
+
 def measure(bench: Bench, maps: Maps) -> dict[str, pd.DataFrame]:
-    """What one set of maps gives: knees, bones and lesions, a row each."""
+    """What one set of maps gives: knees, bones, lesions and slices, a row each; and a row of masks by thresholds."""
     truth = {knee: bench.truth(knee) for knee in bench.knees}
     scores = {knee: maps.read(knee) for knee in bench.knees}
     thresholds = thresholds_of(
@@ -198,6 +206,9 @@ def measure(bench: Bench, maps: Maps) -> dict[str, pd.DataFrame]:
     table = pd.DataFrame(knees).merge(detector_scores.hits(pd.concat(counts)), on="knee")
     found = {"knees": table, "bones": pd.DataFrame(of_bones), "lesions": pd.DataFrame(of_lesions)}
     found["slices"] = pd.DataFrame(of_slices)
+    files = {} if maps.folder is None else {knee: maps.folder / f"{knee}_lesions.nii.gz" for knee in truth}
+    made = {knee: _read(file) > 0 for knee, file in files.items() if file.is_file()}
+    found["masks"] = pd.DataFrame([detector_scores.mask_row(scores, truth, made)])
     head = {"detector": maps.detector, "training": maps.training, "scanner": maps.scanner}
     return {name: frame.assign(**head) for name, frame in found.items()}
 
@@ -287,6 +298,20 @@ def scanner_table(knees: pd.DataFrame) -> Table:
     return Table("By simulated scanner", ("detector", *scanners), tuple(rows), (note,), words=1)
 
 
+def mask_table(masks: pd.DataFrame) -> Table:
+    """Dice of lesions by thresholds, in the labelled bones."""
+    rows = []
+    for detector, own in masks.groupby("detector", sort=False):
+        values = own[["fitted", "best"]].mean()
+        rows.append((word_cell("detector", detector), *(Cell(number(v, 3), values={k: v}) for k, v in values.items())))
+    titles = ("detector", "Dice, its own threshold", "Dice, best threshold")
+    note = (
+        "Dice of all voxels in the labelled bones of all knees. Its own threshold: what anomaly_maps writes, as the "
+        "validation found it; best: chosen on the held-out knees, which no detector can have."
+    )
+    return Table("Masks by thresholds", titles, tuple(rows), (note,), words=1)
+
+
 def cost_table(bench: Bench) -> Table:
     """Parameters, and seconds on the way, of each family's first training."""
     experiment, rows, seen = bench.experiment, [], set()
@@ -317,6 +342,7 @@ def report(bench: Bench, command: str, num_processes: int) -> None:
     tables = {
         "detectors": main_table(plain["knees"], plain["bones"]),
         "lesions": lesion_table(plain["lesions"]),
+        "masks": mask_table(plain["masks"]),
         **slice_tables(plain["slices"].rename(columns={"detector": "model"})),
         "cost": cost_table(bench),
     }

@@ -14,11 +14,14 @@ import nnunetv2_anomaly.trainers as trainers
 from benchmarks.ablation import check_choices
 from nnunetv2_anomaly.detectors.base import detector_class
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.plans.settings import known_settings
+from nnunetv2_anomaly.plans.settings import default, known_settings
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, detector_families, setting_tables
 
 #: trainer of a detector -> its family
 DETECTOR_TRAINERS = {family.trainer: family.name for family in detector_families().values()}
+
+#: family whose phases are repeated -> settings of their epochs; the sum of ``asc_cycles`` says how often
+_REPEATED = {"asc_net": ("asc_discriminator_epochs", "asc_main_epochs")}
 
 #: keys of a model that choose the maps of ``ablation.AblationTrainer``
 _ABLATION_KEYS = ("channel", "weight", "mask_known")
@@ -103,13 +106,14 @@ class Detector:
 
     @property
     def of_slices(self) -> bool:
-        """Whether it takes whole slices."""
-        return detector_class(self.family).contract.window == "whole"
+        """Whether it takes whole slices, and the bones that another detector segments."""
+        return detector_class(self.family).contract.dimensions == (2,)
 
     @property
-    def needs_bones(self) -> bool:
-        """Whether bones have to be given to it."""
-        return detector_class(self.family).takes_bones and self.of_slices
+    def cycles(self) -> int:
+        """How often its phases are repeated."""
+        of_setting = {"asc_cycles": default("asc_cycles"), **dict(self.settings)}["asc_cycles"]
+        return sum(of_setting) if self.family in _REPEATED else 1
 
     @property
     def configuration(self) -> str:
@@ -120,13 +124,13 @@ class Detector:
         """Whole epochs of each phase by its setting, one at least, for the iterations of a full pre-stage's phases.
 
         The iterations are those of the inpainting family's phases; another family shares out their sum as its
-        defaults do.
+        defaults do, over all its cycles.
         """
-        trainer = getattr(trainers, self.trainer)
-        settings = [*getattr(trainer, "phase_settings", {"": "num_epochs"}).values()]
+        phases = getattr(getattr(trainers, self.trainer), "phase_settings", {"": "num_epochs"})
+        settings = _REPEATED.get(self.family, tuple(phases.values()))
         if self.family != DEFAULT_DETECTOR:
             shares = np.array([known_settings()[name].default for name in settings], dtype=float)
-            budget = (sum(budget) * shares / shares.sum()).tolist()
+            budget = (sum(budget) * shares / shares.sum() / self.cycles).tolist()
         epochs = [max(1, round(self.share * iterations / per_epoch)) for iterations in budget]
         return dict(zip(settings, epochs, strict=True))
 
@@ -135,7 +139,8 @@ class Detector:
         iterations = " + ".join(str(epochs * per_epoch) for epochs in self.epochs(budget, per_epoch).values())
         share = f" (for {round(100 * self.share)} %)" if self.share != 1 else ""
         parts = [self.family] if self.family != DEFAULT_DETECTOR else []
-        parts += [f"{iterations} iterations{share}"]
+        repeated = f" in each of {self.cycles} cycles" if self.cycles > 1 else ""
+        parts += [f"{iterations} iterations{repeated}{share}"]
         parts += [f"margin {self.margin_mm:g} mm"] if self.family == DEFAULT_DETECTOR else []
         parts += [f"augmentation {self.augmentation}"] if self.augmentation else []
         parts += [f"{name} {value}" for name, value in self.settings]
@@ -241,9 +246,9 @@ def parse_model(word: str) -> Model:
 
 
 def _own_settings(family: str) -> tuple[str, ...]:
-    """Settings of a family's table, that are not its budget."""
+    """Settings that its training may have: those of its table that are no budget, and the learning rate."""
     table = setting_tables(detector_families()).get(family, {})
-    return tuple(name for name in table if not name.endswith("_epochs"))
+    return "prestage_learning_rate", *(name for name in table if not name.endswith("_epochs"))
 
 
 def _detector(word: str, options: dict[str, Any], own: dict[str, Any]) -> Detector:

@@ -70,12 +70,26 @@ def test_hits_are_counted_at_one_false_component_a_bone():
     assert detector_scores.hits(counts.assign(knee="a"))["hits"].tolist() == [0.0]
 
 
+def test_masks_are_judged_by_their_own_threshold_and_by_the_best():
+    scores, lesion, bones = knee()
+    scores[0, 0, :4] = 1.0  # as bright as the lesion's eight voxels
+    scores[lesion] = np.linspace(1, 2, 8)
+    truth, half = {"a": (lesion, bones, 1.0)}, {"a": lesion & (scores > 1.5)}
+    row = detector_scores.mask_row({"a": scores}, truth, half)
+    assert row == {"fitted": pytest.approx(2 * 4 / 12), "best": pytest.approx(2 * 7 / 15)}
+    assert np.isnan(detector_scores.mask_row({"a": scores}, truth, {})["fitted"])
+
+
 def test_every_family_is_trained_once_for_each_seed():
     words = [f"{family}={trainer}" for trainer, family in DETECTOR_TRAINERS.items()]
     models = detectors.expanded(parse_models(words), [0, 1])
     assert len({model.detector.name for model in models}) == 2 * len(DETECTOR_TRAINERS)
-    budget = [sum(model.detector.epochs((1200, 900), 100).values()) for model in models]
-    assert budget == [21] * len(models)  # the same for all
+    detectors_of = {model.detector.family: model.detector for model in models}
+    budget = {name: sum(of.epochs((1200, 900), 100).values()) * of.cycles for name, of in detectors_of.items()}
+    assert budget == {**dict.fromkeys(detectors_of, 21), "asc_net": 24}  # the same for all, in whole epochs of 4 cycles
+    (fewer,) = parse_models(["ASCNetTrainer:asc_cycles=[2,1],prestage_learning_rate=0.001"])
+    assert fewer.detector.epochs((1200, 900), 100) == {"asc_discriminator_epochs": 2, "asc_main_epochs": 5}
+    assert fewer.detector.title((1200, 900), 100).startswith("asc_net, 200 + 500 iterations in each of 3 cycles")
     with pytest.raises(UserError, match="is no detector alone"):
         detectors.expanded(parse_models(["nnUNetTrainer"]), [0])
     wide, narrow = parse_models(["LaMaBMLTrainer", "narrow=LaMaBMLTrainer:lama_features=8,hole=drawn"])
@@ -98,14 +112,23 @@ def test_bench_of_phantoms_from_images_to_tables(tmp_path, capfd):
         "bones=BoneContrastTrainer",
     ]
     options += ["lama=LaMaBMLTrainer:lama_features=4,lama_blocks=1,discriminator_features=4"]
+    options += ["asc=ASCNetTrainer:asc_features=2,asc_cycles=[1,1]"]
     assert detectors.main(options) == 0, capfd.readouterr()
     knees = pd.read_csv(folder / "detectors_knees.csv")
-    assert set(knees["detector"]) == {"raw intensity", "contrast in the labelled bones", "bones", "lama"}
-    assert len(knees) == 2 * 4 * 5  # knees, detectors, scanners
+    assert set(knees["detector"]) == {"raw intensity", "contrast in the labelled bones", "bones", "lama", "asc"}
+    assert len(knees) == 2 * 5 * 5  # knees, detectors, scanners
     means = knees[knees["scanner"] == "as it is"].groupby("detector")["auc"].mean()
     assert means["contrast in the labelled bones"] > means["raw intensity"] > 0.6
     text = (folder / "detectors.md").read_text()
-    titles = ("Detectors on held-out knees", "By size, contrast and bone", "Cost", "By simulated scanner")
+    masks = pd.read_csv(folder / "detectors_masks.csv").set_index(["detector", "scanner"])["best"]
+    assert masks["contrast in the labelled bones", "as it is"] > masks["raw intensity", "as it is"] > 0.01
+    titles = (
+        "Masks by thresholds",
+        "Detectors on held-out knees",
+        "By size, contrast and bone",
+        "Cost",
+        "By simulated scanner",
+    )
     for title in (*titles, "Lesions, slice by slice", "Slices by the area of their lesions"):
         assert f"**{title}**" in text
     before = (folder / "detectors_knees.csv").read_bytes()
