@@ -2,7 +2,7 @@
 
 The processes are those of concurrent.futures. This module adds that none of them outlives the command and that none
 leaves a half-written file, whether the command ends by Ctrl-C, SIGTERM or SIGKILL; joblib guarantees neither (see
-docs/explanation/decisions.md).
+docs/explanation/decisions/code.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Simulated knees as files: images, labels and what is abnormal, from label maps, phantoms or both.
 
 OUTPUT/images/<case>_0000.nii.gz   int16, 0 to 1000, where 1000 is the simulation's level 1.0
-OUTPUT/labels/<case>.nii.gz        uint8, 0 to 9, the label map given or drawn
+OUTPUT/labels/<case>.nii.gz        uint8, 0 to 9, the label map given or drawn; with dataset.json, their names
 OUTPUT/anomalies/<case>.nii.gz     uint8, 0 or the lesion label 7, 8, 9, unlabelled extra lesions included
 OUTPUT/manifest.json, OUTPUT/overview.png
 """
@@ -164,6 +164,13 @@ def simulate_folder(
         shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
         save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)
         write_colour_tables(output_folder, LABELS)
+        description = {
+            "channel_names": {"0": "MR"},
+            "labels": LABELS,
+            "numTraining": len(sources),
+            "file_ending": ".nii.gz",
+        }
+        write_text(output_folder / "labels" / "dataset.json", json.dumps(description, indent=2) + "\n")
     return manifest
 
 

@@ -1,8 +1,13 @@
 """What the docs claim, compared with the code."""
 
 import json
+import os
 import pkgutil
 import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 from places import ROOT
@@ -37,15 +42,17 @@ def table_rows(text: str) -> list[str]:
 @pytest.mark.parametrize("owner", SETTING_TABLES)
 def test_settings_page_has_the_table_of_every_owner_as_it_is(owner):
     heading = f"Detector family {owner}" if owner in DETECTORS else owner.capitalize()
+    page = "detector-settings" if owner in (*DETECTORS, "detectors") else "settings"
     expected = [
         f"| `{name}` | `{json.dumps(setting.default)}` | {setting.accepts} | {setting.meaning} |"
         for name, setting in SETTING_TABLES[owner].items()
     ]
-    assert table_rows(sections(reference("settings"))[heading]) == expected
+    assert table_rows(sections(reference(page))[heading]) == expected
 
 
-def test_settings_page_has_no_table_that_does_not_exist():
-    assert len(sections(reference("settings"))) == len(SETTING_TABLES)
+def test_settings_pages_have_no_table_that_does_not_exist():
+    headings = [*sections(reference("settings")), *sections(reference("detector-settings"))]
+    assert len(headings) == len(SETTING_TABLES)
 
 
 def test_trainers_page_has_every_trainer():
@@ -150,10 +157,41 @@ def test_sentences_of_the_troubleshooting_page_are_those_of_the_code():
         path.read_text() for folder in ("nnunetv2_anomaly", "trainers") for path in (ROOT / folder).rglob("*.py")
     )
     source = re.sub(r'"\s*\n\s*\+?\s*\(?f?"', "", source)
-    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text(), re.MULTILINE)
-    assert len(rows) > 20
+    text = "".join(page.read_text() for page in (DOCS / "how-to").glob("troubleshooting*.md"))
+    rows = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(rows) > 40
     parts = [(sentence, part.strip(" :,;()'")) for sentence in rows for part in sentence.split("…")]
     assert [(sentence, part) for sentence, part in parts if part not in source] == []
+
+
+#: pages for readers; lab notes are as long as what was measured
+READABLE = [page for page in PAGES if "lab-notes" not in page.parts]
+COMMANDS = re.compile(r"([^\n]*)\n *```bash\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", READABLE, ids=lambda page: page.name)
+def test_no_page_is_longer_than_a_reader_bears(page):
+    assert len(page.read_text().split()) <= 1500
+
+
+@pytest.mark.parametrize("page", READABLE, ids=lambda page: page.name)
+def test_commands_are_marked_as_needing_data_or_run_in_a_test(page):
+    marks = {mark.strip() for mark, _ in COMMANDS.findall(page.read_text())}
+    assert marks <= {"<!-- needs data -->", "<!-- runs in a test -->", "<!-- ci: demo -->", "<!-- ci: tests -->"}
+
+
+def test_commands_that_need_no_data_run(tmp_path):
+    """Each in an empty folder, as a reader would paste it; ``needs data`` is on what names files of the reader's."""
+    blocks = [block for page in READABLE for mark, block in COMMANDS.findall(page.read_text()) if "in a test" in mark]
+    assert len(blocks) >= 2
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for number, block in enumerate(blocks):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        done = subprocess.run(
+            ["bash", "-ec", textwrap.dedent(block)], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True
+        )
+        assert done.returncode == 0, (block, done.stderr[-2000:])
 
 
 def test_benchmarks_that_the_docs_name_are_there():

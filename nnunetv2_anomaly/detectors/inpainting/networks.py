@@ -57,7 +57,7 @@ class ReconstructionNetwork(SummingUNet):
     def start_at(self, mean_intensity: Tensor) -> None:
         """Let the untrained output be the mean intensity of each channel, (C,) in (0, 1), not 0.5.
 
-        Without it a short training spends itself on finding the mean: see docs/explanation/decisions.md.
+        Without it a short training spends itself on finding the mean: see docs/explanation/decisions/detectors.md.
         """
         mean = mean_intensity.to(self.output.weight).clamp(1e-3, 1 - 1e-3)
         self.output.get_parameter("bias").copy_(torch.logit(mean))

@@ -14,7 +14,7 @@ def learning_rate_of_phase(steps: int, *, distilling: bool, chosen: float | None
     """Initial learning rate and exponent of the polynomial decay of a phase of ``steps`` optimiser steps.
 
     A phase of at least the published length runs as published: 5e-4, constant (exponent 0). A shorter one would end
-    as a blur: it starts at 2e-3 and decays to 0 (docs/explanation/decisions.md has the measurements). ``chosen``
+    as a blur: it starts at 2e-3 and decays to 0 (docs/explanation/decisions/detectors.md has them). ``chosen``
     replaces the learning rate and leaves the decay.
     """
     published = steps >= PUBLISHED_STEPS["distillation" if distilling else "inpainting"]
