@@ -163,14 +163,7 @@ def simulate_folder(
     with write_failures_as_user_errors(output_folder):
         shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
         save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)
-        write_colour_tables(output_folder, LABELS)
-        description = {
-            "channel_names": {"0": "MR"},
-            "labels": LABELS,
-            "numTraining": len(sources),
-            "file_ending": ".nii.gz",
-        }
-        write_text(output_folder / "labels" / "dataset.json", json.dumps(description, indent=2) + "\n")
+        _write_names(output_folder, len(sources))
     return manifest
 
 
@@ -355,6 +348,13 @@ def _phantom_grid(
 def _write_manifest(output_folder: Path, manifest: dict) -> None:
     ordered = {**manifest, "cases": dict(sorted(manifest["cases"].items()))}
     write_text(output_folder / MANIFEST, json.dumps(ordered, indent=2) + "\n")
+
+
+def _write_names(output_folder: Path, num_cases: int) -> None:
+    """What labels mean: for ``measure`` and ``evaluate``, and as colours."""
+    write_colour_tables(output_folder, LABELS)
+    description = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": num_cases, "file_ending": ".nii.gz"}
+    write_text(output_folder / "labels" / "dataset.json", json.dumps(description, indent=2) + "\n")
 
 
 def _shown(cases: dict[str, dict]) -> dict[str, dict]:
