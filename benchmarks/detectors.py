@@ -27,6 +27,7 @@ from benchmarks.models import DETECTOR_TRAINERS, Detector, Model, parse_models
 from benchmarks.naive_vs_aware import build_parser, checked, ended_well, run_in_folder
 from benchmarks.scanners import AS_IT_IS, SCANNERS, write_as_by
 from nnunetv2_anomaly.detectors.artefact import detector_of
+from nnunetv2_anomaly.detectors.base import Detector as DetectorNetwork
 from nnunetv2_anomaly.detectors.level import contrast_within
 from nnunetv2_anomaly.detectors.thresholds import OTSU, lesions_in, thresholds_of
 from nnunetv2_anomaly.errors import UserError
@@ -312,8 +313,20 @@ def mask_table(masks: pd.DataFrame) -> Table:
     return Table("Masks by thresholds", titles, tuple(rows), (note,), words=1)
 
 
+def passes(detector: DetectorNetwork, image: torch.Tensor) -> int:
+    """How often its networks are run for the maps of an image, (B, C, *axes)."""
+    networks = [child for child in detector.children() if next(child.parameters(), None) is not None]
+    run: list[str] = []
+    hooks = [network.register_forward_hook(lambda of, *_: run.append(type(of).__name__)) for network in networks]
+    with torch.no_grad():
+        detector.maps(image)
+    for hook in hooks:
+        hook.remove()
+    return len(run)
+
+
 def cost_table(bench: Bench) -> Table:
-    """Parameters, and seconds on the way, of each family's first training."""
+    """Parameters, passes, and seconds on the way, of each family's first training."""
     experiment, rows, seen = bench.experiment, [], set()
     fold = experiment.arguments.folds[0]
     for detector, name in bench.names.items():
@@ -326,10 +339,17 @@ def cost_table(bench: Bench) -> Table:
         parameters = sum(parameter.numel() for parameter in found.parameters())
         training = experiment.record(training_of(detector, fold), "seconds")
         seconds = experiment.record(bench.step(detector, fold, AS_IT_IS).name, "seconds") / len(bench.knees)
-        numbers = {"parameters": (parameters, 0), "training": (training, 0), "a_knee": (seconds, 1)}
+        patch = predictor.configuration_manager.patch_size
+        window = torch.zeros(1, 1, *patch)  # the images have one channel
+        numbers = {
+            "parameters": (parameters, 0),
+            "passes": (passes(found, window), 0),
+            "training": (training, 0),
+            "a_knee": (seconds, 1),
+        }
         cells = [Cell(number(value, digits), values={key: value}) for key, (value, digits) in numbers.items()]
         rows.append((word_cell("detector", name), *cells))
-    titles = ("detector", "parameters at prediction", "training, seconds", "maps of a knee, seconds")
+    titles = ("detector", "parameters", "passes a window", "training, seconds", "maps of a knee, seconds")
     return Table("Cost", titles, tuple(rows), ("Several steps ran side by side: not for comparing closely.",), words=1)
 
 
