@@ -319,7 +319,8 @@ def passes(detector: DetectorNetwork, image: torch.Tensor) -> int:
     run: list[str] = []
     hooks = [network.register_forward_hook(lambda of, *_: run.append(type(of).__name__)) for network in networks]
     with torch.no_grad():
-        detector.maps(image)
+        bones = torch.ones(len(image), *image.shape[2:], dtype=torch.int64)
+        _ = detector.maps_in(image, bones) if detector.needs_bones else detector.maps(image)
     for hook in hooks:
         hook.remove()
     return len(run)

@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import detector_scores, detectors
 from benchmarks.models import DETECTOR_TRAINERS, parse_models
+from nnunetv2_anomaly.detectors.asc_net.detector import ASCNetDetector
 from nnunetv2_anomaly.errors import UserError
 
 BONES = (1, 3)
@@ -78,6 +80,12 @@ def test_masks_are_judged_by_their_own_threshold_and_by_the_best():
     row = detector_scores.mask_row({"a": scores}, truth, half)
     assert row == {"fitted": pytest.approx(2 * 4 / 12), "best": pytest.approx(2 * 7 / 15)}
     assert np.isnan(detector_scores.mask_row({"a": scores}, truth, {})["fitted"])
+
+
+def test_passes_of_networks_are_counted():
+    detector = ASCNetDetector(num_channels=1, features=2, polarity="bright").eval()
+    assert detectors.passes(detector, torch.zeros(1, 1, 32, 16)) == 1
+    assert detectors.passes(detector, torch.zeros(1, 1, 3, 32, 16)) == 1  # three slices at once
 
 
 def test_every_family_is_trained_once_for_each_seed():
