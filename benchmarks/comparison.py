@@ -19,7 +19,7 @@ from benchmarks.channel_use import AS_TRAINED, CHANGES, channel_use
 from benchmarks.experiment import Experiment, Repeat, epoch_seconds, is_older, training_of
 from benchmarks.figures import difference_drawing
 from benchmarks.focal_weights import focal_weight_table
-from benchmarks.stress_tables import stress_difference_table, stress_drawing, stress_rows, stress_table
+from benchmarks.stress_tables import stress_difference_table, stress_drawings, stress_rows, stress_table
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
 from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
@@ -91,7 +91,7 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
         tables["channel_use"] = channel_table(used)
     tables["cost"] = cost_table(experiment)
     drawings = difference_drawings(evaluation, lesions)
-    drawings += [stress_drawing(experiment)] if experiment.arguments.stress else []
+    drawings += stress_drawings(experiment, rows) if experiment.arguments.stress else []
     lines = [line.strip("`") for line in (*made_by, _introduction(experiment))]
     shown = [Picture(drawing.figure, drawing.alt, drawing.alt) for drawing in drawings]
     sections = [Section("The comparison", [*lines, *shown, *tables.values()])]

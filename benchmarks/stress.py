@@ -19,7 +19,6 @@ from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, CARTILAGES, NAMES
 from nnunetv2_anomaly.measurements import evaluate_case
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.simulation.dess import STRESS
-from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE
 
 CLEAN = "clean"
 #: each a simulation of all held-out knees; all but the first with ``simulate --stress KIND``
@@ -69,7 +68,7 @@ def measure(
         of the filled bone that it encloses without being it, and, where a lesion lies in the bone, covered, the share
         of the lesion that was segmented as its bone.
     """
-    prediction, reference = (_with_lesions_as_bone(labels) for labels in (prediction, reference))
+    prediction, reference = (with_lesions_as_bone(labels) for labels in (prediction, reference))
     present = [label for label in (*BONES, *CARTILAGES) if (reference == label).any()]
     diagonal = math.dist((0,) * reference.ndim, np.multiply(reference.shape, spacing_mm))
     found = evaluate_case(reference, prediction, spacing_mm, present, missing_distance_mm=diagonal)
@@ -83,13 +82,20 @@ def measure(
             own = prediction == label
             filled = int(ndimage.binary_fill_holes(own).sum())
             row["holes"] = (filled - int(own.sum())) / filled if filled else math.nan
-            lesion = (anomalies == LESION_OF_BONE[label]) & (reference == label)
+            lesion = lesion_in_bone(anomalies, reference) == label
             row["covered"] = float(own[lesion].mean()) if lesion.any() else math.nan
         rows.append(row)
     return rows
 
 
-def _with_lesions_as_bone(labels: NDArray) -> NDArray[np.uint8]:
+def lesion_in_bone(anomalies: NDArray, reference: NDArray) -> NDArray[np.uint8]:
+    """The bone's label where a lesion lies within the bone that holds it, else 0. Args: label maps of one shape."""
+    bones, held_by = with_lesions_as_bone(reference), with_lesions_as_bone(anomalies)
+    return np.where((anomalies > 0) & (bones == held_by), bones, 0).astype(np.uint8)
+
+
+def with_lesions_as_bone(labels: NDArray) -> NDArray[np.uint8]:
+    """The labels with those of lesions replaced by the bone's."""
     table = np.arange(256, dtype=np.uint8)
     table[list(BONE_OF_LESION)] = list(BONE_OF_LESION.values())
     return table[labels.astype(np.uint8)]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from benchmarks.cells import over_trainings
 from benchmarks.experiment import Experiment
-from benchmarks.stress import FAR_MM, KINDS, measure_files
+from benchmarks.stress import FAR_MM, KINDS, lesion_in_bone, measure_files, with_lesions_as_bone
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.results import RAW
 from nnunetv2_anomaly.evaluation.tables import Measure
@@ -28,6 +32,11 @@ from nnunetv2_anomaly.simulation.dess import STRESS
 AS_THEY_ARE = "as they are"
 SETS = (KINDS[0], AS_THEY_ARE, *KINDS[1:])
 _LESION_COLOUR = "#C1121F"
+#: a kind of ``STRESS``
+_BRIGHT = "bright"
+#: labels in the legend, and headings that are no model's name
+_NAMED = ("femoral_bone", "femoral_cartilage", "tibial_bone", "tibial_cartilage", "patellar_bone", "patellar_cartilage")
+_TITLES = {"labels": "reference"}
 _BONES, _CARTILAGES = "bones", "cartilages"
 
 _DSC = {"factor": 100.0, "digits": 1, "larger_is_better": True}
@@ -134,46 +143,78 @@ def stress_difference_table(rows: pd.DataFrame) -> Table:
     )
 
 
-def stress_drawing(experiment: Experiment) -> Picture:
-    """A held-out knee with each kind of stress lesion, and what each model's first training makes of it."""
+def stress_drawings(experiment: Experiment, rows: pd.DataFrame) -> list[Picture]:
+    """Knees with stress lesions, and what first trainings make of them: all models and kinds; two models, bright ones.
+
+    Of each kind the knee is the typical one, see ``typical_knee``, from the first model to the last.
+    """
     first = {repeat.model.name: repeat for repeat in reversed(experiment.repeats) if not repeat.model.mask_known}
     models = [model.name for model in experiment.models if model.name in first]
-    knee = next(iter(experiment.cases(first[models[0]])))
-    return Picture(
-        _figure(experiment, {model: experiment.stress_predictions(first[model]) for model in models}, knee),
-        f"Knee {knee} with lesions that training never showed (red outline), sagittal slices through most of them, and "
-        "its segmentations before clean-up.",
-        "Segmentations of lesions that training never showed",
-        "stress",
+    folders = {model: experiment.stress_predictions(first[model]) for model in models}
+    cases = experiment.cases(first[models[0]])
+    knees = {kind: typical_knee(rows, kind, models[0], models[-1], cases) for kind in STRESS}
+    title = "Segmentations of lesions that training never showed"
+    shown = (
+        "Lesions that training never showed (red outline), sagittal slices through most of them, and segmentations "
+        f"before clean-up; red: lesion within the bone that was not given to it. Knees: {', '.join(knees.values())}."
     )
+    two, bright = {name: folders[name] for name in (models[0], models[-1])}, {_BRIGHT: knees[_BRIGHT]}
+    return [
+        Picture(_figure(experiment, folders, knees), shown, title, "stress"),
+        Picture(_figure(experiment, two, bright), shown, f"{title}, bright ones", "stress_bright"),
+    ]
+
+
+def typical_knee(rows: pd.DataFrame, kind: str, baseline: str, model: str, knees: Collection[str]) -> str:
+    """Of some knees the one whose gain of a model over another in what is covered is the median; of two the lower."""
+    groups = by_group(rows)
+    own = groups[(groups["set"] == kind) & (groups["group"] == _BONES) & groups["knee"].isin([*knees])]
+    covered = own.pivot_table(index="knee", columns="model", values="covered")
+    gains = (covered[model] - covered[baseline]).sort_values(kind="stable")
+    return str(gains.index[(len(gains) - 1) // 2])
 
 
 @own_style
-def _figure(experiment: Experiment, predictions: dict[str, Path], knee: str) -> Figure:
-    palette = label_palette(LABELS, LABELS.values())
-    colours = ListedColormap([palette[value] for value in sorted(palette)])
-    figure = Figure(figsize=(2.0 * (len(predictions) + 2), 2.2 * len(STRESS)), layout="constrained")
-    for row, kind in zip(figure.subplots(len(STRESS), len(predictions) + 2, squeeze=False), STRESS, strict=True):
+def _figure(experiment: Experiment, predictions: dict[str, Path], knees: dict[str, str]) -> Figure:
+    columns = len(predictions) + 2
+    figure = Figure(figsize=(2.0 * columns, 2.3 * len(knees) + 0.4), layout="constrained")
+    for row, (kind, knee) in zip(figure.subplots(len(knees), columns, squeeze=False), knees.items(), strict=True):
         parts = {part: experiment.stress / kind / part for part in ("images", "anomalies", "labels")}
         files = {part: folder / f"{knee}.nii.gz" for part, folder in parts.items()}
         files["images"] = parts["images"] / f"{knee}_0000.nii.gz"
         files |= {model: folder / f"{knee}_{kind}.nii.gz" for model, folder in predictions.items()}
         images = {name: oriented(sitk.ReadImage(str(file))) for name, file in files.items()}
         volumes = {name: sitk.GetArrayFromImage(image) for name, image in images.items()}
-        spacing, place = images["labels"].GetSpacing(), int(np.argmax((volumes["anomalies"] > 0).sum((0, 1))))
-        image, lesion = (volumes.pop(name)[:, :, place] for name in ("images", "anomalies"))
-        for axis, (name, shown) in zip(row, {"": None, **volumes}.items(), strict=True):
-            grid = {"origin": "lower", "aspect": spacing[2] / spacing[1]}
+        place = int(np.argmax((volumes["anomalies"] > 0).sum((0, 1))))
+        slices = {name: volume[:, :, place] for name, volume in volumes.items()}
+        image, lesion = slices.pop("images"), slices.pop("anomalies")
+        spacing = images["labels"].GetSpacing()
+        grid = {"origin": "lower", "aspect": spacing[2] / spacing[1]}
+        for axis, (name, labels) in zip(row, {kind: None, **slices}.items(), strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=np.percentile(image, 99.5), **grid)
-            if shown is not None:
-                labels = np.ma.masked_equal(shown[:, :, place], 0)
-                axis.imshow(labels, cmap=colours, vmin=-0.5, vmax=9.5, alpha=0.5, interpolation="nearest", **grid)
-            axis.contour(lesion > 0, levels=[0.5], colors=_LESION_COLOUR, linewidths=0.8)
+            if labels is not None:
+                _draw_labels(axis, labels, lesion_in_bone(lesion, slices["labels"]), grid)
+            axis.contour(lesion > 0, levels=[0.5], colors=_LESION_COLOUR, linewidths=0.9)
             axis.set(xticks=[], yticks=[])
-            if kind == next(iter(STRESS)):
-                axis.set_title(name.replace("labels", "reference").replace("_", " "), fontsize=9)
-        row[0].set_ylabel(kind, fontsize=9)
+            axis.set_title(
+                f"{kind} lesion" if labels is None else _TITLES.get(name, name.replace("_", " ")), fontsize=9
+            )
+    palette = label_palette(LABELS, LABELS.values())
+    shown = [Patch(color=(*palette[LABELS[name]], 0.6), label=name.replace("_", " ")) for name in _NAMED]
+    shown.append(Patch(facecolor=_LESION_COLOUR, alpha=0.8, label="lesion not given to its bone"))
+    figure.legend(handles=shown, loc="outside lower center", ncols=len(shown), fontsize=8, frameon=False)
     return figure
+
+
+def _draw_labels(axis: Axes, labels: NDArray, bone: NDArray, grid: dict[str, Any]) -> None:
+    """Labels in colour; red and counted what of a lesion is not its bone. Args: bone: label of it there, else 0."""
+    palette = label_palette(LABELS, LABELS.values())
+    colours = ListedColormap([palette[value] for value in sorted(palette)])
+    shown = np.ma.masked_equal(labels, 0)
+    axis.imshow(shown, cmap=colours, vmin=-0.5, vmax=9.5, alpha=0.5, interpolation="nearest", **grid)
+    missed = (bone > 0) & (with_lesions_as_bone(labels) != bone)
+    axis.imshow(np.ma.masked_equal(missed, False), cmap=ListedColormap([_LESION_COLOUR]), alpha=0.8, **grid)
+    axis.set_xlabel(f"{100 * (1 - missed.sum() / max(1, (bone > 0).sum())):.0f} % given to its bone", fontsize=8)
 
 
 def _mean_cell(rows: pd.DataFrame, measure: Measure) -> Cell:

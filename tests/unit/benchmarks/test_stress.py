@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from benchmarks.focal_weights import tissue_weights
-from benchmarks.stress import KINDS, link_images, measure, write_healthy_maps
-from benchmarks.stress_tables import stress_difference_table, stress_table
+from benchmarks.stress import KINDS, lesion_in_bone, link_images, measure, write_healthy_maps
+from benchmarks.stress_tables import stress_difference_table, stress_table, typical_knee
 
 #: distance of voxels, (z, y, x)
 SPACING_MM = (3.0, 2.0, 1.0)
@@ -137,3 +137,16 @@ def test_differences_are_tested_over_knees_and_shown_over_trainings(rows):
     assert found["covered_p"] == pytest.approx(2 / 2**6)  # six knees, all of one sign
     assert [found["covered_low"], found["covered_high"]] == pytest.approx([10, 20])
     assert (found["bones_dsc"], found["bones_dsc_p"]) == (0, 1)
+
+
+def test_the_knee_that_is_drawn_has_the_median_gain(rows):
+    gains = {"k0": 0.3, "k1": 0.1, "k2": 0.2, "k3": 0.9, "k4": 0.0, "k5": 0.4}
+    better = rows["model"] == "other"
+    rows.loc[better, "covered"] = 0.5 + rows["knee"].map(gains) + 0.01 * rows["knee"].str[1].astype(int)
+    assert typical_knee(rows, "bright", "plain", "other", list(gains)) == "k2"
+    assert typical_knee(rows, "bright", "plain", "other", ["k3", "k5", "k0"]) == "k5"
+
+
+def test_lesions_count_within_the_bone_that_holds_them_alone():
+    anomalies, reference = np.array([7, 7, 7, 8, 0, 9]), np.array([1, 7, 3, 3, 1, 0])
+    assert lesion_in_bone(anomalies, reference).tolist() == [1, 1, 0, 3, 0, 0]
