@@ -82,17 +82,17 @@ class AnomalyAwareNetwork(nn.Module):
         self.detector.eval()
         return self
 
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, image: Tensor, *targets: Any) -> Any:
         """Segment a normalised image.
 
-        Args: image: (B, C, *patch_size), as nnU-Net normalised it.
-        Returns: what the planned network returns: logits (B, classes, *patch_size), or with deep supervision a list
-            of them, full resolution first.
+        Args: image: (B, C, *patch_size), as nnU-Net normalised it. targets: for a segmenter that makes its own losses.
+        Returns: what the segmenter returns: logits (B, classes, *patch_size), or with deep supervision a list
+            of them, full resolution first; with targets what it makes of them.
         """
         with torch.no_grad():
             difference, self.latest_error_image = self.detector.maps(image)
             channel = error_channel(difference, self.latest_error_image, self.error_channel_coefficients)
-        return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1))
+        return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1), *targets)
 
 
 def error_channel(difference: Tensor, error: Tensor, coefficients: Tensor) -> Tensor:
