@@ -159,7 +159,7 @@ TRAINERS: dict[str, Trainer] = {
 #: verbs of ``nnUNetv2_anomaly`` in the order of its help; each is a module of command_line
 VERBS = (
     "demo", "convert", "simulate", "plan_whole_image", "published_chain", "anomaly_maps", "detect_lesions",
-    "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
+    "instances", "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
 )  # fmt: skip
 #: verb -> its earlier names, which still work
 VERB_ALIASES = {"anomaly_maps": ("error_images",)}

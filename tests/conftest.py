@@ -65,6 +65,7 @@ TINY_SETTINGS = {
     "mask_rcnn_weights": "none",
     "mask_rcnn_features": 8,
     "mask_rcnn_size": None,
+    "mask_rcnn_boxes": 32,
     "num_epochs": 2,
     "num_iterations_per_epoch": 3,
     "num_val_iterations_per_epoch": 1,

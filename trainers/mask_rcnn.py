@@ -49,6 +49,7 @@ class _OfInstances(SegmentationTrainer):
     mask_rcnn_size: int | None = default("mask_rcnn_size")
     mask_rcnn_skip_level: int | None = default("mask_rcnn_skip_level")
     mask_rcnn_score: float = default("mask_rcnn_score")
+    mask_rcnn_boxes: int = default("mask_rcnn_boxes")
     mask_rcnn_batch_size: int | None = default("mask_rcnn_batch_size")
     min_instance_pixels: int = default("min_instance_pixels")
     empty_slice_rate: float = default("empty_slice_rate")

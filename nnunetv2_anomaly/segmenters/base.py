@@ -89,10 +89,14 @@ class AnomalyAwareNetwork(nn.Module):
         Returns: what the segmenter returns: logits (B, classes, *patch_size), or with deep supervision a list
             of them, full resolution first; with targets what it makes of them.
         """
-        with torch.no_grad():
-            difference, self.latest_error_image = self.detector.maps(image)
-            channel = error_channel(difference, self.latest_error_image, self.error_channel_coefficients)
-        return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1), *targets)
+        return self.segmenter(self.seen(image), *targets)
+
+    @torch.no_grad()
+    def seen(self, image: Tensor) -> Tensor:
+        """What the segmenter is given of an image (B, C, *patch_size): (B, C + error channels, *patch_size)."""
+        difference, self.latest_error_image = self.detector.maps(image)
+        channel = error_channel(difference, self.latest_error_image, self.error_channel_coefficients)
+        return torch.cat((image, channel.to(image.dtype)), dim=1)
 
 
 def error_channel(difference: Tensor, error: Tensor, coefficients: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
 """Mask R-CNN by nnU-Net's own loop: what it learns from, resume, prediction, the detector in front, and refusals."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
+from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
+from nnunetv2_anomaly.prediction.instances import predict_instances
+from nnunetv2_anomaly.segmenters.mask_rcnn.network import MaskRCNNSegmenter
 from nnunetv2_anomaly.trainers import IMaskRCNNTrainer
 from nnunetv2_anomaly.training.safe_loading import load_file
 
@@ -142,3 +148,61 @@ def test_patches_smaller_than_slices_are_warned_of(trainer_factory):
     whole = trainer_factory("IMaskRCNNTrainer", **WHOLE)
     whole.on_train_start()
     assert "smaller than slices" not in Path(whole.log_file).read_text()
+
+
+@pytest.fixture(scope="module")
+def models(build_trainer, tmp_path_factory):
+    """nnUNet_results with improved Mask R-CNN without and with a detector, fold 0, that report whatever they propose."""
+    results = tmp_path_factory.mktemp("instances")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_results", str(results))
+        for name in ("AnomalyPreStageTrainer", "IMaskRCNNTrainer", "IMaskRCNNSTrainer"):
+            build_trainer(name, anomaly={"num_epochs": 1, "mask_rcnn_score": 0.05}, **WHOLE).run_training()
+    return results
+
+
+@pytest.mark.parametrize("name", ["IMaskRCNNTrainer", "IMaskRCNNSTrainer"])
+def test_instances_are_listed_in_the_images_own_voxels(models, tiny_dataset, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("nnUNet_results", str(models))
+    size = sitk.ReadImage(str(tiny_dataset.raw / "imagesTs" / "case_5_0000.nii.gz")).GetSize()
+
+    def always(self, image):
+        """A box of a known place in the padded patch of 32 x 32."""
+        one = {"boxes": torch.tensor([[10.0, 8.0, 16.0, 20.0]]), "labels": torch.tensor([2])}
+        return [{**one, "scores": torch.tensor([0.75]), "masks": torch.ones(1, 1, 56, 56)}]
+
+    options = ["-i", str(tiny_dataset.raw / "imagesTs"), "-d", "801", "-c", "2d_whole", "-device", "cpu", "-tr", name]
+    assert main(["instances", *options, "-o", str(tmp_path / "found")]) == 0
+    found = json.loads((tmp_path / "found" / "case_5_instances.json").read_text())
+    assert found["axes"] == {"slice": 2, "y": 1, "x": 0}
+    assert found["instances"]
+    for row in found["instances"]:
+        assert row["fold"] == 0
+        assert row["class"] in ("femoral_bone", "femoral_cartilage", "femoral_lesion")
+        assert 0.05 <= row["score"] <= 1
+        assert 0 <= row["slice"] < size[2]
+    monkeypatch.setattr(MaskRCNNSegmenter, "detect", always)
+    assert main(["instances", *options, "-o", str(tmp_path / "always")]) == 0
+    rows = json.loads((tmp_path / "always" / "case_5_instances.json").read_text())["instances"]
+    assert [row["slice"] for row in rows] == list(range(size[2]))
+    # Slices of 22 x 24 lie in the middle of the patch: 5 rows and 4 columns from its edges.
+    start = [(32 - size[0]) // 2, (32 - size[1]) // 2]
+    assert rows[0]["box"] == [10 - start[0], 8 - start[1], 16 - start[0], 20 - start[1]]
+    kept = (tmp_path / "always" / "case_5_instances.json").stat().st_mtime_ns
+    assert main(["instances", *options, "-o", str(tmp_path / "always"), "--continue_prediction"]) == 0
+    assert (tmp_path / "always" / "case_5_instances.json").stat().st_mtime_ns == kept
+
+
+def test_a_model_without_instances_and_slices_that_are_cut_are_refused(models, tiny_dataset, tmp_path, capsys):
+    folder = next(models.glob("*/AnomalyPreStageTrainer__*"))
+    keywords = {"folds": [0], "device": torch.device("cpu")}
+    with pytest.raises(UserError, match=r"finds no instances; expected IMaskRCNNTrainer"):
+        predict_instances(tiny_dataset.raw / "imagesTs", tmp_path / "none", folder, **keywords)
+    cut = next(models.glob("*/IMaskRCNNTrainer__*"))
+    plans = json.loads((cut / "plans.json").read_text())
+    copied = tmp_path / "model"
+    shutil.copytree(cut, copied)
+    plans["configurations"]["2d_whole"]["patch_size"] = [16, 16]
+    (copied / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(UserError, match=r"slices of case_5 have 22 x 24 voxels, and the model sees 16 x 16"):
+        predict_instances(tiny_dataset.raw / "imagesTs", tmp_path / "cut", copied, **keywords)

@@ -97,7 +97,7 @@ def class_logits(
 def listed_instances(detected: Mapping[str, Tensor], names: Mapping[int, str]) -> list[dict[str, Any]]:
     """Instances of a slice in plain numbers, best first: label, class, score, box (x1, y1, x2, y2 in pixels).
 
-    Args: detected: of one slice, as torchvision returns it. names: of label values.
+    Args: detected: of one slice, "labels" (N,), "scores" (N,), "boxes" (N, 4). names: of label values.
     """
     found = zip(detected["labels"].tolist(), detected["scores"].tolist(), detected["boxes"].tolist(), strict=True)
     rows = [{"label": value, "class": names[value], "score": score, "box": box} for value, score, box in found]

@@ -41,6 +41,7 @@ class MaskRCNNShape:
     learns_norm: bool  # group normalisation, for a start without weights
     size: int  # pixels of the longer side of a slice in the network
     score: float  # least one of an instance
+    boxes: int = 512  # of each training slice
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], improved: bool, patch_size: tuple[int, ...]) -> MaskRCNNShape:
@@ -53,6 +54,7 @@ class MaskRCNNShape:
             learns_norm=settings["mask_rcnn_weights"] == NONE,
             size=settings["mask_rcnn_size"] or max(patch_size),
             score=settings["mask_rcnn_score"],
+            boxes=settings["mask_rcnn_boxes"],
         )
 
 
@@ -151,6 +153,7 @@ def _build(shape: MaskRCNNShape, channels: int, num_classes: int) -> nn.Module:
         box_head=TwoMLPHead(features * 7**2, 4 * features),
         box_predictor=FastRCNNPredictor(4 * features, num_classes),
         box_score_thresh=shape.score,
+        box_batch_size_per_image=shape.boxes,
         mask_roi_pool=pool,
         mask_head=head,
         mask_predictor=predictor,

@@ -20,6 +20,7 @@ BONE, RIM = 1, 2
 
 def shape(improved=True, **changes):
     values = {"backbone": "small", "features": 16, "skip_level": None, "learns_norm": True, "size": 64, "score": 0.5}
+    values["boxes"] = 32
     return MaskRCNNShape(improved=improved, **{**values, **changes})
 
 
