@@ -152,7 +152,7 @@ def test_patches_smaller_than_slices_are_warned_of(trainer_factory):
 
 @pytest.fixture(scope="module")
 def models(build_trainer, tmp_path_factory):
-    """nnUNet_results with improved Mask R-CNN without and with a detector, fold 0, that report whatever they propose."""
+    """nnUNet_results with improved Mask R-CNN without and with a detector, fold 0, that report all they propose."""
     results = tmp_path_factory.mktemp("instances")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(results))

@@ -61,8 +61,8 @@ SETTINGS: dict[str, Setting] = {
     "mask_rcnn_boxes": Setting(
         512,
         *whole(4),
-        "boxes of each training slice whose class is learned, as in torchvision; the masks of a quarter of them at most "
-        "are learned, which is what training takes most time for",
+        "boxes of each training slice whose class is learned, as in torchvision; at most a quarter of them have masks "
+        "to learn, which is what training takes most time for",
     ),
     "mask_rcnn_batch_size": Setting(
         2, *or_null(whole(1), "that of the plans"), "slices in a batch, on each GPU where there are several"
