@@ -94,6 +94,8 @@ def test_predictions_lie_on_the_images_grid_and_agree_after_export_and_installat
     predicted = sitk.ReadImage(str(base / "out" / "one" / "hip_5.nii.gz"))
     for of in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(predicted, of)() == getattr(image, of)()
+    found, fluid = (sitk.GetArrayFromImage(of) > 0 for of in (predicted, drawn_effusions(0, 6)[5].labels()))
+    assert 2 * (found & fluid).sum() / (found.sum() + fluid.sum()) > 0.5  # 0.79 after 40 steps
     expected = (base / "out" / "one" / "hip_5.nii.gz").read_bytes()
     assert (base / "out" / "modelfolder" / "hip_5.nii.gz").read_bytes() == expected
     assert (base / "out" / "again" / "hip_5.nii.gz").read_bytes() == expected
@@ -105,10 +107,10 @@ def test_instances_lie_where_fluid_is(done):
     base, _ = done
     found = json.loads((base / "out" / "instances" / "hip_5_instances.json").read_text())
     assert found["axes"] == {"slice": 1, "y": 2, "x": 0}  # coronal
-    case = drawn_effusions(0, 6)[5]
-    fluid = sitk.GetArrayFromImage(case.labels())  # z, y, x
-    best = sorted(found["instances"], key=lambda row: -row["score"])[:5]
-    assert len(best) == 5
-    for row in best:
+    fluid = sitk.GetArrayFromImage(drawn_effusions(0, 6)[5].labels()) > 0  # z, y, x
+    covered = np.zeros_like(fluid)
+    for row in (row for row in found["instances"] if row["score"] >= 0.5):
         x1, y1, x2, y2 = (round(edge) for edge in row["box"])
-        assert fluid[y1:y2, row["slice"], x1:x2].any()
+        covered[y1:y2, row["slice"], x1:x2] = True
+    assert (covered & fluid).sum() > 0.8 * fluid.sum()
+    assert covered.mean() < 0.6
