@@ -34,7 +34,7 @@ _LEARNING_RATE = 1e-3
 _LARGEST_GRADIENT = 12.0
 
 
-class _OfInstances(SegmentationTrainer):
+class InstanceTrainer(SegmentationTrainer):
     """Learns instances from the label maps of slices: Adam, 1e-3, constant, 300 epochs (Felfeliyan et al.).
 
     Batch, augmentation and steps of an epoch are not published: two slices, nnU-Net's augmentation but for mirroring,
@@ -206,19 +206,19 @@ class _OfInstances(SegmentationTrainer):
         self.started_from = checkpoint[_KEY]
 
 
-class MaskRCNNTrainer(_OfInstances):
+class MaskRCNNTrainer(InstanceTrainer):
     """torchvision's Mask R-CNN, masks of 28 x 28."""
 
     improved = False
 
 
-class IMaskRCNNTrainer(_OfInstances):
+class IMaskRCNNTrainer(InstanceTrainer):
     """Improved Mask R-CNN: a second RoIAlign of 56 x 56, and masks of that size."""
 
     improved = True
 
 
-class IMaskRCNNSTrainer(_OfInstances, AnomalyAwareSegmentation):
+class IMaskRCNNSTrainer(InstanceTrainer, AnomalyAwareSegmentation):
     """Improved Mask R-CNN that sees the detector's error as a further channel, which weights the mask loss as well.
 
     Of one image channel and one map the network sees image, image and error. The mask loss of each pixel is multiplied
