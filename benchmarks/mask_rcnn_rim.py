@@ -46,9 +46,9 @@ def trained(improved: bool, seed: int, steps: int) -> tuple[MaskRCNNSegmenter, f
     start = perf_counter(), process_time()
     for _ in range(steps):
         images, labels = zip(*(drawn_slice(random) for _ in range(2)), strict=True)
-        targets = [instances_of(of, (BONE, CARTILAGE), 4) for of in labels]
+        network.targets = [instances_of(of, (BONE, CARTILAGE), 4) for of in labels]
         optimizer.zero_grad()
-        sum(network(torch.from_numpy(np.stack(images))[:, None], targets).values()).backward()
+        sum(network(torch.from_numpy(np.stack(images))[:, None]).values()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
     return network.eval(), perf_counter() - start[0], process_time() - start[1]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
+from torch import nn
 
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.segmenters.loss import focal_weight
 from nnunetv2_anomaly.segmenters.mask_rcnn.instances import instances_of
 from nnunetv2_anomaly.segmenters.mask_rcnn.loading import EmptySlicesAtRate, empty_slices
-from nnunetv2_anomaly.segmenters.mask_rcnn.network import MaskRCNNSegmenter, MaskRCNNShape, check_torchvision
+from nnunetv2_anomaly.segmenters.mask_rcnn.network import (
+    MaskRCNNSegmenter,
+    MaskRCNNShape,
+    SumOfLosses,
+    check_torchvision,
+)
 from nnunetv2_anomaly.segmenters.mask_rcnn.settings import IMAGENET
 from nnunetv2_anomaly.segmenters.mask_rcnn.weights import start_from
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareSegmentation
@@ -30,8 +33,6 @@ from nnunetv2_anomaly.training.pretrained import given_weights_file
 #: key of a checkpoint under which is recorded what the training began with
 _KEY = "anomaly_mask_rcnn"
 _LEARNING_RATE = 1e-3
-#: nnU-Net's own
-_LARGEST_GRADIENT = 12.0
 
 
 class InstanceTrainer(SegmentationTrainer):
@@ -111,7 +112,7 @@ class InstanceTrainer(SegmentationTrainer):
         return adam_at_constant_rate(self.network, self.initial_lr, self.num_epochs)
 
     def _build_loss(self) -> nn.Module:
-        return nn.Identity()  # the network has the losses
+        return SumOfLosses()
 
     def initialize(self) -> None:
         """As in the base, with the weights of the settings, and thin labels before those that they lie on."""
@@ -145,50 +146,25 @@ class InstanceTrainer(SegmentationTrainer):
     # -------------------------------------------------------------- training
 
     def train_step(self, batch: dict) -> dict:
-        """A step of Adam on the sum of the losses."""
-        return self.judged("training", self._train, batch)
+        """As in the base, with each of the losses."""
+        self._give_targets(batch)
+        result = super().train_step(batch)
+        return {**result, **{name: of.detach().cpu().numpy() for name, of in self.loss.latest.items()}}
 
     def validation_step(self, batch: dict) -> dict:
-        """The losses of validation slices, and what nnU-Net counts for its pseudo Dice."""
-        return self.judged("validation", self._validate, batch)
-
-    def _losses(self, batch: dict) -> dict[str, Tensor]:
-        """Of a batch, each by its name; in training mode."""
-        maps, values = batch["target"][:, 0].numpy(), self.label_manager.foreground_labels
-        targets = [instances_of(labels, values, self.min_instance_pixels) for labels in maps]
-        there = [{name: of.to(self.device) for name, of in target.items()} for target in targets]
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            losses: dict[str, Tensor] = self.network(batch["data"].to(self.device, non_blocking=True), there)
-        return losses
-
-    def _train(self, batch: dict) -> dict:
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(batch)
-        loss = sum(losses.values(), torch.zeros((), device=self.device))
-        if self.grad_scaler is None:
-            loss.backward()
-        else:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT)
-        if self.grad_scaler is None:
-            self.optimizer.step()
-        else:
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        return {name: of.detach().cpu().numpy() for name, of in {"loss": loss, **losses}.items()}
-
-    @torch.no_grad()
-    def _validate(self, batch: dict) -> dict:
+        """As in the base, with the losses of training on validation slices."""
+        self._give_targets(batch)
         self.network.train()
-        losses = self._losses(batch)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            self.loss(self.network(batch["data"].to(self.device)), None)
         self.network.eval()
-        scores = self.module(batch["data"].to(self.device))
-        chosen = torch.zeros_like(scores).scatter_(1, scores.argmax(dim=1, keepdim=True), 1)
-        counts = get_tp_fp_fn_tn(chosen, batch["target"].to(self.device), axes=(0, 2, 3))[:3]
-        named = zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True)
-        loss = sum(float(of) for of in losses.values())
-        return {"loss": np.array(loss), **{name: of.cpu().numpy()[1:] for name, of in named}}
+        return super().validation_step(batch)
+
+    def _give_targets(self, batch: dict) -> None:
+        """Make instances of the labels of a batch, for the network's next pass."""
+        values, maps = self.label_manager.foreground_labels, batch["target"][:, 0].numpy()
+        targets = [instances_of(labels, values, self.min_instance_pixels) for labels in maps]
+        self.segmenter.targets = [{name: of.to(self.device) for name, of in target.items()} for target in targets]
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """As in nnU-Net, with each loss in the log."""

@@ -82,14 +82,14 @@ class AnomalyAwareNetwork(nn.Module):
         self.detector.eval()
         return self
 
-    def forward(self, image: Tensor, *targets: Any) -> Any:
+    def forward(self, image: Tensor) -> Any:
         """Segment a normalised image.
 
-        Args: image: (B, C, *patch_size), as nnU-Net normalised it. targets: for a segmenter that makes its own losses.
+        Args: image: (B, C, *patch_size), as nnU-Net normalised it.
         Returns: what the segmenter returns: logits (B, classes, *patch_size), or with deep supervision a list
-            of them, full resolution first; with targets what it makes of them.
+            of them, full resolution first; of Mask R-CNN in training its losses.
         """
-        return self.segmenter(self.seen(image), *targets)
+        return self.segmenter(self.seen(image))
 
     @torch.no_grad()
     def seen(self, image: Tensor) -> Tensor:

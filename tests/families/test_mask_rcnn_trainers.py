@@ -110,7 +110,8 @@ def test_a_detector_in_front_is_seen_and_weights_the_mask_loss(trainer_factory):
         trainer.beta = beta
         torch.manual_seed(0)
         trainer.network.train()
-        return trainer._losses(batch)["loss_mask"]
+        trainer._give_targets(batch)
+        return trainer.network(batch["data"])["loss_mask"]
 
     plain, weighted = mask_loss(0.0), mask_loss(1e3)
     assert seen[0].shape[1] == 2  # image and error

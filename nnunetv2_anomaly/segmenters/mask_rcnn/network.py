@@ -69,6 +69,9 @@ class MaskRCNNSegmenter(nn.Module):
     """
 
     goes_first: Tensor
+    #: instances of the slices that come next in training mode, as ``instances_of`` makes them: nnU-Net's training step
+    #: hands a network images alone
+    targets: list[dict[str, Tensor]] | None = None
     #: weight of the mask loss of each pixel, (B, 1, Y, X), of the slices that are about to be learned; None: all alike
     mask_weight: Callable[[], Tensor] | None = None
 
@@ -102,22 +105,37 @@ class MaskRCNNSegmenter(nn.Module):
             detected["boxes"] = detected["boxes"] * detected["boxes"].new_tensor((*factors[::-1], *factors[::-1]))
         return found
 
-    def forward(self, image: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Tensor | dict[str, Tensor]:
-        """Class scores of slices, or with targets the losses.
+    def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
+        """Class scores of slices, or in training mode the losses of ``targets``.
 
-        Args: image: (B, C, Y, X), as nnU-Net normalised it. targets: of each slice, as ``instances_of`` makes them; in
-            training mode only.
-        Returns: without targets (B, num_classes, Y, X), as ``class_logits`` has it, in evaluation mode only; with
-            targets the losses of class, box, mask, objectness and proposals, scalars.
+        Args: image: (B, C, Y, X), as nnU-Net normalised it.
+        Returns: in evaluation mode (B, num_classes, Y, X), as ``class_logits`` has it; in training mode the losses of
+            class, box, mask, objectness and proposals, scalars by name.
         """
-        if targets is None:
+        if not self.training:
             size = image.shape[2:]
             scale = self.size / max(size)
             return class_logits(self.detect(image), self.num_classes, size, self.goes_first, scale)
-        if self.mask_weight is not None:
+        targets, self.targets = self.targets, None
+        if targets is not None and self.mask_weight is not None:
             weights = self.mask_weight()[:, 0]
             targets = [{**target, "weight": weight} for target, weight in zip(targets, weights, strict=True)]
         return self.rcnn(list(_three_channels(image)), targets)
+
+
+class SumOfLosses(nn.Module):
+    """The loss that nnU-Net's steps ask for: the sum of what the network gives in training mode.
+
+    Its validation step asks with class scores, and is given the sum of the latest training pass.
+    """
+
+    latest: Mapping[str, Tensor]
+
+    def forward(self, output: Tensor | Mapping[str, Tensor], target: Any) -> Tensor:
+        """Args: output: of the network. target: (B, 1, Y, X), not used. Returns: scalar."""
+        if isinstance(output, Mapping):
+            self.latest = output
+        return torch.stack(list(self.latest.values())).sum()
 
 
 def _three_channels(image: Tensor) -> Tensor:
