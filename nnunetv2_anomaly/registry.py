@@ -104,6 +104,11 @@ SEGMENTERS: dict[str, SegmenterFamily] = {
             "nnunetv2_anomaly.segmenters.published.networks:PublishedNetwork",
             "UNET and CAN, plain or with additive deep supervision (Woo et al., Appendix A)",
         ),
+        SegmenterFamily(
+            "mask_rcnn",
+            "nnunetv2_anomaly.segmenters.mask_rcnn.network:MaskRCNNSegmenter",
+            "Mask R-CNN on slices, plain or improved (Felfeliyan et al.)",
+        ),
     )
 }
 
@@ -112,6 +117,7 @@ SETTING_TABLES = {
     "every trainer": "nnunetv2_anomaly.plans.settings:SHARED",
     "detectors": "nnunetv2_anomaly.detectors.settings:SETTINGS",
     "segmentation": "nnunetv2_anomaly.segmenters.settings:SETTINGS",
+    "instances in slices": "nnunetv2_anomaly.segmenters.mask_rcnn.settings:SETTINGS",
 }
 
 TRAINERS: dict[str, Trainer] = {
@@ -136,6 +142,11 @@ TRAINERS: dict[str, Trainer] = {
     "CANTrainer": Trainer("published", "published", "CAN"),
     "CANPlusTrainer": Trainer("published", "published", "CAN+"),
     "CANSTrainer": Trainer("published", "published", "CAN-S", anomaly_aware=True),
+    "MaskRCNNTrainer": Trainer("mask_rcnn", "mask_rcnn", "Mask R-CNN on slices"),
+    "IMaskRCNNTrainer": Trainer("mask_rcnn", "mask_rcnn", "improved Mask R-CNN on slices"),
+    "IMaskRCNNSTrainer": Trainer(
+        "mask_rcnn", "mask_rcnn", "improved Mask R-CNN on slices and error image", anomaly_aware=True
+    ),
     "UNETTransferTrainer": Trainer("transfer", "published", "UNET, transferred"),
     "UNETPlusTransferTrainer": Trainer("transfer", "published", "UNET+, transferred"),
     "UNETSTransferTrainer": Trainer("transfer", "published", "UNET-S, transferred", anomaly_aware=True),
@@ -148,7 +159,7 @@ TRAINERS: dict[str, Trainer] = {
 #: verbs of ``nnUNetv2_anomaly`` in the order of its help; each is a module of command_line
 VERBS = (
     "demo", "convert", "simulate", "plan_whole_image", "published_chain", "anomaly_maps", "detect_lesions",
-    "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
+    "instances", "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
 )  # fmt: skip
 #: verb -> its earlier names, which still work
 VERB_ALIASES = {"anomaly_maps": ("error_images",)}

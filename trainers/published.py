@@ -22,11 +22,11 @@ from nnunetv2_anomaly.plans.strides import planned_strides
 from nnunetv2_anomaly.segmenters.published.loading import EveryCaseOnceLoader
 from nnunetv2_anomaly.segmenters.published.loss import MultiClassDiceLoss
 from nnunetv2_anomaly.segmenters.published.networks import CAN, UNET, NetworkShape, PublishedNetwork
-from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.trainers.anomaly_aware import PUBLISHED_ALPHA, AnomalyAwareSegmentation
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training.augmentation import transforms_without_augmentation
 from nnunetv2_anomaly.training.distributed import rank, world_size
+from nnunetv2_anomaly.training.optimization import adam_at_constant_rate
 
 
 class PublishedProtocol(SegmentationTrainer):

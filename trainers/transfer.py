@@ -13,11 +13,11 @@ from torch import nn
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.published.loss import WeightedDiceLoss
-from nnunetv2_anomaly.segmenters.published.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.trainers import published
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training import augmentation, pretrained
+from nnunetv2_anomaly.training.optimization import adam_at_constant_rate
 
 
 class TransferProtocol(SegmentationTrainer):

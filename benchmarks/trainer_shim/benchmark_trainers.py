@@ -7,5 +7,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.ablation import AblationTrainer, BudgetedNNUNetTrainer
+from benchmarks.equal_time import EqualTimeIMaskRCNNTrainer, EqualTimeMaskRCNNTrainer, EqualTimeNNUNetTrainer
 
-__all__ = ["AblationTrainer", "BudgetedNNUNetTrainer"]
+__all__ = [
+    "AblationTrainer", "BudgetedNNUNetTrainer", "EqualTimeIMaskRCNNTrainer", "EqualTimeMaskRCNNTrainer",
+    "EqualTimeNNUNetTrainer",
+]  # fmt: skip

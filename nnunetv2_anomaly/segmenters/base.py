@@ -82,17 +82,21 @@ class AnomalyAwareNetwork(nn.Module):
         self.detector.eval()
         return self
 
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, image: Tensor) -> Any:
         """Segment a normalised image.
 
         Args: image: (B, C, *patch_size), as nnU-Net normalised it.
-        Returns: what the planned network returns: logits (B, classes, *patch_size), or with deep supervision a list
-            of them, full resolution first.
+        Returns: what the segmenter returns: logits (B, classes, *patch_size), or with deep supervision a list
+            of them, full resolution first; of Mask R-CNN in training its losses.
         """
-        with torch.no_grad():
-            difference, self.latest_error_image = self.detector.maps(image)
-            channel = error_channel(difference, self.latest_error_image, self.error_channel_coefficients)
-        return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1))
+        return self.segmenter(self.seen(image))
+
+    @torch.no_grad()
+    def seen(self, image: Tensor) -> Tensor:
+        """What the segmenter is given of an image (B, C, *patch_size): (B, C + error channels, *patch_size)."""
+        difference, self.latest_error_image = self.detector.maps(image)
+        channel = error_channel(difference, self.latest_error_image, self.error_channel_coefficients)
+        return torch.cat((image, channel.to(image.dtype)), dim=1)
 
 
 def error_channel(difference: Tensor, error: Tensor, coefficients: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ SETTINGS: dict[str, Setting] = {
     "segmentation_learning_rate": Setting(
         None,
         *or_null(POSITIVE, "the trainer's own"),
-        "initial learning rate; the trainer's own: 0.01 as in nnU-Net, 5e-4 as published, 2.5e-4 in transfer",
+        "initial learning rate; the trainer's own: 0.01 as in nnU-Net, 5e-4 as published, 2.5e-4 in transfer, 1e-3 in "
+        "Mask R-CNN",
     ),
 }

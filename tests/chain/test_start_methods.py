@@ -16,6 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.environment import nnunet_environment
+from nnunetv2_anomaly.trainers.mask_rcnn import InstanceTrainer
 from nnunetv2_anomaly.trainers.slices import SliceDetectorTrainer
 
 pytestmark = pytest.mark.exhaustive
@@ -107,7 +108,9 @@ def test_training_and_prediction_end_well(started, method):
 
 
 #: trainers that learn from slices
-SLICES = [name for name in trainers.__all__ if issubclass(trainers.load_trainer(name), SliceDetectorTrainer)]
+SLICES = [
+    name for name in trainers.__all__ if issubclass(trainers.load_trainer(name), SliceDetectorTrainer | InstanceTrainer)
+]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_what_a_worker_is_sent_makes_the_same_batches(trainer_factory, name, con
     # What of nnU-Net's initialize the loaders need; the rest would want a pre-stage and weights.
     trainer._set_batch_size_and_oversample()
     trainer.dataset_class = nnUNetDatasetBlosc2
-    if name == "AnomalyPreStageTrainer" or name in SLICES:
+    if hasattr(trainer, "prepare"):
         trainer.prepare()
     for augmenter in trainer.get_dataloaders():
         loader = augmenter.data_loader

@@ -16,6 +16,7 @@ RELEASE = "2.8.1"
 HOOKS = {
     "__init__": ("plans", "configuration", "fold", "dataset_json", "device"),
     "_build_loss": (),
+    "_do_i_compile": (),
     "_set_batch_size_and_oversample": (),
     "build_network_architecture": (
         "plans_manager",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from nnunetv2_anomaly.detectors.mkd.networks import FeatureNetwork, build_teache
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import sha256_of
 from nnunetv2_anomaly.training.safe_loading import load_file
+from nnunetv2_anomaly.training.torchvision_weights import torchvision_file
 
 TORCHVISION = "torchvision"
 _FILE, _RANDOM = re.compile(r"file:(.+)"), re.compile(r"random:(\d+)")
@@ -56,16 +56,7 @@ def load_teacher(source: str) -> tuple[FeatureNetwork, str]:
 def _of_torchvision() -> Path:
     from torchvision.models import VGG16_Weights
 
-    weights = VGG16_Weights.IMAGENET1K_V1
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-    if not file.is_file():
-        try:
-            weights.get_state_dict(progress=False, check_hash=True)
-        except (URLError, OSError, RuntimeError) as error:
-            fault = f"{file} does not exist, and {weights.url} cannot be downloaded ({error})"
-            advice = "put it there, or set 'teacher_weights' to file:PATH of a copy"
-            raise UserError(f"{fault}; expected the weights of the teacher, so {advice}") from error
-    return file
+    return torchvision_file(VGG16_Weights.IMAGENET1K_V1, "the weights of the teacher", "teacher_weights")
 
 
 def _drawn(teacher: FeatureNetwork, seed: int) -> FeatureNetwork:

@@ -93,3 +93,27 @@ def test_conversion():
     assert "2 cases, one process" in printed
     assert re.search(r"ratio of the medians +[0-9.]+$", printed, re.MULTILINE)
     assert "The command with -np 1" in printed
+
+
+def test_mask_rcnn():
+    words = ("--backbone", "small", "--sizes", "384", "--batches", "1", "2", "--calls", "1")
+    rows = re.findall(
+        r"(?m)^\| (plain|improved) \| 384 \| (\d) \| ([0-9.]+) \| ([0-9.]+) \|$", output_of("mask_rcnn", *words)
+    )
+    assert [row[:2] for row in rows] == [("plain", "1"), ("plain", "2"), ("improved", "1"), ("improved", "2")]
+    assert all(float(number) > 0 for row in rows for number in row[2:])
+
+
+def test_mask_rcnn_on_thin_cartilage():
+    printed = output_of("mask_rcnn_rim", "--seeds", "1", "--steps", "1")
+    rows = re.findall(r"(?m)^\| (plain|improved) \| 0 \| ([0-9.]+) \| ([0-9.]+) \|", printed)
+    assert [row[0] for row in rows] == ["plain", "improved"]
+    assert all(0 <= float(number) <= 1 for row in rows for number in row[1:])
+
+
+def test_chain_of_mask_rcnn(tmp_path):
+    write_phantoms(tmp_path / "maps", 4, ".nii.gz")
+    words = ["--folder", str(tmp_path / "chain"), "--labels", str(tmp_path / "maps"), "--size", "16", "32", "32"]
+    words += ["--test", "1", "--seconds", "1", "--epochs", "2", "--features", "8", "--boxes", "16"]
+    printed = output_of("mask_rcnn_chain", *words, "--networks", "improved")
+    assert re.search(r"(?m)^\| improved \| .* \| yes \|$", printed)

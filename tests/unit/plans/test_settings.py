@@ -12,6 +12,7 @@ from nnunetv2_anomaly.trainers import (
     AnomalyPreStageTrainer,
     ASCNetTrainer,
     BoneContrastTrainer,
+    IMaskRCNNTrainer,
     LaMaBMLTrainer,
     MKDTrainer,
     PastedAnomalyTrainer,
@@ -25,13 +26,16 @@ TRAINERS = (
     LaMaBMLTrainer,
     MKDTrainer,
     ASCNetTrainer,
+    IMaskRCNNTrainer,
     AnomalyAwareTrainer,
 )
-#: what detectors of slices have otherwise
+#: what detectors and segmenters of slices have otherwise
 OWN = {
     "mirror_axes": (LaMaBMLTrainer,),
     "mask_rule": (LaMaBMLTrainer, MKDTrainer, ASCNetTrainer),
     "bias_field": (MKDTrainer, ASCNetTrainer),
+    "num_epochs": (IMaskRCNNTrainer,),
+    "paste_anomalies": (IMaskRCNNTrainer,),
 }
 PLANS = {
     "plans_name": "nnUNetPlans",
@@ -123,6 +127,18 @@ BAD_VALUES = [
     ("reinit_discriminator", 1),
     ("asc_weight_penalty", -1),
     ("transductive", "yes"),
+    ("mask_rcnn_backbone", "resnet18"),
+    ("mask_rcnn_weights", "coco"),
+    ("mask_rcnn_weights", "file:"),
+    ("mask_rcnn_features", 3),
+    ("mask_rcnn_size", 16),
+    ("mask_rcnn_skip_level", 4),
+    ("mask_rcnn_score", 1.1),
+    ("mask_rcnn_boxes", 0),
+    ("mask_rcnn_batch_size", 0),
+    ("min_instance_pixels", 0),
+    ("empty_slice_rate", -0.1),
+    ("empty_slice_rate", "none"),
     ("lama_features", 0),
     ("lama_downsamplings", 6),
     ("lama_blocks", 0),

@@ -1,4 +1,4 @@
-"""The optimiser of the method paper (Section 4.1)."""
+"""Adam at a constant rate, which published trainings use."""
 
 from __future__ import annotations
 
