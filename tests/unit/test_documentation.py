@@ -146,7 +146,7 @@ def test_links_and_pictures_exist(page):
 def test_our_commands_in_the_docs_parse(page, capsys):
     """Verbs and options of every example line; placeholders in capitals stand for values."""
     for line in re.findall(r"^(?:eval \"\$\()?nnUNetv2_anomaly ([^\n|)]*)", page.read_text(), re.MULTILINE):
-        words = [word.strip('"') for word in line.split()]
+        words = [word.strip('"') for word in line.partition(" #")[0].split()]
         if words[0] in VERBS and not any(word.startswith("[") for word in words):
             build_parser().parse_args(words)
 
