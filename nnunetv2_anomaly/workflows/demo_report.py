@@ -29,21 +29,26 @@ from nnunetv2_anomaly.training.safe_loading import load_file
 DATASET_NAME = "Dataset500_SimulatedKnees"
 PLANS = "nnUNetDemoPlans"
 CONFIGURATION = "3d_demo"
-PRESTAGE, AWARE = DETECTORS[DEFAULT_DETECTOR].trainer, "AnomalyAwareTrainer"
+TRAINERS = {
+    "prestage": DETECTORS[DEFAULT_DETECTOR].trainer,
+    "naive": "SegmentationTrainer",
+    "aware": "AnomalyAwareTrainer",
+}
 MODELS = {"naive": "naive nnU-Net", "aware": "anomaly-aware"}
 NUM_PICTURES = 4
 
 
 class DemoFolders:
-    """The folders below that of a demonstration, and its three trainers: ``naive_trainer`` is nnU-Net's."""
+    """The folders below that of a demonstration."""
 
-    def __init__(self, folder: Path, naive_trainer: str) -> None:
+    trainers = TRAINERS
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.raw, self.preprocessed, self.results = (folder / name / DATASET_NAME for name in FOLDER_VARIABLES)
         of_steps = ("simulated", "detector", "error_images", "evaluation")
         self.simulated, self.detector, self.error_images, self.evaluation = (folder / name for name in of_steps)
         self.lesions = folder / "lesions.csv"  # which case holds a lesion, for the evaluation's groups
-        self.trainers = {"prestage": PRESTAGE, "naive": naive_trainer, "aware": AWARE}
 
     def model(self, trainer: str) -> Path:
         """A trainer's model folder."""
