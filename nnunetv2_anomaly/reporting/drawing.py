@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.images.colours import label_colours
+from nnunetv2_anomaly.reporting.table import number
 
 #: Decorates what draws: a figure looks as it was made to, whatever fonts and sizes the user's matplotlibrc or another
 #: library set. nnU-Net's own progress plot enlarges all text of what its process draws afterwards. For one thread at a
@@ -52,6 +55,19 @@ def label_palette(names: Mapping[str, int], present: Collection[int]) -> dict[in
     unnamed = {f"label {value}": value for value in present if value not in names.values()}
     colours = label_colours({**names, **unnamed})
     return {value: (red / 255, green / 255, blue / 255) for value, (red, green, blue) in colours.items()}
+
+
+def bland_altman_lines(axis: Axes, bias: float, lower: float, upper: float, unit: str) -> str:
+    """Draw bias and limits of agreement, in a unit, behind an axis's points. Returns: their numbers, in words.
+
+    Numbers that are not defined are not drawn.
+    """
+    axis.axhline(0, color="0.75", linewidth=0.8, zorder=0)
+    for value, style in ((bias, "-"), (lower, "--"), (upper, "--")):
+        if math.isfinite(value):
+            axis.axhline(value, color="0.2", linewidth=1.1, linestyle=style, zorder=0)
+    limits = f", limits {number(lower, 1)} to {number(upper, 1)}" if math.isfinite(lower) else ""
+    return f"bias {number(bias, 1)}{limits} {unit}"
 
 
 @own_style
@@ -218,9 +234,9 @@ def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], ph
     for axis in axes:
         if axis is not axes[-2]:
             axis.set_yscale("log")
-        for number, (start, name) in enumerate(phases.items()):
-            end = min(ends_of_phases[number], len(epochs))
+        for place, (start, name) in enumerate(phases.items()):
+            end = min(ends_of_phases[place], len(epochs))
             if end > start:
-                axis.axvspan(start - 0.5, end - 0.5, color=f"C{number}", alpha=0.08, label=name)
+                axis.axvspan(start - 0.5, end - 0.5, color=f"C{place}", alpha=0.08, label=name)
         axis.legend(loc="upper right")
     save_figure(figure, path)
