@@ -57,6 +57,16 @@ def hatch_of(place: int) -> str:
     return _HATCHES[place % len(_HATCHES)]
 
 
+def line_of(place: int) -> Any:
+    """How the line of a model in that place is dashed."""
+    return _LINES[place % len(_LINES)]
+
+
+def marker_of(place: int) -> str:
+    """The marker of a model in that place."""
+    return _MARKERS[place % len(_MARKERS)]
+
+
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: no formula between dollars, and in a legend in any case."""
     text = text.replace("$", r"\$")
@@ -225,15 +235,15 @@ def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
             # Curves that lie on each other still show both colours.
             width = 2.4 - 0.9 * place / max(1, len(models) - 1)
             if len(points):
-                style: dict[str, Any] = {"color": colours[model], "linestyle": _LINES[place % len(_LINES)]}
-                curves.append(_roc_curve(axis, points, style | {"linewidth": width}, _MARKERS[place % len(_MARKERS)]))
+                style: dict[str, Any] = {"color": colours[model], "linestyle": line_of(place)}
+                curves.append(_roc_curve(axis, points, style | {"linewidth": width}, marker_of(place)))
         axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
         axis.set_title(plain(in_words(bone)), fontsize=10)
         axis.grid(color="0.9", linewidth=0.6)
         axis.legend(handles=curves, loc="lower right", fontsize=7.5, framealpha=0.8, edgecolor="none")
     grey: dict[str, Any] = {"color": "0.3", "linestyle": "none"}
     handles = [
-        Line2D([], [], color=colour, linewidth=2, linestyle=_LINES[place % len(_LINES)], label=plain(model))
+        Line2D([], [], color=colour, linewidth=2, linestyle=line_of(place), label=plain(model))
         for place, (model, colour) in enumerate(colours.items())
     ]
     handles.append(Line2D([], [], marker="o", markersize=7, markerfacecolor="white", label="as predicted", **grey))

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -23,8 +22,7 @@ from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles, read_known
-from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
-from nnunetv2_anomaly.reporting.table import in_words
+from nnunetv2_anomaly.reporting.drawing import label_handles, label_palette, number_labels, own_style
 
 #: of a case's disagreement: reference alone, prediction alone, both with different labels; what fills each of them
 _MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"
@@ -174,14 +172,17 @@ def case_figure(
         for axis in axes.flat:
             if axis.images:
                 _outlines(axis, planes.marked, {1: _MARKED}, 1.4, "dashed")
-    figure_legend(figure, _handles(palette, labels, marked), "outside lower center")
+    figure_legend(
+        figure, _handles({value: palette[value] for value in present}, labels, marked), "outside lower center"
+    )
     return figure
 
 
 def _handles(palette: Mapping[int, Any], labels: Mapping[str, int], marked: tuple[str, NDArray] | None) -> list[Patch]:
     """Of the legend: labels by colour and number, disagreements by colour and hatch."""
-    names = {value: in_words(name) for name, value in labels.items()}
-    handles = [Patch(color=palette[v], label=plain(f"{v} {names.get(v, '(no name)')}")) for v in palette]
+    handles = label_handles(palette, labels, palette)
+    for handle in handles:
+        handle.set_label(plain(str(handle.get_label())))
     for colour, name in _IN_WORDS.items():
         handles.append(Patch(facecolor=colour, hatch=_HATCHES[colour], label=f"disagreement: {name}"))
     if marked is not None:
@@ -277,13 +278,7 @@ def _overlay(axis: Axes, planes: _Planes, plane: NDArray, palette: Mapping[int, 
             filled[plane == value] = (*colour, 0.34)
     axis.imshow(filled, **planes.view)
     _outlines(axis, plane, palette, 0.9)
-    for value in palette:
-        if (mask := plane == value).any():
-            # The voxel that is deepest in the label.
-            depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-            row, column = np.unravel_index(depth.argmax(), depth.shape)
-            text = axis.annotate(str(value), (column, row), color="white", fontsize=7, ha="center", va="center")
-            text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+    number_labels(axis, plane, [value for value in palette if value != 0])
 
 
 def _outlines(axis: Axes, plane: NDArray, palette: Mapping[int, Any], width: float, style: str = "solid") -> None:

@@ -104,7 +104,7 @@ def dsc_sentence(evaluation: Evaluation) -> str:
     return f"{text}; of {len(means)} labels it is {', '.join(told)}."
 
 
-def test_sentence(evaluation: Evaluation, paired: pd.DataFrame) -> str:
+def significance_sentence(evaluation: Evaluation, paired: pd.DataFrame) -> str:
     """Whether DSC differs significantly from the baseline; of a single model, how far its surfaces are away.
 
     Args: paired: of ``statistics``.
@@ -138,7 +138,7 @@ def test_sentence(evaluation: Evaluation, paired: pd.DataFrame) -> str:
 
 def summary_sentences(evaluation: Evaluation, paired: pd.DataFrame) -> Sequence[str]:
     """Three: what was compared, with which result, and what that is worth. Args: paired: of ``statistics``."""
-    return compared_sentence(evaluation), dsc_sentence(evaluation), test_sentence(evaluation, paired)
+    return compared_sentence(evaluation), dsc_sentence(evaluation), significance_sentence(evaluation, paired)
 
 
 def terms_of(evaluation: Evaluation, *, tested: bool) -> dict[str, str]:

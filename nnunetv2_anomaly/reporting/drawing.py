@@ -14,15 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.images.colours import label_colours
-from nnunetv2_anomaly.reporting.table import number
+from nnunetv2_anomaly.reporting.table import in_words, number
 
 #: Decorates what draws: a figure looks as it was made to, whatever fonts and sizes the user's matplotlibrc or another
 #: library set. nnU-Net's own progress plot enlarges all text of what its process draws afterwards. For one thread at a
 #: time: matplotlib's settings are those of the process.
-own_style = matplotlib.style.context("default")
+own_style = matplotlib.style.context(["default", {"hatch.linewidth": 0.6}])
 
 
 @own_style
@@ -70,6 +74,22 @@ def bland_altman_lines(axis: Axes, bias: float, lower: float, upper: float, unit
     return f"bias {number(bias, 1)}{limits} {unit}"
 
 
+def label_handles(palette: Mapping[int, Any], names: Mapping[str, int], values: Collection[int]) -> list[Patch]:
+    """A legend's entries of labels: colour, value as ``number_labels`` writes it, name. Args: names: name -> value."""
+    of = {value: name for name, value in names.items()}
+    return [Patch(color=palette[v], label=f"{v} {in_words(of.get(v, '(no name)'))}") for v in values]
+
+
+def number_labels(axis: Axes, plane: NDArray[np.integer], values: Collection[int]) -> None:
+    """Write each label's value where a picture of labels, (rows, columns), has most of it, for who sees no colour."""
+    for value in values:
+        if (mask := plane == value).any():
+            depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+            row, column = np.unravel_index(depth.argmax(), depth.shape)
+            text = axis.annotate(str(value), (column, row), color="white", weight="bold", ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+
+
 @own_style
 def save_reconstruction_figure(
     path: Path,
@@ -82,16 +102,19 @@ def save_reconstruction_figure(
     outlines: np.ndarray | None = None,
     bones: np.ndarray | None = None,
 ) -> None:
-    """Image, reconstruction and anomaly map of a case, on the slices of the first axis with the most of it.
+    """Image, reconstruction and anomaly map of a case, on slices of the first axis with much of it.
 
     Args: image, reconstruction: (X, Y, Z), of one unit. error: (X, Y, Z), from 0, unitless.
         spacing: mm, one per axis, for the aspect ratio.
-        outlines, bones: (X, Y, Z) masks or label maps, drawn as contours, lesions in orange where there are bones.
+        outlines, bones: (X, Y, Z) masks of lesions, and masks or label maps of bones, drawn as contours; without either
+            the strongest hundredth of the map is outlined.
     """
-    num_slices = min(3, len(image))
-    strength = error.reshape(len(error), -1).mean(axis=1)
-    # One slice from each third of the volume, so that the pictures are not three neighbours.
-    slices = [int(third[np.argmax(strength[third])]) for third in np.array_split(np.arange(len(image)), num_slices)]
+    slices = _slices_of(error, bones if outlines is None or not outlines.any() else outlines)
+    num_slices = len(slices)
+    drawn = [(bones, "deepskyblue", "solid", "bones"), (outlines, "orange", "dashed", "lesions")]
+    if bones is None and outlines is None:
+        drawn = [(error > np.quantile(error, 0.99), "orange", "dashed", "strongest hundredth of the map")]
+    drawn = [(of > 0, *how) for of, *how in drawn if of is not None and of.any() and not (of > 0).all()]
     aspect = spacing[1] / spacing[2]
     height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
     figure = Figure(figsize=(9.5, num_slices * height + 0.6), layout="constrained")
@@ -107,14 +130,30 @@ def save_reconstruction_figure(
         figure.colorbar(shown, ax=row[2], fraction=0.046)
         for axis in row:
             axis.set(xticks=[], yticks=[])
-        for of, colour in ((bones, "deepskyblue"), (outlines, "deepskyblue" if bones is None else "orange")):
-            if of is not None and of[index].any() and not of[index].all():
+        for of, colour, style, _ in drawn:
+            if of[index].any() and not of[index].all():
                 for axis in (row[0], row[2]):
-                    axis.contour(of[index] > 0, levels=[0.5], colors=colour, linewidths=0.6)
+                    axis.contour(of[index], levels=[0.5], colors=colour, linewidths=0.9, linestyles=style)
         row[0].set_ylabel(f"slice {index}")
     for axis, name in zip(axes[0], ("image", "expected", "anomaly map"), strict=True):
         axis.set_title(name)
+    handles = [Line2D([], [], color=colour, linestyle=style, label=name) for _, colour, style, name in drawn]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, facecolor="0.5", labelcolor="white")
     save_figure(figure, path)
+
+
+def _slices_of(error: NDArray[np.floating], within: NDArray | None) -> list[int]:
+    """One from each third of the first axis, with the strongest map: (X, Y, Z), within a mask where that has voxels.
+
+    Not from the outermost tenths without a mask: every reconstruction is off at the image's edge.
+    """
+    strength = error.reshape(len(error), -1).mean(axis=1)
+    places = np.arange(len(error))[len(error) // 10 : len(error) - len(error) // 10]
+    if within is not None and within.any():
+        strength = np.where(within > 0, error, 0).reshape(len(error), -1).mean(axis=1)
+        places = np.flatnonzero((within > 0).reshape(len(error), -1).any(axis=1))
+    return [int(third[np.argmax(strength[third])]) for third in np.array_split(places, min(3, len(places)))]
 
 
 @own_style
@@ -198,10 +237,9 @@ def label_figure(
         for value in values:
             if (outlined == value).any():
                 row[-1].contour(outlined == value, levels=[0.5], colors=[palette[value]], linewidths=0.8)
+        number_labels(row[-1], outlined, values)
         row[0].set_ylabel(f"{name}, slice {index}")
-    named = [(palette[value], name) for name, value in names.items() if value in values]
-    lines = [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in named]
-    figure.legend(handles=lines, loc="outside lower center", ncols=4)
+    figure.legend(handles=label_handles(palette, names, values), loc="outside lower center", ncols=4)
     return figure
 
 
