@@ -113,7 +113,7 @@ def save_reconstruction_figure(
     num_slices = len(slices)
     drawn = [(bones, "deepskyblue", "solid", "bones"), (outlines, "orange", "dashed", "lesions")]
     if bones is None and outlines is None:
-        drawn = [(error > np.quantile(error, 0.99), "orange", "dashed", "strongest hundredth of the map")]
+        drawn = [(error >= np.quantile(error, 0.99), "orange", "dashed", "strongest hundredth of the map")]
     drawn = [(of > 0, *how) for of, *how in drawn if of is not None and of.any() and not (of > 0).all()]
     aspect = spacing[1] / spacing[2]
     height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
