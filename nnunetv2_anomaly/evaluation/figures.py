@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.evaluation import detection
@@ -308,6 +308,10 @@ def volume_figure(evaluation: Evaluation) -> Figure:
     means = bones[["reference_mm3", "prediction_mm3"]].mean(axis=1)
     if len(means) and means.max() / means.min() > _LOGARITHMIC_FROM:
         axes[0].set_xscale("log")
+        # Up to three numbers a decade, and one where they would touch each other.
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if means.max() / means.min() < 200 else (1,)))
+        axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].xaxis.set_minor_locator(NullLocator())
     figure.supxlabel("mean of reference and prediction [mm³]", fontsize=10)
     figure.supylabel("prediction - reference [mm³]", fontsize=10)
     handles = [

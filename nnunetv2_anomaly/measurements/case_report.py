@@ -97,16 +97,16 @@ def slices_picture(
 
 
 def _value_table(title: str, rows: Iterable[Mapping[str, Any]], quantities: Mapping[str, tuple[str, int]]) -> Table:
-    """A row per structure and region, a column per quantity that any has."""
+    """A row per structure and region with a value, a column per quantity that any has."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
-        if row["quantity"] in quantities:
+        if row["quantity"] in quantities and math.isfinite(row["value"]):
             found.setdefault((row["structure"], row["region"]), {})[row["quantity"]] = row["value"]
     known = [quantity for quantity in quantities if any(quantity in values for values in found.values())]
     cells = [
         [
             word_cell("structure", in_words(structure)),
-            word_cell("region", region),
+            word_cell("region", in_words(region)),
             *(Cell(number(values.get(quantity, math.nan), quantities[quantity][1])) for quantity in known),
         ]
         for (structure, region), values in found.items()

@@ -63,14 +63,15 @@ def _cartilage_sentence(rows: Iterable[Mapping[str, Any]]) -> str:
     if area := sum(values["tAB"].get(plate, 0.0) for plate in values["dAB"]):
         bare = sum(share * values["tAB"].get(plate, 0.0) for plate, share in values["dAB"].items()) / area
         told.append(f"{bare:.1f} % of the bone that cartilage should cover is bare")
-    text = ", and ".join(told) or "cartilage was not measured"
+    text = ", and ".join(told) or "no plate of cartilage was measured"
     return f"{text[0].upper()}{text[1:]}."
 
 
 def cohort_sentences(cases: pd.DataFrame) -> list[str]:
     """Three on many knees. Args: cases: a row each, with ``cohort_report.WORST``'s columns, NaN where not measured."""
-    sides = cases["side"].replace("", "unknown side").value_counts()
-    knees = f"{counted(len(cases), 'knee')} measured: {', '.join(f'{count} {side}' for side, count in sides.items())}."
+    sides = cases["side"].replace("", "of unknown side").value_counts()
+    told = ", ".join(f"{count} {side}" for side, count in sides.items())
+    knees = f"{counted(len(cases), 'knee')} {'was' if len(cases) == 1 else 'were'} measured: {told}."
     volume, count, _, bare, thinnest = (cases[name] for name in cases.columns[2:])
     lesions = "Lesions were not measured."
     if volume.notna().any():
@@ -84,5 +85,5 @@ def cohort_sentences(cases: pd.DataFrame) -> list[str]:
         )
     if bare.notna().any():
         told.append(f"most bare bone, {bare.max():.1f} %, is in {cases.loc[bare.idxmax(), 'case']}")
-    text = "; ".join(told) or "cartilage was not measured"
+    text = "; ".join(told) or "no plate of cartilage was measured"
     return [knees, lesions, f"{text[0].upper()}{text[1:]}."]
