@@ -148,7 +148,7 @@ def terms_of(evaluation: Evaluation, *, tested: bool) -> dict[str, str]:
         del terms["Baseline"]
     if len(evaluation.bones):
         terms |= LESION_TERMS
-    return terms | TEST_TERMS if tested else terms
+    return {**terms, **(TEST_TERMS if tested else {})}
 
 
 def _dsc_means(evaluation: Evaluation) -> pd.DataFrame:

@@ -70,8 +70,8 @@ def _cartilage_sentence(rows: Iterable[Mapping[str, Any]]) -> str:
 def cohort_sentences(cases: pd.DataFrame) -> list[str]:
     """Three on many knees. Args: cases: a row each, with ``cohort_report.WORST``'s columns, NaN where not measured."""
     sides = cases["side"].replace("", "of unknown side").value_counts()
-    told = ", ".join(f"{count} {side}" for side, count in sides.items())
-    knees = f"{counted(len(cases), 'knee')} {'was' if len(cases) == 1 else 'were'} measured: {told}."
+    of_sides = ", ".join(f"{count} {side}" for side, count in sides.items())
+    knees = f"{counted(len(cases), 'knee')} {'was' if len(cases) == 1 else 'were'} measured: {of_sides}."
     volume, count, _, bare, thinnest = (cases[name] for name in cases.columns[2:])
     lesions = "Lesions were not measured."
     if volume.notna().any():

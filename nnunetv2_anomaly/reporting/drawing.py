@@ -111,10 +111,7 @@ def save_reconstruction_figure(
     """
     slices = _slices_of(error, bones if outlines is None or not outlines.any() else outlines)
     num_slices = len(slices)
-    drawn = [(bones, "deepskyblue", "solid", "bones"), (outlines, "orange", "dashed", "lesions")]
-    if bones is None and outlines is None:
-        drawn = [(error >= np.quantile(error, 0.99), "orange", "dashed", "strongest hundredth of the map")]
-    drawn = [(of > 0, *how) for of, *how in drawn if of is not None and of.any() and not (of > 0).all()]
+    drawn = _outlined(error, outlines, bones)
     aspect = spacing[1] / spacing[2]
     height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
     figure = Figure(figsize=(9.5, num_slices * height + 0.6), layout="constrained")
@@ -130,17 +127,35 @@ def save_reconstruction_figure(
         figure.colorbar(shown, ax=row[2], fraction=0.046)
         for axis in row:
             axis.set(xticks=[], yticks=[])
-        for of, colour, style, _ in drawn:
-            if of[index].any() and not of[index].all():
+        for mask, line in drawn:
+            if mask[index].any() and not mask[index].all():
+                style: dict[str, Any] = {"colors": line.get_color(), "linestyles": line.get_linestyle()}
                 for axis in (row[0], row[2]):
-                    axis.contour(of[index], levels=[0.5], colors=colour, linewidths=0.9, linestyles=style)
+                    axis.contour(mask[index], levels=[0.5], linewidths=0.9, **style)
         row[0].set_ylabel(f"slice {index}")
     for axis, name in zip(axes[0], ("image", "expected", "anomaly map"), strict=True):
         axis.set_title(name)
-    handles = [Line2D([], [], color=colour, linestyle=style, label=name) for _, colour, style, name in drawn]
-    if handles:
+    if drawn:
+        handles = [line for _, line in drawn]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, facecolor="0.5", labelcolor="white")
     save_figure(figure, path)
+
+
+def _outlined(
+    error: NDArray, outlines: NDArray | None, bones: NDArray | None
+) -> list[tuple[NDArray[np.bool_], Line2D]]:
+    """What has an outline, (X, Y, Z), and how the line looks."""
+    found = {"bones": bones, "lesions": outlines}
+    if bones is None and outlines is None:
+        found = {"strongest hundredth of the map": error >= np.quantile(error, 0.99)}
+    masks = {name: of > 0 for name, of in found.items() if of is not None}
+    return [
+        (mask, Line2D([], [], color="deepskyblue", label=name))
+        if name == "bones"
+        else (mask, Line2D([], [], color="orange", linestyle="dashed", label=name))
+        for name, mask in masks.items()
+        if mask.any() and not mask.all()
+    ]
 
 
 def _slices_of(error: NDArray[np.floating], within: NDArray | None) -> list[int]:

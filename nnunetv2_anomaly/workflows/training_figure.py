@@ -49,7 +49,7 @@ def training_picture(detector: _Logged, segmenters: Mapping[str, _Logged]) -> Pi
     axis.set_title("pseudo Dice of validation patches [%]", fontsize=10)
     for drawn in figure.axes[:count]:
         drawn.set_xlabel("epoch")
-        drawn.set_xlim(-0.5, max(len(line.get_xdata()) for line in drawn.lines) - 0.5)
+        drawn.set_xlim(-0.5, max(np.size(line.get_xdata()) for line in drawn.lines) - 0.5)
         drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawn.grid(color="0.9", linewidth=0.6)
         drawn.legend(fontsize=8)
