@@ -106,7 +106,7 @@ def _sentences(findings: Findings, *, quick: bool) -> list[str]:
     evaluation = findings.evaluation
     num_test = evaluation.cases["case"].nunique()
     compared = (
-        f"{MODELS['naive'].capitalize()} and the {MODELS['aware']} network segmented "
+        f"{MODELS['naive'][0].upper()}{MODELS['naive'][1:]} and the {MODELS['aware']} network segmented "
         f"{counted(num_test, 'simulated knee')} that no training had seen; both have the same layers, first weights, "
         "training knees and number of iterations, neither mirrors, and the second alone sees a detector's error image."
     )

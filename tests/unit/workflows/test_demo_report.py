@@ -23,6 +23,7 @@ def test_neither_segmenter_mirrors_and_both_take_length_and_seed_from_the_plans(
 def test_three_sentences_lead_and_those_of_the_quick_run_claim_nothing():
     findings = Findings.of(small_evaluation(tuple(MODELS.values()), num_cases=4))
     compared, result, worth = _sentences(findings, quick=True)
+    assert compared.startswith("Naive nnU-Net and the anomaly-aware network segmented")
     assert "4 simulated knees that no training had seen" in compared
     assert "90.2 % for naive nnU-Net and 89.2 % for anomaly-aware, which is 1.0 points lower" in result
     assert worth.endswith("its networks are hardly trained, and 4 knees are too few to test a difference.")
