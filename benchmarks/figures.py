@@ -39,12 +39,12 @@ def difference_drawing(
         measure: what is drawn.
     """
     baseline = models[0]
-    title = f"{measure.title}, minus {baseline}"
+    title = f"{measure.title}, minus {in_words(baseline)}"
     better = "right" if measure.larger_is_better else "left"
     return Picture(
         _figure(knees, lesions, models, measure, f"{title}  ({better}: better)"),
         f"Differences of {measure.title} from {baseline} by label and model; a point is a knee, the bar the mean over "
-        f"knees; what lies to the {better} of the line is better. Red: the bone holds a lesion.",
+        f"knees; what lies to the {better} of the line is better. Red triangles: the bone holds a lesion.",
         f"{title}, knee by knee",
         f"differences_{measure.name}",
     )
@@ -79,7 +79,7 @@ def _figure(
     for axis in axes.flat[len(labels) :]:
         axis.set_axis_off()
     shared = axes[0, 0]
-    shared.set_yticks(range(len(others)), [plain(model) for model in others])
+    shared.set_yticks(range(len(others)), [plain(in_words(model)) for model in others])
     shared.set_ylim(len(others) - 0.5, -0.5)  # the first on top
     if farthest > _LINEAR_TO:
         # A few far islands would press all else into the line.
@@ -91,10 +91,10 @@ def _figure(
     if farthest:
         shared.set_xlim(-1.2 * farthest, 1.2 * farthest)
     figure.supxlabel(plain(title), fontsize=9)
-    dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 4}
+    dot: dict[str, Any] = {"linestyle": "none", "markersize": 4}
     handles = [
-        Line2D([], [], color=_OTHER, label="a knee", **dot),
-        Line2D([], [], color=_LESION, label="a knee whose bone holds a lesion", **dot),
+        Line2D([], [], color=_OTHER, marker="o", label="a knee", **dot),
+        Line2D([], [], color=_LESION, marker="^", label="a knee whose bone holds a lesion", **dot),
         Line2D([], [], color="0.1", marker="|", markersize=10, markeredgewidth=2, linestyle="none", label="mean"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
@@ -104,8 +104,17 @@ def _figure(
 def _draw(axis: Axes, place: int, values: np.ndarray, red: np.ndarray) -> None:
     # Spread by the order of the knees, which has nothing to do with the values; the same in every run.
     spread = ((0.5 + np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5
-    for chosen, colour in ((~red, _OTHER), (red, _LESION)):
-        axis.scatter(values[chosen], place + spread[chosen], s=12, color=colour, alpha=0.65, linewidths=0, zorder=3)
+    for chosen, colour, marker in ((~red, _OTHER, "o"), (red, _LESION, "^")):
+        axis.scatter(
+            values[chosen],
+            place + spread[chosen],
+            s=12,
+            color=colour,
+            marker=marker,
+            alpha=0.65,
+            linewidths=0,
+            zorder=3,
+        )
     if np.isfinite(values).any():
         mean = float(np.nanmean(values))
         axis.plot([mean, mean], [place - 0.36, place + 0.36], color="0.1", linewidth=2, zorder=4)

@@ -135,6 +135,7 @@ TRAINERS: dict[str, Trainer] = {
         "anomaly_aware", "planned", "nnU-Net's network on image and error image, alpha 1", anomaly_aware=True
     ),
     "AnomalyAwarePublishedTrainer": Trainer("anomaly_aware", "planned", "the same with the paper's alpha, 10", True),
+    "SegmentationTrainer": Trainer("segmentation", "planned", "nnU-Net's network and loss, without mirroring"),
     "PastingTrainer": Trainer("segmentation", "planned", "nnU-Net's network and loss, with pasted anomalies"),
     "UNETTrainer": Trainer("published", "published", "UNET"),
     "UNETPlusTrainer": Trainer("published", "published", "UNET+"),

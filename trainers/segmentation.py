@@ -35,7 +35,10 @@ from nnunetv2_anomaly.training.patches import save_pasted_examples
 
 
 class SegmentationTrainer(AnomalyTrainerBase):
-    """Base of the segmentations. ``build_segmenter`` and ``build_dice`` are what they differ in."""
+    """Base of the segmentations. ``build_segmenter`` and ``build_dice`` are what they differ in.
+
+    By itself it is nnU-Net's training with the settings of the others, to compare them with: length, seed, mirroring.
+    """
 
     num_epochs: int = default("num_epochs")
     segmentation_learning_rate: float | None = default("segmentation_learning_rate")

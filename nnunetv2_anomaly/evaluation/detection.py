@@ -89,6 +89,17 @@ def roc(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return along[order], up[order]
 
 
+def bones_with_curve(counts_table: pd.DataFrame) -> list[str]:
+    """The bones of which at least one model has an ROC: those with and without a lesion, in the table's order."""
+    defined = counts_table[["sensitivity", "specificity"]].notna().all(axis=1)
+    return list(counts_table.loc[defined, "bone"].unique())
+
+
+def distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column ``bone``, without bone ``ALL`` where it would repeat the only one."""
+    return table[table["bone"] != ALL] if table["bone"].nunique() == 2 else table
+
+
 def auc(false_positive_rate: NDArray[np.float64], sensitivity: NDArray[np.float64]) -> float:
     """Area under a curve of ``roc``, (n,) each, by trapezoids, in [0, 1], unitless; NaN where it has no points.
 

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.evaluation import detection
@@ -25,7 +25,7 @@ from nnunetv2_anomaly.evaluation.results import INVENTED, MISSED, Evaluation
 from nnunetv2_anomaly.evaluation.tables import MEASURES, Measure
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.measurements.surface import DISTANCES
-from nnunetv2_anomaly.reporting.drawing import own_style
+from nnunetv2_anomaly.reporting.drawing import bland_altman_lines, own_style
 from nnunetv2_anomaly.reporting.page import Picture
 from nnunetv2_anomaly.reporting.table import in_words
 
@@ -33,6 +33,9 @@ from nnunetv2_anomaly.reporting.table import in_words
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 
 _MARKERS = "osD^vP*Xp<>hd8"
+# Beside the colours, for print and for who sees none: of boxes, and of lines.
+_HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "oo")
+_LINES = ("-", (0, (6, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (10, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 #: a logarithmic axis where values differ by more than this factor
 _LOGARITHMIC_FROM = 30.0
@@ -49,6 +52,21 @@ def model_colours(models: Sequence[str]) -> dict[str, str]:
     return colours
 
 
+def hatch_of(place: int) -> str:
+    """What fills the boxes of a model in that place of an evaluation's models."""
+    return _HATCHES[place % len(_HATCHES)]
+
+
+def line_of(place: int) -> Any:
+    """How the line of a model in that place is dashed."""
+    return _LINES[place % len(_LINES)]
+
+
+def marker_of(place: int) -> str:
+    """The marker of a model in that place."""
+    return _MARKERS[place % len(_MARKERS)]
+
+
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: no formula between dollars, and in a legend in any case."""
     text = text.replace("$", r"\$")
@@ -63,18 +81,25 @@ def evaluation_figures(evaluation: Evaluation) -> list[Picture]:
         figure, name = box_figure(evaluation, measure), f"box_{measure.name}"
         shown = f"Box plots of {measure.title} for each label, models side by side; the numbers are in the tables."
         drawings.append(Picture(figure, shown, f"{measure.title} of each label", name))
-    if len(evaluation.bones):
-        figure = roc_figure(detection.counts(evaluation.bones), evaluation.models)
-        shown = "Sensitivity over 1 - specificity for each bone and for all, a curve per model; areas in the legend."
-        drawings.append(Picture(figure, shown, "ROC of lesion detection", "roc"))
+    counts = detection.distinct(detection.counts(evaluation.bones))
+    if bones := detection.bones_with_curve(counts):
+        shown = "Sensitivity over 1 - specificity, a panel per bone, a curve per model; areas in the legends."
+        without = [in_words(bone) for bone in counts["bone"].unique() if bone not in bones]
+        caption = "ROC of lesion detection: the nearer a curve comes to the upper left corner, the better"
+        if without:
+            caption += f". No curve of {', '.join(without)}, which takes bones with and without a lesion"
+        drawings.append(Picture(roc_figure(counts, evaluation.models), shown, caption, "roc"))
+    if len(_with_lesion(evaluation)):
         shown = "Difference of lesion volumes, prediction - reference, over their mean, a panel per model."
-        figure = volume_figure(evaluation)
-        drawings.append(Picture(figure, shown, "Lesion volumes, Bland and Altman", "lesion_volumes"))
+        caption = "Lesion volumes (Bland-Altman plot): above 0 the prediction is larger; solid line: mean difference, "
+        caption += "dashed: 95 % limits of agreement"
+        drawings.append(Picture(volume_figure(evaluation), shown, caption, "lesion_volumes"))
     if len(evaluation.lesions):
         figure = lesion_size_figure(detection.lesion_wise(evaluation.lesions), evaluation.models)
         shown = "Bars of the number of lesions by volume: found and missed of the reference, true and false of the "
         shown += "prediction, for each model."
-        drawings.append(Picture(figure, shown, "Lesions found and missed, by size", "lesion_sizes"))
+        caption = "Lesions found and missed, by size; bars stand in the legend's order, found of all above them"
+        drawings.append(Picture(figure, shown, caption, "lesion_sizes"))
     return drawings
 
 
@@ -84,8 +109,8 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
 
     Boxes from the first to the third quartile with the median; whiskers to the farthest value within 1.5 interquartile
     ranges of the box. A cross is a case in which just one map has the label. Where a box is not of all cases, their
-    number stands beneath it. Panels of a distance share their axis, which is logarithmic where values differ by more
-    than a factor of 30; those of DSC each have their own, as bones and lesions have little in common.
+    number stands beneath it. Panels share their axis: that of a distance is logarithmic where values differ by more
+    than a factor of 30, that of a percentage ends at 100 and begins at 0, or at a ten above half of that.
     """
     models, labels = evaluation.models, list(evaluation.labels)
     is_distance = measure.metric in DISTANCES
@@ -93,11 +118,11 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
     values = cases[measure.metric].to_numpy(dtype=float) * measure.factor
     cases = cases.assign(value=values)[np.isfinite(values)]
     colours = model_colours(models)
-    width = max(1.25, 0.34 * len(models) + 0.3) + (0.0 if is_distance else 0.35)
+    width = max(1.25, 0.34 * len(models) + 0.3)
     columns = max(1, min(len(labels), int(12.5 / width)))
     # As many in every row, as far as that goes.
     columns = math.ceil(len(labels) / math.ceil(len(labels) / columns))
-    figure, axes = _panels(len(labels), columns, width, 3.2, sharey=is_distance)
+    figure, axes = _panels(len(labels), columns, width, 3.2, sharey=True)
     num_cases = evaluation.cases["case"].nunique()
     crosses = False
     parts = dict(iter(cases.groupby(["label", "model"], observed=True)))
@@ -105,7 +130,7 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
         ticks = []
         for place, model in enumerate(models):
             part = parts.get((label, model), cases.iloc[:0])
-            crosses |= _box(axis, place, part, colours[model])
+            crosses |= _box(axis, place, part, colours[model], hatch_of(place))
             ticks.append(f"n = {len(part)}" if len(part) < num_cases else "")
         axis.set_title(wrapped(in_words(label), max(14, int(11 * width))), fontsize=9)
         axis.set_xticks(range(len(models)), ticks, rotation=0 if len(models) == 1 else 90)
@@ -115,14 +140,11 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-        if not is_distance:
-            axis.margins(y=0.08)
-            axis.locator_params(axis="y", nbins=6)
-    if is_distance and axes:
-        _distance_axis(axes[0], cases["value"].to_numpy())
+    (_distance_axis if is_distance else _percent_axis)(axes[0], cases["value"].to_numpy())
     figure.supylabel(measure.title, fontsize=10)
     handles: list[Line2D | Patch] = [
-        Patch(facecolor=f"{colour}55", edgecolor=colour, label=plain(model)) for model, colour in colours.items()
+        Patch(facecolor=f"{colour}55", edgecolor=colour, hatch=hatch_of(place), label=plain(model))
+        for place, (model, colour) in enumerate(colours.items())
     ]
     if crosses:
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="label in one map alone"))
@@ -143,7 +165,7 @@ def figure_legend(
     figure.legend(handles=list(handles), loc=loc, ncols=columns, frameon=False, fontsize=9)
 
 
-def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str) -> bool:
+def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str, hatch: str) -> bool:
     """Draw one box and its points. Returns: whether there is a cross among them."""
     if not len(part):
         return False
@@ -151,7 +173,7 @@ def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str) -> bool:
     line = {"color": colour, "linewidth": 1.0}
     axis.boxplot(
         [values], positions=[at], widths=[0.72], patch_artist=True, showfliers=False, manage_ticks=False,
-        boxprops={"facecolor": f"{colour}33", "edgecolor": colour, "linewidth": 1.0},
+        boxprops={"facecolor": f"{colour}33", "edgecolor": colour, "linewidth": 1.0, "hatch": hatch},
         whiskerprops=line, capprops=line, medianprops={"color": colour, "linewidth": 2.0}, zorder=2,
     )  # fmt: skip
     # Spread over the box by the order of the cases, which has nothing to do with the values; the same in every run.
@@ -163,6 +185,13 @@ def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str) -> bool:
     for chosen, style in ((~crossed, points), (crossed, crosses)):
         axis.scatter(at + spread[chosen], values[chosen], color=colour, zorder=3, **style)
     return bool(crossed.any())
+
+
+def _percent_axis(axis: Axes, values: NDArray[np.float64]) -> None:
+    lowest = float(values.min()) if values.size else 0.0
+    bottom = 10.0 * math.floor(lowest / 10) if lowest >= 50 else 0.0
+    margin = 0.03 * (100 - bottom)
+    axis.set_ylim(bottom - margin, 100 + margin)
 
 
 def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
@@ -188,12 +217,12 @@ def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
 
 @own_style
 def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
-    """ROC of every bone and of all: a curve per model, its thresholds marked, its area in the panel's legend.
+    """ROC of every bone that has one, and of all: a curve per model, its thresholds marked, its area in a legend.
 
     The large mark, of another shape for each model, is the prediction as it is; small discs are thresholds of size,
     small squares of softmax output. ``counts`` is of ``detection.counts``.
     """
-    bones = list(counts["bone"].unique())
+    bones = detection.bones_with_curve(counts)
     # "all" comes after the bones of a model, and bones that later models add come after it.
     bones.sort(key=lambda bone: bone == detection.ALL)
     figure, axes = _panels(len(bones), min(4, max(1, len(bones))), 3.3, 3.4)
@@ -206,13 +235,17 @@ def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
             # Curves that lie on each other still show both colours.
             width = 2.4 - 0.9 * place / max(1, len(models) - 1)
             if len(points):
-                curves.append(_roc_curve(axis, points, colours[model], width, _MARKERS[place % len(_MARKERS)]))
+                style: dict[str, Any] = {"color": colours[model], "linestyle": line_of(place)}
+                curves.append(_roc_curve(axis, points, style | {"linewidth": width}, marker_of(place)))
         axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
         axis.set_title(plain(in_words(bone)), fontsize=10)
         axis.grid(color="0.9", linewidth=0.6)
         axis.legend(handles=curves, loc="lower right", fontsize=7.5, framealpha=0.8, edgecolor="none")
     grey: dict[str, Any] = {"color": "0.3", "linestyle": "none"}
-    handles = [Line2D([], [], color=colour, linewidth=2, label=plain(model)) for model, colour in colours.items()]
+    handles = [
+        Line2D([], [], color=colour, linewidth=2, linestyle=line_of(place), label=plain(model))
+        for place, (model, colour) in enumerate(colours.items())
+    ]
     handles.append(Line2D([], [], marker="o", markersize=7, markerfacecolor="white", label="as predicted", **grey))
     handles.append(Line2D([], [], marker="o", markersize=4, label="threshold of size", **grey))
     if (counts["rule"] == PROBABILITY).any():
@@ -221,19 +254,26 @@ def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
     return figure
 
 
-def _roc_curve(axis: Axes, points: pd.DataFrame, colour: str, width: float, marker: str) -> Line2D:
+def _roc_curve(axis: Axes, points: pd.DataFrame, line: dict[str, Any], marker: str) -> Line2D:
     """Draw one model's curve and thresholds. Returns: its line for the legend."""
     along, up = detection.roc(points)
-    area = detection.auc(along, up)
-    axis.plot(along, up, alpha=0.9, color=colour, linewidth=width)
+    area, colour = detection.auc(along, up), line["color"]
+    axis.plot(along, up, alpha=0.9, **line)
     for rule, sign in ((SIZE, "o"), (PROBABILITY, "s")):
         of_rule = points[points["rule"] == rule]
         axis.plot(1 - of_rule["specificity"], of_rule["sensitivity"], sign, markersize=3.2, color=colour)
     as_it_is = points[(points["rule"] == SIZE) & (points["threshold"] == 0)]
-    style: dict[str, Any] = {"color": colour, "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.8}
-    axis.plot(1 - as_it_is["specificity"], as_it_is["sensitivity"], marker, zorder=4, **style)
+    style: dict[str, Any] = {"marker": marker, "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.8}
+    dots = {"color": colour, "linestyle": "none"}
+    axis.plot(1 - as_it_is["specificity"], as_it_is["sensitivity"], zorder=4, **dots, **style)
     label = "no curve" if math.isnan(area) else f"AUC {area:.3f}"
-    return Line2D([], [], linewidth=width, label=label, marker=marker, **style)
+    return Line2D([], [], label=label, **line, **style)
+
+
+def _with_lesion(evaluation: Evaluation) -> pd.DataFrame:
+    """Of ``Evaluation.bones``, as predicted, those in which at least one of the maps has a lesion."""
+    bones = evaluation.bones[(evaluation.bones["rule"] == SIZE) & (evaluation.bones["threshold"] == 0)]
+    return bones[(bones["reference_mm3"] > 0) | (bones["prediction_mm3"] > 0)]
 
 
 @own_style
@@ -242,13 +282,11 @@ def volume_figure(evaluation: Evaluation) -> Figure:
 
     A point is a bone of a case in which at least one of the maps has a lesion, of the predictions as they are.
     """
-    bones = evaluation.bones[(evaluation.bones["rule"] == SIZE) & (evaluation.bones["threshold"] == 0)]
-    bones = bones[(bones["reference_mm3"] > 0) | (bones["prediction_mm3"] > 0)]
+    bones = _with_lesion(evaluation)
     agreement = detection.volume_agreement(evaluation.bones)
     agreement = agreement[agreement["bone"] == detection.ALL].set_index("model")
     markers = dict(zip(evaluation.bones["bone"].unique(), _MARKERS, strict=False))
     models, colours = evaluation.models, model_colours(evaluation.models)
-    box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6}
     figure, axes = _panels(len(models), min(3, len(models)), 3.9, 3.4, sharex=True, sharey=True)
     for axis, model in zip(axes, models, strict=True):
         own = bones[bones["model"] == model]
@@ -258,27 +296,22 @@ def volume_figure(evaluation: Evaluation) -> Figure:
                 (reference + prediction) / 2, prediction - reference, s=16, alpha=0.6, linewidths=0,
                 color=colours[model], marker=markers.get(bone, "."),
             )  # fmt: skip
-        axis.axhline(0, color="0.75", linewidth=0.8)
+        title = f"{model} (n = {len(own)})"
         if model in agreement.index:
             row = agreement.loc[model]
-            for name, style, title, side in (
-                ("bias_mm3", "-", "bias", "bottom"),
-                ("upper_mm3", "--", "+1.96 sd", "bottom"),
-                ("lower_mm3", "--", "-1.96 sd", "top"),
-            ):
-                if math.isfinite(row[name]):
-                    axis.axhline(row[name], color="0.2", linewidth=1.1, linestyle=style)
-                    axis.annotate(
-                        f"{title} {row[name]:.0f}", (1, row[name]), (-3, 2 if side == "bottom" else -2),
-                        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va=side,
-                        fontsize=7.5, bbox=box,
-                    )  # fmt: skip
-        axis.set_title(wrapped(f"{model} (n = {len(own)})", 40), fontsize=10)
+            # In the title and not beside the lines, where it would hide points.
+            words = bland_altman_lines(axis, row["bias_mm3"], row["lower_mm3"], row["upper_mm3"], "mm³")
+            title += f"\n{words}"
+        axis.set_title("\n".join(wrapped(line, 44) for line in title.splitlines()), fontsize=9)
         axis.grid(color="0.92", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     means = bones[["reference_mm3", "prediction_mm3"]].mean(axis=1)
     if len(means) and means.max() / means.min() > _LOGARITHMIC_FROM:
         axes[0].set_xscale("log")
+        # Up to three numbers a decade, and one where they would touch each other.
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if means.max() / means.min() < 200 else (1,)))
+        axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].xaxis.set_minor_locator(NullLocator())
     figure.supxlabel("mean of reference and prediction [mm³]", fontsize=10)
     figure.supylabel("prediction - reference [mm³]", fontsize=10)
     handles = [
@@ -302,12 +335,12 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
     figure = Figure(figsize=(width, 3.9), layout="constrained")
     panels = (("reference", "reference", "found"), ("prediction", "predicted", "true"))
     for axis, (title, whole, part) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        for (place, bounds), (number, model) in itertools.product(enumerate(bins), enumerate(models)):
+        for (place, bounds), (turn, model) in itertools.product(enumerate(bins), enumerate(models)):
             key = (*bounds, model)
             every, met = (int(own.loc[key, name]) if key in own.index else 0 for name in (whole, part))
             if not every:
                 continue
-            at, size = place + (number - (len(models) - 1) / 2) * 0.84 / len(models), 0.76 / len(models)
+            at, size = place + (turn - (len(models) - 1) / 2) * 0.84 / len(models), 0.76 / len(models)
             axis.bar(at, met, size, color=colours[model])
             axis.bar(
                 at, every - met, size, bottom=met, facecolor=f"{colours[model]}22", edgecolor=colours[model],

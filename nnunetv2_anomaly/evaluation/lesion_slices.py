@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, table_of
+from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, percent_column, table_of
 
 #: where voxels count: in the bones of the reference with their lesions, or everywhere
 ROI, IMAGE = "roi", "image"
@@ -130,7 +130,8 @@ def slice_tables(slices: pd.DataFrame) -> dict[str, Table]:
     columns = (
         *(Column("domain", digits=None), Column("way", "over", digits=None), Column("model", digits=None)),
         Column("slices"),
-        *(Column(name, "IoU" if name == "iou" else name, 3) for name in METRICS),
+        *(percent_column(name, f"{title} [%]") for name, title in (("dice", "DSC"), ("iou", "IoU"))),
+        *(Column(name, digits=3) for name in METRICS[2:]),
         *(Column("free_slices", "slices without"), Column("false_mm2", "false area in these [mm²]", 1)),
     )
     notes = (
@@ -146,8 +147,8 @@ def slice_tables(slices: pd.DataFrame) -> dict[str, Table]:
 
     columns = (
         Column("group", "lesions' area", None, area, also=["from_mm2", "to_mm2"]),
-        *(Column("model", digits=None), Column("slices"), Column("dice", "mean Dice", 3)),
+        *(Column("model", digits=None), Column("slices"), percent_column("dice", "mean DSC [%]")),
     )
-    notes = ("Five groups of slices, as equal in number as can be, by the area of their lesions; Dice within bones.",)
+    notes = ("Five groups of slices, as equal in number as can be, by the area of their lesions; DSC within bones.",)
     tables["lesion_slice_sizes"] = table_of(groups, columns, "Slices by the area of their lesions", notes, grouped=1)
     return tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pandas as pd
@@ -10,7 +11,16 @@ from nnunetv2_anomaly.evaluation import detection
 from nnunetv2_anomaly.evaluation.lesion_slices import slice_tables
 from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
-from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, in_words, p_column, table_of
+from nnunetv2_anomaly.reporting.table import (
+    Column,
+    Table,
+    best_cells,
+    in_groups,
+    in_words,
+    p_column,
+    percent_column,
+    table_of,
+)
 
 _BONE = Column("bone", digits=None, text=lambda row: in_words(row["bone"]))
 _MODEL = Column("model", digits=None)
@@ -23,14 +33,15 @@ def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table
     """
     tables = {}
     if len(evaluation.bones):
-        tables["lesion_detection"] = detection_table(detection.summary(detection.counts(evaluation.bones)))
-        tables["lesion_volumes"] = volume_table(detection.volume_agreement(tested.bones))
+        summary = detection.summary(detection.counts(evaluation.bones))
+        tables["lesion_detection"] = detection_table(detection.distinct(summary))
+        tables["lesion_volumes"] = volume_table(detection.distinct(detection.volume_agreement(tested.bones)))
     if len(evaluation.lesions):
         found = detection.lesion_wise(evaluation.lesions)
         # Bones in the order of the other tables, whichever of them has the first lesion.
         places = {bone: place for place, bone in enumerate([*evaluation.bones["bone"].unique(), detection.ALL])}
         found = found.sort_values("bone", key=lambda bones: bones.map(places), kind="stable")
-        tables["lesion_sizes"] = lesion_wise_table(found)
+        tables["lesion_sizes"] = lesion_wise_table(detection.distinct(found))
     if len(evaluation.slices):
         tables |= slice_tables(evaluation.slices)
     return tables
@@ -38,17 +49,20 @@ def lesion_tables(evaluation: Evaluation, tested: Evaluation) -> dict[str, Table
 
 def detection_table(summary: pd.DataFrame) -> Table:
     """The paper's table of lesion detection (method paper, Table 4), from ``detection.summary``."""
-    scores = {name: name for name in ("sensitivity", "specificity", "accuracy")} | {"auc": "AUC", "mean_dsc": "DSC"}
+    scores = {name: name for name in ("sensitivity", "specificity", "accuracy")} | {"auc": "AUC"}
     frame = in_groups(summary, ["bone"])
     # Models are evaluated on the same bones; where one lacks some, none is named best.
     same = frame.groupby("bone")[["positives", "negatives"]].transform("nunique").eq(1).all(axis=1)
-    bold = {(place, name) for place, name in best_cells(frame, ["bone"], [*scores, "dacc", "ddsc"]) if same[place]}
+    rated = [*scores, "mean_dsc", "dacc", "ddsc"]
+    bold = {(place, name) for place, name in best_cells(frame, ["bone"], rated) if same[place]}
     columns = (
         _BONE,
         _MODEL,
         *(Column("positives", "positive"), Column("negatives", "negative")),
         *(Column(name, title, 3) for name, title in scores.items()),
-        *(_best_column("dacc", "dAcc"), _best_column("ddsc", "dDSC")),
+        percent_column("mean_dsc", "DSC [%]"),
+        _best_column(Column("dacc", "dAcc", 3)),
+        _best_column(percent_column("ddsc", "dDSC [%]")),
     )
     notes = (
         "A bone is positive where the reference has a lesion in it, and detected from a DSC of 5 % on. Sensitivity, "
@@ -59,10 +73,10 @@ def detection_table(summary: pd.DataFrame) -> Table:
     return table_of(frame, columns, "Lesion detection, bone by bone", notes, grouped=1, bold=bold)
 
 
-def _best_column(name: str, title: str) -> Column:
+def _best_column(score: Column) -> Column:
     """A score at its best threshold, which stands beneath it."""
-    also = f"{name}_rule", f"{name}_threshold"
-    return Column(name, title, 3, beneath=lambda row: threshold_in_words(*(row[key] for key in also)), also=also)
+    also = f"{score.name}_rule", f"{score.name}_threshold"
+    return dataclasses.replace(score, beneath=lambda row: threshold_in_words(*(row[key] for key in also)), also=also)
 
 
 def threshold_in_words(rule: str | None, threshold: float) -> str:

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW
-from nnunetv2_anomaly.reporting.table import Column, Table, in_groups, in_words, p_column, table_of
+from nnunetv2_anomaly.reporting.table import Column, Table, in_groups, in_words, number, p_column, table_of
 
 #: of statistics' metrics, as readers see them
-_METRIC_TITLES = {"dsc": "DSC", "asd_mm": "ASD [mm]", "hd_mm": "HD [mm]", "hd95_mm": "HD95 [mm]"}
+_METRIC_TITLES = {"dsc": "DSC [%]", "asd_mm": "ASD [mm]", "hd_mm": "HD [mm]", "hd95_mm": "HD95 [mm]"}
 
 _PROCESSINGS = {RAW: "before", CLEANED: "after"}
 
-_MEANS = (Column("mean_a", "mean of A", 4), Column("mean_b", "mean of B", 4), Column("difference", "A - B", 4))
+
+def _of_metric(name: str, title: str) -> Column:
+    """A column in the metric's unit, as the other tables show it."""
+    return Column(name, title, text=lambda row: number(row[name] * (100 if row["metric"] == "dsc" else 1), 3))
+
+
+_MEANS = (_of_metric("mean_a", "mean of A"), _of_metric("mean_b", "mean of B"), _of_metric("difference", "A - B"))
 
 
 def tukey_table(tukey: pd.DataFrame, *, significant_only: bool = False) -> Table:
@@ -23,7 +29,7 @@ def tukey_table(tukey: pd.DataFrame, *, significant_only: bool = False) -> Table
     note = "The models' values are taken for independent samples. Interval: 95 %, simultaneous over all pairs. "
     columns = [
         *(Column("n_a", "n of A"), Column("n_b", "n of B"), *_MEANS),
-        *(Column("lower", "from", 4), Column("upper", "to", 4), p_column("p", "p")),
+        *(_of_metric("lower", "from"), _of_metric("upper", "to"), p_column("p", "p")),
     ]
     return _pairs_table(tukey, title, f"{note}Significant: p < 0.05.", columns, significant_only)
 
@@ -44,12 +50,12 @@ def _pairs_table(
     columns = [
         Column("label", digits=None, text=lambda row: in_words(row["label"])),
         Column("metric", digits=None, text=lambda row: _METRIC_TITLES.get(row["metric"]) or row["metric"]),
-        Column("processing", "", None, text=lambda row: _PROCESSINGS[row["processing"]]),
+        Column("processing", "post-processing", None, text=lambda row: _PROCESSINGS[row["processing"]]),
         Column("model_a", "A", None),
         Column("model_b", "B", None),
         *columns,
     ]
-    notes = [f"{note} Before and after: post-processing."]
+    notes = [note]
     if significant_only:
         chosen = frame[frame["significant"].astype(bool)]
         notes.append(f"{len(chosen)} of {len(frame)} comparisons are significant; only these are shown.")

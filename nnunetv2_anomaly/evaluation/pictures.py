@@ -22,11 +22,12 @@ from nnunetv2_anomaly.evaluation.results import CLEANED, Evaluation
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles, read_known
-from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
-from nnunetv2_anomaly.reporting.table import in_words
+from nnunetv2_anomaly.reporting.drawing import label_handles, label_palette, number_labels, own_style
 
-#: of a case's disagreement: reference alone, prediction alone, both with different labels
+#: of a case's disagreement: reference alone, prediction alone, both with different labels; what fills each of them
 _MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"
+_HATCHES = {_MISSED: "\\\\\\\\\\\\", _EXTRA: "//////", _OTHER: "xxxxxx"}
+_IN_WORDS = {_MISSED: "reference alone", _EXTRA: "prediction alone", _OTHER: "another label"}
 
 #: outline of what is marked beside the labels
 _MARKED = "#FF2A2A"
@@ -37,7 +38,7 @@ _MARGIN_MM = 12.0
 
 @dataclass(frozen=True)
 class Choice:
-    """A model's "worst", "median" or "best" case; mean_dsc: of its labels after post-processing, in [0, 1]."""
+    """A model's "worst", "median", "best" or "only" case; mean_dsc: of its labels after post-processing, in [0, 1]."""
 
     model: str
     rank: str
@@ -54,9 +55,10 @@ def select_cases(evaluation: Evaluation) -> list[Choice]:
     """Each model's worst, median and best case by the mean DSC over its labels, after post-processing.
 
     A label that is in neither map does not count; a case without any other is not chosen. Of equal cases the one whose
-    name comes first is better; of an even number, the median is the worse one of the two in the middle.
+    name comes first is better; of an even number, the median is the worse one of the two in the middle. Two cases
+    have no median, and one is the only one.
 
-    Returns: three per model, in the models' order; none of a model without a defined DSC.
+    Returns: at most three per model, all different, in the models' order; none of a model without a defined DSC.
     """
     choices = []
     cleaned = evaluation.cases[evaluation.cases["processing"] == CLEANED]
@@ -65,18 +67,23 @@ def select_cases(evaluation: Evaluation) -> list[Choice]:
         named = [(str(case), float(mean)) for case, mean in means.items()]
         ranked = sorted(named, key=lambda entry: (-entry[1], entry[0]), reverse=True)
         places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
-        if ranked:
-            choices += [Choice(model, rank, *ranked[place]) for rank, place in places.items()]
+        if len(ranked) < 3:
+            places = {"only": 0} if len(ranked) == 1 else {"worst": 0, "best": 1} if ranked else {}
+        choices += [Choice(model, rank, *ranked[place]) for rank, place in places.items()]
     return choices
 
 
 def case_pictures(
     evaluation: Evaluation, pairs: Pairs, dataset: DatasetDescription, images: Path | None, error_images: Path | None
 ) -> list[tuple[str, str, Figure]]:
-    """(case, title, figure) of each model's worst, median and best case; one that is several of them comes once."""
+    """(case, title, figure) of each case that ``select_cases`` chooses; one that several models chose comes once.
+
+    First comes the most typical one, the first model's median.
+    """
     files = SegmentationFiles(dataset.file_ending, dataset.reader)
     titles: dict[str, list[str]] = {}
-    for choice in select_cases(evaluation):
+    choices = select_cases(evaluation)
+    for choice in sorted(choices, key=lambda of: (of.model, of.rank) != (evaluation.models[0], "median")):
         titles.setdefault(choice.case, []).append(choice.title)
     pictures = []
     for case, reasons in titles.items():
@@ -150,7 +157,7 @@ def case_figure(
             _show(above[place], planes, model)
             _overlay(above[place], planes, predicted, palette)
             _show(beneath[place], planes, "disagreement", brightness=0.75)
-            beneath[place].imshow(_disagreement(planes.reference, predicted), **planes.view)
+            _show_disagreement(beneath[place], planes, predicted)
             _outlines(beneath[place], planes.reference, white, 0.5)
     if planes.error is not None:
         axes[1, 0].set_title("error image", fontsize=9)
@@ -164,15 +171,23 @@ def case_figure(
     if planes.marked is not None:
         for axis in axes.flat:
             if axis.images:
-                _outlines(axis, planes.marked, {1: _MARKED}, 1.2)
-    names = {value: name for name, value in labels.items()}
-    handles = [Patch(color=palette[v], label=plain(in_words(names.get(v, f"label {v}")))) for v in present]
-    disagreements = {_MISSED: "reference alone", _EXTRA: "prediction alone", _OTHER: "another label"}
-    handles += [Patch(color=colour, label=f"disagreement: {name}") for colour, name in disagreements.items()]
-    if marked is not None:
-        handles.append(Patch(facecolor="none", edgecolor=_MARKED, label=plain(marked[0])))
-    figure_legend(figure, handles, "outside lower center")
+                _outlines(axis, planes.marked, {1: _MARKED}, 1.4, "dashed")
+    figure_legend(
+        figure, _handles({value: palette[value] for value in present}, labels, marked), "outside lower center"
+    )
     return figure
+
+
+def _handles(palette: Mapping[int, Any], labels: Mapping[str, int], marked: tuple[str, NDArray] | None) -> list[Patch]:
+    """Of the legend: labels by colour and number, disagreements by colour and hatch."""
+    handles = label_handles(palette, labels, palette)
+    for handle in handles:
+        handle.set_label(plain(str(handle.get_label())))
+    for colour, name in _IN_WORDS.items():
+        handles.append(Patch(facecolor=colour, hatch=_HATCHES[colour], label=f"disagreement: {name}"))
+    if marked is not None:
+        handles.append(Patch(facecolor="none", edgecolor=_MARKED, linestyle="dashed", label=plain(marked[0])))
+    return handles
 
 
 @dataclass(frozen=True)
@@ -263,15 +278,28 @@ def _overlay(axis: Axes, planes: _Planes, plane: NDArray, palette: Mapping[int, 
             filled[plane == value] = (*colour, 0.34)
     axis.imshow(filled, **planes.view)
     _outlines(axis, plane, palette, 0.9)
+    number_labels(axis, plane, [value for value in palette if value != 0])
 
 
-def _outlines(axis: Axes, plane: NDArray, palette: Mapping[int, Any], width: float) -> None:
+def _outlines(axis: Axes, plane: NDArray, palette: Mapping[int, Any], width: float, style: str = "solid") -> None:
     if min(plane.shape) < 2:
         return  # contours need two rows and two columns
     for value, colour in palette.items():
         mask = plane == value
         if value != 0 and mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
+            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
+
+
+def _show_disagreement(axis: Axes, planes: _Planes, prediction: NDArray) -> None:
+    """In colours, and hatched for who sees none."""
+    coloured = _disagreement(planes.reference, prediction)
+    axis.imshow(coloured, **planes.view)
+    for colour, hatch in _HATCHES.items():
+        # Each voxel three by three, or a contour would cut its corners off.
+        fine = np.kron((coloured == (*to_rgb(colour), 1)).all(axis=-1), np.ones((3, 3)))
+        if fine.any():
+            down, along = ((np.arange(size) - 1) / 3 for size in fine.shape)
+            axis.contourf(along, down, fine, levels=[0.5, 2], colors="none", hatches=[hatch])
 
 
 def _disagreement(reference: NDArray, prediction: NDArray) -> NDArray[np.float64]:

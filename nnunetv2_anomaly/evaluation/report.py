@@ -17,10 +17,11 @@ from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
 from nnunetv2_anomaly.evaluation.pair_tables import paired_table, tukey_table
 from nnunetv2_anomaly.evaluation.pictures import select_cases
 from nnunetv2_anomaly.evaluation.results import Evaluation
+from nnunetv2_anomaly.evaluation.summary import summary_sentences, summary_table, terms_of
 from nnunetv2_anomaly.evaluation.tables import fold_table, group_table, metrics_table, segmentation_table
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.reporting.drawing import save_figure
-from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
+from nnunetv2_anomaly.reporting.page import Content, Picture, Section, Terms, page
 from nnunetv2_anomaly.reporting.table import Cell, Table, in_words, number
 
 #: too long for a page of a paper
@@ -107,27 +108,44 @@ def _remove_earlier(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def lead_of(
+    findings: Findings, pictures: Sequence[tuple[str, Figure]] = (), sentences: Sequence[str] = ()
+) -> list[Content]:
+    """What a page begins with: ``sentences``, or else those of the evaluation, the first picture, and one table."""
+    sentences = sentences or summary_sentences(findings.evaluation, findings.paired)
+    shown = [_picture(*picture) for picture in pictures[:1]]
+    return [*sentences, *shown, summary_table(findings.evaluation)]
+
+
 def report_sections(
     findings: Findings,
     pictures: Sequence[tuple[str, Figure]] = (),
     *,
     missing: str = DIAGONAL,
     notes: Sequence[str] = (),
+    chosen: str = "",
+    terms: Mapping[str, str] | None = None,
 ) -> list[Section]:
-    """The evaluation as sections of a page, with pictures (title, figure) of cases and notes at the beginning.
+    """The evaluation as folded sections of a page, with pictures (title, figure) of cases and notes at the beginning.
 
-    ``missing``: what distances are where just one map has the label, ``case.DIAGONAL`` or ``case.EXCLUDE``.
+    Args:
+        missing: what distances are where just one map has the label, ``case.DIAGONAL`` or ``case.EXCLUDE``.
+        chosen: how the pictures' cases were chosen; empty where ``select_cases`` chose them.
+        terms: further ones to explain.
     """
     evaluation, tables, drawings = findings.evaluation, findings.tables, findings.drawings
     parts = [
         Section("Distances and DSC, case by case", [drawings[name] for name in drawings if name.startswith("box_")]),
         *(Section(title, [tables[name]]) for name, title in _DIVISIONS.items() if name in tables),
     ]
-    if "tukey" in tables or "paired" in tables:
+    tested = "tukey" in tables or "paired" in tables
+    if tested:
         parts.append(Section("Differences between models", _significant(findings)))
+    explained = {**terms_of(evaluation, tested=tested), **(terms or {})}
     sections = [
-        Section("What was compared", _introduction(evaluation, missing, notes)),
-        Section("Segmentation", [tables["segmentation"]], parts),
+        Section("Terms on this page", [Terms(explained)], folded=True),
+        Section("What was compared", _introduction(evaluation, missing, notes), folded=True),
+        Section("Segmentation", [tables["segmentation"]], parts, folded=True),
     ]
     lesions = [
         Section(title, [tables[table], *(drawings[name] for name in (drawn,) if name in drawings)])
@@ -141,9 +159,9 @@ def report_sections(
         if table in tables
     ]
     if lesions:
-        sections.append(Section("Lesions", sections=lesions))
+        sections.append(Section("Lesions", sections=lesions, folded=True))
     if pictures:
-        sections.append(_pictures_section(evaluation, pictures))
+        sections.append(_pictures_section(evaluation, pictures, chosen))
     return sections
 
 
@@ -156,23 +174,24 @@ def write_report(
     missing: str = DIAGONAL,
     notes: Sequence[str] = (),
     more_sections: Sequence[Section] = (),
+    sentences: Sequence[str] = (),
+    chosen: str = "",
+    terms: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the page with ``report_sections`` and then ``more_sections``, in one file that opens without a network.
+    """Write the page with ``lead_of``, ``report_sections`` and ``more_sections``, which opens without a network.
 
     It is written beside and renamed; its folder is made if missing. Returns: ``path``.
     """
-    sections = report_sections(findings, pictures, missing=missing, notes=notes)
+    sections = report_sections(findings, pictures, missing=missing, notes=notes, chosen=chosen, terms=terms)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(title, [*sections, *more_sections]))
+    write_text(path, page(title, [*sections, *more_sections], lead_of(findings, pictures, sentences)))
     return path
 
 
 def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) -> list[str]:
     num_cases = evaluation.cases["case"].nunique()
-    models = [f"{model} (the baseline)" if place == 0 else model for place, model in enumerate(evaluation.models)]
-    several = f"and {len(models)} models: {', '.join(models)}"
-    compared = several if len(models) > 1 else f"of one model: {evaluation.models[0]}"
-    compared = f"{counted(num_cases, 'case')} {compared}."
+    models = ", ".join(evaluation.models)
+    compared = f"{counted(num_cases, 'case')} and {counted(len(evaluation.models), 'model')}: {models}."
     labels = f"Labels: {', '.join(in_words(label) for label in evaluation.labels)}."
     if evaluation.groups:
         sizes = evaluation.cases.groupby("group", observed=True)["case"].nunique()
@@ -189,11 +208,7 @@ def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) ->
         f"prediction alone has it): the DSC is 0, and the distances, which are then undefined, are {replaced}. Every "
         "mean that is not of all cases, or that holds such a distance, says so in its own cell."
     )
-    measures = (
-        "DSC is the overlap. ASD is the mean, HD (Hausdorff distance) the largest of the distances between the two "
-        "surfaces, both ways. HD* is of the prediction as it is, all else after post-processing. The tables folder "
-        "holds every metric of every label in full precision (all_metrics.csv)."
-    )
+    measures = "The tables folder holds every metric of every label in full precision (all_metrics.csv)."
     return [compared, labels, *notes, measures, policy]
 
 
@@ -207,16 +222,23 @@ def _significant(findings: Findings) -> list[Content]:
     return content
 
 
-def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]]) -> Section:
-    rows = [
-        [Cell(choice.model), Cell(choice.rank), Cell(choice.case), Cell(number(100 * choice.mean_dsc, 1))]
-        for choice in select_cases(evaluation)
-    ]
-    title = "Each model's worst, median and best case by the mean DSC over its labels, after post-processing"
-    chosen = Table(title, ("model", "rank", "case", "mean DSC [%]"), rows, words=3, grouped=1)
+def _picture(title: str, figure: Figure) -> Picture:
+    return Picture(figure, f"{title}: reference, predictions, and where they disagree.", title)
+
+
+def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]], chosen: str) -> Section:
+    """The cases after the first, which stands in the lead."""
+    content: list[Content] = [chosen] if chosen else _how_chosen(evaluation)
+    content += [_picture(*picture) for picture in pictures[1:]]
+    return Section("Cases", content, folded=True)
+
+
+def _how_chosen(evaluation: Evaluation) -> list[Content]:
+    choices = select_cases(evaluation)
+    rows = [[Cell(of.model), Cell(of.rank), Cell(of.case), Cell(number(100 * of.mean_dsc, 1))] for of in choices]
+    title = "Cases of each model by the mean DSC over its labels, after post-processing"
     text = (
         "Each case on the slice on which the predictions, all together, disagree most with the reference. Sagittal "
-        "slices have superior up and anterior to the right."
+        "slices have superior up and anterior to the right. The first picture stands at the top of the page."
     )
-    what = "reference, predictions, and where they disagree"
-    return Section("Cases", [chosen, text, *(Picture(figure, f"{name}: {what}.", name) for name, figure in pictures)])
+    return [Table(title, ("model", "rank", "case", "mean DSC [%]"), rows, words=3, grouped=1), text]

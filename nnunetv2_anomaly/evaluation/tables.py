@@ -96,7 +96,7 @@ def summarise(rows: pd.DataFrame, metric: str, factor: float = 1.0) -> Summary:
     )
 
 
-def _mean_cell(measure: Measure, found: Summary, *, bold: bool, mark: str) -> Cell:
+def mean_cell(measure: Measure, found: Summary, *, bold: bool, mark: str) -> Cell:
     """Mean and standard deviation, and beneath it what the mean is over where that is not plainly all cases."""
     text = number(found.mean, measure.digits)
     if found.n > 1:
@@ -109,7 +109,7 @@ def _mean_cell(measure: Measure, found: Summary, *, bold: bool, mark: str) -> Ce
     return Cell(text, bold=bold, mark=mark, beneath="\n".join(lines), values=values)
 
 
-def _best(found: Mapping[str, Summary], *, larger_is_better: bool) -> set[str]:
+def best_models(found: Mapping[str, Summary], *, larger_is_better: bool) -> set[str]:
     """Models with the best mean. None where their means are over different cases, or do not differ."""
     means = {model: summary.mean for model, summary in found.items() if summary.n}
     if len({found[model].of for model in means}) > 1 or len(set(means.values())) < 2:
@@ -138,16 +138,16 @@ def segmentation_table(
 
 
 def group_table(evaluation: Evaluation) -> Table | None:
-    """Means within each group of cases (method paper, Table 3: HD0 and HD1), or None where cases are not grouped."""
-    if not evaluation.groups:
+    """Means within each group of cases (method paper, Table 3: HD0 and HD1), or None where there are no two groups."""
+    if len(_values_of(evaluation, "group")) < 2:
         return None
     measures = (DSC, HD, HD_RAW)
     return _means_table(evaluation, "Segmentation by group of cases", measures, "group", frozenset())
 
 
 def fold_table(evaluation: Evaluation) -> Table | None:
-    """Means within each fold, or None where folds are unknown."""
-    if not _values_of(evaluation, "fold"):
+    """Means within each fold, or None where there are no two folds."""
+    if len(_values_of(evaluation, "fold")) < 2:
         return None
     return _means_table(evaluation, "Segmentation by fold", MEASURES, "fold", frozenset())
 
@@ -172,11 +172,11 @@ def _means_table(
     daggers: Collection[tuple[str, str, str, str]],
 ) -> Table:
     """A row per label, value of the column ``by`` and model; of ``measures`` a column each."""
-    found = _summaries(evaluation, measures, by)
+    found = summaries(evaluation, measures, by)
     marks, notes = _marks(evaluation, measures, by)
     rows = []
     for (label, value), of_measures in found.items():
-        best = {m: _best(models, larger_is_better=m.larger_is_better) for m, models in of_measures.items()}
+        best = {m: best_models(models, larger_is_better=m.larger_is_better) for m, models in of_measures.items()}
         for model in evaluation.models:
             cells = [word_cell("label", in_words(label), label), word_cell("model", model)]
             if by is not None:
@@ -186,7 +186,7 @@ def _means_table(
             for measure, models in of_measures.items():
                 signs = DAGGER if (measure.processing, label, measure.metric, model) in daggers else ""
                 signs += marks[label] if _is_incomplete(models[model]) else ""
-                cells.append(_mean_cell(measure, models[model], bold=model in best[measure], mark=signs))
+                cells.append(mean_cell(measure, models[model], bold=model in best[measure], mark=signs))
             rows.append(tuple(cells))
     header = ("label", "model") if by is None else ("label", by, "model", "cases")
     words = 2 if by is None else 3
@@ -200,7 +200,7 @@ def _means_table(
     )
 
 
-def _summaries(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) -> dict[tuple[str, Any], _Found]:
+def summaries(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) -> dict[tuple[str, Any], _Found]:
     """(label, value of the column ``by``) -> what was found; the value is None without such a column."""
     columns = ["label", "model", "processing", *([by] if by is not None else [])]
     parts = dict(iter(evaluation.cases.groupby(columns, sort=False, observed=True)))
@@ -239,7 +239,7 @@ def _marks(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) 
     letters = itertools.chain.from_iterable(itertools.product(string.ascii_lowercase, repeat=n) for n in (1, 2))
     marks: dict[str, str] = {}
     notes: list[str] = []
-    for (label, _), of_measures in _summaries(evaluation, measures, None).items():
+    for (label, _), of_measures in summaries(evaluation, measures, None).items():
         numbers = {
             model: _missing_numbers({measure: models[model] for measure, models in of_measures.items()})
             for model in evaluation.models

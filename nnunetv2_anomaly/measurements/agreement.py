@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
@@ -18,14 +17,22 @@ from scipy.stats import spearmanr
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, counted
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
-from nnunetv2_anomaly.reporting.drawing import own_style
-from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
+from nnunetv2_anomaly.reporting.drawing import bland_altman_lines, own_style
+from nnunetv2_anomaly.reporting.page import Content, Picture, Section, Terms, page
 from nnunetv2_anomaly.reporting.table import Column, csv_text, in_words, table_of
 
 MARKER = "agreement.json"
 _KEYS = ["structure", "region", "quantity", "unit"]
 #: of 95 % limits of agreement
 _LIMIT = 1.96
+_TERMS = {
+    "Bland-Altman plot": "Difference of both readings over their mean; bias is the mean difference, and 95 % of the "
+    "differences are expected within the limits of agreement (dashed).",
+    "icc_2_1": "Intraclass correlation, absolute agreement: 1 where readings agree in every case, 0 where they agree "
+    "no more than by chance.",
+    "cov, rms_cov": "Coefficient of variation: the standard deviation of both readings by their mean.",
+    "spearman": "Correlation of ranks: 1 where both order the cases alike.",
+}
 #: figures of the page show as many values, those of most cases first
 _SHOWN = 12
 
@@ -144,18 +151,49 @@ def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> st
     columns = [Column(name, digits=None if name in _KEYS else digits.get(name, 3)) for name in map(str, table)]
     notes = ["cov: mean over cases of the standard deviation of both readings by their mean; rms_cov: its RMS form."]
     values = table_of(table.astype(dict.fromkeys(_KEYS, str)), columns, "", notes, grouped=0)
-    shown = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
-    whole = shown[shown["region"].isin(("all", "MT", "LT", "MF", "LF", "P"))]
     content: list[Content] = []
-    for row in (whole if len(whole) else shown).head(_SHOWN).to_dict("records"):
+    first = _first_values(table)
+    for row in first.to_dict("records"):
         own = both[(both[_KEYS] == pd.Series({key: row[key] for key in _KEYS})).all(axis=1)]
         title = f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]"
         title = in_words(title)
         figure = _figure(own, row, title, names)
-        content.append(Picture(figure, f"{title}: difference of both readings against their mean"))
-    words = f"{names[1]} less {names[0]}; lines: bias and 95 % limits of agreement."
-    sections = [Section("Bland-Altman plots", [words, *content])] if content else []
-    return page("Agreement", [*sections, Section("All values", [values])])
+        shown = f"{title}: difference of both readings against their mean"
+        content.append(Picture(figure, shown, f"{shown}, {names[1]} less {names[0]}"))
+    digest = ["structure", "region", "quantity", "unit", "n", "bias", "limit_low", "limit_high", "icc_2_1"]
+    chosen = [column for column in columns if column.name in digest]
+    lead: list[Content] = [*_sentences(both, first, names), *content[:1]]
+    lead.append(table_of(first.astype(dict.fromkeys(_KEYS, str)), chosen, "Values of most cases", (), grouped=1))
+    sections = [Section("Terms on this page", [Terms(_TERMS)], folded=True)]
+    if content[1:]:
+        sections.append(Section("Further Bland-Altman plots", content[1:], folded=True))
+    return page("Agreement", [*sections, Section("All values", [values], folded=True)], lead)
+
+
+def _first_values(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``agreement_table`` that the page begins with: of most cases, if there are of whole structures."""
+    shown = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
+    whole = shown[shown["region"].isin(("all", "MT", "LT", "MF", "LF", "P"))]
+    return (whole if len(whole) else shown).head(_SHOWN)
+
+
+def _sentences(both: pd.DataFrame, first: pd.DataFrame, names: tuple[str, str]) -> list[str]:
+    """What was compared, how far readings agree, and whether one is higher; numbers are those of the table."""
+    compared = f"{names[1]} is compared with {names[0]} in {counted(both['case'].nunique(), 'case')}."
+    known = first[first["icc_2_1"].notna()].round({"icc_2_1": 3})
+    if known.empty:
+        return [compared, "Too few cases differ to say how far the readings agree."]
+    ends = [known.loc[known["icc_2_1"].idxmin()], known.loc[known["icc_2_1"].idxmax()]]
+    low, high = (f"{row['icc_2_1']:.3f} ({in_words(' '.join(row[_KEYS[:3]].astype(str)))})" for row in ends)
+    span = f"is {low}" if len(known) == 1 else f"runs from {low} to {high}"
+    agree = f"Of the values below, ICC (1 where readings agree in every case) {span}."
+    beyond = known[(known["limit_low"] > 0) | (known["limit_high"] < 0)]
+    apart = (
+        f"In {len(beyond)} of them the 95 % limits of agreement do not hold 0: one reading is higher throughout."
+        if len(beyond)
+        else "In none of them is one reading higher throughout: the 95 % limits of agreement hold 0."
+    )
+    return [compared, agree, apart]
 
 
 @own_style
@@ -168,14 +206,8 @@ def _figure(own: pd.DataFrame, row: Mapping[Any, Any], title: str, names: tuple[
     ends = [values.min(), values.max()]
     left.plot(ends, ends, color="0.5", linewidth=0.8)
     left.set(xlabel=names[0], ylabel=names[1])
-    _bland_altman(right, values, row["bias"], (row["limit_low"], row["limit_high"]))
+    right.plot(values.mean(axis=1), values[:, 1] - values[:, 0], ".", color="#1f5a94")
+    words = bland_altman_lines(right, row["bias"], row["limit_low"], row["limit_high"], row["unit"])
+    right.set_title(words, fontsize=8)
+    right.set(xlabel="mean of both", ylabel="difference")
     return figure
-
-
-def _bland_altman(axis: Axes, values: NDArray[np.float64], bias: float, limits: tuple[float, float]) -> None:
-    """Draw the differences of readings, (cases, 2), against their means, with bias and limits of agreement."""
-    axis.plot(values.mean(axis=1), values[:, 1] - values[:, 0], ".", color="#1f5a94")
-    axis.axhline(bias, color="0.1", linewidth=1)
-    for limit in limits:
-        axis.axhline(limit, color="0.1", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="mean of both", ylabel="difference")

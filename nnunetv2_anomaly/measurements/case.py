@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -21,12 +21,13 @@ from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, files_beside, ima
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known, write_map
 from nnunetv2_anomaly.measurements.bones import Earlier, Found, Structures
-from nnunetv2_anomaly.measurements.case_report import case_page
+from nnunetv2_anomaly.measurements.case_report import case_page, slices_picture
 from nnunetv2_anomaly.measurements.knee import measure_knee
 from nnunetv2_anomaly.measurements.maps import flat_figure, flattened, thickness_volume, write_flat, write_surface
 from nnunetv2_anomaly.measurements.regions import Conventions
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.drawing import save_figure
+from nnunetv2_anomaly.reporting.page import Picture
 from nnunetv2_anomaly.reporting.table import in_words
 
 #: raised when a number would come out otherwise than before
@@ -186,11 +187,24 @@ def _write_maps_and_page(
             save_figure(flat_figure([(in_words(bone), flat[bone])]), folder / f"{stem}_thickness_flat.png")
         written += [str(file.relative_to(task.output)) for file in sorted(folder.iterdir())]
     if task.extras.reports:
-        labels, spacing = segmentation.to_right_anterior_superior(segmentation.voxels)
-        shown = None if image is None else segmentation.to_right_anterior_superior(image)[0]
-        html = case_page(task.case, side, found, flat, labels, shown, spacing, task.dataset.single_values)
+        html = case_page(task.case, side, found, flat, *_upright(segmentation, image), task.dataset.single_values)
         write_text(task.output / f"reports/{task.case}.html", html)
     return written
+
+
+def _upright(segmentation: Segmentation, image: NDArray | None) -> tuple[NDArray, NDArray | None, Sequence[float]]:
+    """Labels, image and spacing in mm of a case, (Z superior, Y anterior, X right)."""
+    labels, spacing = segmentation.to_right_anterior_superior(segmentation.voxels)
+    return labels, None if image is None else segmentation.to_right_anterior_superior(image)[0], spacing
+
+
+def picture_of(task: CaseTask) -> Picture:
+    """Slices of a case. Raises: UserError for a file that cannot be read or lies on another grid."""
+    files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
+    segmentation = read_known(files, task.source, task.dataset)
+    image = image_beside(task.extras.images, task.case, IMAGE, segmentation, files)
+    shown = slices_picture(*_upright(segmentation, image), task.dataset.single_values)
+    return dataclasses.replace(shown, caption=f"{task.case}, the first knee of the table. {shown.caption}")
 
 
 def pose_of(segmentation: Segmentation) -> tuple[tuple[float, ...], np.ndarray]:

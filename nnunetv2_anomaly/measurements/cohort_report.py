@@ -9,18 +9,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.errors import counted
 from nnunetv2_anomaly.measurements.change_run import Changes
 from nnunetv2_anomaly.measurements.regions import PLACES, SUBREGIONS
+from nnunetv2_anomaly.measurements.report_words import TERMS, cohort_sentences
 from nnunetv2_anomaly.reporting.drawing import own_style
-from nnunetv2_anomaly.reporting.page import Content, Picture, Section, page
+from nnunetv2_anomaly.reporting.page import Content, Picture, Section, Terms, page
 from nnunetv2_anomaly.reporting.table import Cell, Column, Table, in_words, number, table_of, word_cell
 
 #: of the summary's columns: name -> how it is taken
 _STATISTICS = {"n": "count", "mean": "mean", "sd": "std", "median": "median", "minimum": "min", "maximum": "max"}
 _KEYS = ["structure", "region", "quantity", "unit"]
-#: titles of the list of cases, in the order of ``_case_list``'s values
-_WORST = ("lesion volume [mm3]", "lesions", "largest MOAKS size grade", "bare bone [%]", "thinnest plate [mm]")
+#: of the cases that the page begins with
+_FIRST = 10
+#: titles of the list of cases, in the order of ``case_list``'s values
+WORST = ("lesion volume [mm³]", "lesions", "largest MOAKS size grade", "bare bone [%]", "thinnest plate [mm]")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +31,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return of_each.rename(columns={of: name for name, of in _STATISTICS.items()}).reset_index()
 
 
-def _case_list(table: pd.DataFrame) -> pd.DataFrame:
+def case_list(table: pd.DataFrame) -> pd.DataFrame:
     """A row per case: what it has of lesions and of bare bone, the worst first."""
     rows = []
     plates = set(SUBREGIONS)
@@ -43,35 +45,50 @@ def _case_list(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "case": str(case),
                 "side": str(own["side"].iloc[0]),
-                _WORST[0]: whole.get("lesion_volume", nothing).sum(min_count=1),
-                _WORST[1]: whole.get("lesion_count", nothing).sum(min_count=1),
-                _WORST[2]: of["moaks_size_grade"]["value"].max() if "moaks_size_grade" in of else np.nan,
-                _WORST[3]: (bare * area).sum(min_count=1) / area.sum() if area.sum() else np.nan,
-                _WORST[4]: of_plates["ThCtAB"]["value"].min() if "ThCtAB" in of_plates else np.nan,
+                WORST[0]: whole.get("lesion_volume", nothing).sum(min_count=1),
+                WORST[1]: whole.get("lesion_count", nothing).sum(min_count=1),
+                WORST[2]: of["moaks_size_grade"]["value"].max() if "moaks_size_grade" in of else np.nan,
+                WORST[3]: (bare * area).sum(min_count=1) / area.sum() if area.sum() else np.nan,
+                WORST[4]: of_plates["ThCtAB"]["value"].min() if "ThCtAB" in of_plates else np.nan,
             }
         )
-    listed = pd.DataFrame(rows, columns=["case", "side", *_WORST])
-    return listed.sort_values([_WORST[0], _WORST[3]], ascending=False, kind="stable")
+    listed = pd.DataFrame(rows, columns=["case", "side", *WORST])
+    return listed.sort_values([WORST[0], WORST[3]], ascending=False, kind="stable")
 
 
 def cohort_page(
-    table: pd.DataFrame, linked: Sequence[str], notes: Sequence[str], changes: Changes | None = None
+    table: pd.DataFrame,
+    linked: Sequence[str],
+    notes: Sequence[str],
+    changes: Changes | None = None,
+    picture: Picture | None = None,
 ) -> str:
-    """The page as HTML. Args: table: measurements.csv. linked: cases with a page in reports/. notes: paragraphs."""
-    cases = _case_list(table)
+    """The page as HTML.
+
+    Args: table: measurements.csv. linked: cases with a page in reports/. notes: paragraphs. picture: of the first case.
+    """
+    cases = case_list(table)
     rows = [
         [
             Cell(row["case"], left=True, link=f"reports/{quote(row['case'])}.html" if row["case"] in linked else ""),
             word_cell("side", row["side"]),
-            *(Cell(number(row[name], digits)) for name, digits in zip(_WORST, (1, 0, 0, 1, 2), strict=True)),
+            *(Cell(number(row[name], digits)) for name, digits in zip(WORST, (1, 0, 0, 1, 2), strict=True)),
         ]
         for row in cases.to_dict("records")
     ]
-    words = f"{counted(len(cases), 'case')}, largest lesion volume first."
-    sections = [Section("Cases", [words, *notes, Table("", ("case", "side", *_WORST), rows, words=2)])]
+    header, title = ("case", "side", *WORST), "Knees, most lesion volume first"
+    more = f", {_FIRST} of {len(rows)}" if len(rows) > _FIRST else ""
+    lead: list[Content] = [*cohort_sentences(cases), *((picture,) if picture is not None else ())]
+    lead.append(Table(f"{title}{more}", header, rows[:_FIRST], words=2))
+    sections = [
+        Section("Terms on this page", [Terms(TERMS)], folded=True),
+        Section("How it was measured", notes, folded=True),
+    ]
+    if more:
+        sections.append(Section("All knees", [Table(title, header, rows, words=2)], folded=True))
     content: list[Content] = []
     drawn = (
-        ("lesion_volume", [place for places in PLACES.values() for place in places], "lesion volume [mm3]"),
+        ("lesion_volume", [place for places in PLACES.values() for place in places], "lesion volume [mm³]"),
         ("ThCtAB", [name for names in SUBREGIONS.values() for name in names], "thickness, bare bone as 0 [mm]"),
         ("dAB", [name for names in SUBREGIONS.values() for name in names], "bare bone [%]"),
         ("effusion_volume", ["all"], "effusion [mL]"),
@@ -83,7 +100,7 @@ def cohort_page(
             figure = _distributions(own, [name for name in regions if (own["region"] == name).any()], label)
             content.append(Picture(figure, f"{label} by region: a point per case, box of quartiles and median"))
     if content:
-        sections.append(Section("Distributions by region", content))
+        sections.append(Section("Distributions by region", content, folded=True))
     if changes is not None:
         sections.append(_change_section(changes))
     shown = summary(table)
@@ -91,12 +108,13 @@ def cohort_page(
     columns = [Column(name, digits=None) for name in _KEYS]
     columns += [Column(name, digits=0 if name == "n" else 2) for name in _STATISTICS]
     notes_of = ["Whole structures and plates; every region is in summary.csv."]
-    sections.append(Section("Summary", [table_of(shown, columns, "", notes_of, grouped=1)]))
+    sections.append(Section("Summary", [table_of(shown, columns, "", notes_of, grouped=1)], folded=True))
     lacking = table[table["flag"] != ""].groupby(["structure", "flag"])["case"].nunique().reset_index()
     if len(lacking):
         cells = [[word_cell("", s), word_cell("", f), Cell(str(n))] for s, f, n in lacking.itertuples(index=False)]
-        sections.append(Section("What could not be taken", [Table("", ("structure", "why", "cases"), cells, words=2)]))
-    return page("Measurements", sections)
+        lacking_table = Table("", ("structure", "why", "cases"), cells, words=2)
+        sections.append(Section("What could not be taken", [lacking_table], folded=True))
+    return page("Measurements", sections, lead)
 
 
 def _change_section(changes: Changes) -> Section:
@@ -109,14 +127,14 @@ def _change_section(changes: Changes) -> Section:
         cells = [
             [word_cell("", kind), Cell(str(n)), Cell(number(of, 1))] for kind, n, of in kinds.itertuples(index=False)
         ]
-        content.append(Table("Lesions", ("what became of them", "lesions", "change [mm3]"), cells))
+        content.append(Table("Lesions", ("what became of them", "lesions", "change [mm³]"), cells))
     shown = changes.values[changes.values["region"].isin(("all", *SUBREGIONS)) & changes.values["change"].notna()]
     shown = shown.sort_values("verdict", key=lambda of: of != "beyond", kind="stable")
     columns = [Column(name, digits=None) for name in ("pair", "structure", "region", "quantity", "unit")]
     columns += [Column(name, digits=2) for name in ("before", "after", "change", "change_percent", "limit")]
     columns.append(Column("verdict", digits=None))
     content.append(table_of(shown, columns, "Bones and plates", ["Every region is in change.csv."], grouped=1))
-    return Section("Change between visits", content)
+    return Section("Change between visits", content, folded=True)
 
 
 @own_style

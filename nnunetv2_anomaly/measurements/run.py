@@ -16,10 +16,10 @@ from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_er
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, check_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.segmentations import chosen_reader
-from nnunetv2_anomaly.measurements.case import METHOD_VERSION, CaseTask, Extras, Options, measure_case
+from nnunetv2_anomaly.measurements.case import METHOD_VERSION, CaseTask, Extras, Options, measure_case, picture_of
 from nnunetv2_anomaly.measurements.change import Pair, pairs_of
 from nnunetv2_anomaly.measurements.change_run import ChangeOptions, measure_changes
-from nnunetv2_anomaly.measurements.cohort_report import cohort_page, summary
+from nnunetv2_anomaly.measurements.cohort_report import case_list, cohort_page, summary
 from nnunetv2_anomaly.measurements.scene import write_script
 from nnunetv2_anomaly.measurements.standardised import composite_rows, z_rows
 from nnunetv2_anomaly.parallel import run_cases
@@ -132,7 +132,9 @@ def measure_folder(
             if standards.reference_file is not None:
                 notes.append(f"z-scores are relative to {standards.reference_file}.")
             notes.append(_settings_note(options))
-            write_text(output / "report.html", cohort_page(table, sorted(found), notes, changes))
+            first = {task.case: task for task in tasks}[case_list(table)["case"].iloc[0]] if len(table) else None
+            picture = None if first is None else picture_of(first)
+            write_text(output / "report.html", cohort_page(table, sorted(found), notes, changes, picture))
         if failed:
             raise UserError(failed)
         write_marker(output / MARKER, settings, finished=True)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from nnunetv2_anomaly.files import written_beside
 from nnunetv2_anomaly.images.colours import label_colours
+from nnunetv2_anomaly.reporting.table import in_words, number
 
 #: Decorates what draws: a figure looks as it was made to, whatever fonts and sizes the user's matplotlibrc or another
 #: library set. nnU-Net's own progress plot enlarges all text of what its process draws afterwards. For one thread at a
 #: time: matplotlib's settings are those of the process.
-own_style = matplotlib.style.context("default")
+own_style = matplotlib.style.context(["default", {"hatch.linewidth": 0.6}])
 
 
 @own_style
@@ -54,6 +61,35 @@ def label_palette(names: Mapping[str, int], present: Collection[int]) -> dict[in
     return {value: (red / 255, green / 255, blue / 255) for value, (red, green, blue) in colours.items()}
 
 
+def bland_altman_lines(axis: Axes, bias: float, lower: float, upper: float, unit: str) -> str:
+    """Draw bias and limits of agreement, in a unit, behind an axis's points. Returns: their numbers, in words.
+
+    Numbers that are not defined are not drawn.
+    """
+    axis.axhline(0, color="0.75", linewidth=0.8, zorder=0)
+    for value, style in ((bias, "-"), (lower, "--"), (upper, "--")):
+        if math.isfinite(value):
+            axis.axhline(value, color="0.2", linewidth=1.1, linestyle=style, zorder=0)
+    limits = f", limits {number(lower, 1)} to {number(upper, 1)}" if math.isfinite(lower) else ""
+    return f"bias {number(bias, 1)}{limits} {unit}"
+
+
+def label_handles(palette: Mapping[int, Any], names: Mapping[str, int], values: Collection[int]) -> list[Patch]:
+    """A legend's entries of labels: colour, value as ``number_labels`` writes it, name. Args: names: name -> value."""
+    of = {value: name for name, value in names.items()}
+    return [Patch(color=palette[v], label=f"{v} {in_words(of.get(v, '(no name)'))}") for v in values]
+
+
+def number_labels(axis: Axes, plane: NDArray[np.integer], values: Collection[int]) -> None:
+    """Write each label's value where a picture of labels, (rows, columns), has most of it, for who sees no colour."""
+    for value in values:
+        if (mask := plane == value).any():
+            depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+            row, column = np.unravel_index(depth.argmax(), depth.shape)
+            text = axis.annotate(str(value), (column, row), color="white", weight="bold", ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+
+
 @own_style
 def save_reconstruction_figure(
     path: Path,
@@ -66,16 +102,16 @@ def save_reconstruction_figure(
     outlines: np.ndarray | None = None,
     bones: np.ndarray | None = None,
 ) -> None:
-    """Image, reconstruction and anomaly map of a case, on the slices of the first axis with the most of it.
+    """Image, reconstruction and anomaly map of a case, on slices of the first axis with much of it.
 
     Args: image, reconstruction: (X, Y, Z), of one unit. error: (X, Y, Z), from 0, unitless.
         spacing: mm, one per axis, for the aspect ratio.
-        outlines, bones: (X, Y, Z) masks or label maps, drawn as contours, lesions in orange where there are bones.
+        outlines, bones: (X, Y, Z) masks of lesions, and masks or label maps of bones, drawn as contours; without either
+            the strongest hundredth of the map is outlined.
     """
-    num_slices = min(3, len(image))
-    strength = error.reshape(len(error), -1).mean(axis=1)
-    # One slice from each third of the volume, so that the pictures are not three neighbours.
-    slices = [int(third[np.argmax(strength[third])]) for third in np.array_split(np.arange(len(image)), num_slices)]
+    slices = _slices_of(error, bones if outlines is None or not outlines.any() else outlines)
+    num_slices = len(slices)
+    drawn = _outlined(error, outlines, bones)
     aspect = spacing[1] / spacing[2]
     height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
     figure = Figure(figsize=(9.5, num_slices * height + 0.6), layout="constrained")
@@ -91,14 +127,48 @@ def save_reconstruction_figure(
         figure.colorbar(shown, ax=row[2], fraction=0.046)
         for axis in row:
             axis.set(xticks=[], yticks=[])
-        for of, colour in ((bones, "deepskyblue"), (outlines, "deepskyblue" if bones is None else "orange")):
-            if of is not None and of[index].any() and not of[index].all():
+        for mask, line in drawn:
+            if mask[index].any() and not mask[index].all():
+                style: dict[str, Any] = {"colors": line.get_color(), "linestyles": line.get_linestyle()}
                 for axis in (row[0], row[2]):
-                    axis.contour(of[index] > 0, levels=[0.5], colors=colour, linewidths=0.6)
+                    axis.contour(mask[index], levels=[0.5], linewidths=0.9, **style)
         row[0].set_ylabel(f"slice {index}")
     for axis, name in zip(axes[0], ("image", "expected", "anomaly map"), strict=True):
         axis.set_title(name)
+    if drawn:
+        handles = [line for _, line in drawn]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, facecolor="0.5", labelcolor="white")
     save_figure(figure, path)
+
+
+def _outlined(
+    error: NDArray, outlines: NDArray | None, bones: NDArray | None
+) -> list[tuple[NDArray[np.bool_], Line2D]]:
+    """What has an outline, (X, Y, Z), and how the line looks."""
+    found = {"bones": bones, "lesions": outlines}
+    if bones is None and outlines is None:
+        found = {"strongest hundredth of the map": error >= np.quantile(error, 0.99)}
+    masks = {name: of > 0 for name, of in found.items() if of is not None}
+    return [
+        (mask, Line2D([], [], color="deepskyblue", label=name))
+        if name == "bones"
+        else (mask, Line2D([], [], color="orange", linestyle="dashed", label=name))
+        for name, mask in masks.items()
+        if mask.any() and not mask.all()
+    ]
+
+
+def _slices_of(error: NDArray[np.floating], within: NDArray | None) -> list[int]:
+    """One from each third of the first axis, with the strongest map: (X, Y, Z), within a mask where that has voxels.
+
+    Not from the outermost tenths without a mask: every reconstruction is off at the image's edge.
+    """
+    strength = error.reshape(len(error), -1).mean(axis=1)
+    places = np.arange(len(error))[len(error) // 10 : len(error) - len(error) // 10]
+    if within is not None and within.any():
+        strength = np.where(within > 0, error, 0).reshape(len(error), -1).mean(axis=1)
+        places = np.flatnonzero((within > 0).reshape(len(error), -1).any(axis=1))
+    return [int(third[np.argmax(strength[third])]) for third in np.array_split(places, min(3, len(places)))]
 
 
 @own_style
@@ -182,10 +252,9 @@ def label_figure(
         for value in values:
             if (outlined == value).any():
                 row[-1].contour(outlined == value, levels=[0.5], colors=[palette[value]], linewidths=0.8)
+        number_labels(row[-1], outlined, values)
         row[0].set_ylabel(f"{name}, slice {index}")
-    named = [(palette[value], name) for name, value in names.items() if value in values]
-    lines = [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in named]
-    figure.legend(handles=lines, loc="outside lower center", ncols=4)
+    figure.legend(handles=label_handles(palette, names, values), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -218,9 +287,9 @@ def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], ph
     for axis in axes:
         if axis is not axes[-2]:
             axis.set_yscale("log")
-        for number, (start, name) in enumerate(phases.items()):
-            end = min(ends_of_phases[number], len(epochs))
+        for place, (start, name) in enumerate(phases.items()):
+            end = min(ends_of_phases[place], len(epochs))
             if end > start:
-                axis.axvspan(start - 0.5, end - 0.5, color=f"C{number}", alpha=0.08, label=name)
+                axis.axvspan(start - 0.5, end - 0.5, color=f"C{place}", alpha=0.08, label=name)
         axis.legend(loc="upper right")
     save_figure(figure, path)

@@ -1,9 +1,9 @@
-"""An HTML page: sections with tables and figures, a table of contents; no network, and no script but for scenes."""
+"""An HTML page: what matters first, sections below, a table of contents; no network, and no script but for scenes."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -49,8 +49,17 @@ class Scene:
     caption: str = ""
 
 
+@dataclass(frozen=True)
+class Terms:
+    """Words of a page and what they mean."""
+
+    kind: ClassVar[str] = "terms"
+
+    meanings: Mapping[str, str]  # term -> plain text
+
+
 #: plain text, which makes a paragraph, or a table, a figure and so on
-Content: TypeAlias = str | Table | Picture | Scene
+Content: TypeAlias = str | Table | Picture | Scene | Terms
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,12 @@ class Section:
     title: str
     content: Sequence[Content] = ()
     sections: Sequence[Section] = ()
+    folded: bool = False  # whether readers open it, on paper it is open
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
-    """A whole page as HTML, with a table of contents; every text is escaped; the same content gives the same page."""
-    return _TEMPLATES.get_template("page.html").render(title=title, sections=sections).lstrip()
+def page(title: str, sections: Sequence[Section], lead: Sequence[Content] = ()) -> str:
+    """A whole page as HTML: the lead, a table of contents, the sections.
+
+    Every text is escaped; the same content gives the same page.
+    """
+    return _TEMPLATES.get_template("page.html").render(title=title, sections=sections, lead=lead).lstrip()

@@ -181,6 +181,11 @@ def p_column(name: str, title: str) -> Column:
     return Column(name, title, text=lambda row: "< 0.001" if row[name] < 0.001 else number(row[name], 3))
 
 
+def percent_column(name: str, title: str, digits: int = 1) -> Column:
+    """A column of shares from 0 to 1, in per cent for readers and as they are in the CSV."""
+    return Column(name, title, digits, text=lambda row: number(100 * row[name], digits))
+
+
 def table_of(
     frame: pd.DataFrame,
     columns: Sequence[Column],

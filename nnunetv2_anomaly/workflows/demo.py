@@ -33,14 +33,13 @@ STATE = "demo.json"
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How large the demonstration is. The naive trainer is nnU-Net's own; both segmenters train equally long."""
+    """How large the demonstration is; both segmenters take length, seed and mirroring from ``anomaly``."""
 
     num_training: int  # validation cases included
     num_validation: int
     num_test: int
     size: tuple[int, int, int]  # voxels, SimpleITK order
     spacing_mm: tuple[float, float, float]
-    naive_trainer: str
     anomaly: dict[str, Any]
     features: tuple[int, ...] = (8, 16, 32, 64, 64, 64)  # of each stage
 
@@ -51,13 +50,13 @@ FULL = DemoSize(
     num_test=12,
     size=(28, 44, 44),
     spacing_mm=(3.3, 2.45, 2.45),
-    naive_trainer="nnUNetTrainer_5epochs",
     anomaly={
         "erase_margin_voxels": 7,
         "inpainting_epochs": 4,
         "distillation_epochs": 3,
         "num_epochs": 5,
         "num_val_iterations_per_epoch": 15,
+        "seed": 0,
     },
 )
 QUICK = DemoSize(
@@ -66,8 +65,7 @@ QUICK = DemoSize(
     num_test=4,
     size=(24, 32, 32),
     spacing_mm=(3.9, 3.4, 3.4),
-    naive_trainer="nnUNetTrainer_1epoch",
-    anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1},
+    anomaly={"erase_margin_voxels": 5, "inpainting_epochs": 1, "distillation_epochs": 1, "num_epochs": 1, "seed": 0},
 )
 
 
@@ -148,7 +146,7 @@ class Demo(DemoFolders):
     """The demonstration in a folder: the steps that make its files; ``processes`` for all but training."""
 
     def __init__(self, folder: Path, size: DemoSize, device: torch.device, processes: int) -> None:
-        super().__init__(folder, size.naive_trainer)
+        super().__init__(folder)
         self.size, self.device, self.processes = size, device, processes
 
     def steps(self) -> list[Step]:

@@ -25,7 +25,7 @@ from nnunetv2_anomaly.evaluation.figures import (
 )
 from nnunetv2_anomaly.evaluation.results import CLEANED, MISSED, NEITHER
 from nnunetv2_anomaly.evaluation.tables import DSC, HD, HD_RAW
-from nnunetv2_anomaly.measurements.lesions import PROBABILITY
+from nnunetv2_anomaly.measurements.lesions import PROBABILITY, SIZE
 from nnunetv2_anomaly.reporting.drawing import figure_bytes, save_figure, save_reconstruction_figure
 
 
@@ -121,21 +121,61 @@ def test_roc_has_a_panel_per_bone_and_all_with_areas_and_operating_points():
     assert legend(figure) == ["A", "as predicted", "threshold of size"]
 
 
-def test_roc_without_a_negative_case_says_that_there_is_no_curve():
-    rows = [bone_row("c1", "A", "femoral_bone", 0.0, 1.0, 1.0, 0.5, "TP")]
-    rows.append(bone_row("c1", "A", "femoral_bone", 0.5, 1.0, 1.0, 0.5, "TP", rule=PROBABILITY))
-    figure = roc_figure(detection.counts(evaluation_of([row("c1", "A", "b", CLEANED)], bones=rows).bones), ("A",))
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["no curve"]
-    assert legend(figure)[-1] == "threshold of softmax output"
+def lesions_of(*outcomes, model="A", bone="femoral_bone"):
+    """A case per outcome, at a threshold of size and at one of softmax output."""
+    return [
+        bone_row(f"c{place}", model, bone, *threshold, 1.0, 1.0, 0.5, outcome, rule=rule)
+        for rule, threshold in ((SIZE, (0.0,)), (PROBABILITY, (0.5,)))
+        for place, outcome in enumerate(outcomes)
+    ]
+
+
+def test_a_bone_without_a_negative_case_has_no_panel_and_the_caption_says_so():
+    rows = [*lesions_of("TP", "TP"), *lesions_of("TP", "TN", bone="tibial_bone")]
+    evaluation = evaluation_of([row("c1", "A", "b", CLEANED)], bones=rows)
+    roc = next(drawing for drawing in evaluation_figures(evaluation) if drawing.name == "roc")
+    assert titles(roc.figure) == ["tibial bone", "all"]
+    assert "No curve of femoral bone, which takes bones with and without a lesion" in roc.caption
+    assert legend(roc.figure)[-1] == "threshold of softmax output"
+    alone = dataclasses.replace(evaluation, bones=evaluation.bones[evaluation.bones["bone"] == "femoral_bone"])
+    assert "roc" not in [drawing.name for drawing in evaluation_figures(alone)]
+
+
+def test_a_model_without_a_negative_case_says_that_it_has_no_curve():
+    rows = [*lesions_of("TP", "TN"), *lesions_of("TP", "TP", model="B")]
+    figure = roc_figure(detection.counts(evaluation_of([row("c1", "A", "b", CLEANED)], bones=rows).bones), ("A", "B"))
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["AUC 1.000", "no curve"]
+
+
+def test_models_are_told_apart_without_colours():
+    evaluation = small_evaluation(tuple("ABCDEFG"))
+    boxes = box_figure(evaluation, DSC).legends[0].get_patches()
+    assert len({box.get_hatch() for box in boxes}) == 7
+    rows = [line for model in "ABCDEFG" for line in lesions_of("TP", "TN", model=model)]
+    counts = detection.counts(evaluation_of([row("c1", "A", "b", CLEANED)], bones=rows).bones)
+    legend_lines = roc_figure(counts, tuple("ABCDEFG")).axes[0].get_legend().get_lines()
+    assert len({str(line._dash_pattern) for line in legend_lines}) == 7
+    assert len({line.get_marker() for line in legend_lines}) == 7
+
+
+@pytest.mark.parametrize(("values", "bottom"), [((0.0, 0.0), 0), ((0.2, 0.99), 0), ((0.95, 0.83), 80)])
+def test_panels_of_dsc_share_an_axis_that_ends_at_100(values, bottom):
+    rows = [row("c1", "A", label, CLEANED, dsc=dsc) for label, dsc in zip(("bone", "lesion"), values, strict=True)]
+    figure = box_figure(evaluation_of(rows), DSC)
+    limits = {axis.get_ylim() for axis in figure.axes}
+    assert len(limits) == 1
+    low, high = limits.pop()
+    assert bottom - 5 < low < bottom
+    assert 100 < high < 104
 
 
 def test_volumes_are_shown_as_difference_over_mean_with_bias_and_limits():
     figure = volume_figure(small_evaluation(("A",)))
     # 80 predicted of 100, 0 and 100 mm3.
     assert points(figure.axes[0]) == [(40.0, 80.0), (90.0, -20.0), (90.0, -20.0)]
-    told = [text.get_text() for text in figure.axes[0].texts]
-    # Bias (80 - 20 - 20) / 3; standard deviation 57.7, times 1.96: 113.2.
-    assert told == ["bias 13", "+1.96 sd 126", "-1.96 sd -100"]
+    # Bias (80 - 20 - 20) / 3; standard deviation 57.7, times 1.96: 113.2. Above the points, where it hides none.
+    assert figure.axes[0].get_title() == "A (n = 3)\nbias 13.3, limits -99.8 to 126.5 mm³"
+    assert not figure.axes[0].texts
 
 
 def test_lesions_are_counted_by_size_found_and_missed():
@@ -171,6 +211,34 @@ def test_png_and_svg_open_and_an_svg_is_the_same_in_every_run(tmp_path):
         assert "".join(ET.fromstring(content).itertext()).count("a<b & $c$_%") == 1
         assert "<dc:date>" not in content
     assert content == (tmp_path / "again.svg").read_text(encoding="utf-8")
+
+
+def drawn_slices(path, monkeypatch, **volumes):
+    """Slices, titles of the legend and outlines of a picture of an anomaly map."""
+    figures = []
+    monkeypatch.setattr("nnunetv2_anomaly.reporting.drawing.save_figure", lambda figure, _: figures.append(figure))
+    of = dict.fromkeys(("image", "reconstruction"), volumes["error"])
+    save_reconstruction_figure(path, title="a", spacing=(1, 1, 1), **of, **volumes)
+    (figure,) = figures
+    slices = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
+    outlined = {axis.get_title() for axis in figure.axes[:3] if axis.collections}
+    return slices, legend(figure), outlined
+
+
+def test_anomaly_maps_are_shown_where_the_anatomy_is_and_outlined(tmp_path, monkeypatch):
+    error = np.zeros((30, 8, 8))
+    error[0], error[12, 2, 2], error[20, 5, 5] = 1.0, 0.5, 0.4  # the edge is off, as it is in every reconstruction
+    slices, named, outlined = drawn_slices(tmp_path / "a.png", monkeypatch, error=error)
+    assert slices == ["slice 3", "slice 12", "slice 20"]
+    assert (named, outlined) == (["strongest hundredth of the map"], set())  # which is in slice 0 alone
+    bones, lesions = np.zeros((2, 30, 8, 8), bool)
+    bones[10:26, 1:7, 1:7] = True
+    slices, named, outlined = drawn_slices(tmp_path / "a.png", monkeypatch, error=error, bones=bones)
+    assert slices == ["slice 12", "slice 20", "slice 21"]
+    assert (named, outlined) == (["bones"], {"image", "anomaly map"})
+    lesions[14, 2:4, 2:4] = True
+    slices, named, _ = drawn_slices(tmp_path / "a.png", monkeypatch, error=error, bones=bones, outlines=lesions)
+    assert (slices, named) == (["slice 14"], ["bones", "lesions"])
 
 
 def drawn_in_all_ways(folder):

@@ -78,8 +78,8 @@ def test_summary_means_over_slices_and_pools_voxels():
     assert (mean["slices"], mean["free_slices"], mean["false_mm2"]) == (2, 1, 0.25)
     assert found.loc[("image", "mean"), "false_mm2"] == 0.25
     tables = slice_tables(rows)
-    assert "| roi | mean of slices | m | 2 | 0.333 |" in tables["lesion_slices"].markdown()
-    assert "| 1 to 1 mm² | m | 1 | 0.667 |" in tables["lesion_slice_sizes"].markdown()
+    assert "| roi | mean of slices | m | 2 | 33.3 |" in tables["lesion_slices"].markdown()
+    assert "| 1 to 1 mm² | m | 1 | 66.7 |" in tables["lesion_slice_sizes"].markdown()
 
 
 def test_without_a_lesion_there_is_no_table():

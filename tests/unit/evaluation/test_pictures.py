@@ -54,10 +54,10 @@ def test_ties_are_broken_by_the_name_whatever_the_order_of_the_rows():
         assert [case for *_, case, _ in chosen(evaluation_of(rows_of(dict.fromkeys(names, 0.5))))] == ["c3", "c2", "c1"]
 
 
-def test_every_model_chooses_for_itself_and_one_case_is_all_three():
+def test_every_model_chooses_for_itself_and_no_case_is_worst_and_median_at_once():
     evaluation = evaluation_of([*rows_of({"c1": 0.5, "c2": 0.6}), *rows_of({"c1": 0.9}, "B")])
-    assert [(model, case) for model, _, case, _ in chosen(evaluation)] == [
-        ("A", "c1"), ("A", "c1"), ("A", "c2"), ("B", "c1"), ("B", "c1"), ("B", "c1"),
+    assert [choice[:3] for choice in chosen(evaluation)] == [
+        ("A", "worst", "c1"), ("A", "best", "c2"), ("B", "only", "c1"),
     ]  # fmt: skip
     assert select_cases(evaluation)[0].title == "worst of A, mean DSC 50.0 %"
 
@@ -131,7 +131,7 @@ def test_a_label_is_filled_with_its_own_colour():
     lesion = [part / 255 for part in label_colours(LABELS)[2]]
     np.testing.assert_allclose(filled[3, 4, :3], lesion)
     assert (filled[..., 3] > 0).sum() == (reference[:, :, 5] > 0).sum()
-    assert legend(figure)[:2] == ["femoral bone", "femoral lesion"]
+    assert legend(figure)[:2] == ["1 femoral bone", "2 femoral lesion"]
 
 
 def test_disagreement_tells_missed_extra_and_another_label_apart():
@@ -145,6 +145,22 @@ def test_disagreement_tells_missed_extra_and_another_label_apart():
     assert (of_extra[..., 3] > 0).sum() == 2
     np.testing.assert_allclose(of_extra[9, 10, :3], extra)
     np.testing.assert_allclose(of_extra[2, 3, :3], missed)
+
+
+def test_labels_and_disagreements_are_told_apart_without_colours():
+    reference, predictions = volumes()
+    predictions["extra"][2, 3, 5] = 0
+    figure = case_figure("c", None, reference, predictions, None, (1.0, 1.0, 1.0), LABELS)
+    # The number of a label stands on it, in the panel of the reference as in those of predictions.
+    (bone, lesion), (of_missing,) = figure.axes[0].texts, figure.axes[1].texts
+    assert (bone.get_text(), lesion.get_text(), of_missing.get_text()) == ("1", "2", "1")
+    column, row = lesion.xy
+    assert reference[row, column, 5] == 2
+    hatched = [patch.get_hatch() for patch in figure.legends[0].get_patches()[-3:]]
+    assert len(set(hatched)) == 3
+    below = next(axis for axis in figure.axes if axis.get_title() == "disagreement")
+    shown_hatches = {hatch for part in below.collections for hatch in getattr(part, "hatches", ())} - {None}
+    assert shown_hatches == {hatched[2]}
 
 
 def test_the_error_image_has_a_colour_bar():
@@ -178,7 +194,7 @@ def test_many_models_take_several_rows_and_unnamed_labels_have_a_colour():
     figure = case_figure("c", None, reference, many, None, (1.0, 1.0, 1.0), {"bone": 1})
     assert titles(figure).count("disagreement") == 6
     assert titles(figure).count("reference") == 2
-    assert "label 2" in legend(figure)
+    assert "2 (no name)" in legend(figure)
 
 
 def test_a_case_without_any_label_is_shown_too():

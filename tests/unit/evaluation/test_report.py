@@ -35,6 +35,35 @@ def test_tables_and_figures_are_written_and_open(tmp_path):
             assert matplotlib.image.imread(path).std() > 0
 
 
+def test_every_column_has_a_heading():
+    for table in Findings.of(small_evaluation(num_cases=6)).tables.values():
+        assert all(table.header), table.title
+
+
+@pytest.mark.parametrize(("column", "table"), [("group", "groups"), ("fold", "folds")])
+def test_a_single_group_has_no_table_of_its_own(column, table):
+    evaluation = small_evaluation(num_cases=6)
+    assert table in Findings.of(evaluation).tables
+    cases = evaluation.cases.assign(**{column: "low"})
+    assert table not in Findings.of(dataclasses.replace(evaluation, cases=cases)).tables
+
+
+def test_a_single_bone_is_not_repeated_as_all_bones():
+    for name in ("lesion_detection", "lesion_sizes", "lesion_volumes"):
+        assert {cells[0].text for cells in Findings.of(small_evaluation()).tables[name].rows} == {"femoral bone"}
+
+
+def test_dsc_is_in_per_cent_wherever_it_is_shown_and_a_fraction_in_files():
+    tables = Findings.of(small_evaluation(num_cases=6)).tables
+    detection, paired = tables["lesion_detection"], tables["paired"]
+    place = detection.header.index("DSC [%]")
+    cell = detection.rows[0][place]
+    assert float(cell.text) == pytest.approx(100 * cell.values["mean_dsc"], abs=0.05)
+    of_dsc = next(row for row in paired.rows if row[1].text == "DSC [%]")
+    mean = of_dsc[paired.header.index("mean of A")]
+    assert float(mean.text) == pytest.approx(100 * mean.values["mean_a"], abs=0.001)
+
+
 def better_and_worse(num_cases):
     """A model whose distances are shorter in every case, and another one."""
     return evaluation_of(
@@ -84,7 +113,7 @@ def test_the_page_has_every_part_and_asks_for_nothing_outside_itself(tmp_path):
     )
     text = path.read_text(encoding="utf-8")
     assert re.findall(r"<h2[^>]*>([^<]*)", text) == [
-        "What was compared", "Segmentation", "Lesions", "Cases", "More",
+        "Terms on this page", "What was compared", "Segmentation", "Lesions", "Cases", "More",
     ]  # fmt: skip
     assert "Two &lt;models&gt;" in text
     assert "&lt;A&gt; &amp; $b$_%" in text
@@ -99,7 +128,8 @@ def test_the_page_has_every_part_and_asks_for_nothing_outside_itself(tmp_path):
     ("missing", "told"), [(DIAGONAL, "replaced by the image's diagonal"), (EXCLUDE, "left out of the means")]
 )
 def test_the_page_tells_what_undefined_distances_become(missing, told):
-    assert any(told in text for text in report_sections(Findings.of(small_evaluation()), missing=missing)[0].content)
+    sections = {section.title: section for section in report_sections(Findings.of(small_evaluation()), missing=missing)}
+    assert any(told in text for text in sections["What was compared"].content)
 
 
 def one_label_undefined(evaluation):

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from nnunetv2_anomaly.reporting.page import Picture, Section, page
+from nnunetv2_anomaly.reporting.page import Picture, Section, Terms, page
 from nnunetv2_anomaly.reporting.table import Cell, Table, number
 
 NASTY = "<script>\"&'</script>"
@@ -116,6 +116,31 @@ def test_every_heading_is_in_the_table_of_contents_and_every_link_leads_to_one()
     headings = [attrs["id"] for tag, attrs in reader.tags if tag in ("h2", "h3")]
     assert links == headings
     assert len(set(headings)) == 4
+
+
+def test_the_lead_comes_before_the_contents_and_folded_sections_open_by_their_links():
+    sections = [Section("one", ["1"], [Section("inner")], folded=True), Section("two", ["2"])]
+    text = page("title", sections, ["what matters", table(["a"], [["x"]])])
+    assert text.index("what matters") < text.index("<table") < text.index("<nav") < text.index("<details")
+    reader = Reader(text)
+    assert reader.count("details") == reader.count("summary") == 1
+    # A link into what is folded opens it; one to the summary would not.
+    links = {attrs["href"].removeprefix("#") for tag, attrs in reader.tags if tag == "a"}
+    inside = text[text.index("</summary>") : text.index("</details>")]
+    assert links == {"s1", "s1-1", "s2"}
+    assert all(f'id="{link}"' in inside for link in ("s1", "s1-1"))
+    assert "details::details-content" in text  # open on paper
+
+
+def test_terms_are_listed_with_their_meanings():
+    reader = Reader(compact(Terms({"DSC": NASTY, NASTY: "b"})))
+    assert (reader.count("dt"), reader.count("dd"), reader.texts.count(NASTY)) == (2, 2, 2)
+
+
+def test_what_is_wider_than_a_screen_is_scrolled_and_reached_by_keyboard():
+    reader = Reader(compact(table(["a"], [["x"]], "wide"), Picture(drawn(), "a line", "caption")))
+    regions = [attrs for tag, attrs in reader.tags if attrs.get("class") == "scroll"]
+    assert [(of["tabindex"], of["aria-label"]) for of in regions] == [("0", "wide"), ("0", "caption")]
 
 
 def test_a_page_asks_for_nothing_outside_itself():
