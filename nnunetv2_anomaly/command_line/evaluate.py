@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_anomaly.parts import add_part_arguments, part_of
 from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of, described
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     described = "dataset.json (default: the one beside the predictions, or the references)"
     add("-djfile", type=Path, metavar="FILE", help=described)
     add("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
+    add_part_arguments(parser, "run again without parts, it writes tables, figures and report")
     add("--folds", nargs="+", metavar="FOLD", help="cases of these folds alone (default: all)")
     splits = "splits_final.json, which has each case's fold (default: of the data set)"
     add("--splits", type=Path, metavar="FILE", help=splits)
@@ -103,8 +105,13 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     arguments = {name: value for name, value in vars(args).items() if name != "run"}
     arguments = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-    prepare_output(args.o, arguments)
-    evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes)
+    part = part_of(args)
+    prepare_output(args.o, arguments, part)
+    evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes, part=part)
+    if not part.is_all:
+        counts = counted(evaluation.cases["case"].nunique(), "case")
+        print(f"{counts} evaluated; run again without -num_parts when all parts are done")
+        return 0
     for note in clean_up.without_effect(evaluation.cases):
         notes.append(f"{note}.")
         print(f"WARNING: {note}")

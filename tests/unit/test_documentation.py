@@ -166,4 +166,4 @@ def test_benchmarks_that_the_docs_name_are_there():
 def test_readme_has_the_two_commands_that_do_all_the_set_up():
     text = (ROOT / "README.md").read_text()
     assert '<!-- ci: tests -->\n```bash\npip install ".[test]" && pytest -n 2 --dist loadfile\n```' in text
-    assert "<!-- ci: demo -->\n```bash\npip install . && nnUNetv2_anomaly demo\n```" in text
+    assert '<!-- ci: demo -->\n```bash\npip install ".[cluster]" && nnUNetv2_anomaly demo\n```' in text
