@@ -103,14 +103,13 @@ def run(args: argparse.Namespace) -> int:
     notes = _notes(pairs, groups, args.subjects)
     for note in notes:
         print(note)
-    arguments = {name: value for name, value in vars(args).items() if name != "run"}
-    arguments = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    arguments = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     part = part_of(args)
     prepare_output(args.o, arguments, part)
     evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes, part=part)
     if not part.is_all:
-        counts = counted(evaluation.cases["case"].nunique(), "case")
-        print(f"{counts} evaluated; run again without -num_parts when all parts are done")
+        print("run again without -num_parts when all parts are done")
         return 0
     for note in clean_up.without_effect(evaluation.cases):
         notes.append(f"{note}.")

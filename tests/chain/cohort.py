@@ -1,4 +1,4 @@
-"""A cohort of a few tiny phantoms, for the tests of workflows; every training is seeded, so that tables can be compared."""
+"""A cohort of a few tiny phantoms, for the tests of workflows; every training is seeded, so tables can be compared."""
 
 import os
 import shutil
