@@ -82,14 +82,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = find_dataset_description(args.djfile, list(folders.values()), args.ref)
     clean_up = clean_up_of(args, dataset)
     print(described(clean_up, dataset))
-    pairs = find_pairs(
-        folders,
-        dataset,
-        reference_folder=args.ref,
-        folds=args.folds,
-        splits_file=args.splits,
-        ignore_extra=args.ignore_extra,
-    )
+    of = {"reference_folder": args.ref, "folds": args.folds, "splits_file": args.splits}
+    pairs = find_pairs(folders, dataset, **of, ignore_extra=args.ignore_extra)
     cases = list(pairs.references)
     check_beside("--images", args.images, cases, IMAGE, dataset.file_ending)
     check_beside("--error_images", args.error_images, cases, ERROR_IMAGE, dataset.file_ending)
@@ -124,8 +118,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if failed:
         raise UserError(failed)
-    counts = f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}"
-    print(f"{counts}; tables, figures and {report}")
+    print(f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}; tables, figures and {report}")
     return 0
 
 

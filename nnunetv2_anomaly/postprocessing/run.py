@@ -15,6 +15,7 @@ import pandas as pd
 
 from nnunetv2_anomaly.errors import UserError, listed, worded
 from nnunetv2_anomaly.files import (
+    is_half_written,
     read_json,
     take_output_folder,
     write_failures_as_user_errors,
@@ -124,7 +125,8 @@ def _prepare(
     other = {name: then[name] for name in now if name != "settings" and then.get(name, now[name]) != now[name]}
     if other and not overwrite:
         raise UserError(f"{output} was cleaned with other settings ({worded(other)}); give another -o, or --overwrite")
-    strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(cases))
+    records = (record for record in (output / "cases").glob("*.json") if not is_half_written(record.name))
+    strangers = sorted({record.stem for record in records} - set(cases))
     if strangers:
         raise UserError(f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another with -o")
     if shared:
