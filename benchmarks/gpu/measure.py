@@ -20,9 +20,11 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from torch import Tensor, nn
 
+from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.inspection.training_memory import PUBLISHED_NETWORKS, estimate_network
 from nnunetv2_anomaly.plans.memory import GIB
+from nnunetv2_anomaly.registry import detector_families
 
 #: windows that are larger are not computed on the CPU as well
 MOST_VOXELS_ON_CPU = 2_000_000
@@ -97,6 +99,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     trainer.optimizer.zero_grad(set_to_none=True)
     network = getattr(trainer.network, "_orig_mod", trainer.network).eval()
     trainer.set_deep_supervision_enabled(False)
+    if options.trainer in {family.trainer for family in detector_families().values()}:
+        network = detector_of(network) or network  # what is trained takes more than an image
     shape = batch["data"].shape
     size = (1, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
     window = torch.from_numpy(np.random.default_rng(0).normal(size=size)).float().to(device)
