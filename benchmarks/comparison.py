@@ -357,7 +357,7 @@ def cost_table(experiment: Experiment) -> Table:
         folders = [experiment.training_folder(repeat) for repeat in repeats]
         cells = _training_cells(experiment, folders, [f"train-{repeat.name}" for repeat in repeats])
         if arguments.num_test:
-            seconds = np.array([experiment.record(f"predict-{repeat.name}", "seconds") for repeat in repeats])
+            seconds = np.array([experiment.record(f"predict-{repeat.name}", "s") for repeat in repeats])
             cells.insert(1, _spread_cell(seconds / num_cases, "prediction_seconds_per_knee", 2))
         rows.append((_word("model", model.name), *cells))
     for detector in experiment.detectors:
@@ -385,8 +385,7 @@ def _training_cells(experiment: Experiment, folders: list[Path], steps: list[str
     """Seconds an iteration, seconds of a training, peak memory, over trainings; seconds from their checkpoints."""
     epochs = [epoch_seconds(folder) for folder in folders]  # these outlive what ends a training from outside
     iterations = np.concatenate(epochs) / experiment.arguments.iterations_per_epoch
-    kind = "gpu_memory_mib" if experiment.arguments.device == "cuda" else "memory_mib"
-    peaks = np.array([experiment.record(step, kind) for step in steps])
+    peaks = np.array([experiment.record(step, "max_rss") for step in steps])
     return [
         _spread_cell(iterations, "seconds_per_iteration", 3),
         _spread_cell(np.array([own.sum() for own in epochs]), "training_seconds", 0),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks import detector_scores
 from benchmarks.cells import over_trainings
 from benchmarks.comparison import provenance
-from benchmarks.experiment import DATASET_ID, PLANS, Experiment, Prediction, training_of, unfinished
+from benchmarks.experiment import DATASET_ID, PLANS, Experiment, training_of, unfinished, whole_folder
 from benchmarks.models import DETECTOR_TRAINERS, Detector, Model, parse_models
 from benchmarks.naive_vs_aware import build_parser, checked, ended_well, run_in_folder
 from benchmarks.scanners import AS_IT_IS, SCANNERS, write_as_by
@@ -40,6 +40,7 @@ from nnunetv2_anomaly.labels import BONES, BONES_WITH_LESIONS, NAMES
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number, word_cell
 from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE
+from nnunetv2_anomaly.workflows.steps import Step, step
 
 #: what needs no training, and stands beside every detector
 RAW_INTENSITY, CONTRAST = "raw intensity", "contrast in the labelled bones"
@@ -104,7 +105,7 @@ class Bench:
                 return other
         raise UserError(f"{detector.name} needs bones; expected {BONE_FINDER} among the models, which predicts them")
 
-    def step(self, detector: Detector, fold: str, scanner: str) -> Prediction:
+    def step(self, detector: Detector, fold: str, scanner: str) -> Step:
         """The command that makes the maps, as a user would type it."""
         experiment, output = self.experiment, self.output(detector, fold, scanner)
         words = [
@@ -118,9 +119,8 @@ class Bench:
             words += ["--bones", str(experiment.detector_folder(finder))]
             after.append(experiment.steps()[training_of(finder, fold)])
         name = f"maps-{scanner.replace(' ', '_')}-{detector.name}-fold{fold}"
-        made = (output / "*_error.nii.gz",)
-        variables = experiment.step_variables()
-        return Prediction(name, made, tuple(words), after=tuple(after), num_files=len(self.knees), variables=variables)
+        needs = tuple(one.output for one in after)
+        return whole_folder(step(name, words, "predict", needs=needs), output)
 
     def make(self, jobs: int) -> None:
         """Make all maps that are missing."""
@@ -129,7 +129,7 @@ class Bench:
                 write_as_by(scanner, self.experiment.raw / "imagesTs", self.images(scanner))
         folds = self.experiment.arguments.folds
         steps = [self.step(d, fold, s) for s in self.scanners for d in self.names for fold in folds]
-        self.experiment.runner.run(steps, jobs=jobs)
+        self.experiment.run(steps, jobs)
 
     def maps(self) -> Iterator[Maps]:
         """All maps, the controls first."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
+import dataclasses
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +19,26 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from sklearn.model_selection import GroupKFold
 
 from benchmarks.ablation import SECTION as ABLATION_SECTION
-from benchmarks.machine import machine, memory_mib, versions
+from benchmarks.machine import machine, versions
 from benchmarks.models import MARGIN_MM, Detector, Model
 from benchmarks.stress import CLEAN, KINDS, link_images, write_healthy_maps
-from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of
+from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of, write_split
 from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
-from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
+from nnunetv2_anomaly.environment import (
+    FOLDER_VARIABLES,
+    TRAINER_VARIABLE,
+    create_nnunet_folders,
+    nnunet_environment,
+)
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.plans.settings import SECTION
 from nnunetv2_anomaly.plans.whole_image import WHOLE_IMAGE_PLANS, planned_for, whole_image_plans
 from nnunetv2_anomaly.training.safe_loading import load_safely
-from nnunetv2_anomaly.workflows.demo import write_split
-from nnunetv2_anomaly.workflows.runner import Runner, Step, training_step
+from nnunetv2_anomaly.workflows.engine import run_steps
+from nnunetv2_anomaly.workflows.report import read_record
+from nnunetv2_anomaly.workflows.steps import Dataset, Step, plan_step, rule_name, step, train_step, whole_image_step
 
 DATASET_ID, DATASET = "521", "Dataset521_Comparison"
 #: the same images with the hole mask as a second channel, for models that know it
@@ -39,6 +46,8 @@ MASKED_ID, MASKED = "522", "Dataset522_ComparisonWithMask"
 PLANS = "nnUNetComparisonPlans"
 #: slices of the training knees without a lesion
 SLICES = "lesion_free_slices.csv"
+#: versions and machines of all runs
+RUNS = "runs.json"
 
 
 @dataclass(frozen=True)
@@ -85,17 +94,9 @@ class Repeat:
 class Experiment:
     """The comparison in one folder."""
 
-    def __init__(
-        self, folder: Path, arguments: Arguments, models: Sequence[Model], *, held_by_steps: int | None = None
-    ) -> None:
-        """Describe it.
-
-        Args:
-            folder, arguments, models: of the comparison.
-            held_by_steps: a file descriptor that every step inherits.
-        """
+    def __init__(self, folder: Path, arguments: Arguments, models: Sequence[Model]) -> None:
+        """Describe the comparison of some models in a folder."""
         self.folder, self.arguments, self.models = folder, arguments, list(models)
-        self._held_by_steps = held_by_steps
 
     # --------------------------------------------------------------------- files
 
@@ -191,35 +192,34 @@ class Experiment:
         arguments = self.arguments
         create_nnunet_folders(self.folder)
         processes = str(num_processes)
-        self.runner.run([self._simulation(processes)])
+        self.run([self._simulation(processes)])
         if arguments.num_test and not any((self.raw / "labelsTs").iterdir()):
             raise UserError(
                 f"--num_test is {arguments.num_test}, and every subject has more knees than that; expected as many, as "
                 "a subject's knees stay together: give more, and another --folder"
             )
-        words = ["-d", DATASET_ID, "--verify_dataset_integrity", "--no_pp", "-npfp", processes]
-        steps = [self._step("plan", [self.preprocessed / "nnUNetPlans.json"], ["nnUNetv2_plan_and_preprocess", *words])]
+        data = self.data_set(DATASET)
+        steps = [plan_step(data)]
         if arguments.whole_image:
-            words = ["nnUNetv2_anomaly", "plan_whole_image", "-d", DATASET_ID]
-            steps.append(self._step("plan_whole_image", [self.preprocessed / f"{WHOLE_IMAGE_PLANS}.json"], words))
-        self.runner.run(steps)
+            steps.append(whole_image_step(data, steps[0], WHOLE_IMAGE_PLANS))
+        self.run(steps)
         self._write_plans()
         if not (self.preprocessed / "splits_final.json").is_file():
             if arguments.num_val:
-                write_split(self.raw, self.preprocessed, arguments.num_val)
+                write_split(self.raw, arguments.num_val, self.preprocessed)
             elif arguments.folds != ("all",):
                 self.write_folds()
-        data_sets = {"preprocess": (DATASET_ID, self.preprocessed)}
+        data_sets = {"preprocess": DATASET_ID}
         if any(model.mask_known for model in self.models):
             self._add_masks()
-            data_sets["preprocess_with_mask"] = (MASKED_ID, self.folder / "nnUNet_preprocessed" / MASKED)
-        cases = len(list((self.raw / "labelsTr").iterdir()))
-        for name, (number, folder) in data_sets.items():
+            data_sets["preprocess_with_mask"] = MASKED_ID
+        steps = []
+        for name, number in data_sets.items():
             words = ["nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres"]
             words += ["2d"] if any(detector.of_slices for detector in self.detectors) else []
             words += ["-np", *[processes] * (2 if "2d" in words else 1)]
-            # nnU-Net copies the references last.
-            self.runner.run([self._step(name, [folder / "gt_segmentations" / "*"], words, num_files=cases)])
+            steps.append(step(name, words, "preprocess"))
+        self.run(steps)
         if arguments.stress:
             self._add_stress(processes)
 
@@ -236,7 +236,8 @@ class Experiment:
         words += ["-d", DATASET_ID, "--name", "Comparison", "--num_test", str(arguments.num_test)]
         words += ["--seed", str(arguments.data_seed), "-np", processes]
         words += ["--keep_lesion_labels"] if arguments.keep_lesion_labels else []
-        return self._step("simulate", [self.raw], ["nnUNetv2_anomaly", "simulate", *words])
+        words = ["nnUNetv2_anomaly", "simulate", *words]
+        return step("simulate", words, "convert", makes=self.data_set(DATASET).described)
 
     def _add_stress(self, processes: str) -> None:
         healthy = self.stress / "healthy"
@@ -246,8 +247,7 @@ class Experiment:
             words = ["nnUNetv2_anomaly", "simulate", "-i", str(healthy), "-o", str(self.stress / kind)]
             words += ["--seed", str(self.arguments.data_seed), "-np", processes]
             words += ["--stress", kind] if kind != CLEAN else []
-            # Which is drawn when all cases are there.
-            self.runner.run([self._step(f"simulate-{kind}", [self.stress / kind / "overview.png"], words)])
+            self.run([step(f"simulate-{kind}", words, "convert")])
         for repeat in {repeat.fold: repeat for repeat in self.repeats}.values():
             link_images(self.stress, self.cases(repeat), self.stress / f"images_fold{repeat.fold}")
 
@@ -371,82 +371,56 @@ class Experiment:
         arguments = self.arguments
         steps: dict[str, Step] = {}
 
-        def train(
-            name: str, dataset: tuple[str, str], configuration: str, fold: str, trainer: str, *after: Step
-        ) -> Step:
-            steps[name] = training_step(
-                self.folder / "nnUNet_results" / dataset[1], (dataset[0], configuration, fold), trainer, PLANS,
-                "-device", arguments.device, name=name, after=after, variables=self.step_variables(training=True),
-            )  # fmt: skip
+        def train(name: str, dataset: str, configuration: str, fold: str, trainer: str, *follows: Step) -> Step:
+            model = (trainer, PLANS, configuration)
+            # Without worker processes a seed gives one result.
+            before = "nnUNet_n_proc_DA=0 " if arguments.device == "cpu" else ""
+            data = self.data_set(dataset)
+            steps[name] = train_step(data, model, fold, arguments.device, *follows, name=name, before=before)
             return steps[name]
 
         for detector in self.detectors:
             for fold in arguments.folds:
-                configuration = detector.configuration
-                train(training_of(detector, fold), (DATASET_ID, DATASET), configuration, fold, detector.trainer)
+                train(training_of(detector, fold), DATASET, detector.configuration, fold, detector.trainer)
         for repeat in self.repeats:
             model, configuration = repeat.model, self.configuration(repeat)
-            dataset = (MASKED_ID, MASKED) if model.mask_known else (DATASET_ID, DATASET)
+            dataset = MASKED if model.mask_known else DATASET
             needed = [steps[training_of(model.detector, repeat.fold)]] if model.detector else []
             training = train(f"train-{repeat.name}", dataset, configuration, repeat.fold, model.trainer, *needed)
             if arguments.num_test:
                 name, output = f"predict-{repeat.name}", self.predictions(repeat)
-                cases = len(list((self.raw / "labelsTs").glob("*.nii.gz")))
-                steps[name] = self._prediction(name, repeat, self.images(repeat), output, cases, training)
+                steps[name] = self._prediction(name, repeat, self.images(repeat), output, training)
             if arguments.stress and not model.mask_known:
                 name, images = f"stress-{repeat.name}", self.stress / f"images_fold{repeat.fold}"
-                cases = len(KINDS) * len(self.cases(repeat))
-                output = self.stress_predictions(repeat)
-                steps[name] = self._prediction(name, repeat, images, output, cases, training)
+                steps[name] = self._prediction(name, repeat, images, self.stress_predictions(repeat), training)
         return steps
 
-    def _prediction(
-        self, name: str, repeat: Repeat, images: Path, output: Path, num_files: int, training: Step
-    ) -> Prediction:
+    def _prediction(self, name: str, repeat: Repeat, images: Path, output: Path, training: Step) -> Step:
         words = [
             "nnUNetv2_predict", "-i", str(images), "-o", str(unfinished(output)),
             "-d", MASKED_ID if repeat.model.mask_known else DATASET_ID, "-c", self.configuration(repeat),
             "-f", repeat.fold, "-tr", repeat.model.trainer, "-p", PLANS,
             "-npp", "1", "-nps", "1", "-device", self.arguments.device,
         ]  # fmt: skip
-        makes = (output / "*.nii.gz",)
-        more = {"after": (training,), "num_files": num_files, "variables": self.step_variables()}
-        return Prediction(name, makes, tuple(words), **more)
+        return whole_folder(step(name, words, "predict", needs=(training.output,)), output)
 
-    def run(self, jobs: int) -> None:
-        """Run trainings and predictions that are not done, several side by side.
+    def data_set(self, name: str) -> Dataset:
+        """A data set of the comparison."""
+        return Dataset(name, *(self.folder / of for of in FOLDER_VARIABLES))
+
+    def run(self, steps: Sequence[Step] | None = None, jobs: int = 1) -> None:
+        """Run steps that are not done, by default trainings and predictions, several side by side.
 
         Raises: UserError naming the log of a step that failed.
         """
-        self.runner.run(list(self.steps().values()), jobs=jobs)
-
-    @functools.cached_property
-    def runner(self) -> Runner:
-        """Its records hold seconds, memory, versions and machine; a step ends with its worker processes."""
-        device = self.arguments.device
-        return Runner(
-            self.environment(),
-            self.folder,
-            self._held_by_steps,
-            measure=functools.partial(memory_mib, on_gpu=device == "cuda"),
-            facts={"versions": versions(), "machine": machine(device)},
-        )
-
-    def _step(self, name: str, makes: Sequence[Path], words: Sequence[str], **more: Any) -> Step:
-        return Step(name, tuple(makes), tuple(words), variables=self.step_variables(), **more)
-
-    def step_variables(self, *, training: bool = False) -> dict[str, str]:
-        """Environment variables of a step's command, beside ``environment``."""
-        if self.arguments.device != "cpu":
-            return {}
-        # Steps run side by side, and each process that exports a segmentation imports torch again.
-        variables = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": "1"}
-        # Without worker processes a seed gives one result.
-        return variables | {"nnUNet_n_proc_DA": "0"} if training else variables
+        _note_machine(self.folder / RUNS, self.arguments.device)
+        run_steps(self.folder, list(self.steps().values()) if steps is None else steps, self.environment(), jobs)
 
     def environment(self) -> dict[str, str]:
         """Environment variables of the commands, which find the trainers of the benchmarks, too."""
-        environment = nnunet_environment(self.folder)
+        # Steps run side by side, and each process that exports a segmentation imports torch again.
+        few = {"OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": "1"} if self.arguments.device == "cpu" else {}
+        environment = nnunet_environment(self.folder, **few)
         shim = str(Path(__file__).resolve().parent / "trainer_shim")
         environment[TRAINER_VARIABLE] = os.pathsep.join((environment[TRAINER_VARIABLE], shim))
         return environment
@@ -458,15 +432,19 @@ class Experiment:
     # ------------------------------------------------------------------- results
 
     def record(self, name: str, key: str) -> float:
-        """Seconds or memory of a step; NaN if not measured."""
-        file = self.folder / "records" / f"{name}.json"
-        value = read_json(file).get(key) if file.is_file() else None
-        return float("nan") if value is None else float(value)
+        """Seconds (s) or peak memory in MiB (max_rss) of a step's last run; NaN if not measured."""
+        return (read_record(self.folder, rule_name(name)) or {}).get(key, float("nan"))
 
     def noted(self, key: str) -> list[str]:
-        """All versions, or machines, of trainings and predictions; sorted, without repetition."""
-        files = [self.folder / "records" / f"{name}.json" for name in self.steps()]
-        return sorted({read_json(file).get(key, "") for file in files if file.is_file()} - {""})
+        """All versions, or machines, of the runs of this folder; sorted, without repetition."""
+        file = self.folder / RUNS
+        return read_json(file)[key] if file.is_file() else []
+
+
+def _note_machine(file: Path, device: str) -> None:
+    noted = read_json(file) if file.is_file() else {"versions": [], "machine": []}
+    now = {"versions": versions(), "machine": machine(device)}
+    write_text(file, json.dumps({key: sorted({*noted[key], now[key]}) for key in now}))
 
 
 def epoch_seconds(training_folder: Path) -> np.ndarray:
@@ -479,26 +457,13 @@ def _margin_voxels(margin_mm: float, spacing_mm: Sequence[float]) -> int:
     return round(margin_mm / min(spacing_mm))
 
 
-class Prediction(Step):
-    """Predictions by the training ``after[0]``, done if newer than its checkpoint; written under another name first.
+def whole_folder(one: Step, output: Path) -> Step:
+    """The step, whose command fills ``unfinished(output)``, with that taking the place of an earlier ``output``.
 
     nnU-Net writes each case in place: a killed run would leave half a file.
     """
-
-    def is_done(self) -> bool:
-        """Whether all cases exist, and none is older than the checkpoint."""
-        checkpoint, folder = self.after[0].makes[-1], self.makes[0].parent
-        return (
-            super().is_done()
-            and checkpoint.exists()
-            and not any(is_older(file, checkpoint) for file in folder.glob("*.nii.gz"))
-        )
-
-    def finish(self) -> None:
-        """Replace the predictions of an earlier training."""
-        folder = self.makes[0].parent
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished(folder), folder)
+    half, whole = (shlex.quote(str(folder)) for folder in (unfinished(output), output))
+    return dataclasses.replace(one, command=f"rm -rf {half} && {one.command} && rm -rf {whole} && mv {half} {whole}")
 
 
 def unfinished(output: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a comparison records about where it runs: machine, versions, memory of its steps."""
+"""What a comparison records about where it runs: machine and versions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -41,27 +40,3 @@ def versions() -> str:
         if described.returncode == 0:
             text += f", the comparison at revision {described.stdout.strip()}"
     return text
-
-
-def memory_mib(pid: int, *, on_gpu: bool) -> dict[str, float]:
-    """Memory of a running process: the peak of its own from Linux's /proc, its GPU's now from nvidia-smi.
-
-    0 where these do not know. Worker processes are not counted.
-    """
-    own = 0.0
-    with suppress(OSError, ValueError, IndexError):  # a process that has ended has no such line
-        own = float(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return {
-        "memory_mib": own,
-        "gpu_memory_mib": _gpu_memory_mib(int(time.monotonic())).get(pid, 0.0) if on_gpu else 0.0,
-    }
-
-
-@functools.lru_cache(maxsize=1)
-def _gpu_memory_mib(second: int) -> dict[int, float]:
-    """Process id -> memory; asked once a second."""
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    with suppress(OSError, ValueError):
-        lines = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-        return {int(pid): float(memory) for pid, memory in (line.split(",") for line in lines)}
-    return {}

@@ -21,11 +21,12 @@ from benchmarks.experiment import Arguments, Experiment
 from benchmarks.models import ABLATIONS, DEFAULTS, Model, parse_models
 from nnunetv2_anomaly.device import chosen_device
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import label_source_sha256, read_json, why_not_writable, write_text
+from nnunetv2_anomaly.files import label_source_sha256, locked, read_json, why_not_writable, write_text
 from nnunetv2_anomaly.simulation.simulate import label_files
-from nnunetv2_anomaly.workflows.runner import LOCK, locked
 
 STATE = "comparison.json"
+#: file that a run keeps locked in its folder
+LOCK = "lock"
 #: arguments that may differ when a comparison is resumed: more of the same
 _MAY_GROW = ("models", "seeds", "folds", "stress")
 
@@ -240,12 +241,13 @@ def run_in_folder(
     folder = options.folder.resolve()
     checked_state(folder, arguments, models)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "give another --folder") as lock:
+    busy = f"another run is at work in {folder}; wait for it or end it, or give another --folder"
+    with locked(folder / LOCK, busy):
         take_folder(folder, arguments, models)
-        experiment = Experiment(folder, arguments, models, held_by_steps=lock)
+        experiment = Experiment(folder, arguments, models)
         with signals_as_ctrl_c():
             experiment.prepare(options.num_processes)
-            experiment.run(options.jobs)
+            experiment.run(jobs=options.jobs)
         after(experiment)
 
 

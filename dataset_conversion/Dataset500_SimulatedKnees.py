@@ -7,6 +7,7 @@ DatasetXXX_Name/anomaliesTr, anomaliesTs                               the truth
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import SimpleITK as sitk
 from nnunetv2_anomaly import files
 from nnunetv2_anomaly.conversion.options import main_of
 from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder, refuse_filled, write_dataset_json
+from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.images.files import write_image
 from nnunetv2_anomaly.images.grids import Grid, posed
@@ -114,6 +116,24 @@ def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from
         converted_by="nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees",
         **{_MADE_FROM: made_from},
     )
+
+
+def write_split(dataset_dir: Path, num_validation: int, preprocessed: Path | None = None) -> Path:
+    """splits_final.json of a data set with one fold: its first cases validate.
+
+    Args: preprocessed: its preprocessed folder; None: that in $nnUNet_preprocessed.
+    Returns: the file. Raises: UserError if no case is left for training, or the file cannot be written.
+    """
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset_dir / "labelsTr").glob("*.nii.gz"))
+    if not 0 < num_validation < len(cases):
+        raise UserError(f"--num_val is {num_validation}; expected 1 to {len(cases) - 1} of {len(cases)} training cases")
+    split = [{"train": cases[num_validation:], "val": cases[:num_validation]}]
+    folder = environment_folder("nnUNet_preprocessed") / dataset_dir.name if preprocessed is None else preprocessed
+    file = folder / "splits_final.json"
+    with files.write_failures_as_user_errors(file, "make room, or give permission, and run again"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(file, json.dumps(split, indent=2))
+    return file
 
 
 def checked_dataset_dir(dataset_id: int, name: str) -> Path:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ if sys.platform != "win32":
 
 #: how the names of half-written files and folders begin; nobody else's do, and so nothing else is ever deleted
 _PREFIX = "part_of_nnunetv2_anomaly_"
+#: digits of this machine: jobs on two of them may have the same number
+_MACHINE = f"{uuid.getnode() % 10**6:06d}"
 _HALF_WRITTEN = re.compile(rf"{_PREFIX}\d+_")
 
 #: Full disk or quota, read-only disk, no permission, broken disk; and a file where a folder is expected or vice versa.
@@ -58,7 +61,7 @@ def write_failures_as_user_errors(
 
 def temporary_beside(path: Path) -> Path:
     """The name under which this process writes what takes ``path``'s place once it is whole; it has the same ending."""
-    return path.with_name(f"{_PREFIX}{os.getpid()}_{_ending(path)}")
+    return path.with_name(f"{_PREFIX}{os.getpid()}{_MACHINE}_{_ending(path)}")
 
 
 def _ending(path: Path) -> str:
@@ -127,13 +130,18 @@ def why_not_writable(folder: Path) -> str | None:
     return None
 
 
-def take_output_folder(output: Path, marker: str, what: str) -> None:
+def take_output_folder(output: Path, marker: str, what: str, *, shared: bool = False) -> None:
     """Make an output folder, or take that of an earlier run, and delete what a killed run left half written.
 
-    Args: marker: file that marks the folder of such a run. what: such a run's result, for the sentence.
+    Args: marker: file that marks the folder of such a run. what: such a run's result, for the sentence. shared: with
+        other parts that may be at work, so that the folder is marked at once, and nothing is checked or deleted.
     Raises: UserError if the folder holds anything else; OSError if it cannot be written to.
     """
     output.mkdir(parents=True, exist_ok=True)
+    if shared:
+        if not (output / marker).is_file():
+            write_marker(output / marker, {}, finished=False)
+        return
     half = [entry for entry in output.rglob(f"{_PREFIX}*") if is_half_written(entry.name) and entry.is_file()]
     if not (output / marker).is_file() and set(output.iterdir()) - set(half):
         raise UserError(f"{output} is not empty and holds no {what}; give another folder with -o")

@@ -63,7 +63,9 @@ def run_jobs(
     """
     num_processes = min(num_processes, len(jobs))
     if num_processes <= 1:
-        yield ((job, _done_here(function, job)) for job in jobs)
+        # Not for each job: to find the libraries takes longer than many a job.
+        with threadpool_limits(1, user_api="blas"):
+            yield ((job, _done_here(function, job)) for job in jobs)
         return
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
@@ -113,8 +115,7 @@ def run_cases(
 def _done_here(function: Callable[[Job], Result], job: Job) -> Future[Result]:
     future: Future[Result] = Future()
     try:
-        with threadpool_limits(1, user_api="blas"):
-            future.set_result(function(job))
+        future.set_result(function(job))
     except Exception as error:  # raised by future.result(), as from another process
         future.set_exception(error)
     return future

@@ -14,6 +14,8 @@ from typing import Any
 
 ENTRY_POINTS = "nnunetv2_anomaly.detectors"
 DEFAULT_DETECTOR = "inpainting"
+#: plans that ``plan_whole_image`` makes, by default
+WHOLE_IMAGE_PLANS = "nnUNetWholeImagePlans"
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,8 @@ TRAINERS: dict[str, Trainer] = {
 
 #: verbs of ``nnUNetv2_anomaly`` in the order of its help; each is a module of command_line
 VERBS = (
-    "demo", "convert", "simulate", "plan_whole_image", "published_chain", "anomaly_maps", "detect_lesions",
-    "instances", "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
+    "demo", "workflow", "convert", "simulate", "plan_whole_image", "change_plans", "published_chain", "anomaly_maps",
+    "detect_lesions", "instances", "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
 )  # fmt: skip
 #: verb -> its earlier names, which still work
 VERB_ALIASES = {"anomaly_maps": ("error_images",)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunetv2_anomaly.parts import add_part_arguments, part_of
+
 HELP = "Anomaly maps of new images, and reconstructions where there are any, by a trained detector of any family."
 
 
@@ -23,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "keep to the bones of these segmentations, or of what a model folder of nnU-Net predicts; BoneContrastTrainer"
     )
     add("--bones", type=Path, metavar="FOLDER", help=f"{bones} takes its contrast in them, and needs no training then")
+    labels = "labels of the images, to measure the maps with in place of predicting: writes summary.json; needs "
+    add("--references", type=Path, metavar="FOLDER", help=f"{labels}--anomalies, and a single fold")
+    truth = "true lesions of the images by the labels 7 to 9, such as anomaliesTs of simulated knees"
+    add("--anomalies", type=Path, metavar="FOLDER", help=truth)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +44,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
     add("-device", "--device", default="cuda", choices=("cuda", "cpu", "mps"), help="where to compute (default: cuda)")
     add("--continue_prediction", action="store_true", help="leave cases alone that are already there")
+    add_part_arguments(parser, "each writes its own cases")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,6 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     device = chosen_device(arguments.device)
     named = {"configuration": arguments.c, "plans": arguments.p, "trainer": arguments.tr, "folds": arguments.f}
     named |= {"checkpoint": arguments.chk}
+    part = part_of(arguments)
+    if arguments.references is not None or arguments.anomalies is not None:
+        return _measure(arguments)
     detector = find_detector(arguments.d, device=device, needs_bones=arguments.bones is None, **named)
     written = predict_anomaly_maps(
         arguments.i,
@@ -55,6 +65,28 @@ def run(arguments: argparse.Namespace) -> int:
         detector,
         bones=arguments.bones,
         continue_prediction=arguments.continue_prediction,
+        part=part,
     )
     print(f"{len(written)} case(s) written to {arguments.o}, with the detector {detector.described}")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    """Measure the maps of images whose lesions are known."""
+    from nnunetv2_anomaly.device import chosen_device
+    from nnunetv2_anomaly.errors import UserError
+    from nnunetv2_anomaly.files import write_failures_as_user_errors
+    from nnunetv2_anomaly.prediction.anomaly_maps import find_model_folder
+    from nnunetv2_anomaly.prediction.validation import measure_detector
+
+    if None in (arguments.references, arguments.anomalies):
+        raise UserError("--references and --anomalies belong together; give both, or neither")
+    named = {"configuration": arguments.c, "plans": arguments.p, "trainer": arguments.tr, "folds": arguments.f}
+    folder, folds = find_model_folder(arguments.d, checkpoint=arguments.chk, **named)
+    if len(folds) > 1:
+        raise UserError(f"{len(folds)} folds are trained or named; expected one to measure, so give it with -f")
+    folders = (arguments.i, arguments.references, arguments.anomalies, arguments.o, folder)
+    with write_failures_as_user_errors(arguments.o):
+        measure_detector(*folders, fold=folds[0], device=chosen_device(arguments.device))
+    print(f"{arguments.o / 'summary.json'} holds what was measured")
     return 0

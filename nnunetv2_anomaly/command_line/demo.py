@@ -21,9 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demonstration."""
-    from nnunetv2_anomaly.workflows.demo import run_demo
+    """Make the demonstration's workflow, and run it."""
+    from nnunetv2_anomaly.workflows.demo import FULL, QUICK, init_demo
+    from nnunetv2_anomaly.workflows.engine import check_snakemake, run_snakemake
 
+    check_snakemake()
     name = "nnunetv2_anomaly_demo_quick" if arguments.quick else "nnunetv2_anomaly_demo"
-    run_demo(arguments.o or Path(name), device=arguments.device, quick=arguments.quick)
+    folder = (arguments.o or Path(name)).absolute()
+    init_demo(folder, device=arguments.device, size=QUICK if arguments.quick else FULL)
+    run_snakemake(folder, "local")
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_anomaly.command_line.anomaly_maps import add_model_arguments
+from nnunetv2_anomaly.parts import part_of
 
 HELP = "Bones, cartilages and candidate lesions of new images: a segmentation, and a detector without lesion labels."
 SEGMENTER, DETECTOR = "AnomalyAwareTrainer", "PastedAnomalyTrainer"
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         min_mm3=arguments.min_mm3,
         continue_prediction=arguments.continue_prediction,
+        part=part_of(arguments),
     )
     of = arguments.bones or segmentation.model_folder
     print(f"{len(written)} case(s) written to {arguments.o}; bones of {of}, detector {detector.described}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_anomaly.parts import add_part_arguments, part_of
 from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of, described
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     described = "dataset.json (default: the one beside the predictions, or the references)"
     add("-djfile", type=Path, metavar="FILE", help=described)
     add("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
+    add_part_arguments(parser, "run again without parts, it writes tables, figures and report")
     add("--folds", nargs="+", metavar="FOLD", help="cases of these folds alone (default: all)")
     splits = "splits_final.json, which has each case's fold (default: of the data set)"
     add("--splits", type=Path, metavar="FILE", help=splits)
@@ -80,14 +82,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = find_dataset_description(args.djfile, list(folders.values()), args.ref)
     clean_up = clean_up_of(args, dataset)
     print(described(clean_up, dataset))
-    pairs = find_pairs(
-        folders,
-        dataset,
-        reference_folder=args.ref,
-        folds=args.folds,
-        splits_file=args.splits,
-        ignore_extra=args.ignore_extra,
-    )
+    of = {"reference_folder": args.ref, "folds": args.folds, "splits_file": args.splits}
+    pairs = find_pairs(folders, dataset, **of, ignore_extra=args.ignore_extra)
     cases = list(pairs.references)
     check_beside("--images", args.images, cases, IMAGE, dataset.file_ending)
     check_beside("--error_images", args.error_images, cases, ERROR_IMAGE, dataset.file_ending)
@@ -101,10 +97,14 @@ def run(args: argparse.Namespace) -> int:
     notes = _notes(pairs, groups, args.subjects)
     for note in notes:
         print(note)
-    arguments = {name: value for name, value in vars(args).items() if name != "run"}
-    arguments = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-    prepare_output(args.o, arguments)
-    evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes)
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    arguments = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    part = part_of(args)
+    prepare_output(args.o, arguments, part)
+    evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes, part=part)
+    if not part.is_all:
+        print("run again without -num_parts when all parts are done")
+        return 0
     for note in clean_up.without_effect(evaluation.cases):
         notes.append(f"{note}.")
         print(f"WARNING: {note}")
@@ -118,8 +118,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if failed:
         raise UserError(failed)
-    counts = f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}"
-    print(f"{counts}; tables, figures and {report}")
+    print(f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}; tables, figures and {report}")
     return 0
 
 

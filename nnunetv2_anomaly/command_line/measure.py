@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_anomaly.parts import add_part_arguments, part_of
+
 if TYPE_CHECKING:
     from nnunetv2_anomaly.measurements.run import Standards, Visits
 
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     depth = "bone deeper below the articular surface is shaft, not graded (default: 20)"
     add("--depth_mm", type=float, default=20.0, metavar="MM", help=depth)
     add("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
+    add_part_arguments(parser, "run again without parts, it writes tables and report")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,11 +94,13 @@ def run(args: argparse.Namespace) -> int:
         standards=_standards(args),
         visits=_visits(args),
         arguments={name: value for name, value in vars(args).items() if name != "run"},
+        part=part_of(args),
     )
     flagged = table[table["value"].isna() & (table["structure"] != KNEE)]["case"].nunique()
     of_all = f"{counted(table['case'].nunique(), 'case')} measured, {flagged} with values that could not be taken"
     shown = args.o / ("measurements.csv" if args.no_reports else "report.html")
-    print(f"{of_all} (why: column flag of measurements.csv); see {shown}")
+    after = "run again without -num_parts when all parts are done"
+    print(f"{of_all} (why: column flag of measurements.csv); {f'see {shown}' if args.num_parts == 1 else after}")
     return 0
 
 

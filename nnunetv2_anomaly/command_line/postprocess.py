@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunetv2_anomaly.parts import add_part_arguments, part_of
 from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, clean_up_of, described
 
 HELP = "Remove stray parts of bones and cartilages, and lesions that are too small or too uncertain."
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-djfile", type=Path, metavar="FILE", help="dataset.json (default: the one beside the predictions)")
     add("-np", type=int, metavar="N", help="cases at a time (default: the number of cores, at most 4)")
     add("--overwrite", action="store_true", help="replace what was cleaned with other settings")
+    add_part_arguments(parser, "run again without parts, it writes removed.csv")
     add_clean_up_arguments(parser)
 
 
@@ -36,10 +38,12 @@ def run(args: argparse.Namespace) -> int:
     print(described(clean_up, dataset))
     for note in note_of_floats(segmentation_files(args.i, dataset.file_ending).values()):
         print(note)
-    table = postprocess_folder(args.i, args.o, dataset, clean_up, num_processes=num_processes, overwrite=args.overwrite)
+    options = {"num_processes": num_processes, "overwrite": args.overwrite, "part": part_of(args)}
+    table = postprocess_folder(args.i, args.o, dataset, clean_up, **options)
     for note in clean_up.without_effect(table):
         print(f"WARNING: {note}")
     touched = table[(table["removed_components"] > 0) | (table["uncertain_voxels"] > 0)]
     counts = f"{counted(table['case'].nunique(), 'case')} cleaned, {touched['case'].nunique()} changed"
-    print(f"{counts}; {args.o / 'removed.csv'} lists what was removed")
+    listed = f"{args.o / 'removed.csv'} lists what was removed"
+    print(f"{counts}; {listed if args.num_parts == 1 else 'run again without -num_parts when all parts are done'}")
     return 0

@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-d", "--dataset_id", type=int, metavar="ID", help="write it into $nnUNet_raw as number ID")
     add("--name", default="SimulatedKnees", help="its name after the number (default: %(default)s)")
     add("--num_test", type=int, metavar="N", help="test cases (default: a fifth of the cases)")
+    split = "validation cases of a single split that is written for it (default: nnU-Net's own five folds)"
+    add("--num_val", type=int, metavar="N", help=split)
     keep = "training labels 0 to 9; without it lesions count as bone"
     add("--keep_lesion_labels", action="store_true", help=keep)
 
@@ -41,11 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate, and with -d write the data set as well; returns 0."""
     if args.dataset_id is None:
-        if args.num_test is not None or args.keep_lesion_labels:
-            raise UserError("--num_test and --keep_lesion_labels shape the nnU-Net data set; give its number with -d")
+        if args.num_test is not None or args.num_val is not None or args.keep_lesion_labels:
+            raise UserError(
+                "--num_test, --num_val and --keep_lesion_labels shape the nnU-Net data set; give its number with -d"
+            )
         target = None
     else:
-        from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import checked_dataset_dir, convert
+        from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import (
+            checked_dataset_dir,
+            convert,
+            write_split,
+        )
 
         # Before the work begins, so that a taken number is reported at once.
         target = checked_dataset_dir(args.dataset_id, args.name)
@@ -70,5 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if target is not None:
         shape = {name: getattr(args, name) for name in ("num_test", "seed", "keep_lesion_labels")}
         summary = convert(args.output, target, **shape)
+        if args.num_val is not None:
+            write_split(target, args.num_val)
         print(f"Wrote {target}: {len(summary['training'])} training and {counted(len(summary['test']), 'test case')}.")
     return 0

@@ -26,6 +26,7 @@ from nnunetv2_anomaly.files import (
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.measurements.surface import METRICS
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.postprocessing.clean_up import EXTENT_COLUMNS
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Section
@@ -44,12 +45,19 @@ _COLUMNS = {
 
 
 def evaluate_models(
-    pairs: Pairs, output: Path, settings: EvaluationSettings, *, groups: Groups | None = None, num_processes: int = 2
+    pairs: Pairs,
+    output: Path,
+    settings: EvaluationSettings,
+    *,
+    groups: Groups | None = None,
+    num_processes: int = 2,
+    part: Part = ALL,
 ) -> Evaluation:
     """Measure every case, several at a time, and keep a record of each.
 
     Args:
         output: folder; the results of each case are kept in ``output/cases``.
+        part: of the cases, while other jobs evaluate the others.
         num_processes: cases at a time; each takes about ten times the memory of a case's label map, and a softmax
             output's lesion channels on top.
     Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run. At once if
@@ -66,7 +74,7 @@ def evaluate_models(
             settings,
             record=output / "cases" / f"{case}.json",
         )
-        for case, reference in pairs.references.items()
+        for case, reference in part.of(pairs.references.items())
     ]
     # A failure to write ends the run at once: a full disk is better reported now than after the last case.
     with write_failures_as_user_errors(output):
@@ -74,7 +82,9 @@ def evaluate_models(
     if failed:
         raise UserError(failed)
     tables = {
-        kind: _table([row for case in pairs.references for row in found[case][kind]], columns, pairs, groups)
+        kind: _table(
+            [row for case in pairs.references if case in found for row in found[case][kind]], columns, pairs, groups
+        )
         for kind, columns in _COLUMNS.items()
     }
     return Evaluation(names, dict(settings.dataset.labels), groups.names if groups else (), **tables)
@@ -107,10 +117,12 @@ def _table(rows: list[dict[str, Any]], columns: Sequence[str], pairs: Pairs, gro
     return table.sort_values("model", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
 
 
-def prepare_output(output: Path, arguments: dict[str, Any]) -> None:
+def prepare_output(output: Path, arguments: dict[str, Any], part: Part = ALL) -> None:
     """Make or take over the output folder. Raises: UserError if it holds something else, or cannot be written to."""
     with write_failures_as_user_errors(output):
-        take_output_folder(output, MARKER, "evaluation")
+        take_output_folder(output, MARKER, "evaluation", shared=not part.is_all)
+        if not part.is_all:
+            return
         write_marker(output / MARKER, {"arguments": arguments}, finished=False)
 
 

@@ -23,6 +23,7 @@ from nnunetv2_anomaly.measurements.cohort_report import case_list, cohort_page, 
 from nnunetv2_anomaly.measurements.scene import write_script
 from nnunetv2_anomaly.measurements.standardised import composite_rows, z_rows
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.reporting.table import csv_text
 from nnunetv2_anomaly.reporting.user_tables import read_table
 
@@ -76,6 +77,7 @@ def measure_folder(
     standards: Standards = Standards(),
     visits: Visits = Visits(),
     arguments: Mapping[str, Any] = MappingProxyType({}),
+    part: Part = ALL,
 ) -> pd.DataFrame:
     """Measure all segmentations of a folder.
 
@@ -86,6 +88,7 @@ def measure_folder(
     Args:
         manifest: case -> subject, visit, side, as far as they are known.
         arguments: of the verb, kept in measure.json.
+        part: of the cases, while other jobs measure the others; tables follow when all are measured without it.
     Returns: measurements.csv.
     Raises: UserError for an output folder that holds something else; after the others are measured, for cases that
         cannot be read, or whose side is said in two ways.
@@ -102,16 +105,22 @@ def measure_folder(
     check_beside("--images", extras.images, files, IMAGE, dataset.file_ending)
     check_beside("--anomaly_maps", extras.anomaly_maps, files, ERROR_IMAGE, dataset.file_ending)
     tasks = [
-        CaseTask(case, file, output, dataset, options, extras, manifest.get(case, {})) for case, file in files.items()
+        CaseTask(case, file, output, dataset, options, extras, manifest.get(case, {}))
+        for case, file in part.of(files.items())
     ]
     with write_failures_as_user_errors(output):
-        take_output_folder(output, MARKER, "measurement")
+        take_output_folder(output, MARKER, "measurement", shared=not part.is_all)
         if extras.reports:
             (output / "reports").mkdir(exist_ok=True)
             write_script(output / "reports")
         settings = {"method_version": METHOD_VERSION, **dataclasses.asdict(options), **arguments}
-        write_marker(output / MARKER, settings, finished=False)
+        if part.is_all:
+            write_marker(output / MARKER, settings, finished=False)
         found, failed = run_cases(measure_case, tasks, num_processes, "measuring", "measured")
+        if not part.is_all:
+            if failed:
+                raise UserError(failed)
+            return _rows(found)
         table = _tables(found, output, options, standards)
         # Knees of one side are compared, also where the anatomy alone tells it.
         sides = {case: {"side": rows["rows"][0]["side"]} for case, rows in found.items() if rows["rows"]}
@@ -145,8 +154,7 @@ def _tables(
     found: Mapping[str, Mapping[str, list[dict[str, Any]]]], output: Path, options: Options, standards: Standards
 ) -> pd.DataFrame:
     """Write measurements.csv, summary.csv and lesions.csv. Returns: the first."""
-    rows = [row for case in sorted(found) for row in found[case]["rows"]]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = _rows(found)
     if standards.reference is not None:
         table = pd.concat([table, z_rows(table, standards.reference)], ignore_index=True)
     if len(table) and {"lesions", "thickness"} & set(options.quantities):
@@ -157,6 +165,11 @@ def _tables(
     lesions = pd.DataFrame([row for case in sorted(found) for row in found[case]["lesions"]])
     write_text(output / "lesions.csv", csv_text(lesions.reindex(columns=_lesion_columns(lesions))))
     return table
+
+
+def _rows(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> pd.DataFrame:
+    rows = [row for case in sorted(found) for row in found[case]["rows"]]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _settings_note(options: Options) -> str:

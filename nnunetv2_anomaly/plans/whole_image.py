@@ -24,8 +24,9 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.plans.settings import check_configuration, is_list, is_positive, is_whole
+from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS
 
-WHOLE_IMAGE_PLANS, WHOLE_SLICE_PLANS = "nnUNetWholeImagePlans", "nnUNetWholeSlicePlans"
+WHOLE_SLICE_PLANS = "nnUNetWholeSlicePlans"
 #: whole slices are padded to a multiple of so many voxels, which every network of slices can halve five times
 SLICE_MULTIPLE = 32
 #: voxels of a batch of whole slices: as published for LaMa, ten slices of 256 x 256

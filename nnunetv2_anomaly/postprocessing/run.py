@@ -15,6 +15,7 @@ import pandas as pd
 
 from nnunetv2_anomaly.errors import UserError, listed, worded
 from nnunetv2_anomaly.files import (
+    is_half_written,
     read_json,
     take_output_folder,
     write_failures_as_user_errors,
@@ -27,6 +28,7 @@ from nnunetv2_anomaly.images.files import read_failures_as_user_errors
 from nnunetv2_anomaly.images.label_maps import count_values
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, chosen_reader
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.postprocessing.clean_up import EXTENT_COLUMNS, Cleaned, CleanUp
 from nnunetv2_anomaly.postprocessing.components import count_components
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
@@ -65,6 +67,7 @@ def postprocess_folder(
     *,
     num_processes: int,
     overwrite: bool,
+    part: Part = ALL,
 ) -> pd.DataFrame:
     """Clean every segmentation of a folder.
 
@@ -76,6 +79,7 @@ def postprocess_folder(
         output: folder; missing, empty, or of an earlier clean-up with the same settings.
         num_processes: cases at a time; each takes about ten times the memory of a label map.
         overwrite: replace what an earlier clean-up with other settings wrote.
+        part: of the cases, while other jobs clean the others; tables follow when all are cleaned without it.
     Returns: removed.csv: a row per case and label.
     Raises: UserError for files that cannot be cleaned or written, after the others were; or an output folder that
         holds something else.
@@ -87,40 +91,46 @@ def postprocess_folder(
         fault = f"{predictions} has no softmax output (.npz) of {listed(without)}"
         raise UserError(f"{fault}, which --lesion_probability needs; predict with --save_probabilities")
     dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, files.values()))
-    tasks = [_Task(case, file, softmax.get(case), output, dataset, clean_up) for case, file in files.items()]
+    tasks = [_Task(case, file, softmax.get(case), output, dataset, clean_up) for case, file in part.of(files.items())]
     names = {value: name for name, value in dataset.single_values.items()}
     settings = {
         "predictions": str(predictions.resolve()),
         "settings": json.loads(json.dumps(dataclasses.asdict(clean_up))),  # as it comes back from the file
     }
     with write_failures_as_user_errors(output):
-        _prepare(predictions, output, files, settings, overwrite)
+        _prepare(predictions, output, files, settings, overwrite, shared=not part.is_all)
         rows, failed = run_cases(_clean_case, tasks, num_processes, "cleaning", "cleaned")
         table = pd.DataFrame([row for case in sorted(rows) for row in rows[case]], columns=list(COLUMNS))
         table["label"] = [names.get(value, str(value)) for value in table["value"]]
-        write_text(output / "removed.csv", csv_text(table))
+        if part.is_all:
+            write_text(output / "removed.csv", csv_text(table))
         if failed:
             raise UserError(failed)
+        if not part.is_all:
+            return table
         write_colour_tables(output, dataset.single_values)
         write_marker(output / MARKER, settings, finished=True)
     return table
 
 
 def _prepare(
-    predictions: Path, output: Path, cases: Collection[str], settings: Mapping[str, Any], overwrite: bool
+    predictions: Path, output: Path, cases: Collection[str], settings: Mapping[str, Any], overwrite: bool, shared: bool
 ) -> None:
     """Make the output folder ready. Raises: UserError if it holds something that would be lost."""
     if output.exists() and output.resolve() == predictions.resolve():
         raise UserError(f"-i and -o are both {output}; give another folder with -o, the predictions are kept")
-    take_output_folder(output, MARKER, "clean-up")
+    take_output_folder(output, MARKER, "clean-up", shared=shared)
     before = read_json(output / MARKER) if (output / MARKER).is_file() else {}
     then, now = ({**state, **state.get("settings", {})} for state in (before, settings))
     other = {name: then[name] for name in now if name != "settings" and then.get(name, now[name]) != now[name]}
     if other and not overwrite:
         raise UserError(f"{output} was cleaned with other settings ({worded(other)}); give another -o, or --overwrite")
-    strangers = sorted({record.stem for record in (output / "cases").glob("*.json")} - set(cases))
+    records = (record for record in (output / "cases").glob("*.json") if not is_half_written(record.name))
+    strangers = sorted({record.stem for record in records} - set(cases))
     if strangers:
         raise UserError(f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another with -o")
+    if shared:
+        return
     write_marker(output / MARKER, settings, finished=False)
     for name in ("dataset.json", "plans.json"):
         if (predictions / name).is_file():

@@ -23,6 +23,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
 from nnunetv2_anomaly.prediction.case_files import output_files, write_case
 from nnunetv2_anomaly.prediction.cases import CaseFiles, GivenBones, given_bones, list_cases, preprocessed_case
@@ -164,6 +165,7 @@ def predict_anomaly_maps(
     *,
     bones: Path | None = None,
     continue_prediction: bool = False,
+    part: Part = ALL,
 ) -> list[str]:
     """Write anomaly map, reconstruction and a picture of every image in a folder, by nnU-Net's sliding window.
 
@@ -183,6 +185,7 @@ def predict_anomaly_maps(
             folder of segmentations, <case> with the data set's ending, or a model folder of nnU-Net, whose
             segmentations go to ``bones`` in the output folder.
         continue_prediction: leave cases alone whose files are all there.
+        part: of the cases, while other jobs predict the others; its record is of a name of its own then.
     Returns: the cases that were written.
     Raises: UserError for a folder without images, a model without a detector, or an output folder that cannot be
         written to; after the others are written, for cases that lack a channel or hold a damaged file or NaN.
@@ -195,8 +198,8 @@ def predict_anomaly_maps(
         given = None
         if bones is not None:
             of_model = output_folder / "bones"
-            given = given_bones(bones, input_folder, of_model, detector.predictor, keep=continue_prediction)
-        cases, written, failed = _predict_cases(detector, input_folder, output_folder, given, continue_prediction)
+            given = given_bones(bones, input_folder, of_model, detector.predictor, keep=continue_prediction, part=part)
+        cases, written, failed = _predict_cases(detector, input_folder, output_folder, given, continue_prediction, part)
         record = {
             "version": __version__,
             "input_folder": str(input_folder),
@@ -211,7 +214,7 @@ def predict_anomaly_maps(
         }
         if failed:
             raise UserError(failed)
-        write_text(output_folder / "anomaly_maps.json", json.dumps(record, indent=2))
+        write_text(output_folder / part.named("anomaly_maps.json"), json.dumps(record, indent=2))
     return written
 
 
@@ -221,6 +224,7 @@ def _predict_cases(
     output_folder: Path,
     bones: GivenBones | None,
     continue_prediction: bool,
+    part: Part,
 ) -> tuple[list[str], list[str], str]:
     """Names of all cases of the folder, and of those that were written; what was wrong with others, if anything."""
     predictor, detector, fit = trained.predictor, trained.network, trained.fit()
@@ -229,7 +233,7 @@ def _predict_cases(
     num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     num_maps = detector.contract.num_error_channels(num_channels)
     reader = plans_manager.image_reader_writer_class()
-    cases = list_cases(input_folder, dataset_json["file_ending"])
+    cases = part.of(list_cases(input_folder, dataset_json["file_ending"]))
     kinds = {"error": num_maps}
     if detector.reconstructs and num_maps == num_channels:
         kinds["reconstruction"] = num_maps

@@ -23,6 +23,7 @@ from nnunetv2_anomaly.files import is_half_written, read_json, written_beside
 from nnunetv2_anomaly.images.files import check_whole, only_files, read_failures_as_user_errors
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, with_their_lesions
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.prediction.models import load_model, trained_folds
 
 
@@ -140,13 +141,20 @@ def segmenter_in(folder: Path) -> Segmenter | None:
 
 
 def given_bones(
-    bones: Path | Segmenter, images: Path, output: Path, predictor: nnUNetPredictor, *, keep: bool = False
+    bones: Path | Segmenter,
+    images: Path,
+    output: Path,
+    predictor: nnUNetPredictor,
+    *,
+    keep: bool = False,
+    part: Part = ALL,
 ) -> GivenBones:
     """Segmentations of new images, predicted where a model is given.
 
     Args:
         bones: a folder of segmentations, or a model folder of nnU-Net, of which all finished folds predict.
         images: as nnU-Net names them. output: where what a model predicts goes. keep: leave those that are there.
+        part: of the images.
         predictor: of the detector: its labels and file ending count where the segmentations have no dataset.json.
     Raises: UserError if there is no such folder, its dataset.json names no bone, or the model cannot be loaded.
     """
@@ -157,7 +165,7 @@ def given_bones(
             segmenter.model_folder, device=predictor.device, folds=segmenter.folds, checkpoint=segmenter.checkpoint
         )
         description = model.dataset_json
-        _predict_segmentations(model, images, output, keep)
+        _predict_segmentations(model, images, output, keep, part)
         bones = output
     assert isinstance(bones, Path), bones
     if not bones.is_dir():
@@ -175,7 +183,7 @@ def given_bones(
     return GivenBones(bones, ending, with_their_lesions(roles.bones, labels, roles), description)
 
 
-def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path, keep: bool) -> None:
+def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path, keep: bool, part: Part) -> None:
     """Segment the images of a folder; one at fault is reported when it is read again."""
     ending = model.dataset_json["file_ending"]
     num_channels = determine_num_input_channels(model.plans_manager, model.configuration_manager, model.dataset_json)
@@ -188,7 +196,7 @@ def _predict_segmentations(model: nnUNetPredictor, images: Path, output: Path, k
         with written_beside(output / f"{job.case}{ending}") as temporary:
             reader.write_seg(labels, str(temporary), properties)
 
-    missing = list_cases(images, ending)
+    missing = part.of(list_cases(images, ending))
     missing = [job for job in missing if not (keep and (output / f"{job.case}{ending}").is_file())]
     for job in missing:  # so that none of an earlier model stays where this one fails
         (output / f"{job.case}{ending}").unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from nnunetv2_anomaly.files import read_json, write_failures_as_user_errors, wri
 from nnunetv2_anomaly.images.geometry import to_original_grid
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.plans.settings import known_settings
 from nnunetv2_anomaly.prediction.anomaly_maps import TrainedDetector
 from nnunetv2_anomaly.prediction.case_files import write_case
@@ -61,6 +62,7 @@ def detect_lesions(
     threshold: float | None = None,
     min_mm3: float | None = None,
     continue_prediction: bool = False,
+    part: Part = ALL,
 ) -> list[str]:
     """Write a label map of every image in a folder: what a model segments, and candidate lesions in its bones.
 
@@ -73,6 +75,7 @@ def detect_lesions(
         threshold: of the map; None: as the detector's validation found it.
         min_mm3: of a candidate; None: as the threshold was found with.
         continue_prediction: leave cases alone whose label map is there, of a run with the same settings.
+        part: of the cases, while other jobs detect the others; its record is of a name of its own then.
     Returns: the cases that were written.
     Raises: UserError as ``predict_anomaly_maps`` does, or if there is no threshold.
     """
@@ -98,9 +101,10 @@ def detect_lesions(
             "segmentation": str(model),
             "threshold": chosen,
         }
-        _take_settings(output_folder / "detect_lesions.json", record, continue_prediction)
+        record_file = output_folder / part.named("detect_lesions.json")
+        _take_settings(record_file, record, continue_prediction)
         keep = continue_prediction
-        bones = given_bones(segmentation, input_folder, output_folder / "anatomy", predictor, keep=keep)
+        bones = given_bones(segmentation, input_folder, output_folder / "anatomy", predictor, keep=keep, part=part)
         description, values = labels_with_lesions(bones.description)
         slice_axis = predictor.plans_manager.transpose_forward[0]
         reader = predictor.plans_manager.image_reader_writer_class()
@@ -122,12 +126,12 @@ def detect_lesions(
                 reader.write_seg(labels, str(temporary), own)
             write_case(maps_folder, job.case, maps, properties, detector.windows)
 
-        cases = list_cases(input_folder, predictor.dataset_json["file_ending"])
+        cases = part.of(list_cases(input_folder, predictor.dataset_json["file_ending"]))
         done = [job.case for job in cases if (output_folder / f"{job.case}{ending}").is_file()]
         missing = [job for job in cases if not (continue_prediction and job.case in done)]
         written, failed = run_cases(write, missing, 1, "detecting", "detected")
         write_text(output_folder / "dataset.json", json.dumps({**description, "file_ending": ending}, indent=2))
-        write_text(output_folder / "detect_lesions.json", json.dumps({**record, "cases": sorted({*done, *written})}))
+        write_text(record_file, json.dumps({**record, "cases": sorted({*done, *written})}))
         if failed:
             raise UserError(failed)
     return list(written)

@@ -164,6 +164,11 @@ def simulate_folder(
         shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
         save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)
         _write_names(output_folder, len(sources))
+        rows = (
+            f"{case},{'no lesion' if e['intensity_auc'] is None else 'a lesion'}"
+            for case, e in manifest["cases"].items()
+        )
+        write_text(output_folder / "cases.csv", "\n".join(["case,holds", *sorted(rows)]) + "\n")
     return manifest
 
 

@@ -1150,14 +1150,16 @@ DEMO = """
 import dataclasses
 from pathlib import Path
 from nnunetv2_anomaly.workflows import demo
+from nnunetv2_anomaly.workflows.engine import run_snakemake
 
 if __name__ == "__main__":
     short = {"num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "detector_features": 4}
-    demo.QUICK = dataclasses.replace(
+    size = dataclasses.replace(
         demo.QUICK, num_training=5, num_validation=1, num_test=2, size=(16, 24, 24), spacing_mm=(6.0, 5.0, 5.0),
-        features=(2, 2, 2, 2, 2, 2), anomaly={**demo.QUICK.anomaly, **short},
+        features=(2, 2, 2), anomaly={**demo.QUICK.anomaly, **short},
     )
-    demo.run_demo(Path(folder_of_test), device="cpu", quick=True)
+    demo.init_demo(Path(folder_of_test), device="cpu", size=size)
+    run_snakemake(Path(folder_of_test), "local")
 """
 
 
@@ -1215,4 +1217,4 @@ def test_the_demonstration_needs_and_tries_no_network(tmp_path, run_offline):
     # The planner takes the number of augmentation processes for a thread count, which 0 is not.
     run_offline(DEMO.replace("folder_of_test", repr(str(folder))), nnUNet_n_proc_DA="1", OMP_NUM_THREADS="1")
     assert "anomaly-aware" in (folder / "report.html").read_text()
-    assert len(list((folder / "records").glob("*.json"))) >= 14
+    assert len(list((folder / "records").glob("*.tsv"))) >= 20

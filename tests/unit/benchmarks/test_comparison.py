@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,14 @@ from benchmarks.comparison import (
     lesion_table,
     shares_inside_lesions,
 )
-from benchmarks.experiment import Experiment, Prediction
-from benchmarks.machine import machine, memory_mib
+from benchmarks.experiment import Experiment, whole_folder
+from benchmarks.machine import machine
 from benchmarks.models import parse_models
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.detection import volume_agreement
 from nnunetv2_anomaly.evaluation.results import CLEANED, RAW, Evaluation
-from nnunetv2_anomaly.workflows.runner import Step
+from nnunetv2_anomaly.workflows.engine import run_steps
+from nnunetv2_anomaly.workflows.steps import Step
 
 
 def made_cases(values):
@@ -101,27 +103,19 @@ def test_volumes_of_lesions_count_once_a_knee():
     assert bones_by_knee(pd.DataFrame()).empty
 
 
-def test_predictions_by_an_earlier_training_are_made_again(tmp_path):
-    checkpoint, segmentation = tmp_path / "checkpoint_final.pth", tmp_path / "case.nii.gz"
-    training = Step("train", (checkpoint,), ("nnUNetv2_train",))
-    prediction = Prediction("predict", (tmp_path / "*.nii.gz",), ("nnUNetv2_predict",), after=(training,))
-    segmentation.touch()
-    assert not prediction.is_done()  # nothing is trained
-    checkpoint.touch()
-    os.utime(segmentation, (1000, 1000))
-    assert training.is_done()
-    assert not prediction.is_done()
-    segmentation.touch()
-    assert prediction.is_done()
-
-
-def test_predictions_get_their_folder_when_all_are_written(tmp_path):
-    (tmp_path / "part_seed0").mkdir()
-    (tmp_path / "part_seed0" / "new.nii.gz").touch()
-    (tmp_path / "seed0").mkdir()
-    (tmp_path / "seed0" / "old.nii.gz").touch()
-    Prediction("predict", (tmp_path / "seed0" / "*.nii.gz",), ("nnUNetv2_predict",)).finish()
-    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.nii.gz")] == ["seed0/new.nii.gz"]
+def test_predictions_by_an_earlier_training_are_made_again_and_get_their_folder_when_all_are_written(tmp_path):
+    training = Step("train", "touch checkpoint", "train", makes="checkpoint")
+    filling = "mkdir part_seed0 && date +%N > part_seed0/case.nii.gz"
+    prediction = whole_folder(Step("predict", filling, "predict", needs=("checkpoint",)), Path("seed0"))
+    contents = []
+    for again in (False, False, True):
+        if again:
+            os.utime(tmp_path / "checkpoint", (time.time() + 5, time.time() + 5))
+        run_steps(tmp_path, [training, prediction], os.environ)
+        assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.nii.gz")] == ["seed0/case.nii.gz"]
+        contents.append((tmp_path / "seed0" / "case.nii.gz").read_text())
+        (tmp_path / "seed0" / "of_another_case").touch()
+    assert contents[0] == contents[1] != contents[2]
 
 
 def test_differences_are_against_the_first_model_knee_by_knee(evaluation, lesions, inside):
@@ -305,7 +299,7 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path, capsys):
 
 
 def test_what_was_not_measured_is_nan(tmp_path):
-    assert np.isnan(Experiment(tmp_path, None, []).record("train-x", "seconds"))
+    assert np.isnan(Experiment(tmp_path, None, []).record("train-x", "s"))
 
 
 def test_no_held_out_knee_is_reported_before_anything_is_trained(tmp_path):
@@ -330,16 +324,6 @@ def test_folds_keep_a_subjects_visits_together(tmp_path):
     for fold in folds:
         assert sorted(fold["train"] + fold["val"]) == cases
         assert not {case[:7] for case in fold["train"]} & {case[:7] for case in fold["val"]}
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from Linux's /proc")
-@pytest.mark.filterwarnings("error")
-def test_memory_of_a_process_that_has_ended_is_no_error():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
-    assert memory_mib(process.pid, on_gpu=False)["memory_mib"] == 0
-    process.wait()
-    assert memory_mib(process.pid, on_gpu=True) == {"memory_mib": 0, "gpu_memory_mib": 0}
 
 
 def test_a_gpus_name_is_asked_without_taking_its_memory():
@@ -401,15 +385,15 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
         pd.Index(["clean", "as they are", "large", "bright", "dark"], name="set"),
     )
     assert cases["case"].nunique() == 2
-    record = json.loads((folder / "records" / "train-bound-seed0-fold0.json").read_text())
-    assert record["seconds"] > 0
-    assert record["memory_mib"] > 100
-    assert f", cpu, {os.cpu_count()} cores" in record["machine"]
-    assert record["machine"] in (folder / "results.md").read_text()
+    record = pd.read_csv(folder / "records" / "train_bound_seed0_fold0.tsv", sep="\t").iloc[0]
+    assert record["max_rss"] > 100
+    (machine,) = json.loads((folder / "runs.json").read_text())["machine"]
+    assert f", cpu, {os.cpu_count()} cores" in machine
+    assert machine in (folder / "results.md").read_text()
     cost = pd.read_csv(folder / "tables" / "cost.csv").set_index("model")
     assert list(cost.index) == ["pasted", "bound", "pre-stage, 1 + 1 iterations, margin 18.23 mm"]
     # the epochs, two of one iteration: without the start and the prediction that the command's seconds have, too
-    assert cost.loc["bound", "training_seconds"] < record["seconds"]
+    assert cost.loc["bound", "training_seconds"] < record["s"]
     assert cost.loc["bound", "training_seconds"] == pytest.approx(2 * cost.loc["bound", "seconds_per_iteration"])
     assert "pasted mirrored in training and at prediction" in (folder / "results.md").read_text()
     assert (cost[["seconds_per_iteration", "training_seconds", "training_peak_mib"]] > 0).all(axis=None)

@@ -55,6 +55,7 @@ def test_a_phantom_folder_is_written_whole(simulated):
     assert sorted(manifest["cases"]) == cases
     assert sorted(p.name for p in folder.iterdir()) == [
         "anomalies",
+        "cases.csv",
         "images",
         "labels",
         "labels_3dslicer.ctbl",

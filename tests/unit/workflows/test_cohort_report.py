@@ -1,33 +1,35 @@
-"""Facts about the demonstration's words and curves: they follow the numbers."""
+"""Facts about the words and curves of the demonstration's and a cohort's report: they follow the numbers."""
 
 from __future__ import annotations
 
 import pytest
-from made_evaluation import small_evaluation
 
-from nnunetv2_anomaly.evaluation.report import Findings
 from nnunetv2_anomaly.registry import load_trainer
-from nnunetv2_anomaly.workflows.demo import FULL, QUICK
-from nnunetv2_anomaly.workflows.demo_report import MODELS, TRAINERS, _detector_content, _sentences
+from nnunetv2_anomaly.workflows.configuration import read_configuration
+from nnunetv2_anomaly.workflows.demo import FULL, QUICK, TRAINERS, init_demo
+from nnunetv2_anomaly.workflows.report import _detector_content
 from nnunetv2_anomaly.workflows.training_figure import training_picture
 
 
 @pytest.mark.parametrize("size", [FULL, QUICK])
 def test_neither_segmenter_mirrors_and_both_take_length_and_seed_from_the_plans(size):
-    naive, aware = (load_trainer(TRAINERS[model]) for model in MODELS)
+    naive, aware = (load_trainer(trainer) for trainer in TRAINERS.values())
     assert naive.mirror_axes == aware.mirror_axes == ()
     assert {"num_epochs", "seed"} <= size.anomaly.keys()
     assert not {"mirror_axes", "segmentation_learning_rate"} & size.anomaly.keys()
 
 
-def test_three_sentences_lead_and_those_of_the_quick_run_claim_nothing():
-    findings = Findings.of(small_evaluation(tuple(MODELS.values()), num_cases=4))
-    compared, result, worth = _sentences(findings, quick=True)
-    assert compared.startswith("Naive nnU-Net and the anomaly-aware network segmented")
-    assert "4 simulated knees that no training had seen" in compared
-    assert "90.2 % for naive nnU-Net and 89.2 % for anomaly-aware, which is 1.0 points lower" in result
-    assert worth.endswith("its networks are hardly trained, and 4 knees are too few to test a difference.")
-    assert _sentences(findings, quick=False)[2].startswith("4 cases are too few to test a difference (it takes 6)")
+def test_the_quick_demonstration_claims_nothing(tmp_path):
+    texts = {}
+    for name, size in (("full", FULL), ("quick", QUICK)):
+        init_demo(tmp_path / name, device="cpu", size=size)
+        texts[name] = read_configuration(tmp_path / name)
+    assert texts["quick"]["compared"].startswith(
+        "Naive nnU-Net and the anomaly-aware network segmented 4 simulated knees"
+    )
+    assert texts["quick"]["worth"].endswith("hardly trained, and 4 knees are too few to test a difference.")
+    assert not texts["full"].get("worth")
+    assert "for 5 epochs of nnU-Net's 1000" in texts["full"]["notes"][1]
 
 
 @pytest.mark.parametrize(

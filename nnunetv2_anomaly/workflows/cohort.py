@@ -1,0 +1,172 @@
+"""A cohort from images to one report: conversion, plans, trainings, predictions in parts, measures, evaluation."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS
+from nnunetv2_anomaly.workflows.configuration import CONFIG, Cohort, detector_trainer, needs_detector
+from nnunetv2_anomaly.workflows.steps import (
+    Dataset,
+    Step,
+    plan_step,
+    preprocess_step,
+    step,
+    train_step,
+    whole_image_step,
+)
+
+PLANS = "nnUNetPlans"
+
+
+def cohort_steps(settings: Cohort) -> list[Step]:
+    """All steps of a cohort, each after those it needs. Raises: UserError for settings that do not fit together."""
+    if not settings.dataset.startswith("Dataset") or not settings.dataset[7:10].isdigit():
+        raise UserError(
+            f"{CONFIG}: dataset is {settings.dataset or 'missing'}; expected a name such as Dataset501_OAIZIB"
+        )
+    if not settings.trainers:
+        raise UserError(f"{CONFIG}: trainers names none; expected one or several, such as [AnomalyAwareTrainer]")
+    return _Steps(settings).all()
+
+
+class _Steps:
+    def __init__(self, settings: Cohort) -> None:
+        self.of = settings
+        self.data: Dataset = settings.data_set(settings.dataset)
+        self.detector = detector_trainer(settings.detector)
+
+    def all(self) -> list[Step]:
+        of = self.of
+        steps = self._data_steps()
+        ready = steps[-1]
+        aware = of.anomaly_maps or any(map(needs_detector, of.trainers.values()))
+        detectors = {fold: self._train(self.detector, fold, ready) for fold in of.folds} if aware else {}
+        trained: dict[str, list[Step]] = {}
+        for trainer in dict.fromkeys(of.trainers.values()):
+            follows = detectors if needs_detector(trainer) else {}
+            trained[trainer] = [
+                self._train(trainer, fold, ready, *([follows[fold]] if follows else [])) for fold in of.folds
+            ]
+        if trained.keys() & {self.detector}:
+            raise UserError(f"{CONFIG}: trainers names the detector's trainer {self.detector}; expected segmenters")
+        steps += [*detectors.values(), *(one for own in trained.values() for one in own)]
+        compared = self._new_images(trained, list(detectors.values())) if of.images else self._validated(trained)
+        return [*steps, *compared, self._report([*detectors.values(), *compared] or steps)]
+
+    def _data_steps(self) -> list[Step]:
+        """From files to preprocessed data; the last one needs all others."""
+        of, data, steps = self.of, self.data, []
+        if of.convert is not None:
+            made = Step("convert", of.convert, "convert", "Conversion", makes=data.described)
+            steps.append(made)
+        steps.append(plan_step(data))
+        if of.plan_changes is not None:
+            words = ["nnUNetv2_anomaly", "change_plans", "-d", data.number, "-o", of.plans, of.plan_changes]
+            more = {"title": "Changing plans", "needs": (of.plan_changes,), "follows": (steps[-1].output,)}
+            steps.append(step("change_plans", words, "plan", makes=data.plans(of.plans), **more))
+        elif of.plans == WHOLE_IMAGE_PLANS:
+            steps.append(whole_image_step(data, steps[-1], of.plans))
+        elif of.plans != PLANS:
+            expected = f"{PLANS}, {WHOLE_IMAGE_PLANS}, or a file with plan_changes that makes them"
+            raise UserError(f"{CONFIG}: nothing makes the plans {of.plans}; expected {expected}")
+        return [*steps, preprocess_step(data, of.plans, of.configuration, of.processes, steps[-1])]
+
+    def _train(self, trainer: str, fold: str, *follows: Step) -> Step:
+        model = (trainer, self.of.plans, self.of.configuration)
+        return train_step(self.data, model, fold, self.of.device, *follows)
+
+    def _model_words(self, trainer: str) -> list[str]:
+        of = self.of
+        words = ["-d", self.data.number, "-c", of.configuration, "-p", of.plans, "-f", *of.folds, "-tr", trainer]
+        return [*words, "-device", of.device]
+
+    def _in_parts(self, name: str, words: Sequence[object], kind: str, title: str, needs: Sequence[Step]) -> list[Step]:
+        """A command once for each part of the cases."""
+        outputs, parts = tuple(one.output for one in needs), self.of.parts
+        return [
+            step(
+                f"{name}_{part}",
+                [*words, "-num_parts", parts, "-part_id", part],
+                kind,
+                title=f"{title}, part {part + 1} of {parts}",
+                needs=outputs,
+            )
+            for part in range(parts)
+        ]
+
+    def _then_merged(
+        self, name: str, words: Sequence[object], title: str, needs: Sequence[Step], makes: str
+    ) -> list[Step]:
+        """A verb in parts, then once more without: that reads the cases' records and writes tables."""
+        in_parts = self._in_parts(name, [*words, "-np", self.of.processes], "measure", title, needs)
+        more = {"title": f"{title}: tables", "needs": tuple(one.output for one in in_parts), "makes": makes}
+        return [*in_parts, step(name, [*words, "-np", self.of.processes], "report", **more)]
+
+    def _new_images(self, trained: dict[str, list[Step]], detectors: Sequence[Step]) -> list[Step]:
+        of, folders = self.of, {}
+        steps: list[Step] = []
+        done: list[Step] = []
+        source = str(of.images)
+        for name, trainer in of.trainers.items():
+            output = f"predictions/{trainer}"
+            words = ["nnUNetv2_predict", "-i", source, "-o", output, *self._model_words(trainer)]
+            words += ["-npp", "1", "-nps", "1"]
+            predicted = self._in_parts(f"predict_{trainer}", words, "predict", f"Predicting, {name}", trained[trainer])
+            steps += predicted
+            # The evaluation cleans predictions itself, and compares both.
+            folders[name], done = output, [*done, *predicted]
+            if of.postprocess is not None:
+                words = ["nnUNetv2_anomaly", "postprocess", "-i", output, "-o", f"cleaned/{trainer}"]
+                words += shlex.split(of.postprocess)
+                makes = f"cleaned/{trainer}/removed.csv"
+                cleaned = self._then_merged(f"postprocess_{trainer}", words, f"Cleaning, {name}", predicted, makes)
+                steps, predicted, output = [*steps, *cleaned], cleaned[-1:], f"cleaned/{trainer}"
+            if of.measure is not None:
+                words = ["nnUNetv2_anomaly", "measure", "-i", output, "-o", f"measures/{trainer}"]
+                words += shlex.split(of.measure)
+                makes = f"measures/{trainer}/measurements.csv"
+                steps += self._then_merged(f"measure_{trainer}", words, f"Measuring, {name}", predicted, makes)
+        if of.anomaly_maps:
+            words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "anomaly_maps"]
+            words += self._model_words(self.detector)
+            maps = self._in_parts("anomaly_maps", words, "predict", "Anomaly maps", detectors)
+            steps, done = [*steps, *maps], [*done, *maps]
+        if of.anomalies is not None and of.references is not None:
+            steps.append(self._measured_detector(source, detectors))
+        return steps + (self._evaluated(folders, done, source) if of.references is not None else [])
+
+    def _measured_detector(self, source: str, detectors: Sequence[Step]) -> Step:
+        of = self.of
+        words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "detector", *self._model_words(self.detector)]
+        words += ["--references", str(of.references), "--anomalies", str(of.anomalies)]
+        more = {"needs": tuple(one.output for one in detectors), "makes": "detector/summary.json"}
+        return step("measure_detector", words, "predict", title="Measuring the anomaly maps", **more)
+
+    def _evaluated(self, folders: dict[str, str], needs: Sequence[Step], source: str) -> list[Step]:
+        of = self.of
+        if of.evaluate is None:
+            return []
+        words = ["nnUNetv2_anomaly", "evaluate", "-ref", str(of.references), "-o", "evaluation"]
+        words += ["-pred", *(f"{name}={folder}" for name, folder in folders.items()), "--images", source]
+        words += ["--error_images", "anomaly_maps"] if of.anomaly_maps else []
+        words += [*shlex.split(of.postprocess or ""), *shlex.split(of.evaluate)]
+        return self._then_merged("evaluate", words, "Evaluating", needs, "evaluation/report.html")
+
+    def _validated(self, trained: dict[str, list[Step]]) -> list[Step]:
+        """Validation cases of all folds, as nnU-Net predicted them after each training."""
+        of = self.of
+        if of.evaluate is None:
+            return []
+        folders = {name: self.data.model(tr, of.plans, of.configuration) for name, tr in of.trainers.items()}
+        words = ["nnUNetv2_anomaly", "evaluate", "-o", "evaluation", "-pred"]
+        words += [*(f"{name}={folder}" for name, folder in folders.items()), *shlex.split(of.evaluate)]
+        needs = [one for own in trained.values() for one in own]
+        return self._then_merged("evaluate", words, "Evaluating", needs, "evaluation/report.html")
+
+    def _report(self, needs: Sequence[Step]) -> Step:
+        files = tuple(one.output for one in needs)
+        words = ["nnUNetv2_anomaly", "workflow", "report", "."]
+        return step("report", words, "report", title="Report", needs=files, makes="report.html")

@@ -1,0 +1,144 @@
+"""Snakemake, which runs the steps of workflows and benchmarks: its start, its locks, its dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnunetv2_anomaly import files
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.workflows.configuration import (
+    CONFIG,
+    SNAKEFILE,
+    environment_lines,
+    read_configuration,
+)
+from nnunetv2_anomaly.workflows.steps import Step, failures
+from nnunetv2_anomaly.workflows.table import steps_of
+
+#: what Snakemake is given without a profile
+_DEFAULTS = (
+    "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input", "--scheduler", "greedy",
+)  # fmt: skip
+
+
+def visible_gpus() -> list[str]:
+    """Numbers of this machine's GPUs, as CUDA_VISIBLE_DEVICES has them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [number for number in given.split(",") if number]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def run_snakemake(folder: Path, profile: str, more: Sequence[str] = ()) -> None:
+    """Become Snakemake: this process runs it with our defaults and never returns.
+
+    Args: profile: folder below profiles/, or path of another. more: further options of Snakemake.
+    Raises: UserError as ``snakemake_words``, or if another run is at work in the folder.
+    """
+    become_snakemake(folder, [*snakemake_words(folder, profile), *more])
+
+
+def dry_run(folder: Path, profile: str = "local", more: Sequence[str] = ()) -> int:
+    """Print the commands that are left, one a line, after the lines that set their environment. Returns: 0.
+
+    Raises: UserError as ``snakemake_words``, or with Snakemake's own words.
+    """
+    words = [*snakemake_words(folder, profile), "--dry-run", "--nolock", "--quiet", "progress", *more]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"Snakemake cannot plan {folder}: {(done.stdout + done.stderr).strip()}")
+    config = read_configuration(folder)
+    left = set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout + done.stderr, re.MULTILINE))
+    for line in environment_lines(folder, config):
+        print(line)
+    for one in steps_of(config):
+        if one.name in left:
+            print(one.command)
+    return 0
+
+
+def snakemake_words(folder: Path, profile: str) -> list[str]:
+    """The command that runs a workflow.
+
+    Raises: UserError if Snakemake is not installed, the folder holds no workflow, or its settings are wrong.
+    """
+    check_snakemake()
+    steps_of(read_configuration(folder))
+    chosen = folder / "profiles" / profile if (folder / "profiles" / profile).is_dir() else Path(profile)
+    if not chosen.is_dir():
+        raise UserError(f"there is no profile {profile} in {folder / 'profiles'}; expected local, slurm or a folder")
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)),
+        *("--configfile", str(folder / CONFIG), "--profile", str(chosen)),
+    ]
+
+
+def become_snakemake(folder: Path, words: Sequence[str]) -> None:
+    """Replace this process by Snakemake, which then holds the folder's lock for as long as it lives.
+
+    Snakemake's own lock stays behind where it is killed; this one does not.
+
+    Raises: UserError if another run, or a step that outlived one, is at work in the folder.
+    """
+    with _alone(folder) as lock:
+        os.set_inheritable(lock, True)
+        gpus = visible_gpus()
+        environment = {**os.environ, **({"NNUNETV2_ANOMALY_GPUS": ",".join(gpus)} if len(gpus) > 1 else {})}
+        sys.stdout.flush()
+        os.execve(words[0], [*words, "--nolock"], environment)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Lock the folder of a run. Yields: the lock's file descriptor."""
+    state = folder / ".snakemake"
+    with write_failures_as_user_errors(folder):
+        state.mkdir(parents=True, exist_ok=True)
+    busy = f"another run is at work in {folder}, or a step that outlived one; wait for it, or end it"
+    with files.locked(state / "steps.lock", busy):
+        pass
+    with files.locked(state / "run.lock", busy) as lock:
+        yield lock
+
+
+def run_steps(folder: Path, steps: Sequence[Step], environment: Mapping[str, str], jobs: int = 1) -> None:
+    """Run steps that no config.yaml describes, several side by side; those that are done are left alone.
+
+    Args: folder: gets logs/NAME.log and records/NAME.tsv. environment: of the commands.
+    Raises: UserError naming the log of each step that failed; KeyboardInterrupt once all steps have ended, too.
+    """
+    check_snakemake()
+    with _alone(folder):
+        table = folder / "steps.json"
+        write_text(table, json.dumps({"steps": [dataclasses.asdict(one) for one in steps]}, indent=1))
+        words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
+        words += ["--configfile", str(table), "--cores", str(jobs), "--nolock", "--quiet", "all", *_DEFAULTS]
+        process = subprocess.Popen(words, env=dict(environment), start_new_session=True)
+        try:
+            status = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C, which every step gets
+            process.wait()
+            raise
+    if status:
+        faults = failures(folder, steps) or ["Snakemake failed; its words stand above"]
+        raise UserError("; ".join(faults) + "; fix the cause and run the same command again to resume")
+
+
+def check_snakemake() -> None:
+    """Raises: UserError if Snakemake is not installed."""
+    if importlib.util.find_spec("snakemake") is None:
+        raise UserError(
+            'workflows run on Snakemake, which is not installed; run pip install "nnunetv2-anomaly[cluster]"'
+        )

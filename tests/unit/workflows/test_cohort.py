@@ -1,0 +1,153 @@
+import json
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from nnunetv2_anomaly.command_line.main import build_parser, main
+from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.parts import Part
+from nnunetv2_anomaly.workflows.configuration import (
+    environment_of,
+    parsed,
+    read_configuration,
+    resources_of,
+)
+from nnunetv2_anomaly.workflows.table import steps_of
+
+BASE = {"dataset": "Dataset501_OAIZIB", "base": ".", "trainers": ["nnUNetTrainer", "AnomalyAwareTrainer"]}
+
+
+def commands(**more):
+    return [one.command for one in steps_of({**BASE, **more})]
+
+
+def test_without_images_the_folds_are_trained_and_their_validation_is_evaluated():
+    steps = steps_of({**BASE, "folds": [0, 1]})
+    trained = [one.command.split()[3:6:2] for one in steps if one.kind == "train"]
+    assert trained == [
+        [fold, trainer]
+        for trainer in ("AnomalyPreStageTrainer", "nnUNetTrainer", "AnomalyAwareTrainer")
+        for fold in ("0", "1")
+    ]
+    folder = "nnUNet_results/Dataset501_OAIZIB/AnomalyAwareTrainer__nnUNetPlans__3d_fullres"
+    assert f"AnomalyAwareTrainer={folder}" in steps[-2].command
+    made = {"nnUNet_raw/Dataset501_OAIZIB/dataset.json"}
+    for one in steps:
+        assert set(one.needs) | set(one.follows) <= made
+        made.add(one.output)
+    assert len(made) - 1 == len(steps) == len({one.name for one in steps})
+
+
+def test_a_detector_is_trained_only_where_a_trainer_needs_it():
+    assert not any("PreStage" in command for command in commands(trainers=["nnUNetTrainer"]))
+    assert any("LaMaBMLTrainer" in command for command in commands(detector="lama_bml"))
+
+
+def test_new_images_go_through_all_verbs_in_parts_and_every_command_is_one_that_can_be_typed():
+    steps = steps_of(
+        {
+            **BASE, "images": "I", "references": "L", "anomalies": "A", "parts": 3, "anomaly_maps": True,
+            "postprocess": "--max_distance_mm 20", "convert": "nnUNetv2_anomaly convert oai_zib --zib Z --oai O",
+            "plan_changes": "c.json", "plans": "nnUNetOwnPlans",
+        }
+    )  # fmt: skip
+    own = [shlex.split(one.command)[1:] for one in steps if one.command.startswith("nnUNetv2_anomaly ")]
+    for words in own:
+        build_parser().parse_args(words)
+    verbs = {words[0] for words in own}
+    assert verbs == {"convert", "change_plans", "postprocess", "measure", "anomaly_maps", "evaluate", "workflow"}
+    parts = [one.command.split("-part_id ")[1] for one in steps if one.command.startswith("nnUNetv2_predict")]
+    assert parts == ["0", "1", "2"] * 2
+    assert sum(command.endswith("--max_distance_mm 20 -np 2") for command in [one.command for one in steps]) == 3
+
+
+def test_parts_share_the_cases_as_nnunet_divides_them():
+    assert [Part(3, part).of("abcdefg") for part in range(3)] == [list("adg"), list("be"), list("cf")]
+    assert Part(3, 1).named("a.json") == "a.part_1_of_3.json"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"dataset": "OAIZIB"}, "expected a name such as Dataset501_OAIZIB"),
+        ({"fold": [0]}, "there is no setting fold; expected folds"),
+        ({"parts": "3"}, "parts is '3'; expected a whole number"),
+        ({"parts": 0}, "expected 1 or more"),
+        ({"anomaly_maps": 1}, "expected true or false"),
+        ({"device": "gpu"}, "expected cuda, cpu or mps"),
+        ({"resources": {"trian": {}}}, "resources has trian"),
+        ({"workflow": "x"}, "expected cohort or published_chain"),
+        ({"detector": "x"}, "expected one of inpainting"),
+        ({"plans": "x"}, "nothing makes the plans x"),
+        ({"trainers": []}, "names none"),
+    ],
+)
+def test_mistakes_in_the_settings_are_reported(more, expected):
+    with pytest.raises(UserError, match=expected):
+        steps_of({**BASE, **more})
+
+
+def test_init_writes_what_it_was_given_and_keeps_it(tmp_path, capsys):
+    folder = tmp_path / "W"
+    words = ["workflow", "init", "-o", str(folder), "-d", "Dataset501_OAIZIB", "--base", "knees", "-f", "0", "1"]
+    words += ["-tr", "CANSTrainer", "-i", "new images", "--parts", "4", "--convert", 'x "a b"', "-device", "cpu"]
+    assert main(words) == 0
+    config = read_configuration(folder)
+    settings = parsed(config)
+    assert settings.folds == ("0", "1")
+    assert settings.convert == 'x "a b"'
+    assert resources_of(config, "train")["runtime"] == 4320
+    assert resources_of(config, "report")["mem_mb"] == 8000
+    environment = environment_of(config, str(folder))
+    assert environment["nnUNet_raw"] == str(folder / "knees" / "nnUNet_raw")
+    for profile in ("local", "slurm"):
+        assert yaml.safe_load((folder / "profiles" / profile / "config.yaml").read_text())["executor"] == profile
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words[:-2], "-device", "cuda"]) == 1
+    assert "says device: cpu, not cuda; edit it" in capsys.readouterr().err
+    assert main(["workflow", "init", "-o", str(tmp_path / "none")]) == 1
+    assert "there is no data set; give its name with -d" in capsys.readouterr().err
+    assert main(["workflow", "run", str(tmp_path)]) == 1
+    assert "has no config.yaml; make one with" in capsys.readouterr().err
+
+
+def test_job_arrays_do_the_commands_that_are_left(tmp_path):
+    folder, bin_folder = tmp_path / "W", tmp_path / "bin"
+    assert main(["workflow", "init", "-o", str(folder), "--demo", "-device", "cpu"]) == 0
+    bin_folder.mkdir()
+    (bin_folder / "sbatch").write_text('#!/bin/bash\necho "$@" >> calls.txt\necho 7\n')
+    (bin_folder / "sbatch").chmod(0o755)
+    environment = {"PATH": f"{bin_folder}:/usr/bin:/bin"}
+    subprocess.run(["bash", "array.sh"], cwd=folder, env=environment, check=True, capture_output=True)
+    calls = (folder / "calls.txt").read_text().splitlines()
+    lists = sorted(file.name for file in (folder / "array").iterdir())
+    assert [call.split()[-1] for call in calls] == [f"array/{name}" for name in lists]
+    assert "afterok" not in calls[0]
+    assert all("--dependency=afterok:7" in call for call in calls[1:])
+    number = lists.index("03_preprocess.txt")
+    assert "--array=2-2 " in calls[number]
+    (folder / "array" / "test.txt").write_text("# \n[ -e done/x ] || { echo $nnUNet_raw > ran; touch done/x; }\n")
+    for _ in range(2):
+        words = ["bash", "array.sh", "array/test.txt"]
+        subprocess.run(words, cwd="/", env={}, check=False)
+        subprocess.run(words, cwd=folder, env={"SLURM_ARRAY_TASK_ID": "2", "PATH": "/usr/bin:/bin"}, check=True)
+        assert (folder / "ran").read_text() == f"{folder}/nnUNet_raw\n"
+        (folder / "ran").write_text(f"{folder}/nnUNet_raw\n")
+
+
+def test_dry_run_prints_the_commands_that_are_left(tmp_path, capsys):
+    folder = tmp_path / "W"
+    assert main(["workflow", "init", "-o", str(folder), "--demo", "-device", "cpu"]) == 0
+    described = folder / "nnUNet_raw" / "Dataset500_SimulatedKnees" / "dataset.json"
+    described.parent.mkdir(parents=True)
+    described.write_text("{}")
+    capsys.readouterr()
+    assert main(["workflow", "run", str(folder), "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = [one.command for one in steps_of(read_configuration(folder))][1:]
+    assert lines[-len(expected) :] == expected
+    assert lines[0] == f"cd {folder}"
+    assert json.loads((folder / "plan_changes.json").read_text())["configurations"]["3d_demo"]["batch_size"] == 2
