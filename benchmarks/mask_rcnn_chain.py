@@ -11,21 +11,29 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.equal_time import SECONDS
-from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
+from nnunetv2_anomaly.environment import (
+    FOLDER_VARIABLES,
+    TRAINER_VARIABLE,
+    create_nnunet_folders,
+    nnunet_environment,
+)
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.measurements.surface import evaluate_case
 from nnunetv2_anomaly.plans.settings import SECTION
-from nnunetv2_anomaly.workflows.demo import write_split
-from nnunetv2_anomaly.workflows.runner import Runner, Step, training_step
+from nnunetv2_anomaly.workflows.engine import run_steps
+from nnunetv2_anomaly.workflows.steps import Dataset, Step, plan_step, preprocess_step, step, train_step
 
-NUMBER, DATASET, PLANS = "531", "Dataset531_Slices", "nnUNetWholeSlicePlans"
+NUMBER, DATASET = "531", "Dataset531_Slices"
+WHOLE, PLANS = "nnUNetWholeSlicePlans", "nnUNetChainPlans"
 TRAINERS = {
     "improved": "EqualTimeIMaskRCNNTrainer",
     "nnunet": "EqualTimeNNUNetTrainer",
@@ -46,63 +54,45 @@ def configurations(options: argparse.Namespace) -> dict[str, dict]:
     }
 
 
-def write_plans(preprocessed: Path, options: argparse.Namespace) -> None:
-    """Add the configurations to the plans of whole slices, with batches of four slices for nnU-Net."""
-    plans = read_json(preprocessed / f"{PLANS}.json")
-    plans["configurations"]["2d"]["batch_size"] = 4
-    plans["configurations"] |= configurations(options)
-    write_text(preprocessed / f"{PLANS}.json", json.dumps(plans))
-
-
 def preparation(folder: Path, options: argparse.Namespace) -> list[Step]:
-    """Images, plans and preprocessed slices."""
-    raw, preprocessed = folder / "nnUNet_raw" / DATASET, folder / "nnUNet_preprocessed" / DATASET
+    """Images, plans and preprocessed slices; batches of four slices for nnU-Net. Writes what the plans change."""
+    data = data_set(folder)
+    changes = {"configurations": {"2d": {"batch_size": 4}, **configurations(options)}}
+    write_text(folder / "changes.json", json.dumps(changes, indent=1))
     words = ["-i", options.labels, "-o", folder / "simulated", "--size", *options.size, "-d", NUMBER, "--name"]
-    words += ["Slices", "--num_test", options.test, "-np", 1]
-    plan = ["nnUNetv2_plan_and_preprocess", "-d", NUMBER, "--no_pp", "-npfp", 1]
+    words += ["Slices", "--num_test", options.test, "--num_val", 1, "-np", 1]
+    simulated = step("simulate", ["nnUNetv2_anomaly", "simulate", *words], "convert", makes=data.described)
+    planned = plan_step(data)
     whole = ["nnUNetv2_anomaly", "plan_whole_image", "-d", NUMBER, "-c", "2d"]
-    slices = ["nnUNetv2_preprocess", "-d", NUMBER, "-plans_name", PLANS, "-c", "2d", "-np", 1]
-    split = preprocessed / "splits_final.json"
-    cases = preprocessed / f"{PLANS}_2d" / "*.pkl"
-    return [
-        _step("simulate", [raw / "dataset.json"], ["nnUNetv2_anomaly", "simulate", *words]),
-        _step("plan", [preprocessed / "nnUNetPlans.json"], plan),
-        _step("plan_whole", [preprocessed / f"{PLANS}.json"], whole),
-        Step("plans", (folder / "plans_written",), function=lambda: _written(folder, preprocessed, options)),
-        _step("preprocess", [cases], slices),
-        Step("split", (split,), function=lambda: write_split(raw, preprocessed, 1)),
-    ]
+    changed = ["nnUNetv2_anomaly", "change_plans", "-d", NUMBER, "-p", WHOLE, "-o", PLANS, folder / "changes.json"]
+    slices = step("plan_whole", whole, "plan", needs=(planned.output,), makes=data.plans(WHOLE))
+    own = step("change_plans", changed, "plan", needs=(slices.output,), makes=data.plans(PLANS))
+    return [simulated, planned, slices, own, preprocess_step(data, PLANS, "2d", 1, own)]
 
 
-def _written(folder: Path, preprocessed: Path, options: argparse.Namespace) -> None:
-    write_plans(preprocessed, options)
-    (folder / "plans_written").touch()
-
-
-def of_network(folder: Path, name: str) -> list[Step]:
+def of_network(folder: Path, name: str, ready: Step) -> list[Step]:
     """Training, prediction, export, installation elsewhere, prediction there."""
-    results, trainer = folder / "nnUNet_results", TRAINERS[name]
-    images, out = folder / "nnUNet_raw" / DATASET / "imagesTs", folder / "predictions"
+    data, trainer, out = data_set(folder), TRAINERS[name], folder / "predictions"
+    archive, there = folder / f"{name}.zip", f"nnUNet_results={shlex.quote(str(folder / 'elsewhere'))} "
     model = ["-d", NUMBER, "-p", PLANS, "-c", f"2d_{name}", "-tr", trainer, "-f", "0"]
-    predict = ["nnUNetv2_predict", "-i", images, *model, "-device", "cpu", "-npp", 1, "-nps", 1, "-o"]
-    archive, elsewhere = folder / f"{name}.zip", folder / "elsewhere"
-    there = {"nnUNet_results": str(elsewhere)}
-    install = ["nnUNetv2_install_pretrained_model_from_zip", archive]
-    installed = elsewhere / DATASET / f"{trainer}__{PLANS}__2d_{name}" / "fold_0" / "checkpoint_final.pth"
-    train = training_step(
-        results / DATASET, (NUMBER, f"2d_{name}", "0"), trainer, PLANS, "-device", "cpu", name=f"train_{name}"
-    )
+    predict = ["nnUNetv2_predict", "-i", data.raw / "imagesTs", *model, "-device", "cpu", "-npp", 1, "-nps", 1, "-o"]
+    train = train_step(data, (trainer, PLANS, f"2d_{name}"), "0", "cpu", ready, name=f"train_{name}")
+    words = ["nnUNetv2_export_model_to_zip", *model, "-o", archive]
+    exported = step(f"export_{name}", words, "report", needs=(train.output,), makes=str(archive))
+    install = step(f"install_{name}", ["nnUNetv2_install_pretrained_model_from_zip", archive], "convert")
+    again = step(f"again_{name}", [*predict, out / f"{name}_again"], "predict")
     return [
         train,
-        _step(f"predict_{name}", [out / name / "plans.json"], [*predict, out / name]),
-        _step(f"export_{name}", [archive], ["nnUNetv2_export_model_to_zip", *model, "-o", archive]),
-        _step(f"install_{name}", [installed], install, **there),
-        _step(f"again_{name}", [out / f"{name}_again" / "plans.json"], [*predict, out / f"{name}_again"], **there),
+        step(f"predict_{name}", [*predict, out / name], "predict", needs=(train.output,)),
+        exported,
+        replace(install, command=there + install.command, needs=(exported.output,)),
+        replace(again, command=there + again.command, needs=(install.output,)),
     ]
 
 
-def _step(name: str, makes: list[Path], words: list, **variables: str) -> Step:
-    return Step(name, tuple(makes), command=tuple(map(str, words)), variables=variables)
+def data_set(folder: Path) -> Dataset:
+    """The slices in nnU-Net's folders."""
+    return Dataset(DATASET, *(folder / of for of in FOLDER_VARIABLES))
 
 
 def report(folder: Path, options: argparse.Namespace) -> list[str]:
@@ -148,10 +138,9 @@ def main(argv: list[str] | None = None) -> int:
     shim = str(Path(__file__).resolve().parent / "trainer_shim")
     environment = nnunet_environment(folder, nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", OMP_NUM_THREADS="1")
     environment[TRAINER_VARIABLE] = os.pathsep.join([environment[TRAINER_VARIABLE], shim])
-    runner = Runner(environment, folder)
-    runner.run(preparation(folder, options))
-    for name in options.networks:
-        runner.run(of_network(folder, name))
+    steps = preparation(folder, options)
+    steps += [one for name in options.networks for one in of_network(folder, name, steps[-1])]
+    run_steps(folder, steps, environment)
     print("\n".join(report(folder, options)))
     return 0
 

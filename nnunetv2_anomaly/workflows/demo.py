@@ -143,11 +143,11 @@ def _texts(size: DemoSize) -> dict[str, Any]:
         f"{' x '.join(map(str, size.size))} voxels of {' x '.join(map(str, size.spacing_mm))} mm. The training labels "
         "are the anatomy, lesions counted as bone; no network was given the lesions.",
         f"Both segmenters were trained for {counted(epochs['num_epochs'], 'epoch')} of nnU-Net's 1000, from one seed "
-        "and without mirroring, in training or at prediction. What the anomaly-aware one has besides is the method: the "
-        "error image as a further channel and as weight of its loss, and anomalies that are pasted into bones while "
-        f"it trains. Its detector was trained before, for {counted(prestage, 'epoch')} on the same knees, which "
-        "nnU-Net has no use for. So the tables show what each has learnt in a short time, not what either is worth in the end. "
-        "Results are reported whatever they are.",
+        "and without mirroring, in training or at prediction. What the anomaly-aware one has besides is the method: "
+        "the error image as a further channel and as weight of its loss, and anomalies that are pasted into bones "
+        f"while it trains. Its detector was trained before, for {counted(prestage, 'epoch')} on the same knees, which "
+        "nnU-Net has no use for. So the tables show what each has learnt in a short time, not what either is worth in "
+        "the end. Results are reported whatever they are.",
     )
     worth = "This quick run shows that the chain works and nothing else: its networks are hardly trained, and "
     worth += f"{counted(size.num_test, 'knee')} are too few to test a difference."
