@@ -12,7 +12,6 @@ from nnunetv2_anomaly.workflows import demo
 
 SIZE = demo.DemoSize(
     num_training=5, num_validation=1, num_test=3, size=(16, 24, 24), spacing_mm=(6.0, 5.0, 5.0),
-    naive_trainer="PastingTrainer",
     anomaly={
         "erase_margin_voxels": 5, "inpainting_epochs": 2, "distillation_epochs": 2, "num_epochs": 3, "seed": 7,
         "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "detector_features": 4,
@@ -21,7 +20,7 @@ SIZE = demo.DemoSize(
 )  # fmt: skip
 TABLES = (
     "evaluation/tables/cases.csv",
-    *(f"{kind}/{trainer}/{table}.csv" for trainer in ("PastingTrainer", "AnomalyAwareTrainer")
+    *(f"{kind}/{trainer}/{table}.csv" for trainer in ("SegmentationTrainer", "AnomalyAwareTrainer")
       for kind, table in (("cleaned", "removed"), ("measures", "measurements"))),
 )  # fmt: skip
 
