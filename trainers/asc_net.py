@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.detectors.artefact import Artefact
@@ -202,8 +203,8 @@ class ASCNetTrainer(AdversarialTrainer):
         rows = []
         for name in list(dataset.identifiers)[:_SHOWN]:
             data, labels, *_ = dataset.load_case(name)
-            lesions = np.isin(np.asarray(labels[0]), self.lesions()).sum(axis=(1, 2))
-            image = torch.from_numpy(np.asarray(data[:, int(lesions.argmax())]))[None].to(self.device)
+            shown = _most_of(np.asarray(labels[0]), self.lesions())
+            image = torch.from_numpy(np.asarray(data[:, shown]))[None].to(self.device)
             rescaled = self.own_detector.rescale(self.own_detector.padded(image))
             size = image.shape[2:]
             pictures = [of[0, 0, : size[0], : size[1]].cpu().numpy() for of in (rescaled, *self.module.cuts(rescaled))]
@@ -212,6 +213,13 @@ class ASCNetTrainer(AdversarialTrainer):
             return
         spacing = self.configuration_manager.spacing
         save_cuts_figure(Path(self.output_folder) / "cuts.png", rows, spacing)
+
+
+def _most_of(labels: NDArray, lesions: Sequence[int]) -> int:
+    """The slice with most of the lesions; of a case without any, with most foreground. Args: labels: (Z, Y, X)."""
+    marked = np.isin(labels, lesions)
+    marked = marked if marked.any() else labels > 0
+    return int(marked.sum(axis=(1, 2)).argmax())
 
 
 def _finish(loader: Any) -> None:

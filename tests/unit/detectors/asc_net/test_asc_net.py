@@ -11,6 +11,7 @@ from nnunetv2_anomaly.detectors.asc_net.networks import Discriminator, MainNetwo
 from nnunetv2_anomaly.detectors.asc_net.schedule import DISCRIMINATOR, MAIN, Schedule
 from nnunetv2_anomaly.detectors.asc_net.training import SelectiveCutting
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.trainers.asc_net import _most_of
 
 
 def number_of(network):
@@ -230,3 +231,11 @@ def test_a_number_of_channels_goes_in_and_comes_out():
     cuts = MainNetwork(3, 2)(torch.rand(2, 3, 16, 16))
     assert all(of.shape == (2, 3, 16, 16) for of in cuts)
     assert np.isfinite(cuts.wild.detach().numpy()).all()
+
+
+def test_the_slice_with_most_of_the_lesions_is_shown_and_of_a_case_without_any_one_with_anatomy():
+    labels = np.zeros((4, 3, 3), dtype=np.uint8)
+    labels[1, 0] = labels[2] = 1
+    assert _most_of(labels, lesions=[7]) == 2
+    labels[1, 1] = 7
+    assert _most_of(labels, lesions=[7]) == 1
