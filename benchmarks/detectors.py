@@ -308,8 +308,8 @@ def mask_table(masks: pd.DataFrame) -> Table:
     titles = ("detector", "Dice, its own threshold", "Dice, best threshold")
     note = (
         "Dice of all voxels in the labelled bones of all knees. Its own threshold: what anomaly_maps writes, as the "
-        "validation found it, opened, closed and without small parts, in the bones that were given; best: the threshold "
-        "alone, chosen on the held-out knees, which no detector can have."
+        "validation found it, opened, closed and without small parts, in the bones that were given; best: the "
+        "threshold alone, chosen on the held-out knees, which no detector can have."
     )
     return Table("Masks by thresholds", titles, tuple(rows), (note,), words=1)
 
