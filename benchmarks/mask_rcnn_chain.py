@@ -76,7 +76,9 @@ def of_network(folder: Path, name: str, ready: Step) -> list[Step]:
     archive, there = folder / f"{name}.zip", f"nnUNet_results={shlex.quote(str(folder / 'elsewhere'))} "
     model = ["-d", NUMBER, "-p", PLANS, "-c", f"2d_{name}", "-tr", trainer, "-f", "0"]
     predict = ["nnUNetv2_predict", "-i", data.raw / "imagesTs", *model, "-device", "cpu", "-npp", 1, "-nps", 1, "-o"]
-    train = train_step(data, (trainer, PLANS, f"2d_{name}"), "0", "cpu", ready, name=f"train_{name}")
+    model_of = (trainer, PLANS, f"2d_{name}")
+    # Without worker processes a seed gives one result; nnU-Net's planning cannot do without.
+    train = train_step(data, model_of, "0", "cpu", ready, name=f"train_{name}", before="nnUNet_n_proc_DA=0 ")
     words = ["nnUNetv2_export_model_to_zip", *model, "-o", archive]
     exported = step(f"export_{name}", words, "report", needs=(train.output,), makes=str(archive))
     install = step(f"install_{name}", ["nnUNetv2_install_pretrained_model_from_zip", archive], "convert")
@@ -136,7 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     create_nnunet_folders(folder)
     (folder / "elsewhere").mkdir(exist_ok=True)
     shim = str(Path(__file__).resolve().parent / "trainer_shim")
-    environment = nnunet_environment(folder, nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", OMP_NUM_THREADS="1")
+    environment = nnunet_environment(folder, nnUNet_def_n_proc="1", OMP_NUM_THREADS="1")
+    environment.pop("nnUNet_n_proc_DA", None)
     environment[TRAINER_VARIABLE] = os.pathsep.join([environment[TRAINER_VARIABLE], shim])
     steps = preparation(folder, options)
     steps += [one for name in options.networks for one in of_network(folder, name, steps[-1])]
