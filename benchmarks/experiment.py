@@ -421,6 +421,7 @@ class Experiment:
         # Steps run side by side, and each process that exports a segmentation imports torch again.
         few = {"OMP_WAIT_POLICY": "PASSIVE", "nnUNet_def_n_proc": "1"} if self.arguments.device == "cpu" else {}
         environment = nnunet_environment(self.folder, **few)
+        environment.pop("nnUNet_n_proc_DA", None)  # with 0, which a training takes, nnU-Net's planning ends in an error
         shim = str(Path(__file__).resolve().parent / "trainer_shim")
         environment[TRAINER_VARIABLE] = os.pathsep.join((environment[TRAINER_VARIABLE], shim))
         return environment
