@@ -400,7 +400,7 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     assert (cost[["seconds_per_iteration", "training_seconds", "training_peak_mib"]] > 0).all(axis=None)
     assert "Detectors on held-out knees" in (folder / "evaluation" / "report.html").read_text()
     assert {file.name for file in (folder / "figures").iterdir()} == {
-        "differences_dsc_percent.png", "differences_hd_raw_mm.png", "stress.png",
+        "differences_dsc_percent.png", "differences_hd_raw_mm.png", "stress.png", "stress_bright.png",
     }  # fmt: skip
 
     # Again: nothing is trained again; other arguments are refused.
