@@ -26,6 +26,7 @@ from benchmarks.experiment import DATASET_ID, PLANS, Experiment, training_of, un
 from benchmarks.models import DETECTOR_TRAINERS, Detector, Model, parse_models
 from benchmarks.naive_vs_aware import build_parser, checked, ended_well, run_in_folder
 from benchmarks.scanners import AS_IT_IS, SCANNERS, write_as_by
+from benchmarks.stress import lesion_in_bone, with_lesions_as_bone
 from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.base import Detector as DetectorNetwork
 from nnunetv2_anomaly.detectors.level import contrast_within
@@ -39,7 +40,6 @@ from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.labels import BONES, BONES_WITH_LESIONS, NAMES
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, number, word_cell
-from nnunetv2_anomaly.simulation.phantom import LESION_OF_BONE
 from nnunetv2_anomaly.workflows.steps import Step, step
 
 #: what needs no training, and stands beside every detector
@@ -170,13 +170,9 @@ class Bench:
         """Lesion voxels within bones, the bones' masks by label, and the volume of a voxel in mm3."""
         labels = sitk.ReadImage(str(self.experiment.references / f"{knee}.nii.gz"))
         voxels, anomalies = sitk.GetArrayFromImage(labels), _read(self.experiment.anomalies / f"{knee}.nii.gz")
-        bones, lesion = {}, np.zeros(voxels.shape, bool)
-        for bone in BONES:
-            mask = np.isin(voxels, [bone, LESION_OF_BONE[bone]])
-            if mask.any():
-                bones[bone] = mask
-                lesion |= mask & (anomalies == LESION_OF_BONE[bone])
-        return lesion, bones, float(np.prod(labels.GetSpacing()))
+        anatomy = with_lesions_as_bone(voxels)
+        bones = {bone: anatomy == bone for bone in BONES if (anatomy == bone).any()}
+        return lesion_in_bone(anomalies, voxels) > 0, bones, float(np.prod(labels.GetSpacing()))
 
 
 def _read(path: Path) -> NDArray:

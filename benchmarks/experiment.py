@@ -24,12 +24,7 @@ from benchmarks.models import MARGIN_MM, Detector, Model
 from benchmarks.stress import CLEAN, KINDS, link_images, write_healthy_maps
 from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import subject_of, write_split
 from nnunetv2_anomaly.detectors.inpainting.preparation import erased_region
-from nnunetv2_anomaly.environment import (
-    FOLDER_VARIABLES,
-    TRAINER_VARIABLE,
-    create_nnunet_folders,
-    nnunet_environment,
-)
+from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.images.files import write_image
@@ -406,7 +401,7 @@ class Experiment:
 
     def data_set(self, name: str) -> Dataset:
         """A data set of the comparison."""
-        return Dataset(name, *(self.folder / of for of in FOLDER_VARIABLES))
+        return Dataset.below(self.folder, name)
 
     def run(self, steps: Sequence[Step] | None = None, jobs: int = 1) -> None:
         """Run steps that are not done, by default trainings and predictions, several side by side.

@@ -20,12 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.equal_time import SECONDS
-from nnunetv2_anomaly.environment import (
-    FOLDER_VARIABLES,
-    TRAINER_VARIABLE,
-    create_nnunet_folders,
-    nnunet_environment,
-)
+from nnunetv2_anomaly.environment import TRAINER_VARIABLE, create_nnunet_folders, nnunet_environment
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.measurements.surface import evaluate_case
 from nnunetv2_anomaly.plans.settings import SECTION
@@ -94,7 +89,7 @@ def of_network(folder: Path, name: str, ready: Step) -> list[Step]:
 
 def data_set(folder: Path) -> Dataset:
     """The slices in nnU-Net's folders."""
-    return Dataset(DATASET, *(folder / of for of in FOLDER_VARIABLES))
+    return Dataset.below(folder, DATASET)
 
 
 def report(folder: Path, options: argparse.Namespace) -> list[str]:

@@ -112,8 +112,7 @@ class Detector:
     @property
     def cycles(self) -> int:
         """How often its phases are repeated."""
-        of_setting = {"asc_cycles": default("asc_cycles"), **dict(self.settings)}["asc_cycles"]
-        return sum(of_setting) if self.family in _REPEATED else 1
+        return sum(dict(self.settings).get("asc_cycles", default("asc_cycles"))) if self.family in _REPEATED else 1
 
     @property
     def configuration(self) -> str:

@@ -10,7 +10,6 @@ the verb that merges them, the listing of cases and the table of steps are timed
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -22,7 +21,6 @@ import SimpleITK as sitk
 
 from benchmarks.timing import shown, timed
 from nnunetv2_anomaly.images.dataset_description import find_dataset_description, segmentation_files
-from nnunetv2_anomaly.labels import LABELS
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.postprocessing.run import postprocess_folder
 from nnunetv2_anomaly.reporting.table import Cell, Table
@@ -48,10 +46,8 @@ def verb(*words: object) -> list[str]:
 
 def knees(folder: Path, number: int, size: tuple[int, int, int]) -> Path:
     """A folder of label maps of phantoms, with dataset.json."""
-    labels = folder / "drawn" / "labels"
     simulate_folder(folder / "drawn", num_phantoms=number, size=size, num_processes=1)
-    (labels / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
-    return labels
+    return folder / "drawn" / "labels"
 
 
 def copies(labels: Path, folder: Path, number: int) -> Path:

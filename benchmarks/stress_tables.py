@@ -23,8 +23,8 @@ from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.results import RAW
 from nnunetv2_anomaly.evaluation.tables import Measure
 from nnunetv2_anomaly.images.grids import oriented
-from nnunetv2_anomaly.labels import BONES, LABELS, NAMES
-from nnunetv2_anomaly.reporting.drawing import label_palette, own_style
+from nnunetv2_anomaly.labels import ANATOMY, BONES, LABELS, NAMES
+from nnunetv2_anomaly.reporting.drawing import label_handles, label_palette, own_style
 from nnunetv2_anomaly.reporting.page import Picture
 from nnunetv2_anomaly.reporting.table import Cell, Table, number, word_cell
 from nnunetv2_anomaly.simulation.dess import STRESS
@@ -34,8 +34,7 @@ SETS = (KINDS[0], AS_THEY_ARE, *KINDS[1:])
 _LESION_COLOUR = "#C1121F"
 #: a kind of ``STRESS``
 _BRIGHT = "bright"
-#: labels in the legend, and headings that are no model's name
-_NAMED = ("femoral_bone", "femoral_cartilage", "tibial_bone", "tibial_cartilage", "patellar_bone", "patellar_cartilage")
+#: headings that are no model's name
 _TITLES = {"labels": "reference"}
 _BONES, _CARTILAGES = "bones", "cartilages"
 
@@ -200,7 +199,7 @@ def _figure(experiment: Experiment, predictions: dict[str, Path], knees: dict[st
                 f"{kind} lesion" if labels is None else _TITLES.get(name, name.replace("_", " ")), fontsize=9
             )
     palette = label_palette(LABELS, LABELS.values())
-    shown = [Patch(color=(*palette[LABELS[name]], 0.6), label=name.replace("_", " ")) for name in _NAMED]
+    shown = label_handles(palette, LABELS, sorted(ANATOMY.values())[1:])  # without the background
     shown.append(Patch(facecolor=_LESION_COLOUR, alpha=0.8, label="lesion not given to its bone"))
     figure.legend(handles=shown, loc="outside lower center", ncols=len(shown), fontsize=8, frameon=False)
     return figure

@@ -29,6 +29,7 @@ from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareSegmentation
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunetv2_anomaly.training.optimization import adam_at_constant_rate
 from nnunetv2_anomaly.training.pretrained import given_weights_file
+from nnunetv2_anomaly.training.slices import check_for_slices
 
 #: key of a checkpoint under which is recorded what the training began with
 _KEY = "anomaly_mask_rcnn"
@@ -66,9 +67,8 @@ class InstanceTrainer(SegmentationTrainer):
         super().set_up()
         name = type(self).__name__
         check_torchvision()
-        if len(self.configuration_manager.patch_size) != 2:
-            fault = f"{name} learns from slices, and patches of {self.configuration_name} have 3 axes"
-            raise UserError(f"{fault}; train the configuration 2d, or whole slices of plan_whole_image -c 2d")
+        advice = "train the configuration 2d, or whole slices of plan_whole_image -c 2d"
+        check_for_slices(name, self.configuration_name, self.configuration_manager.patch_size, advice)
         if self.label_manager.has_ignore_label:
             fault = f"{name} does not support the ignore label: what is no instance is background to it"
             raise UnsupportedError(f"{fault}; leave 'ignore' out of dataset.json")

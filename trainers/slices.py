@@ -25,7 +25,13 @@ from nnunetv2_anomaly.training.augmentation import transforms_without_augmentati
 from nnunetv2_anomaly.training.distributed import rank, world_size
 from nnunetv2_anomaly.training.patches import training_patches
 from nnunetv2_anomaly.training.phases import PhaseLRScheduler
-from nnunetv2_anomaly.training.slices import ChosenSlices, RandomBiasField, divided_slices, read_slice_list
+from nnunetv2_anomaly.training.slices import (
+    ChosenSlices,
+    RandomBiasField,
+    check_for_slices,
+    divided_slices,
+    read_slice_list,
+)
 
 #: training slices on which intensities are measured
 _SLICES = 64
@@ -55,9 +61,8 @@ class SliceDetectorTrainer(DetectorTrainer):
         """
         super().set_up()
         name = type(self).__name__
-        if len(self.configuration_manager.patch_size) != 2:
-            fault = f"{name} learns from slices, and patches of {self.configuration_name} have 3 axes"
-            raise UserError(f"{fault}; plan slices with nnUNetv2_anomaly plan_whole_image -c 2d, and train that")
+        advice = "plan slices with nnUNetv2_anomaly plan_whole_image -c 2d, and train that"
+        check_for_slices(name, self.configuration_name, self.configuration_manager.patch_size, advice)
         if world_size() > 1:
             raise UnsupportedError(f"{name} trains on one GPU and was given {world_size()}; leave out -num_gpus")
         labels = ", ".join(self.dataset_json["labels"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nnunetv2_anomaly.command_line.anomaly_maps import add_model_arguments
+from nnunetv2_anomaly.parts import part_of
 
 HELP = "Instances that Mask R-CNN finds in the slices of new images: slice, class, score and box, as JSON."
 TRAINER = "IMaskRCNNTrainer"
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         checkpoint=arguments.chk,
         device=device,
         continue_prediction=arguments.continue_prediction,
+        part=part_of(arguments),
     )
     print(f"{len(written)} case(s) written to {arguments.o}, by the model in {folder}")
     return 0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_marker, write_text
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.prediction.cases import CaseFiles, list_cases, preprocessed_case
 from nnunetv2_anomaly.prediction.models import each_fold, load_model
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
@@ -32,11 +33,13 @@ def predict_instances(
     checkpoint: str = "checkpoint_final.pth",
     device: torch.device,
     continue_prediction: bool = False,
+    part: Part = ALL,
 ) -> list[str]:
     """Write CASE_instances.json for every image of a folder: each instance's slice, class, score and box.
 
     Args: images: named as nnU-Net wants them. output: made if need be. model_folder, folds, checkpoint: of a training
         of Mask R-CNN; every fold gives instances of its own. continue_prediction: leave cases alone that are there.
+        part: of the cases, while other jobs search the others; its record is of a name of its own then.
     Returns: the cases that were written.
     Raises: UserError for another model, slices larger than the patch, and as ``load_model`` and ``preprocessed_case``.
     """
@@ -60,17 +63,18 @@ def predict_instances(
         write_text(output / f"{job.case}_instances.json", json.dumps({"axes": axes, "instances": found}, indent=1))
 
     with write_failures_as_user_errors(output):
-        take_output_folder(output, MARKER, "instances of an earlier run")
-        jobs = list_cases(images, predictor.dataset_json["file_ending"])
+        take_output_folder(output, MARKER, "instances of an earlier run", shared=not part.is_all)
+        record = output / part.named(MARKER)
+        jobs = part.of(list_cases(images, predictor.dataset_json["file_ending"]))
         state = {"images": str(images), "model_folder": str(model_folder), "folds": folds, "checkpoint": checkpoint}
-        write_marker(output / MARKER, state, finished=False)
+        write_marker(record, state, finished=False)
         missing = [
             job for job in jobs if not (continue_prediction and (output / f"{job.case}_instances.json").is_file())
         ]
         written, failed = run_cases(write, missing, 1, "finding instances", "searched")
         if failed:
             raise UserError(failed)
-        write_marker(output / MARKER, state, finished=True)
+        write_marker(record, state, finished=True)
     return list(written)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
@@ -40,6 +41,7 @@ from nnunetv2_anomaly.images.label_maps import note_of_floats, read_label_map
 from nnunetv2_anomaly.images.label_meaning import check_label_meaning
 from nnunetv2_anomaly.labels import BONE_OF_LESION, BONES, LABELS, LESIONS, NAMES
 from nnunetv2_anomaly.parallel import run_cases
+from nnunetv2_anomaly.reporting.table import csv_text
 from nnunetv2_anomaly.simulation.dess import dess_like_image
 from nnunetv2_anomaly.simulation.overview import save_overview
 from nnunetv2_anomaly.simulation.phantom import OAI_SIZE, OAI_SPACING_MM, draw_phantom, phantom_image
@@ -164,11 +166,9 @@ def simulate_folder(
         shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
         save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)
         _write_names(output_folder, len(sources))
-        rows = (
-            f"{case},{'no lesion' if e['intensity_auc'] is None else 'a lesion'}"
-            for case, e in manifest["cases"].items()
-        )
-        write_text(output_folder / "cases.csv", "\n".join(["case,holds", *sorted(rows)]) + "\n")
+        areas = {case: entry["intensity_auc"] for case, entry in sorted(manifest["cases"].items())}
+        holds = [(case, "no lesion" if area is None else "a lesion") for case, area in areas.items()]
+        write_text(output_folder / "cases.csv", csv_text(pd.DataFrame(holds, columns=["case", "holds"])))
     return manifest
 
 

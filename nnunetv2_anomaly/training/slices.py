@@ -25,6 +25,12 @@ _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 _ORDER = 3
 
 
+def check_for_slices(trainer: str, configuration: str, patch_size: Sequence[int], advice: str) -> None:
+    """Raises: UserError, ending with the advice, if a trainer of slices is given a configuration of volumes."""
+    if len(patch_size) != 2:
+        raise UserError(f"{trainer} learns from slices, and patches of {configuration} have 3 axes; {advice}")
+
+
 @dataclass(frozen=True)
 class ChosenSlices:
     """A preprocessed data set of which nnU-Net's loader meets chosen slices alone, each of them whole.

@@ -9,6 +9,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS
 from nnunetv2_anomaly.workflows.configuration import CONFIG, Cohort, detector_trainer, needs_detector
 from nnunetv2_anomaly.workflows.steps import (
+    PLANS,
     Dataset,
     Step,
     plan_step,
@@ -17,8 +18,6 @@ from nnunetv2_anomaly.workflows.steps import (
     train_step,
     whole_image_step,
 )
-
-PLANS = "nnUNetPlans"
 
 
 def cohort_steps(settings: Cohort) -> list[Step]:

@@ -14,7 +14,7 @@ from typing import Any
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, detector_families
-from nnunetv2_anomaly.workflows.steps import Dataset
+from nnunetv2_anomaly.workflows.steps import PLANS, Dataset
 
 #: file of a workflow's folder that says what is done
 CONFIG = "config.yaml"
@@ -32,7 +32,7 @@ KINDS = ("convert", "plan", "preprocess", "train", "predict", "measure", "report
 class Shared:
     """What every workflow's config.yaml holds; paths are relative to its folder."""
 
-    plans: str = "nnUNetPlans"
+    plans: str = PLANS
     configuration: str = "3d_fullres"
     device: str = "cuda"
     base: str | None = None  # holds nnU-Net's three folders; None: as their environment variables say
@@ -42,11 +42,9 @@ class Shared:
 
     def data_set(self, name: str) -> Dataset:
         """A data set in the workflow's nnU-Net folders."""
-        if self.base is None:
-            raw, preprocessed, results = (environment_folder(variable) for variable in FOLDER_VARIABLES)
-        else:
-            raw, preprocessed, results = (Path(self.base) / variable for variable in FOLDER_VARIABLES)
-        return Dataset(name, raw, preprocessed, results)
+        if self.base is not None:
+            return Dataset.below(Path(self.base), name)
+        return Dataset(name, *(environment_folder(variable) for variable in FOLDER_VARIABLES))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.workflows.configuration import (
     CONFIG,
     HERE,
+    Cohort,
     environment_lines,
     parsed,
     read_configuration,
@@ -26,14 +27,11 @@ from nnunetv2_anomaly.workflows.engine import visible_gpus
 from nnunetv2_anomaly.workflows.steps import DONE, levels
 from nnunetv2_anomaly.workflows.table import steps_of
 
-#: what a new config.yaml says where nothing else was given
+#: what a new config.yaml says where nothing else was given; the data set and resources depend on more
 DEFAULTS: dict[str, Any] = {
-    "title": "Cohort", "base": None, "convert": None, "plans": "nnUNetPlans",
-    "configuration": "3d_fullres", "plan_changes": None, "detector": "inpainting",
+    **{name: value for name, value in vars(Cohort()).items() if name not in ("dataset", "resources")},
     "trainers": {"nnU-Net": "nnUNetTrainer", "anomaly-aware": "AnomalyAwareTrainer"},
-    "folds": ("0", "1", "2", "3", "4"), "device": "cuda", "images": None, "references": None, "anomalies": None,
-    "parts": 1, "anomaly_maps": False, "postprocess": "", "measure": "", "evaluate": "", "variables": {},
-}  # fmt: skip
+}
 
 
 def init_workflow(folder: Path, settings: Mapping[str, Any], *, template: str = CONFIG) -> None:
@@ -48,7 +46,7 @@ def init_workflow(folder: Path, settings: Mapping[str, Any], *, template: str = 
     values: dict[str, Any] = {name: json.dumps(value) for name, value in given.items()}
     values |= {
         "folder": shlex.quote(str(folder)),
-        "texts": {name: json.dumps(given[name]) for name in ("compared", "worth", "notes") if name in given},
+        "texts": {name: json.dumps(given[name]) for name in ("compared", "worth", "notes") if given[name]},
         "processes": str(min(4, cores)),
         "resources": {kind: json.dumps(of) for kind, of in _resources(given, cores).items()},
         "cores": str(cores),

@@ -8,6 +8,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, WHOLE_IMAGE_PLANS
 from nnunetv2_anomaly.workflows.configuration import Chain, detector_trainer, needs_detector
 from nnunetv2_anomaly.workflows.steps import (
+    PLANS,
     Dataset,
     Step,
     plan_step,
@@ -18,7 +19,6 @@ from nnunetv2_anomaly.workflows.steps import (
 )
 
 FOLDS = ("0", "1", "2", "3", "4")
-PLANS = "nnUNetPlans"
 #: the six networks: names of trainers without the word Trainer
 NETWORKS = tuple(name.removesuffix("Trainer") for name, trainer in TRAINERS.items() if trainer.module == "published")
 

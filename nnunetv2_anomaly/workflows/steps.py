@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_anomaly.environment import FOLDER_VARIABLES
+
+#: those that nnU-Net makes
+PLANS = "nnUNetPlans"
 #: folder of the files that stand for steps with many outputs; a step's own are whole or absent, and named last
 DONE = "done"
 
@@ -55,6 +59,11 @@ class Dataset:
     preprocessed_base: Path
     results_base: Path
 
+    @classmethod
+    def below(cls, folder: Path, name: str) -> Dataset:
+        """In the folders nnUNet_raw, nnUNet_preprocessed and nnUNet_results of a folder."""
+        return cls(name, *(folder / variable for variable in FOLDER_VARIABLES))
+
     @property
     def number(self) -> str:
         """As nnU-Net's commands take it."""
@@ -79,10 +88,10 @@ class Dataset:
         return self.results_base / self.name / f"{trainer}__{plans}__{configuration}"
 
 
-def plan_step(dataset: Dataset, makes: str = "nnUNetPlans") -> Step:
+def plan_step(dataset: Dataset) -> Step:
     """nnU-Net's own plans."""
     words = ["nnUNetv2_plan_and_preprocess", "-d", dataset.number, "--verify_dataset_integrity", "--no_pp"]
-    more = {"title": "Planning", "needs": (dataset.described,), "makes": dataset.plans(makes)}
+    more = {"title": "Planning", "needs": (dataset.described,), "makes": dataset.plans(PLANS)}
     return step(f"plan_{dataset.number}", words, "plan", **more)
 
 

@@ -194,6 +194,18 @@ def test_instances_are_listed_in_the_images_own_voxels(models, tiny_dataset, tmp
     assert (tmp_path / "always" / "case_5_instances.json").stat().st_mtime_ns == kept
 
 
+def test_parts_find_the_instances_of_their_own_cases(models, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(models))
+    images = sorted(file.name[:-12] for file in (tiny_dataset.raw / "imagesTr").glob("*_0000.nii.gz"))
+    output = tmp_path / "found"
+    options = ["-i", str(tiny_dataset.raw / "imagesTr"), "-d", "801", "-c", "2d_whole", "-device", "cpu"]
+    found = []
+    for part in ("0", "1"):
+        assert main(["instances", *options, "-o", str(output), "-num_parts", "2", "-part_id", part]) == 0
+        found.append(sorted(file.name[:-15] for file in output.glob("*_instances.json")))
+    assert found == [images[::2], images]
+
+
 def test_a_model_without_instances_and_slices_that_are_cut_are_refused(models, tiny_dataset, tmp_path, capsys):
     folder = next(models.glob("*/AnomalyPreStageTrainer__*"))
     keywords = {"folds": [0], "device": torch.device("cpu")}
