@@ -27,6 +27,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to, focal_weight
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
@@ -114,6 +115,7 @@ def show_detector_variants(
     }
     if image.device.type in ("cuda", "cpu"):  # autocast of others is not there in every torch
         ways["bfloat16"] = lambda: _in_bfloat16(detector, image)
+    ways["half resolution"] = lambda: _at_half_resolution(detector, image)
     if arguments.compile:
         torch.compiler.reset()  # else the second size would be compiled for sizes that vary
         compiled = torch.compile(detector)
@@ -134,6 +136,11 @@ def show_detector_variants(
 def _in_bfloat16(detector: nn.Module, image: Tensor) -> Tensor:
     with torch.autocast(image.device.type, torch.bfloat16):
         return detector(image)
+
+
+def _at_half_resolution(detector: nn.Module, image: Tensor) -> Tensor:
+    linear = {"mode": "bilinear" if image.ndim == 4 else "trilinear"}
+    return interpolate(detector(interpolate(image, scale_factor=0.5, **linear)), size=image.shape[2:], **linear)
 
 
 def augmentations(configuration: ConfigurationManager, spacing: list[float]) -> dict[str, Callable[[], None]]:

@@ -117,13 +117,18 @@ class Experiment:
         """All pre-stages, in the order of the models."""
         return list(dict.fromkeys(model.detector for model in self.models if model.detector))
 
+    @property
+    def of_slices(self) -> bool:
+        """Whether a model or a detector takes slices."""
+        return any(of.of_slices for of in (*self.models, *self.detectors))
+
     def detector_title(self, detector: Detector) -> str:
         """In tables."""
         return detector.title(self.arguments.detector_budget, self.arguments.iterations_per_epoch)
 
     def configuration(self, repeat: Repeat) -> str:
         """Name of its configuration in the plans."""
-        return f"3d_{repeat.model.name}_seed{repeat.seed}"
+        return f"{'2d' if repeat.model.of_slices else '3d'}_{repeat.model.name}_seed{repeat.seed}"
 
     def training_folder(self, repeat: Repeat) -> Path:
         """Folder of its fold in nnUNet_results."""
@@ -211,7 +216,7 @@ class Experiment:
         steps = []
         for name, number in data_sets.items():
             words = ["nnUNetv2_preprocess", "-d", number, "-plans_name", PLANS, "-c", "3d_fullres"]
-            words += ["2d"] if any(detector.of_slices for detector in self.detectors) else []
+            words += ["2d"] if self.of_slices else []
             words += ["-np", *[processes] * (2 if "2d" in words else 1)]
             steps.append(step(name, words, "preprocess"))
         self.run(steps)
@@ -267,7 +272,7 @@ class Experiment:
         if arguments.batch:
             base["batch_size"] = arguments.batch
         plans["configurations"]["3d_base"] = base
-        if any(detector.of_slices for detector in self.detectors):
+        if self.of_slices:
             plans["configurations"] |= self._slices(arguments.batch)
         per_epoch = arguments.iterations_per_epoch
         common = {
@@ -291,7 +296,7 @@ class Experiment:
             section = {**common, "num_epochs": arguments.budget // per_epoch, "seed": repeat.seed, **model.settings}
             if model.detector:
                 section["prestage_folder"] = str(self.detector_folder(model.detector))
-            entry = {"inherits_from": "3d_base", SECTION: section}
+            entry = {"inherits_from": "2d_base" if model.of_slices else "3d_base", SECTION: section}
             if model.ablation:
                 entry[ABLATION_SECTION] = model.ablation
             plans["configurations"][self.configuration(repeat)] = entry

@@ -15,7 +15,8 @@ from benchmarks.ablation import check_choices
 from nnunetv2_anomaly.detectors.base import detector_class
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import default, known_settings
-from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, detector_families, setting_tables
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, SEGMENTERS, TRAINERS, detector_families, setting_tables
+from nnunetv2_anomaly.segmenters.mask_rcnn.settings import SETTINGS as MASK_RCNN
 
 #: trainer of a detector -> its family
 DETECTOR_TRAINERS = {family.trainer: family.name for family in detector_families().values()}
@@ -33,6 +34,7 @@ _PASTED = ("paste_anomalies",)
 _OF_ALL = ("segmentation_learning_rate", "num_epochs", *_PASTED)
 _OF_PLANNED = ("mirror_axes",)
 _OF_AWARE = ("alpha", "beta", "error_channel")
+_OF_SLICES = tuple(MASK_RCNN)
 
 #: trainers on nnU-Net's planned network
 _PLANNED = ("AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer")
@@ -170,6 +172,11 @@ class Model:
         return self.trainer not in DETECTOR_TRAINERS
 
     @property
+    def of_slices(self) -> bool:
+        """Whether its segmenter takes slices."""
+        return self.trainer in TRAINERS and self.segments and SEGMENTERS[TRAINERS[self.trainer].family].of_slices
+
+    @property
     def mirrors(self) -> bool:
         """Whether it is nnU-Net's own with the mirroring that nnU-Net plans."""
         return self.trainer == PLAIN and "mirror_axes" not in self.settings
@@ -204,7 +211,8 @@ def parse_model(word: str) -> Model:
     if trainer != "nnUNetTrainer" and (trainer not in TRAINERS or "Transfer" in trainer):
         raise UserError(
             f"the model '{word}' names the trainer {trainer}; expected nnUNetTrainer, {', '.join(_PLANNED)}, one of "
-            "the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, or "
+            "the published UNETTrainer, UNETPlusTrainer, UNETSTrainer, CANTrainer, CANPlusTrainer, CANSTrainer, "
+            "MaskRCNNTrainer and IMaskRCNNTrainer, or "
             f"{' or '.join(DETECTOR_TRAINERS)} for a detector alone"
         )
     aware = trainer in (*_PLANNED, "UNETSTrainer", "CANSTrainer")
@@ -213,6 +221,7 @@ def parse_model(word: str) -> Model:
     known = [*(_OF_AWARE if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
     known += _own_settings(DETECTOR_TRAINERS[trainer]) if alone else _OF_ALL
     known += _OF_PLANNED if trainer in ("nnUNetTrainer", *_PLANNED) else ()
+    known += _OF_SLICES if trainer in ("MaskRCNNTrainer", "IMaskRCNNTrainer") else ()
     known += _ABLATION_KEYS if trainer == "AnomalyAwareTrainer" else ()
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -36,6 +36,7 @@ class SegmenterFamily:
     name: str
     network: str
     summary: str
+    of_slices: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ SEGMENTERS: dict[str, SegmenterFamily] = {
             "mask_rcnn",
             "nnunetv2_anomaly.segmenters.mask_rcnn.network:MaskRCNNSegmenter",
             "Mask R-CNN on slices, plain or improved (Felfeliyan et al.)",
+            of_slices=True,
         ),
     )
 }

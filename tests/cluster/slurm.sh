@@ -55,7 +55,7 @@ KillWait=2
 MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0
 RebootProgram=/bin/true
-NodeName=node NodeAddr=127.0.0.1 NodeHostname=$(hostname -s) CPUs=$(nproc) RealMemory=$(awk "/MemTotal/ {print int(\$2 / 1100)}" /proc/meminfo) State=UNKNOWN
+NodeName=node NodeAddr=127.0.0.1 NodeHostname=$(hostname -s) CPUs=$(getconf _NPROCESSORS_ONLN) RealMemory=$(awk "/MemTotal/ {print int(\$2 / 1100)}" /proc/meminfo) State=UNKNOWN
 PartitionName=main Nodes=node Default=YES MaxTime=INFINITE State=UP
 CONF
         # Snakemake's jobs drop SLURM_CONF before they call srun; a site has its configuration where Slurm looks for it.
