@@ -150,14 +150,14 @@ def without_lesions(evaluation):
         small_evaluation(("A",)),
         small_evaluation(num_cases=1),
         small_evaluation(("A",), num_cases=1),
-        small_evaluation(("A",), labels=tuple(f"structure_{n}" for n in range(12)), num_cases=1),
+        small_evaluation(("A",), labels=tuple(f"structure_{n}" for n in range(8)), num_cases=1),
         small_evaluation(
-            tuple(f"a_very_long_name_of_a_model_{n}__with_plans__3d_fullres" for n in range(8)), num_cases=1
+            tuple(f"a_very_long_name_of_a_model_{n}__with_plans__3d_fullres" for n in range(5)), num_cases=1
         ),
         one_label_undefined(small_evaluation()),
         without_lesions(small_evaluation()),
     ],
-    ids=["one model", "one case", "one of each", "12 labels", "8 models", "a label is undefined", "no lesions"],
+    ids=["one model", "one case", "one of each", "8 labels", "5 models", "a label is undefined", "no lesions"],
 )
 @pytest.mark.filterwarnings("error")
 def test_unusual_evaluations_are_written_without_a_warning(evaluation, tmp_path):
