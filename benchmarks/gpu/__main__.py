@@ -173,8 +173,8 @@ def _shown(row: dict, key: str) -> str:
     return f"{value:.1e}" if key in CORRECT else number(value, 3)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, or what is left of it. Returns: 0; 1 if something is left, which is said."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of all results; run again to resume")
     parser.add_argument("-device", "--device", default="cuda", choices=("cuda", "cpu"))
@@ -185,7 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=int, default=20, help="iterations of each training of the comparison")
     parser.add_argument("--compare", action="store_true", help="also train all for --budget iterations, and compare")
     parser.add_argument("-np", "--num_processes", type=int, default=8, help="for simulation and preprocessing")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, or what is left of it. Returns: 0; 1 if something is left, which is said."""
+    options = build_parser().parse_args(argv)
 
     def work() -> None:
         experiments = [experiment_of(options, whole) for whole in SIZES.values()]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.detectors.artefact import detector_of
@@ -102,21 +103,17 @@ def correctness(network: nn.Module, window: Tensor) -> dict[str, float]:
     return off
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All that is measured of one trainer."""
-    device = torch.device(options.device)
-    torch.backends.cudnn.benchmark = True  # as nnU-Net's commands set it
-    trainer = get_trainer_from_args(
-        options.dataset, options.configuration, 0, options.trainer, options.plans, device=device
-    )
+def measure(trainer: nnUNetTrainer, repeats: int) -> dict[str, Any]:
+    """All that is measured of one trainer; it has not begun to train."""
+    name, device = type(trainer).__name__, trainer.device
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     batch = next(trainer.dataloader_train)
-    step_s, step_gib = seconds_and_gib(lambda: trainer.train_step(batch), options.repeats, device)
+    step_s, step_gib = seconds_and_gib(lambda: trainer.train_step(batch), repeats, device)
     trainer.optimizer.zero_grad(set_to_none=True)
     network = getattr(trainer.network, "_orig_mod", trainer.network).eval()
     trainer.set_deep_supervision_enabled(False)
-    if options.trainer in {family.trainer for family in detector_families().values()}:
+    if name in {family.trainer for family in detector_families().values()}:
         detector = detector_of(network)  # what is trained takes more than an image
         network = WithBones(detector) if detector is not None and detector.needs_bones else detector or network
     shape = batch["data"].shape
@@ -127,13 +124,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         with torch.inference_mode(), torch.autocast("cuda") if device.type == "cuda" else nullcontext():
             network(window)
 
-    window_s, window_gib = seconds_and_gib(predict, options.repeats, device)
+    window_s, window_gib = seconds_and_gib(predict, repeats, device)
     row = {
-        "trainer": options.trainer,
+        "trainer": name,
         "shape": " x ".join(map(str, shape)),
         "parameters": sum(of.numel() for of in network.parameters()),
         **{"step_s": step_s, "step_gib": step_gib, "window_s": window_s, "window_gib": window_gib},
-        "estimate_gib": estimated_gib(options.trainer, trainer),
+        "estimate_gib": estimated_gib(name, trainer),
     }
     return row | correctness(network, window)
 
@@ -157,7 +154,9 @@ def main() -> None:
     parser.add_argument("-device", "--device", default="cuda")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    row = measure(options)
+    torch.backends.cudnn.benchmark = True  # as nnU-Net's commands set it
+    given = options.dataset, options.configuration, 0, options.trainer, options.plans
+    row = measure(get_trainer_from_args(*given, device=torch.device(options.device)), options.repeats)
     options.o.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.o, json.dumps(row, indent=1))
 

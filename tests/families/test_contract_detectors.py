@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from benchmarks.gpu.measure import measure
 from nnunetv2_anomaly.detectors.artefact import detector_of, read_artefact
 from nnunetv2_anomaly.detectors.base import Contract, Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.error import squared
@@ -170,6 +171,15 @@ def test_artefact_of_a_trained_detector_says_what_it_is_and_what_it_saw(
     assert artefact.finished
     # The tiny data set's labels hold lesions, so that the validation measured them.
     assert 0 <= artefact.quality["lesion_auc"] <= 1
+
+
+def test_kit_for_a_gpu_measures_it(family, of_family, build_trainer, results_folder, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    trainer = build_trainer(recursive_find_trainer_class_by_name(family.trainer), **of_family(family))
+    row = measure(trainer, repeats=1)
+    assert min(row["step_s"], row["window_s"]) > 0
+    assert row["float32"] == row["compiled"] == 0
+    assert row["autocast"] < 1
 
 
 def test_training_resumes_where_it_was(family, trained, of_family, build_trainer, results_folder):

@@ -7,8 +7,10 @@ import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from benchmarks.gpu.measure import measure
 from nnunetv2_anomaly import trainers
 from nnunetv2_anomaly.detectors.artefact import detector_of
+from nnunetv2_anomaly.inspection.training_memory import PUBLISHED_NETWORKS
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.registry import DETECTORS, SEGMENTERS, TRAINERS, load, load_trainer
 
@@ -51,6 +53,17 @@ def test_network_is_built_without_data_and_takes_plain_images(tiny_dataset, name
         logits = network(torch.randn(1, num_channels, *planned.patch_size))
     assert logits.shape == (1, 4, *planned.patch_size)
     assert (detector_of(network) is not None) is TRAINERS[name].anomaly_aware
+
+
+@pytest.mark.parametrize("name", TRAINED.values())
+def test_kit_for_a_gpu_measures_it(trainer_factory, after_prestage, monkeypatch, name):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    configuration = "2d_whole" if TRAINERS[name].family in SLICES else "3d_small"
+    row = measure(trainer_factory(name, configuration=configuration, anomaly={"num_epochs": 1}), repeats=1)
+    assert min(row["step_s"], row["window_s"]) > 0
+    assert row["float32"] == row["compiled"] == 0
+    assert row["autocast"] < 1
+    assert row["estimate_gib"] > 0 or name not in PUBLISHED_NETWORKS.values()
 
 
 @pytest.mark.parametrize("name", TRAINED.values())

@@ -1,13 +1,16 @@
-"""The kit for a GPU: what it measures, the table that it makes; and, at small size on the CPU, that it runs."""
+"""The kit for a GPU: what it measures, the table that it makes, its steps."""
 
 import json
-import subprocess
-import sys
 
-import pytest
-from places import ROOT
-
-from benchmarks.gpu.__main__ import SIZES, segmenter_trainers, tables, trainers
+from benchmarks.gpu.__main__ import (
+    SIZES,
+    build_parser,
+    experiment_of,
+    measuring_steps,
+    segmenter_trainers,
+    tables,
+    trainers,
+)
 from nnunetv2_anomaly.registry import SEGMENTERS, TRAINERS, detector_families
 
 
@@ -31,13 +34,13 @@ def test_the_table_holds_what_was_measured_and_nothing_else(tmp_path):
     assert others == ["", "0.250", "", "1.0e-06", "", ""]
 
 
-@pytest.mark.exhaustive
-def test_small_form_on_the_cpu(tmp_path):
-    words = ["--folder", str(tmp_path), "--small", "--device", "cpu", "--seconds", "3000", "--repeats", "1"]
-    command = [sys.executable, "-m", "benchmarks.gpu", *words, "--budget", "8", "-np", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for size in SIZES:
-        found = {file.stem for file in (tmp_path / size / "rows").glob("*.json")}
-        assert found == set(trainers())
-    assert "| nnUNetTrainer" in (tmp_path / "results.md").read_text()
+def test_every_trainer_has_its_step_after_the_detector_that_it_starts_from(tmp_path):
+    options = build_parser().parse_args(["--folder", str(tmp_path), "--small", "--device", "cpu"])
+    for size, whole in SIZES.items():
+        steps = measuring_steps(experiment_of(options, whole), repeats=2)
+        measured = {one.output.removeprefix("rows/").removesuffix(".json"): one for one in steps}
+        of_slices = {"IMaskRCNNTrainer", "LaMaBMLTrainer", "ASCNetTrainer", "MKDTrainer"}
+        assert set(measured) == set(trainers()) - (of_slices if whole else set()), size
+        for name, one in measured.items():
+            assert one.command.startswith("nnUNet_n_proc_DA=0 ")
+            assert len(one.follows) == (name in ("AnomalyAwareTrainer", "UNETSTrainer"))
