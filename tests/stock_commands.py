@@ -54,6 +54,13 @@ def run_commands(base: Path, label: str, entries: Sequence[dict[str, Any]], **va
     return json.loads(results.read_text())
 
 
+def extract_fingerprint(base: Path, number: str) -> None:
+    """Let nnU-Net find a raw data set's statistics in a few voxels, which its planning then takes as they are."""
+    command = ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "1"]
+    (found,) = run_commands(base, "fingerprint", [{"name": number, "command": command}]).values()
+    assert found["status"] == 0, found["output"]
+
+
 def _run_all(entries: Sequence[dict[str, Any]], results_file: Path) -> None:
     torch.set_num_threads(1)
     # nnU-Net's commands take every core. On tensors as small as these the threads mostly wait for each other.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
+from stock_commands import extract_fingerprint
 
 from nnunetv2_anomaly.workflows import demo
 
@@ -33,11 +34,13 @@ def verb(*words: object) -> list[str]:
 
 
 def prepare(folder: Path) -> None:
-    """The cohort up to its preprocessed data, which takes longer than all the rest: nnU-Net samples 1e8 voxels."""
+    """The cohort up to its preprocessed data; nnU-Net's planning finds its statistics there, of a few voxels."""
     demo.init_demo(folder, device="cpu", size=SIZE, parts=1)
     config = folder / "config.yaml"
     one = {**yaml.safe_load(config.read_text()), "trainers": {"anomaly-aware": TRAINER}}
     config.write_text(json.dumps(one, indent=1))
+    subprocess.run(verb("workflow", "run", folder, "--", "--until", "convert"), check=True)
+    extract_fingerprint(folder, "500")
     subprocess.run(verb("workflow", "run", folder, "--", "--until", "preprocess_500"), check=True)
     config.write_text(config.read_text().replace('"nnUNet_n_proc_DA": "', '"nnUNet_n_proc_DA": "0", "was": "'))
 
