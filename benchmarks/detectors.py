@@ -335,8 +335,8 @@ def cost_table(bench: Bench) -> Table:
         found = detector_of(predictor.network)
         assert found is not None, detector
         parameters = sum(parameter.numel() for parameter in found.parameters())
-        training = experiment.record(training_of(detector, fold), "seconds")
-        seconds = experiment.record(bench.step(detector, fold, AS_IT_IS).name, "seconds") / len(bench.knees)
+        training = experiment.record(training_of(detector, fold), "s")
+        seconds = experiment.record(bench.step(detector, fold, AS_IT_IS).name, "s") / len(bench.knees)
         patch = predictor.configuration_manager.patch_size
         window = torch.zeros(1, 1, *patch)  # the images have one channel
         numbers = {
