@@ -65,13 +65,10 @@ class Borders:
                 found = random.choice(found, _PLACES_PER_PAIR, replace=False)
             drawn.append(found)
         chosen = np.sort(np.concatenate(drawn))
-        places, axes, pairs, below, above = places[:, chosen], axes[chosen], pairs[chosen], below[chosen], above[chosen]
+        places, axes, pairs, below, above = (of[..., chosen] for of in (places, axes, pairs, below, above))
 
-        reach = np.array(voxels(labels.shape, REACH))
-        limits = np.array(labels.shape)
-        looked_at: list[NDArray[np.intp]] = []
-        kinds, sides = [], []
-        index = np.arange(axes.size)
+        reach, limits = np.array(voxels(labels.shape, REACH)), np.array(labels.shape)
+        looked_at, kinds, sides, index = [], [], [], np.arange(axes.size)
         for depth in range(reach.max()):
             lower, upper = places.copy(), places.copy()
             lower[axes, index] -= depth

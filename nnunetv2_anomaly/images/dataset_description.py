@@ -68,28 +68,32 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
     Raises: UserError if the file is missing, or is no dataset.json.
     """
     content = read_json(file)
-    given: Any = content.get("labels")
-    file_ending: Any = content.get("file_ending")
+    given, file_ending = content.get("labels"), content.get("file_ending")
+    reader_of_json = content.get("overwrite_image_reader_writer")
     labels = {}
     if isinstance(given, dict):
         labels = {name: tuple(values if isinstance(values, list) else [values]) for name, values in given.items()}
-    wrong = [name for name, values in labels.items() if not values or not all(map(_is_label, values))]
-    fault = None
-    if not isinstance(given, dict):
-        fault = f"labels are {json.dumps(given)}; expected each label's name and value"
-    elif wrong:
-        expected = "expected a whole number from 0 to 65535, or several"
-        fault = f"label {wrong[0]} is {json.dumps(given[wrong[0]])}; {expected}"
-    elif not isinstance(file_ending, str) or not file_ending.startswith("."):
-        fault = f"file_ending is {json.dumps(file_ending)}; expected one such as .nii.gz"
-    ignore, *more = labels.pop("ignore", ()) or (None,)
-    overwritten = content.get("overwrite_image_reader_writer")
-    if fault is None and more:
-        fault = f"label ignore is {json.dumps([ignore, *more])}; expected one value"
-    if fault is None and not isinstance(overwritten, str | None):
-        fault = f"overwrite_image_reader_writer is {json.dumps(overwritten)}; expected the name of a reader"
-    if fault is not None:
-        raise UserError(f"{file}: {fault}, as nnU-Net's dataset.json has it")
+    whole = "a whole number from 0 to 65535, or several"
+    for what, value, sound, expected in (
+        ("labels are", given, isinstance(given, dict), "each label's name and value"),
+        *(
+            (f"label {name} is", given[name], values and all(map(_is_label, values)), whole)
+            for name, values in labels.items()
+        ),
+        ("label ignore is", labels.get("ignore"), len(labels.get("ignore", "1")) == 1, "one value"),
+        (
+            "file_ending is",
+            file_ending,
+            isinstance(file_ending, str) and file_ending.startswith("."),
+            "one such as .nii.gz",
+        ),
+        ("overwrite_image_reader_writer is", reader_of_json, isinstance(reader_of_json, str | None), "a reader's name"),
+    ):
+        if not sound:
+            raise UserError(
+                f"{file}: {what} {json.dumps(value)}; expected {expected}, as nnU-Net's dataset.json has it"
+            )
+    (ignore,) = labels.pop("ignore", (None,))
     labels = {name: values for name, values in labels.items() if set(values) != {0}}
     if not labels:
         raise UserError(f"{file} has no label but background; expected at least one")
@@ -98,7 +102,7 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
         labels=dict(sorted(labels.items(), key=lambda item: (len(item[1]) > 1, item[1]))),
         ignore=ignore,
         file_ending=file_ending,
-        reader=reader or (overwritten if overwritten not in (None, "None") else None),
+        reader=reader or (reader_of_json if reader_of_json != "None" else None),
         has_regions=any(len(values) > 1 for values in labels.values()),
         said_roles=content.get(ROLES_KEY),
     )
@@ -114,12 +118,10 @@ def find_dataset_description(
 ) -> DatasetDescription:
     """Read the given dataset.json, else that beside the predictions, else that of the reference's data set.
 
-    The validation of a fold (fold_0/validation) has its dataset.json and plans.json in the results folder.
-
     Raises: UserError if there is none, or those beside the predictions differ in their labels.
     """
     folders = []
-    for folder in prediction_folders:
+    for folder in prediction_folders:  # the validation of a fold (fold_0/validation) has them in the results folder
         folders += [folder, folder.parent.parent] if folder.name == "validation" else [folder]
     plans = next((folder / "plans.json" for folder in folders if (folder / "plans.json").is_file()), None)
     reader = None if plans is None else read_json(plans).get("image_reader_writer")

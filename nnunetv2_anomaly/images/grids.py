@@ -23,15 +23,12 @@ TOLERANCE_MM = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Pose of a 3D volume as SimpleITK has it: x fastest, LPS world, mm.
-
-    ``direction`` is the 3 x 3 matrix row by row; its columns are the directions of the three voxel axes.
-    """
+    """Pose of a 3D volume as SimpleITK has it: x fastest, LPS world, mm."""
 
     size: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     origin_mm: tuple[float, float, float]
-    direction: tuple[float, ...]
+    direction: tuple[float, ...]  # 3 x 3, row by row; its columns are the directions of the voxel axes
 
     @classmethod
     def of(cls, image: sitk.Image | sitk.ImageFileReader) -> Grid:

@@ -55,10 +55,8 @@ def _scaling(path: Path) -> str:
         return ""
     image: Any = nibabel.load(path)
     slope, inter = np.float32(image.dataobj.slope), np.float32(image.dataobj.inter)
-    if (slope, inter) == (1, 0):
-        return ""
-    advice = "set them to 1 and 0 if what is stored are the labels"
-    return f"its header scales what is stored by scl_slope {slope!s} and scl_inter {inter!s}: {advice}"
+    stored = f"its header scales what is stored by scl_slope {slope!s} and scl_inter {inter!s}"
+    return "" if (slope, inter) == (1, 0) else f"{stored}: set them to 1 and 0 if what is stored are the labels"
 
 
 def note_of_floats(files: Iterable[Path]) -> list[str]:

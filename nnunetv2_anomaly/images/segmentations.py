@@ -30,10 +30,10 @@ from nnunetv2_anomaly.images.label_maps import count_values, whole_numbers
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Label map of one case.
+    """Label map of one case: (Z, Y, X), or (Y, X) where the file is two-dimensional.
 
-    Its voxels are (Z, Y, X), or (Y, X) where the file is two-dimensional. With a ``grid`` their axes point as
-    ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
+    With a ``grid`` its axes point as ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader has
+    them.
     """
 
     path: Path

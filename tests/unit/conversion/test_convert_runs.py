@@ -824,7 +824,7 @@ def _unknown(array):
         (_no_series, "10490000 is missing"),
         (_truncated_slice, "cut off"),
         (_missing_slice, "missing"),
-        (_two_echoes, "echo"),
+        (_two_echoes, "lie at the same place"),
         (_wrong_size, "shape"),
         (_edited_mask(np.zeros_like), "is empty"),
         (_edited_mask(_unknown), "unknown labels: 6 (3 voxels)"),
