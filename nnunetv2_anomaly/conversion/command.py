@@ -67,12 +67,11 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
 def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None, *, has_visits: bool = False) -> int:
     """Convert masks of subjects of the OAI, whose images are in its packages or were converted before.
 
-    A subject's series is the listed one of OAI ZIB where a list is at hand, which masks without pose need; else any
-    DESS series of the visit that has the mask's grid.
+    A subject's series is that of OAI ZIB's list, which masks without pose need, else the visit's DESS series on the
+    mask's grid.
 
     Args: labels: folder of the masks, if one was given. has_visits: whether the masks' names hold the visit.
-    Returns: 0, or 1 if a case failed.
-    Raises: UserError for sources that are missing, and as ``run_conversion``.
+    Returns: 0, or 1 if a case failed. Raises: UserError for sources that are missing, and as ``run_conversion``.
     """
     if labels is None:
         raise UserError("Give the segmentations: their folder with --labels DIR, or the release with --zib DIR")
@@ -146,8 +145,7 @@ def collect_cases(
 def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | None = None) -> list[Case]:
     """A case for every label map of one folder, with the image of the same name in the other.
 
-    Args: is_test: whether these are the release's test cases. root: paths in the manifest are relative to it; None for
-        the two folders themselves.
+    Args: root: paths in the manifest are relative to it; None for the two folders themselves.
     Raises: UserError if a folder is missing, or there is no label map.
     """
     named: dict[str, list[Path]] = {}

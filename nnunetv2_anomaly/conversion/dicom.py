@@ -111,13 +111,12 @@ def read_series(folder: Path) -> DicomSeries:
 
 
 def read_series_image(series: DicomSeries) -> sitk.Image:
-    """Read the voxels of a series on its grid.
+    """Read the voxels of a series on its grid, each slice rescaled by its own header.
 
-    The rescaling that each slice's header asks for is applied to that slice. Integers of 8 or 16 bits keep their type;
-    wider ones and floats that turn out whole become int16 or uint16 if they fit, other floats float32. No header entry
-    is carried over.
+    Integers of 8 or 16 bits keep their type; wider ones and floats that turn out whole become int16 or uint16 if they
+    fit, other floats float32.
 
-    Returns: 3D image, intensities without unit.
+    Returns: 3D image, intensities without unit, no header entry.
     Raises: UserError if a file cannot be read, or no longer is what its header was.
     """
     columns, rows, _ = series.grid.size

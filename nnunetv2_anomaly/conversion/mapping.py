@@ -133,15 +133,10 @@ def candidate_mappings(mask_shape: Sequence[int], image_shape: Sequence[int]) ->
 
 
 def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
-    """Find how a mask's axes become its image's.
+    """Find how a mask's axes become its image's; the same input gives the same numbers.
 
-    Args:
-        image: (Z, Y, X), any numeric type and scale.
-        labels: (A, B, C), the same axes in any order and sense, integers, 0 = background. Lesions count as the bone
-            that holds them, since their borders are faint.
-
-    Returns: the evidence; ``clear`` says whether to believe it. The same input gives the same numbers.
-
+    Args: image: (Z, Y, X), any numeric type and scale. labels: (A, B, C), the same axes in any order and sense,
+        integers, 0 = background. Lesions count as the bone that holds them, since their borders are faint.
     Raises: UserError if no mapping gives the image's shape, the mask has no borders, or the image is constant.
     """
     candidates = candidate_mappings(labels.shape, image.shape)

@@ -109,10 +109,8 @@ def _side_from_shape(
 
 
 def agreed_side(description: str | None, table: str | None, anatomy: SideEvidence) -> str | None:
-    """The one side on which all sources agree that give one.
+    """The one side, "right" or "left", on which all sources agree that give one; None if none does.
 
-    Args: description, table: "right", "left" or None.
-    Returns: "right", "left", or None if no source gives one.
     Raises: UserError if two of them conflict; the sentence shows all three.
     """
     sides = {description, table, anatomy.side} - {None}

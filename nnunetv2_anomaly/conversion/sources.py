@@ -205,10 +205,7 @@ def visit_named(text: str) -> str | None:
 def read_series_paths(file: Path) -> dict[str, str]:
     """Read OAI ZIB's list of series: a line a subject, "9001104: 0.E.1/9001104/20050825/10498212".
 
-    Commas at line ends, Windows line ends, blank lines, backslashes and a byte order mark do not matter.
-
     Returns: subject -> path below OAI's baseline folder.
-
     Raises: UserError if the file is missing, a line is of another form, or a subject is listed twice.
     """
     paths: dict[str, str] = {}

@@ -22,8 +22,6 @@ NUM_FOLDS = 5
 def read_test_sets(file: Path) -> list[list[str]]:
     """Read the published cross-validation: a line "Test set N:", then one subject a line.
 
-    Commas at line ends, blank lines, Windows line ends and a byte order mark do not matter.
-
     Returns: the subjects of each test set, in the file's order.
     Raises: UserError if the file is missing, holds no test set or an empty one, or names a subject twice.
     """

@@ -56,12 +56,11 @@ _ITKSNAP_HEAD = """\
 
 
 def label_colours(labels: Mapping[str, int]) -> dict[int, Colour]:
-    """A colour per label, the same one in every run.
+    """A colour per label (name -> value), the same one in every run.
 
     Names of this package's labels have fixed colours, whatever their value. Any other name takes, in the order of the
     values, the colour farthest from black, grey, white and all that are taken; up to 300 of them differ.
 
-    Args: labels: name -> value of the label map; 0, the background, need not be among them.
     Returns: value -> red, green, blue, each 0 to 255; background is black.
     """
     colours = {0: _KNOWN["background"]}

@@ -18,10 +18,9 @@ from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS
 
 
 def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
-    """Read a label map and check its values.
+    """Read a label map: 3D, uint8, in the file's own pose.
 
     Args: labels: name -> value of every label that may occur, background included; values 0 to 255.
-    Returns: 3D image, uint8, in the file's own pose.
     Raises: UserError if the file cannot be read, is not 3D, or holds another value.
     """
     image = read_image(path)

@@ -68,13 +68,12 @@ def plan_whole_image(
 
     Args:
         dataset: number or name, as everywhere in nnU-Net.
-        source_plans: plans of nnU-Net's to start from.
         plans_name: of the new plans; None: ``WHOLE_IMAGE_PLANS``, or ``WHOLE_SLICE_PLANS`` where 2d is asked for.
         configuration: 3d_fullres or 2d; None: the first of them that is there.
         size: of slices, voxels along their longer axis, to which they are resampled; None: as nnU-Net planned.
         overwrite: replace other whole-image plans of that name; plans of other makes never are.
-    Raises: UserError if the data set or its plans, fingerprint or dataset.json are missing or unreadable, the plans
-        cannot be made whole-image plans, the new name is no name for plans, or other plans have it.
+    Raises: UserError if what is needed of the data set is missing or unreadable, the plans cannot be made whole-image
+        plans, the new name is no name for plans, or other plans have it.
     """
     if size is not None and configuration != "2d":
         raise UserError(f"the size {size} is of whole slices; expected the configuration 2d, so give -c 2d")
@@ -122,10 +121,9 @@ def whole_image_plans(
 ) -> dict[str, Any]:
     """The plans with one configuration, 3d_fullres or else 2d, of whole images; ``plans`` is left as it is.
 
-    The configuration stands for itself: what it inherited is written out. Cascade and 3d_lowres are left out.
+    What the configuration inherited is written out. Cascade and 3d_lowres are left out.
 
-    Args: plans: content of nnUNetPlans.json. fingerprint: of dataset_fingerprint.json. plans_name: of the result.
-        wanted, size: configuration and size of slices as ``plan_whole_image`` takes them.
+    Args: fingerprint: of dataset_fingerprint.json. wanted, size: as ``plan_whole_image`` takes them.
     Raises: UserError if the plans have no such configuration, or one whose topology cannot be planned again.
     """
     configurations = plans.get("configurations", {})
@@ -171,12 +169,10 @@ def largest_image(
 ) -> tuple[int, ...]:
     """Per-axis maximum over all training images, after nnU-Net's cropping, transposition and resampling.
 
-    Args: fingerprint: of the data set; its shapes (voxels) and spacings (mm) are in the reader's axis order.
-        transpose_forward: of the plans. spacing_mm: target spacing of the configuration, transposed; with two axes the
-        slices' own axis, the first, is left out.
+    Args: fingerprint: its shapes (voxels) and spacings (mm) are in the reader's axis order. spacing_mm: of the
+        configuration, transposed; with two axes the slices' own axis, the first, is left out.
     Returns: voxels, in the configuration's axis order.
-    Raises: UserError if the fingerprint does not hold a size and a spacing of each case, or the plans' order of axes
-        is none.
+    Raises: UserError if the fingerprint does not hold a size and a spacing of each case.
     """
     if sorted(transpose_forward) != [0, 1, 2]:
         raise UserError(f"'transpose_forward' in plans.json is {transpose_forward!r}; expected 0, 1, 2 in some order")
@@ -203,9 +199,7 @@ def planned_for(
     nnU-Net's where it has not come to one. Other numbers per stage (convolutions, blocks) are cut, or continued with
     the last one. Network class, normalisation and non-linearity stay.
 
-    Args:
-        architecture: the section of the configuration.
-        spacing_mm, size: same axis order.
+    Args: architecture: the section of the configuration. spacing_mm, size: same axis order.
     Returns: patch size, ``size`` rounded up to a multiple of the strides' product axis by axis; architecture.
     Raises: UserError if the architecture has no strides, kernel sizes and feature maps per stage.
     """

@@ -66,16 +66,13 @@ def dess_like_image(
     """Simulate a water-excited DESS image of a label map.
 
     Args:
-        labels: (Z, Y, X), values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``, any of which may be missing; z to
-            superior, y to anterior, x across the slices.
+        labels: (Z, Y, X), values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``; z to superior, y to anterior, x across
+            the slices.
         spacing_mm: distance of voxels, same order (z, y, x); textures keep their size in mm.
         rng: source of all randomness; the same state gives the same image.
-        extra_lesions: mean of the Poisson-distributed number of unlabelled lesions in the knee. They look like the
-            labelled ones, lie in the bones, and are in the returned truth, while the label map stays as it is.
+        extra_lesions: mean of the Poisson-distributed number of lesions in image and truth, not in the label map.
         stress: kind of ``STRESS``: puts one lesion into every bone, larger than any other, which may cross the bone's
-            border; it is in the returned truth, whole, under its bone's lesion label, and in no label map.
-
-    Returns: image and truth map, both (Z, Y, X).
+            border; it is in the truth, whole, under its bone's lesion label, and in no label map.
     """
     labels, spacing = np.asarray(labels, np.uint8), tuple(float(s) for s in spacing_mm)
     grid = [(np.arange(n) + 0.5) * s for n, s in zip(labels.shape, spacing, strict=True)]

@@ -167,9 +167,8 @@ def turned_blob(rng: np.random.Generator, radii_mm: Sequence[float], ripple: flo
 def draw_phantom(rng: np.random.Generator, *, side: str | None = None, lesion_share: float = 0.45) -> PhantomParameters:
     """Draw one knee.
 
-    Args: rng: source of all randomness; the same state gives the same knee. side: "left" or "right"; drawn if None.
-        lesion_share: probability in [0, 1] that a bone holds lesions (then one to three), per bone.
-    Returns: parameters that ``render_label_map`` and ``phantom_image`` take.
+    Args: side: "left" or "right"; drawn if None. lesion_share: probability in [0, 1] that a bone holds lesions (then
+        one to three), per bone.
     """
     drawn_side = "right" if rng.random() < 0.5 else "left"
     # One number says how osteoarthritic the knee is: thin cartilage, losses and spurs come together.
@@ -235,11 +234,9 @@ def phantom_image(
 ) -> sitk.Image:
     """The phantom's label map as an image in the pose of the OAI's sagittal DESS series.
 
-    Args: size, spacing_mm: number and distance in mm of voxels in SimpleITK order (x, y, z): x across the slices to the
-        patient's right, y to anterior, z to superior.
-
-    Returns: 3D image, uint8; the direction matrix turns x to the right and y to anterior, obliquely about the long
-        axis as in many of the OAI's series; the centre of the field of view lies at the scanner's origin.
+    Args: size, spacing_mm: number and distance in mm of voxels in SimpleITK order (x, y, z).
+    Returns: 3D image, uint8; x across the slices to the patient's right, y to anterior, z to superior, turned obliquely
+        about the long axis as many of the OAI's series are; its centre lies at the scanner's origin.
     """
     labels = render_label_map(parameters, shape=size[::-1], spacing_mm=spacing_mm[::-1])
     angle = np.deg2rad(parameters.oblique_degrees)

@@ -24,11 +24,10 @@ _LAYOUT_SPACING_MM = 1.3
 def gaussian_noise(
     rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float], scale_mm: Sequence[float]
 ) -> NDArray[np.float32]:
-    """Gaussian random field of mean 0, white noise smoothed by a Gaussian of ``scale_mm`` along each axis.
+    """Gaussian random field of mean 0 and standard deviation 1, smoothed by a Gaussian of ``scale_mm`` along each axis.
 
-    Its standard deviation is 1. Where the scale is well above the spacing it is drawn on a coarser grid and
-    interpolated: a scale of 40 mm costs next to nothing. Where it is well below, neighbours are independent, and the
-    standard deviation falls, since a voxel shows the mean of a texture that is finer than itself.
+    Where the scale is well above the spacing it is drawn on a coarser grid and interpolated. Where it is well below,
+    neighbours are independent and the standard deviation falls, as a voxel shows the mean of a finer texture.
     """
     steps = [max(s, scale / 1.5) for s, scale in zip(spacing, scale_mm, strict=True)]
     counts = [int(np.ceil(n * s / step)) + 3 for n, s, step in zip(shape, spacing, steps, strict=True)]
