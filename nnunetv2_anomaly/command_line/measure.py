@@ -110,12 +110,9 @@ def _standards(args: argparse.Namespace) -> Standards:
     from nnunetv2_anomaly.measurements.standardised import read_reference
     from nnunetv2_anomaly.reporting.user_tables import read_table
 
-    return Standards(
-        None if args.reference is None else read_reference(args.reference),
-        None if args.cohort is None else read_table(args.cohort, set(COLUMNS), "a measurements.csv"),
-        args.reference,
-        args.cohort,
-    )
+    reference = None if args.reference is None else read_reference(args.reference)
+    cohort = None if args.cohort is None else read_table(args.cohort, set(COLUMNS), "a measurements.csv")
+    return Standards(reference, cohort, args.reference, args.cohort)
 
 
 def _visits(args: argparse.Namespace) -> Visits:

@@ -163,12 +163,13 @@ def mapping_evidence(image: NDArray, labels: NDArray) -> MappingEvidence:
                 displaced, displacement, displaced_score = mapping, move, score
     rivals = {
         f"another one ({runner_up}) nearly as much,": scores[runner_up],
-        "moved by a few voxels in parts, as another knee's mask may fit,": max(regional_score, 0.0),
+        "moved by a few voxels, so that it may be another knee's mask,": max(regional_score, 0.0),
     }
     rival, rival_score = max(rivals.items(), key=lambda entry: entry[1])
     if displaced_score >= _GAIN * scores[best]:
-        rival = f"moved by {displacement} voxels (z, y, x) under the mapping {displaced}"
         rival_score = max(rival_score, displaced_score)
+        if displaced_score >= _TELLING_SCORE:
+            rival = f"moved by {displacement} voxels (z, y, x) under the mapping {displaced}"
     return MappingEvidence(best, scores[best], runner_up, scores[runner_up], rival, rival_score)
 
 

@@ -85,27 +85,27 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
         return SideEvidence(None, 0.0)
     sampled, axes, distance_mm = _sample(labels, np.array(spacing_mm))
     compartments = [_points(sampled, axes, names, (f"{name}_tibial_cartilage",)) for name in ("medial", "lateral")]
-    shape = _side_from_shape(sampled, axes, names, distance_mm)
+    # Half the difference to the mirror image: mirroring the labels then negates the score to the last bit.
+    seen, mirrored = (_bones(s, axes, names, distance_mm) for s in (sampled, sampled[:, :, ::-1]))
+    shape = SideEvidence(None, 0.0)
+    if seen is not None and mirrored is not None:
+        pairs = zip(seen, mirrored, strict=True)
+        shape = _weigh(
+            *({name: (own[name] - other[name]) / 2 for name in own if name in other} for own, other in pairs)
+        )
     if min(map(len, compartments)) < _LEAST_COMPARTMENT_POINTS:
         return shape
-    named = _side_from_compartments(*compartments)
+    # Lateral lies to the patient's right of medial in a right knee.
+    medial, lateral = (float(np.median(points[:, 2])) for points in compartments)
+    clear = abs(lateral - medial) >= _LEAST_COMPARTMENT_DISTANCE_MM
+    side = _SIDES[lateral < medial] if clear else None
+    named = SideEvidence(side, (lateral - medial) / _COMPARTMENT_DISTANCE_MM)
     if named.side and shape.score * named.score < 0 and abs(shape.score) >= LEAST_SCORE:
         by_place = f"{named.side} by the places of medial and lateral tibial cartilage (score {named.score:+.2f})"
         by_shape = f"{_SIDES[shape.score < 0]} by the shape of bones and cartilages ({_scored(shape)})"
         advice = "exchange the two labels, or correct the mask's axes, or leave this knee out"
         raise UserError(f"the side of this knee is {by_place} and {by_shape}; expected one side from both; {advice}")
     return named
-
-
-def _side_from_shape(
-    sampled: NDArray, axes: Sequence[NDArray], names: Mapping[str, int], distance_mm: NDArray
-) -> SideEvidence:
-    # Half the difference to the mirror image: mirroring the labels then negates the score to the last bit.
-    seen, mirrored = (_bones(s, axes, names, distance_mm) for s in (sampled, sampled[:, :, ::-1]))
-    if seen is None or mirrored is None:
-        return SideEvidence(None, 0.0)
-    pairs = zip(seen, mirrored, strict=True)
-    return _weigh(*({name: (bone[name] - other[name]) / 2 for name in bone if name in other} for bone, other in pairs))
 
 
 def agreed_side(description: str | None, table: str | None, anatomy: SideEvidence) -> str | None:
@@ -171,13 +171,6 @@ def _bones(
         if not found and min(len(bone), len(cartilage)) >= asymmetries.LEAST_POINTS:
             return None
     return femoral, tibial
-
-
-def _side_from_compartments(medial: NDArray[np.float64], lateral: NDArray[np.float64]) -> SideEvidence:
-    """Lateral lies to the patient's right of medial in a right knee. Points (N, 3) in mm; score 1 = 42 mm apart."""
-    distance = float(np.median(lateral[:, 2]) - np.median(medial[:, 2]))
-    clear = abs(distance) >= _LEAST_COMPARTMENT_DISTANCE_MM
-    return SideEvidence(_SIDES[distance < 0] if clear else None, distance / _COMPARTMENT_DISTANCE_MM)
 
 
 def _looks_like_a_knee(femur: NDArray, tibia: NDArray, distance_mm: NDArray) -> bool:

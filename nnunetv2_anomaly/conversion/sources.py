@@ -189,7 +189,7 @@ def subject_of(file: Path) -> str | None:
 
 
 def visit_of(file: Path) -> str | None:
-    """Month of the visit ("00m", "12m", ...) in a file's name, also as OAI's code (V00, V01, ...); else None."""
+    """``visit_named`` of an image file's name."""
     return visit_named(image_stem(file))
 
 
@@ -233,11 +233,7 @@ def find_series_paths_file(folders: Iterable[Path]) -> Path | None:
 
 
 def read_lines(file: Path, expected: str) -> list[str]:
-    """Lines of a text file in UTF-8, with or without a byte order mark.
-
-    Args: expected: what the file should be, for the sentence.
-    Raises: UserError if it is missing, or in another encoding.
-    """
+    """Lines of a text file in UTF-8. Raises: UserError with what is ``expected`` if it is missing, or no such text."""
     try:
         return file.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:

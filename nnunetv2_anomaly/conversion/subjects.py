@@ -115,7 +115,7 @@ def read_subjects(file: Path) -> SubjectTable:
     heading, rows = read_table(file)
     names = [plain(name) for name in heading]
     subject_column = next((names.index(name) for name in SUBJECT_COLUMNS if name in names), None)
-    meanings = [(number, *meaning_of(name), is_before_baseline(name)) for number, name in enumerate(heading)]
+    meanings = ((number, *meaning_of(name), is_before_baseline(name)) for number, name in enumerate(heading))
     columns = [meaning for meaning in meanings if meaning[1] in _COLUMNS.values()]
     if subject_column is None or not rows:
         fault = f"has no column SubjectID, or no line; its {len(heading)} columns are {listed(heading) or 'none'}"

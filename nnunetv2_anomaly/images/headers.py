@@ -66,10 +66,7 @@ def header_fault(path: Path) -> str | None:
 
 
 def shear_mm(image: sitk.Image | sitk.ImageFileReader) -> float:
-    """How far the corner of an image lies from where it were if the axes stood at right angles, in mm.
-
-    Distances in the image are measured along its axes, as if they did.
-    """
+    """How far the corner of an image lies from where it were if the axes stood at right angles, in mm."""
     axes = image.GetDimension()
     direction = np.reshape(image.GetDirection(), (axes, axes))
     left, _, right = np.linalg.svd(direction)

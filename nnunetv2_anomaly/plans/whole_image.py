@@ -23,7 +23,7 @@ from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
-from nnunetv2_anomaly.plans.settings import check_configuration, is_list, is_positive, is_whole
+from nnunetv2_anomaly.plans.settings import check_configuration
 from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS
 
 WHOLE_SLICE_PLANS = "nnUNetWholeSlicePlans"
@@ -89,9 +89,10 @@ def plan_whole_image(
     source, fingerprint, dataset_json = _read_planned(folder, dataset, source_plans)
     try:
         plans = whole_image_plans(source, fingerprint, plans_name, configuration, size)
-    except (KeyError, TypeError, AttributeError) as error:
-        fault = f"{folder / source_plans}.json is not as nnU-Net writes plans ({type(error).__name__}: {error})"
-        raise UserError(f"{fault}; run nnUNetv2_plan_and_preprocess -d {dataset} again") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        fault = f"{source_plans}.json or dataset_fingerprint.json in {folder} is not as nnU-Net writes it"
+        advice = f"run nnUNetv2_plan_and_preprocess -d {dataset} again"
+        raise UserError(f"{fault} ({type(error).__name__}: {error}); {advice}") from error
     ((name, planned),) = plans["configurations"].items()
     file = folder / f"{plans_name}.json"
     present = read_json(file) if file.is_file() else None
@@ -172,19 +173,11 @@ def largest_image(
     Args: fingerprint: its shapes (voxels) and spacings (mm) are in the reader's axis order. spacing_mm: of the
         configuration, transposed; with two axes the slices' own axis, the first, is left out.
     Returns: voxels, in the configuration's axis order.
-    Raises: UserError if the fingerprint does not hold a size and a spacing of each case.
     """
-    if sorted(transpose_forward) != [0, 1, 2]:
-        raise UserError(f"'transpose_forward' in plans.json is {transpose_forward!r}; expected 0, 1, 2 in some order")
-    shapes, spacings = fingerprint.get("shapes_after_crop", ()), fingerprint.get("spacings", ())
-    known = shapes and is_list(is_list(is_whole(1), 3))(shapes)
-    if not known or not is_list(is_list(is_positive, 3), len(shapes))(spacings):
-        fault = "dataset_fingerprint.json does not hold the image size and spacing of each case, three numbers above 0"
-        raise UserError(f"{fault}; run nnUNetv2_extract_fingerprint again")
     axes = list(transpose_forward)[-len(spacing_mm) :]
     resampled = [
         compute_new_shape([shape[axis] for axis in axes], [spacing[axis] for axis in axes], list(spacing_mm))
-        for shape, spacing in zip(shapes, spacings, strict=True)
+        for shape, spacing in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
     ]
     return tuple(int(max(voxels)) for voxels in zip(*resampled, strict=True))
 
@@ -204,11 +197,11 @@ def planned_for(
     Raises: UserError if the architecture has no strides, kernel sizes and feature maps per stage.
     """
     keywords = dict(architecture["arch_kwargs"])
-    features = keywords.get("features_per_stage")
-    if not keywords.get("strides") or "kernel_sizes" not in keywords or not isinstance(features, (list, tuple)):
+    if not {"strides", "kernel_sizes", "features_per_stage"} <= keywords.keys():
         fault = f"the network {architecture['network_class_name']} of these plans has no strides, kernel_sizes and"
         advice = "start from plans of nnU-Net's own planners with -p"
         raise UserError(f"{fault} features_per_stage to plan again; {advice}")
+    features = keywords["features_per_stage"]
     limits = MIN_BOTTLENECK_EDGE, 999999
     _, strides, kernel_sizes, patch_size, _ = get_pool_and_conv_props(list(spacing_mm), list(size), *limits)
     stages_before, stages = len(features), len(strides)
@@ -227,12 +220,10 @@ def planned_for(
     return [int(voxels) for voxels in patch_size], {**architecture, "arch_kwargs": keywords}
 
 
-def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any], ...]:
     known = sorted(file.stem for file in folder.glob("*.json") if file.stem not in _NO_PLANS)
     if plans not in known:
         there = f"has the plans {', '.join(known)}" if known else "has no plans"
         advice = f"run nnUNetv2_plan_and_preprocess -d {dataset} first, or name other plans with -p"
         raise UserError(f"{folder} {there}; expected {plans}, so {advice}")
-    names = (plans, "dataset_fingerprint", "dataset")
-    plans_json, fingerprint, dataset_json = (read_json(folder / f"{name}.json") for name in names)
-    return plans_json, fingerprint, dataset_json
+    return tuple(read_json(folder / f"{name}.json") for name in (plans, "dataset_fingerprint", "dataset"))

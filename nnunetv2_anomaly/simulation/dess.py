@@ -35,11 +35,11 @@ _MARGIN_MM = 4.0
 #: signal that red marrow adds in the metaphysis and shaft, range of the draw per bone, unitless
 RED_MARROW = (0.03, 0.08)
 
-#: half-axes of a stress lesion, range of the draw in mm; the patella is smaller
+#: half-axes of a stress lesion, range of the draw in mm
 _STRESS_RADII_MM = {1: (12.0, 20.0), 3: (12.0, 20.0), 5: (6.0, 9.0)}
 _TO_CARTILAGE = float(np.mean(list(CARTILAGE_SIGNAL.values()))) - MARROW
-#: kind of stress lesions -> signal that they add to what is there, range of the draw: the usual one; 0.6 to 1 of the
-#: way from marrow to cartilage; and as far towards the cortex
+#: kind of stress lesions -> signal that they add, range of the draw: the usual one, 0.6 to 1 of the way from marrow to
+#: cartilage, and as far towards the cortex
 STRESS: dict[str, tuple[float, float]] = {
     "large": LESION_CONTRAST,
     "bright": (0.6 * _TO_CARTILAGE, _TO_CARTILAGE),
@@ -144,7 +144,7 @@ def _metaphysis_share(labels: NDArray[np.uint8], spacing: Sequence[float]) -> ND
     share = np.zeros(labels.shape, np.float32)
     z = np.arange(labels.shape[0], dtype=np.float32)
     for bone, lesion, upwards in ((1, 7, True), (3, 8, False)):
-        mask = (labels == bone) | (labels == lesion)
+        mask = np.isin(labels, (bone, lesion))
         slices = np.flatnonzero(mask.any(axis=(1, 2)))
         if slices.size:
             from_joint_mm = ((z - slices[0]) if upwards else (slices[-1] - z)) * spacing[0]
@@ -195,8 +195,7 @@ def _draw_vessels(marrow: NDArray, bone: NDArray, spacing: Sequence[float], rng:
                 break
             box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
             along = zip(box, bone.shape, step, position, width, strict=True)
-            z, y, x = (((np.arange(b.start, min(b.stop, n)) * s - p) / w) ** 2 for b, n, s, p, w in along)
-            squared = z[:, None, None] + y[None, :, None] + x[None, None, :]
+            squared = sum(np.ix_(*(((np.arange(b.start, min(b.stop, n)) * s - p) / w) ** 2 for b, n, s, p, w in along)))
             tube = np.float32(MARROW + contrast) * np.exp(-0.5 * squared)
             np.maximum(marrow[box], tube, out=marrow[box])
 

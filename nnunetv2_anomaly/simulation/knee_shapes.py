@@ -156,7 +156,7 @@ class KneeShapes:
 
         Args: z, y, x: positions in mm of a regular grid with the given spacing; the arrays returned are (Z, Y, X).
         """
-        u, v, w = self._knee_coordinates(z[:, None, None], y[None, :, None], x[None, None, :])
+        u, v, w = self._knee_coordinates(*np.ix_(z, y, x))
         distances, local = self._bones(u, v, w)
         normals = {}
         for bone in BONES:

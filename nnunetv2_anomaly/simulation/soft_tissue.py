@@ -93,7 +93,7 @@ def mix(image: NDArray, level: NDArray | float, share: NDArray) -> NDArray:
 
 def soft_tissue(layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
     """Everything round bones and cartilages, on the layout's grid: skin, fat, muscle, tendons, menisci, fluid, air."""
-    z, y, x = (g.reshape([-1 if a == axis else 1 for a in range(3)]) for axis, g in enumerate(layout.grid))
+    z, y, x = np.ix_(*layout.grid)
     depth = -_skin(layout, rng)
     muscle = MUSCLE * (1.0 + 0.08 * layout.noise(rng, (14.0, 5.0, 5.0)))
     # Thin sheets of fat between muscles are where a smooth field changes its sign.
