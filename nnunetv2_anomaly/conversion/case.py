@@ -204,15 +204,12 @@ def _convert(job: CaseJob) -> dict[str, str]:
 
 def _check_voxels(labels: NDArray, image: sitk.Image, case: Case, chosen: CaseImage, options: Options) -> None:
     voxels = sitk.GetArrayViewFromImage(image)
-    fault = None
     if not labels.any():
-        fault = f"{case.label_file} is empty, background in all of its voxels; get the segmentation again"
-    elif options.reference and not chosen.source.path.name.endswith(".nii.gz"):
-        fault = f"{chosen.source.relative} is no .nii.gz file; --reference can refer to such images only"
-    elif not np.issubdtype(voxels.dtype, np.integer) and not np.isfinite(voxels).all():
-        fault = f"{chosen.source.path} holds infinite voxels or NaN; get or convert the image again"
-    if fault is not None:
-        raise UserError(fault)
+        raise UserError(f"{case.label_file} is empty, background in all of its voxels; get the segmentation again")
+    if options.reference and not chosen.source.path.name.endswith(".nii.gz"):
+        raise UserError(f"{chosen.source.relative} is no .nii.gz file; --reference can refer to such images only")
+    if not np.issubdtype(voxels.dtype, np.integer) and not np.isfinite(voxels).all():
+        raise UserError(f"{chosen.source.path} holds infinite voxels or NaN; get or convert the image again")
 
 
 def _checked_mapping(

@@ -50,16 +50,14 @@ class CaseImage:
 
 def only_image(case: Case) -> CaseImage:
     """The one image of a mask without pose. Raises: UserError if there are several, or the series is no DESS."""
-    chosen = _header(case.images[0])
-    fault = None
     if len(case.images) != 1:
         found = listed([source.relative for source in case.images])
-        fault = f"{len(case.images)} images may belong to it ({found}); expected one; leave only that in the folder"
-    elif chosen.series is not None and "DESS" not in chosen.description.upper():
+        fault = f"{len(case.images)} images may belong to it ({found})"
+        raise UserError(f"{fault}; expected one; leave only that in the folder")
+    chosen = _header(case.images[0])
+    if chosen.series is not None and "DESS" not in chosen.description.upper():
         called = f"the series {chosen.source.relative} is called {public_words(chosen.description)!r}"
-        fault = f"{called}; expected one such as SAG_3D_DESS_RIGHT; check the list of series"
-    if fault is not None:
-        raise UserError(fault)
+        raise UserError(f"{called}; expected one such as SAG_3D_DESS_RIGHT; check the list of series")
     return chosen
 
 

@@ -228,20 +228,17 @@ def _check_one_volume(folder: Path, slices: list[_Slice]) -> None:
     for slice_ in slices:
         series.setdefault(slice_.series_uid, []).append(slice_)
     first = slices[0]
-    fault = None
     if len(series) > 1:
-        found = (
-            f"{s[0].description or 'one'} in {counted(len(s), 'file')} such as {s[0].file.name}"
-            for s in series.values()
-        )
-        fault = f" holds {len(series)} DICOM series ({', '.join(found)}); expected one series per folder; sort them"
-    elif len(slices) == 1:
-        fault = f" holds one slice ({first.file.name}); expected all slices of a series; get the folder again"
-    elif differing := [other for other in slices[1:] if _difference(first, other)]:
-        names = f"{first.file.name} and {differing[0].file.name}"
-        fault = f": {names} differ in {_difference(first, differing[0])}; expected one volume; sort the files"
-    if fault is not None:
-        raise UserError(f"{folder}{fault}")
+        kinds = ((of[0].description or "one", len(of), of[0].file.name) for of in series.values())
+        found = ", ".join(f"{kind} in {counted(number, 'file')} such as {name}" for kind, number, name in kinds)
+        raise UserError(f"{folder} holds {len(series)} DICOM series ({found}); expected one per folder; sort them")
+    if len(slices) == 1:
+        fault = f"holds one slice ({first.file.name}); expected all slices of a series"
+        raise UserError(f"{folder} {fault}; get the folder again")
+    for other in slices[1:]:
+        if difference := _difference(first, other):
+            fault = f"{first.file.name} and {other.file.name} differ in {difference}"
+            raise UserError(f"{folder}: {fault}; expected one volume; sort the files")
 
 
 def _difference(first: _Slice, other: _Slice) -> str | None:

@@ -158,20 +158,17 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it")
-    files: list[Path] = []
-    folders_named: list[Path] = []  # like an image: some programs unpack one into such a folder
+    entries: list[Path] = []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
         # A link may lead back to where the walk came from.
         folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen)
-        folders_named += [Path(place, name) for name in folders if name.lower().endswith(FILE_ENDINGS)]
         seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
-        files += [
-            Path(place, name)
-            for name in names
-            if name.lower().endswith(FILE_ENDINGS) and not (name.startswith(".") or is_half_written(name))
-        ]
-    return only_files([*files, *(named for named in folders_named if not any(named in file.parents for file in files))])
+        images = [name for name in (*folders, *names) if name.lower().endswith(FILE_ENDINGS)]
+        entries += [Path(place, name) for name in images if not (name.startswith(".") or is_half_written(name))]
+    # Some programs unpack an image into a folder that is named like one.
+    parents = {parent for entry in entries for parent in entry.parents}
+    return only_files(entry for entry in entries if entry not in parents)
 
 
 def label_files(folder: Path) -> list[Path]:

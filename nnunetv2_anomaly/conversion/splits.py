@@ -27,25 +27,20 @@ def read_test_sets(file: Path) -> list[list[str]]:
     """
     sets: list[list[str]] = []
     home: dict[str, int] = {}
-    fault = None
     expected = "test sets: a line 'Test set 1:', then one subject per line"
     for number, line in enumerate(read_lines(file, expected), start=1):
-        text = line.strip().rstrip(",;").strip()
+        text, place = line.strip().rstrip(",;").strip(), f"{file}, line {number}"
         if re.fullmatch(r"test set \d+\s*:?", text, re.IGNORECASE):
             sets.append([])
         elif text and (not sets or not re.fullmatch(r"[A-Za-z0-9_-]+", text)):
-            fault = f", line {number}: {text!r}; expected 'Test set N:' or one subject per line"
+            raise UserError(f"{place}: {text!r}; expected 'Test set N:' or one subject per line")
         elif text in home:
-            fault = f", line {number}: subject {text} is in test sets {home[text]} and {len(sets)}; expected once"
+            raise UserError(f"{place}: subject {text} is in test sets {home[text]} and {len(sets)}; expected once")
         elif text:
             home[text] = len(sets)
             sets[-1].append(text)
-        if fault is not None:
-            break
-    if fault is None and not (sets and all(sets)):
-        fault = f" holds {len(sets)} test sets, some of them empty; expected subjects in each"
-    if fault is not None:
-        raise UserError(f"{file}{fault}")
+    if not (sets and all(sets)):
+        raise UserError(f"{file} holds {len(sets)} test sets, some of them empty; expected subjects in each")
     return sets
 
 

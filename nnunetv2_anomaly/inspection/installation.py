@@ -66,7 +66,7 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "ok", f"python {platform.python_version()} on {platform.platform()}")
     folder, installed = Path(package_file).parent, _installed("nnunetv2-anomaly")
     kind = "editable" if _editable_source("nnunetv2-anomaly") else "wheel"
-    text = f"nnunetv2-anomaly {__version__} runs from {folder}, and {installed} ({kind} install) is installed"
+    text = f"nnunetv2-anomaly {__version__} in {folder}, installed is {installed} ({kind} install)"
     remedy = f"pip install -e {shlex.quote(str(folder.parent))}"
     yield warning_if(installed != __version__, "versions", text, remedy)
     required = _requirements()

@@ -136,7 +136,7 @@ class PhantomParameters:
 
 
 def draw_blob_shape(rng: np.random.Generator) -> BlobShape:
-    """Draw the shape of a bone marrow lesion, mean radius 2.5 to 9 mm; one time in four it is a smaller, rounder cyst."""
+    """Draw the shape of a bone marrow lesion, mean radius 2.5 to 9 mm, or in one of four of a smaller, rounder cyst."""
     if rng.random() < 0.25:
         radius, elongation, ripple = float(np.clip(rng.lognormal(np.log(3.0), 0.25), 2.0, 5.0)), 0.1, 0.1
     else:
