@@ -83,19 +83,16 @@ def run(args: argparse.Namespace) -> int:
         check_plotly()
     quantities = tuple(name for name in args.quantities if name != "thickness" or thickness)
     conventions = Conventions(depth_mm=args.depth_mm)
-    table = measure_folder(
-        args.i,
-        args.o,
-        dataset,
-        Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions),
-        manifest=read_manifest(args.manifest) if args.manifest else {},
-        num_processes=chosen_processes(args.np),
-        extras=extras,
-        standards=_standards(args),
-        visits=_visits(args),
-        arguments={name: value for name, value in vars(args).items() if name != "run"},
-        part=part_of(args),
-    )
+    options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions)
+    given = {"manifest": read_manifest(args.manifest) if args.manifest else {}, "standards": _standards(args)}
+    given |= {
+        "extras": extras,
+        "visits": _visits(args),
+        "part": part_of(args),
+        "num_processes": chosen_processes(args.np),
+    }
+    arguments = {name: value for name, value in vars(args).items() if name != "run"}
+    table = measure_folder(args.i, args.o, dataset, options, arguments=arguments, **given)
     flagged = table[table["value"].isna() & (table["structure"] != KNEE)]["case"].nunique()
     of_all = f"{counted(table['case'].nunique(), 'case')} measured, {flagged} with values that could not be taken"
     shown = args.o / ("measurements.csv" if args.no_reports else "report.html")

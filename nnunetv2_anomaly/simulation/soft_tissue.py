@@ -47,9 +47,12 @@ def gaussian_noise(
 class Layout:
     """The label map on a grid of 1.3 mm or coarser, with the distances from which soft tissue is laid out."""
 
-    def __init__(self, labels: NDArray[np.uint8], spacing: Sequence[float], grid: Sequence[NDArray]) -> None:
+    def __init__(self, labels: NDArray[np.uint8], spacing: Sequence[float]) -> None:
+        #: distance and positions of the image's own voxels along each axis, mm
+        self.image_spacing = spacing
+        self.image_grid = [(np.arange(n) + 0.5) * s for n, s in zip(labels.shape, spacing, strict=True)]
         self.grid, indices = [], []
-        for n, s, positions in zip(labels.shape, spacing, grid, strict=True):
+        for n, s, positions in zip(labels.shape, spacing, self.image_grid, strict=True):
             # At least two positions, so that one can interpolate even a single slice.
             count = max(2, min(n, int(np.ceil(n * s / _LAYOUT_SPACING_MM))))
             self.grid.append(np.linspace(positions[0], max(positions[-1], positions[0] + s), count))
@@ -69,9 +72,9 @@ class Layout:
         scale = (scale_mm,) * 3 if isinstance(scale_mm, (int, float)) else scale_mm
         return gaussian_noise(rng, self.labels.shape, self.spacing, scale)
 
-    def sample_noise(self, rng: np.random.Generator, scale_mm: float, grid: Sequence[NDArray]) -> NDArray[np.float32]:
+    def sample_noise(self, rng: np.random.Generator, scale_mm: float) -> NDArray[np.float32]:
         """Random field on this grid, seen on the image's grid."""
-        return resample_linear(self.noise(rng, scale_mm), self.grid, grid)
+        return resample_linear(self.noise(rng, scale_mm), self.grid, self.image_grid)
 
     def box(self, *wanted: int) -> Extent | None:
         """Extent in mm of the labels wanted along z, y, x; None where there are none."""
