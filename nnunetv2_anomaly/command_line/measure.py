@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_anomaly.parts import add_part_arguments, part_of
 
@@ -84,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
     quantities = tuple(name for name in args.quantities if name != "thickness" or thickness)
     conventions = Conventions(depth_mm=args.depth_mm)
     options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions)
-    given = {"manifest": read_manifest(args.manifest) if args.manifest else {}, "standards": _standards(args)}
+    given: dict[str, Any] = {
+        "manifest": read_manifest(args.manifest) if args.manifest else {},
+        "standards": _standards(args),
+    }
     given |= {
         "extras": extras,
         "visits": _visits(args),

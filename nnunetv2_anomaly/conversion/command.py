@@ -30,8 +30,8 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
     Raises: UserError for options that contradict each other, and as ``convert_cases``.
     """
     if args.num_processes < 1 or args.seed < 0:
-        given = f"-np is {args.num_processes} and --seed {args.seed}"
-        raise UserError(f"{given}; expected at least 1 process, seed 0 or more")
+        wrong = f"-np is {args.num_processes} and --seed {args.seed}"
+        raise UserError(f"{wrong}; expected at least 1 process, seed 0 or more")
     if args.reference and args.mirror_left:
         raise UserError(
             "--reference leaves the images as they are, and --mirror_left mirrors them; give one of the two"

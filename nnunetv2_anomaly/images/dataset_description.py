@@ -68,7 +68,8 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
     Raises: UserError if the file is missing, or is no dataset.json.
     """
     content = read_json(file)
-    given, file_ending = content.get("labels"), content.get("file_ending")
+    given: Any = content.get("labels")
+    file_ending: Any = content.get("file_ending")
     reader_of_json = content.get("overwrite_image_reader_writer")
     labels = {}
     if isinstance(given, dict):

@@ -190,17 +190,16 @@ def _unpacked(path: Path) -> bytes | None:
     if name.endswith(".nii.gz"):
         return gzip.decompress(path.read_bytes())
     if name.endswith(".nrrd"):
-        header, *voxels = re.split(rb"\r?\n\r?\n", path.read_bytes(), maxsplit=1)
-        return gzip.decompress(voxels[0]) if voxels and re.search(rb"^encoding: *gz", header, re.MULTILINE) else None
+        header, *rest = re.split(rb"\r?\n\r?\n", path.read_bytes(), maxsplit=1)
+        return gzip.decompress(rest[0]) if rest and re.search(rb"^encoding: *gz", header, re.MULTILINE) else None
     if name.endswith((".mha", ".mhd")):
         content = path.read_bytes()
         place = re.search(rb"^ElementDataFile *= *(.*\S)[ \t\r]*(?:\n|$)", content, re.MULTILINE)
         if place and re.search(rb"^CompressedData *= *[Tt1]", content[: place.start()], re.MULTILINE):
+            if place[1].lower() == b"local":
+                return zlib.decompress(content[place.end() :])
             beside = path.parent / place[1].decode(errors="replace")  # or a list or pattern of files, one a slice
-            voxels = (
-                content[place.end() :] if place[1].lower() == b"local" else beside.is_file() and beside.read_bytes()
-            )
-            return zlib.decompress(voxels) if voxels else None
+            return zlib.decompress(beside.read_bytes()) if beside.is_file() else None
     return None
 
 

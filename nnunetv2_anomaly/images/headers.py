@@ -55,7 +55,7 @@ def header_fault(path: Path) -> str | None:
     if not all(np.isfinite(pose).all() for pose in poses):
         return "has a pose with infinite numbers or NaN; expected finite ones"
     size = (*image.shape[:3], 1, 1)[:3]
-    if len(poses) == 2 and (apart := apart_mm(*poses, size)) > TOLERANCE_MM:
+    if len(poses) == 2 and (apart := apart_mm(poses[0], poses[1], size)) > TOLERANCE_MM:
         return f"has two poses, qform and sform, that lie {apart:.2f} mm apart; expected one"
     for pose in poses:  # ITK takes the header's spacing, nibabel that of the pose
         own = np.linalg.norm(pose[:3, :axes], axis=0)
