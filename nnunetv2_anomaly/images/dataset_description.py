@@ -71,30 +71,24 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
     given: Any = content.get("labels")
     file_ending: Any = content.get("file_ending")
     reader_of_json = content.get("overwrite_image_reader_writer")
-    labels = {}
-    if isinstance(given, dict):
-        labels = {name: tuple(values if isinstance(values, list) else [values]) for name, values in given.items()}
-    whole = "a whole number from 0 to 65535, or several"
-    for what, value, sound, expected in (
-        ("labels are", given, isinstance(given, dict), "each label's name and value"),
-        *(
-            (f"label {name} is", given[name], values and all(map(_is_label, values)), whole)
-            for name, values in labels.items()
-        ),
-        ("label ignore is", labels.get("ignore"), len(labels.get("ignore", "1")) == 1, "one value"),
-        (
-            "file_ending is",
-            file_ending,
-            isinstance(file_ending, str) and file_ending.startswith("."),
-            "one such as .nii.gz",
-        ),
-        ("overwrite_image_reader_writer is", reader_of_json, isinstance(reader_of_json, str | None), "a reader's name"),
-    ):
+
+    def expect(sound: object, what: str, value: object, expected: str) -> None:
         if not sound:
-            raise UserError(
-                f"{file}: {what} {json.dumps(value)}; expected {expected}, as nnU-Net's dataset.json has it"
-            )
-    (ignore,) = labels.pop("ignore", (None,))
+            told = f"{what} {json.dumps(value)}; expected {expected}"
+            raise UserError(f"{file}: {told}, as nnU-Net's dataset.json has it")
+
+    expect(isinstance(given, dict), "labels are", given, "each label's name and value")
+    labels = {name: tuple(values if isinstance(values, list) else [values]) for name, values in given.items()}
+    whole = "a whole number from 0 to 65535, or several"
+    for name, values in labels.items():
+        expect(values and all(map(_is_label, values)), f"label {name} is", given[name], whole)
+    ignore, *more = labels.pop("ignore", (None,))
+    expect(not more, "label ignore is", [ignore, *more], "one value")
+    ending = isinstance(file_ending, str) and file_ending.startswith(".")
+    expect(ending, "file_ending is", file_ending, "one such as .nii.gz")
+    expect(
+        isinstance(reader_of_json, str | None), "overwrite_image_reader_writer is", reader_of_json, "a reader's name"
+    )
     labels = {name: values for name, values in labels.items() if set(values) != {0}}
     if not labels:
         raise UserError(f"{file} has no label but background; expected at least one")
