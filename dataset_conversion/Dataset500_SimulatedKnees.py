@@ -51,18 +51,12 @@ def convert(
 ) -> dict[str, list[str]]:
     """Write a simulated folder as a raw data set of nnU-Net, whole or not at all; one that is there whole is kept.
 
-    Killed at any moment, it resumes: what it had begun is deleted, as that has a name of this package's own.
-
     Args:
         source: output folder of ``nnunetv2_anomaly.simulation.simulate.simulate_folder``.
         dataset_dir: DatasetXXX_Name to write; missing, empty, or made from the same with the same arguments.
-        num_test: number of test cases, None for a fifth. At least half of them hold lesions where there are enough;
-            all visits and knees of one OAI subject stay on one side, so that fewer may be taken where they do not fit.
-        seed: of the choice of test cases.
+        num_test, seed: of ``choose_test_cases``; None for a fifth.
         keep_lesion_labels: labels 0 to 9; otherwise 0 to 6, lesions count as bone (the OAI ZIB's labels).
-
     Returns: {"training": case names, "test": case names}, both sorted.
-
     Raises: UserError if the source is no finished simulation, num_test leaves no training case, or dataset_dir holds
         something else, or cannot be written to.
     """
@@ -119,9 +113,8 @@ def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from
 
 
 def write_split(dataset_dir: Path, num_validation: int, preprocessed: Path | None = None) -> Path:
-    """splits_final.json of a data set with one fold: its first cases validate.
+    """splits_final.json of a data set with one fold: its first cases validate. Args: preprocessed: folder for it.
 
-    Args: preprocessed: its preprocessed folder; None: that in $nnUNet_preprocessed.
     Returns: the file. Raises: UserError if no case is left for training, or the file cannot be written.
     """
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset_dir / "labelsTr").glob("*.nii.gz"))
@@ -153,16 +146,16 @@ def _made_from(dataset_dir: Path) -> Any:
 
 
 def choose_test_cases(lesion_mm3: dict[str, float], num_test: int, seed: int) -> list[str]:
-    """Draw test cases, by subject; half of them (rounded up) with lesions, as long as there are such.
+    """Draw at most ``num_test`` test cases; half of them (rounded up) with lesions, as long as there are such.
 
-    Args: lesion_mm3: case name -> volume of its lesions in mm3. num_test: how many at most. seed: of the draw.
-    Returns: sorted case names; fewer than num_test where all cases of the next subjects would be too many.
+    All cases of a subject stay together, so that fewer may be taken.
+
+    Args: lesion_mm3: case name -> volume of its lesions in mm3. Returns: sorted case names.
     """
     subjects: dict[str, list[str]] = {}
     for case in sorted(lesion_mm3):
         subjects.setdefault(subject_of(case), []).append(case)
-    names = list(subjects)
-    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
+    order = np.random.default_rng(seed).permutation(list(subjects)).tolist()
     with_lesions = [name for name in order if any(lesion_mm3[case] > 0 for case in subjects[name])]
     chosen: list[str] = []
     for name in with_lesions:

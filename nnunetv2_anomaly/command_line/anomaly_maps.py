@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_anomaly.parts import add_part_arguments, part_of
 
@@ -21,10 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     default = "default: AnomalyAwareTrainer, else the first detector that is trained"
     add("-tr", metavar="TRAINER", help=f"trainer of a detector, or of a model that holds one ({default})")
-    bones = (
-        "keep to the bones of these segmentations, or of what a model folder of nnU-Net predicts; BoneContrastTrainer"
-    )
-    add("--bones", type=Path, metavar="FOLDER", help=f"{bones} takes its contrast in them, and needs no training then")
+    bones = "keep to the bones of these segmentations, or of what a model folder of nnU-Net predicts; "
+    bones += "BoneContrastTrainer takes its contrast in them, and needs no training then"
+    add("--bones", type=Path, metavar="FOLDER", help=bones)
     labels = "labels of the images, to measure the maps with in place of predicting: writes summary.json; needs "
     add("--references", type=Path, metavar="FOLDER", help=f"{labels}--anomalies, and a single fold")
     truth = "true lesions of the images by the labels 7 to 9, such as anomaliesTs of simulated knees"
@@ -47,26 +47,28 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_part_arguments(parser, "each writes its own cases")
 
 
+def named_model(arguments: argparse.Namespace, trainer: str | None) -> dict[str, Any]:
+    """Which model of a trainer the options of ``add_model_arguments`` name, as the library's functions take it."""
+    chosen = {"configuration": arguments.c, "plans": arguments.p, "folds": arguments.f, "checkpoint": arguments.chk}
+    return {"trainer": trainer, **chosen}
+
+
+def how_to_predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Which cases are predicted."""
+    return {"continue_prediction": arguments.continue_prediction, "part": part_of(arguments)}
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Find the model, write the maps."""
     from nnunetv2_anomaly.device import chosen_device
     from nnunetv2_anomaly.prediction.anomaly_maps import find_detector, predict_anomaly_maps
 
-    device = chosen_device(arguments.device)
-    named = {"configuration": arguments.c, "plans": arguments.p, "trainer": arguments.tr, "folds": arguments.f}
-    named |= {"checkpoint": arguments.chk}
-    part = part_of(arguments)
+    device, how = chosen_device(arguments.device), how_to_predict(arguments)
     if arguments.references is not None or arguments.anomalies is not None:
         return _measure(arguments)
-    detector = find_detector(arguments.d, device=device, needs_bones=arguments.bones is None, **named)
-    written = predict_anomaly_maps(
-        arguments.i,
-        arguments.o,
-        detector,
-        bones=arguments.bones,
-        continue_prediction=arguments.continue_prediction,
-        part=part,
-    )
+    model = named_model(arguments, arguments.tr)
+    detector = find_detector(arguments.d, device=device, needs_bones=arguments.bones is None, **model)
+    written = predict_anomaly_maps(arguments.i, arguments.o, detector, bones=arguments.bones, **how)
     print(f"{len(written)} case(s) written to {arguments.o}, with the detector {detector.described}")
     return 0
 
@@ -81,8 +83,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     if None in (arguments.references, arguments.anomalies):
         raise UserError("--references and --anomalies belong together; give both, or neither")
-    named = {"configuration": arguments.c, "plans": arguments.p, "trainer": arguments.tr, "folds": arguments.f}
-    folder, folds = find_model_folder(arguments.d, checkpoint=arguments.chk, **named)
+    folder, folds = find_model_folder(arguments.d, **named_model(arguments, arguments.tr))
     if len(folds) > 1:
         raise UserError(f"{len(folds)} folds are trained or named; expected one to measure, so give it with -f")
     folders = (arguments.i, arguments.references, arguments.anomalies, arguments.o, folder)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunetv2_anomaly.command_line.anomaly_maps import add_model_arguments
-from nnunetv2_anomaly.parts import part_of
+from nnunetv2_anomaly.command_line.anomaly_maps import add_model_arguments, how_to_predict, named_model
 
 HELP = "Bones, cartilages and candidate lesions of new images: a segmentation, and a detector without lesion labels."
 SEGMENTER, DETECTOR = "AnomalyAwareTrainer", "PastedAnomalyTrainer"
@@ -37,23 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
         if number is not None and not 0 <= number < 1e9:
             raise UserError(f"{option} is {number}; expected a number from 0")
     device = chosen_device(arguments.device)
-    named = {"configuration": arguments.c, "plans": arguments.p}
-    of_both = {"checkpoint": arguments.chk, "folds": arguments.f}
-    detector = find_detector(arguments.d, trainer=arguments.detector, device=device, **named, **of_both)
+    detector = find_detector(arguments.d, device=device, **named_model(arguments, arguments.detector))
     segmentation = arguments.bones
     if segmentation is None:
-        folder, folds = find_model_folder(arguments.d, trainer=arguments.tr, **named, **of_both)
+        folder, folds = find_model_folder(arguments.d, **named_model(arguments, arguments.tr))
         segmentation = Segmenter(folder, folds, arguments.chk)
-    written = detect_lesions(
-        arguments.i,
-        arguments.o,
-        detector,
-        segmentation,
-        threshold=arguments.threshold,
-        min_mm3=arguments.min_mm3,
-        continue_prediction=arguments.continue_prediction,
-        part=part_of(arguments),
-    )
+    limits = {"threshold": arguments.threshold, "min_mm3": arguments.min_mm3}
+    written = detect_lesions(arguments.i, arguments.o, detector, segmentation, **limits, **how_to_predict(arguments))
     of = arguments.bones or segmentation.model_folder
     print(f"{len(written)} case(s) written to {arguments.o}; bones of {of}, detector {detector.described}")
     return 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnunetv2_anomaly.command_line.anomaly_maps import add_model_arguments
-from nnunetv2_anomaly.parts import part_of
+from nnunetv2_anomaly.command_line.anomaly_maps import add_model_arguments, how_to_predict, named_model
 
 HELP = "Instances that Mask R-CNN finds in the slices of new images: slice, class, score and box, as JSON."
 TRAINER = "IMaskRCNNTrainer"
@@ -24,17 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2_anomaly.prediction.instances import predict_instances
 
     device = chosen_device(arguments.device)
-    named = {"configuration": arguments.c, "plans": arguments.p, "trainer": arguments.tr, "folds": arguments.f}
-    folder, folds = find_model_folder(arguments.d, checkpoint=arguments.chk, **named)
-    written = predict_instances(
-        arguments.i,
-        arguments.o,
-        folder,
-        folds=list(folds),
-        checkpoint=arguments.chk,
-        device=device,
-        continue_prediction=arguments.continue_prediction,
-        part=part_of(arguments),
-    )
+    folder, folds = find_model_folder(arguments.d, **named_model(arguments, arguments.tr))
+    model = {"folds": list(folds), "checkpoint": arguments.chk, "device": device}
+    written = predict_instances(arguments.i, arguments.o, folder, **model, **how_to_predict(arguments))
     print(f"{len(written)} case(s) written to {arguments.o}, by the model in {folder}")
     return 0

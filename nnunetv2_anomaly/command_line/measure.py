@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_anomaly.parts import add_part_arguments, part_of
 
@@ -83,19 +83,19 @@ def run(args: argparse.Namespace) -> int:
         check_plotly()
     quantities = tuple(name for name in args.quantities if name != "thickness" or thickness)
     conventions = Conventions(depth_mm=args.depth_mm)
-    table = measure_folder(
-        args.i,
-        args.o,
-        dataset,
-        Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions),
-        manifest=read_manifest(args.manifest) if args.manifest else {},
-        num_processes=chosen_processes(args.np),
-        extras=extras,
-        standards=_standards(args),
-        visits=_visits(args),
-        arguments={name: value for name, value in vars(args).items() if name != "run"},
-        part=part_of(args),
-    )
+    options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions)
+    given: dict[str, Any] = {
+        "manifest": read_manifest(args.manifest) if args.manifest else {},
+        "standards": _standards(args),
+    }
+    given |= {
+        "extras": extras,
+        "visits": _visits(args),
+        "part": part_of(args),
+        "num_processes": chosen_processes(args.np),
+    }
+    arguments = {name: value for name, value in vars(args).items() if name != "run"}
+    table = measure_folder(args.i, args.o, dataset, options, arguments=arguments, **given)
     flagged = table[table["value"].isna() & (table["structure"] != KNEE)]["case"].nunique()
     of_all = f"{counted(table['case'].nunique(), 'case')} measured, {flagged} with values that could not be taken"
     shown = args.o / ("measurements.csv" if args.no_reports else "report.html")
@@ -110,12 +110,9 @@ def _standards(args: argparse.Namespace) -> Standards:
     from nnunetv2_anomaly.measurements.standardised import read_reference
     from nnunetv2_anomaly.reporting.user_tables import read_table
 
-    return Standards(
-        None if args.reference is None else read_reference(args.reference),
-        None if args.cohort is None else read_table(args.cohort, set(COLUMNS), "a measurements.csv"),
-        args.reference,
-        args.cohort,
-    )
+    reference = None if args.reference is None else read_reference(args.reference)
+    cohort = None if args.cohort is None else read_table(args.cohort, set(COLUMNS), "a measurements.csv")
+    return Standards(reference, cohort, args.reference, args.cohort)
 
 
 def _visits(args: argparse.Namespace) -> Visits:

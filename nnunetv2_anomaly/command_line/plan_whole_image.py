@@ -31,14 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.size is not None and not 32 <= arguments.size <= 4096:
         raise UserError(f"--size is {arguments.size}; expected voxels from 32 to 4096")
-    planned = plan_whole_image(
-        arguments.d,
-        source_plans=arguments.p,
-        plans_name=arguments.plans_name,
-        configuration=arguments.c,
-        size=arguments.size,
-        overwrite=arguments.overwrite,
-    )
+    options = {name: getattr(arguments, name) for name in ("plans_name", "size", "overwrite")}
+    planned = plan_whole_image(arguments.d, source_plans=arguments.p, configuration=arguments.c, **options)
     plans_manager = PlansManager(planned.plans)
     configuration_manager = plans_manager.get_configuration(planned.configuration)
     print(f"{'Wrote' if planned.written else 'Already there, unchanged:'} {planned.file}")

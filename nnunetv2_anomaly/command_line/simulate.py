@@ -44,41 +44,28 @@ def run(args: argparse.Namespace) -> int:
     """Simulate, and with -d write the data set as well; returns 0."""
     if args.dataset_id is None:
         if args.num_test is not None or args.num_val is not None or args.keep_lesion_labels:
-            raise UserError(
-                "--num_test, --num_val and --keep_lesion_labels shape the nnU-Net data set; give its number with -d"
-            )
+            given = "--num_test, --num_val and --keep_lesion_labels"
+            raise UserError(f"{given} shape the nnU-Net data set; give its number with -d")
         target = None
     else:
-        from nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees import (
-            checked_dataset_dir,
-            convert,
-            write_split,
-        )
+        from nnunetv2_anomaly.dataset_conversion import Dataset500_SimulatedKnees as data_set
 
         # Before the work begins, so that a taken number is reported at once.
-        target = checked_dataset_dir(args.dataset_id, args.name)
+        target = data_set.checked_dataset_dir(args.dataset_id, args.name)
     from nnunetv2_anomaly.simulation.simulate import simulate_folder
 
     roles = label_roles(LABELS)
     lesions = [f"{lesion} in {bone}" for lesion, bone in roles.lesions.items()]
     anatomy = [name for name in ANATOMY if name != "background"]
     print(taken_as({"lesions": lesions, "bones": roles.bones, "anatomy": anatomy}))
-    manifest = simulate_folder(
-        args.output,
-        labels_folder=args.labels,
-        num_phantoms=args.phantoms,
-        size=args.size,
-        spacing_mm=args.spacing,
-        seed=args.seed,
-        extra_lesions=args.extra_lesions,
-        stress=args.stress,
-        num_processes=args.num_processes,
-    )
+    options = {name: getattr(args, name) for name in ("size", "seed", "extra_lesions", "stress", "num_processes")}
+    options |= {"labels_folder": args.labels, "num_phantoms": args.phantoms, "spacing_mm": args.spacing}
+    manifest = simulate_folder(args.output, **options)
     print(f"Wrote {counted(len(manifest['cases']), 'knee')} to {args.output}; overview.png shows some of them.")
     if target is not None:
         shape = {name: getattr(args, name) for name in ("num_test", "seed", "keep_lesion_labels")}
-        summary = convert(args.output, target, **shape)
+        summary = data_set.convert(args.output, target, **shape)
         if args.num_val is not None:
-            write_split(target, args.num_val)
+            data_set.write_split(target, args.num_val)
         print(f"Wrote {target}: {len(summary['training'])} training and {counted(len(summary['test']), 'test case')}.")
     return 0

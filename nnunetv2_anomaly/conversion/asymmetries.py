@@ -31,12 +31,9 @@ def femoral_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64
     The frame: x along the broadest extent of the condyles seen from above, tilted so that both condyles end at one
     height; origin at the lowest point, the hindmost point and the middle of the condyles.
 
-    - trochlea_lateral_mm: mean x of the cartilage on the anterior half. The trochlea lies lateral, its lateral facet
-      is the broader one.
-    - trochlea_higher_mm: mean height of that cartilage on the right, less that on the left. The lateral facet reaches
-      further up.
-    - femoral_shaft_lateral_mm: mean x of the bone 40 to 60 mm up. The shaft stands oblique on the condyles, and the
-      medial condyle overhangs it more.
+    - trochlea_lateral_mm: mean x of the cartilage on the anterior half; the lateral facet is the broader one.
+    - trochlea_higher_mm: mean height of that cartilage on the right, less that on the left.
+    - femoral_shaft_lateral_mm: mean x of the bone 40 to 60 mm up, where the shaft stands oblique on the condyles.
 
     Args: bone, cartilage: (N, 3), (z, y, x) in mm. width_mm: breadth of a voxel (``_beyond``).
     Returns: those that can be measured, positive in a right knee; none where size or sense is not a knee's.
@@ -82,15 +79,12 @@ def tibial_asymmetries(bone: NDArray[np.float64], cartilage: NDArray[np.float64]
     The frame: x along the broadest extent of the plateau seen from above, tilted so that both plateaus end at one
     height; origin at the height of the eminence and in the middle of the plateau.
 
-    - tibial_tuberosity_lateral_mm: mean x of the foremost twentieth of the bone 25 to 45 mm down, less that of all of
-      it.
-    - tibial_plateau_shorter_mm: standard deviation along y of the bone 4 to 16 mm down on the left, less that on the
-      right: the lateral plateau is the shorter one.
-    - tibial_cartilage_rounder: logarithm of the ratio length to breadth (standard deviations along y and x) of the
-      cartilage on the left, less that on the right, unitless: the lateral cartilage is round, the medial one long.
+    - tibial_tuberosity_lateral_mm: mean x of the foremost twentieth of the bone 25 to 45 mm down, less that of all.
+    - tibial_plateau_shorter_mm: standard deviation along y of the bone 4 to 16 mm down, left less right.
+    - tibial_cartilage_rounder: logarithm of the cartilage's length by breadth (standard deviations along y and x),
+      left less right, unitless: the lateral one is round, the medial one long.
 
-    Args: bone, cartilage: (N, 3), (z, y, x) in mm. width_mm: breadth of a voxel (``_beyond``).
-    Returns: those that can be measured, positive in a right knee; none where the size is not a knee's.
+    Args, Returns: as ``femoral_asymmetries``.
     """
     if len(bone) < LEAST_POINTS:
         return {}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.images.label_maps import relabelled
 from nnunetv2_anomaly.labels import BONE_OF_LESION
 
 if TYPE_CHECKING:
@@ -65,22 +66,18 @@ class Borders:
                 found = random.choice(found, _PLACES_PER_PAIR, replace=False)
             drawn.append(found)
         chosen = np.sort(np.concatenate(drawn))
-        places, axes, pairs, below, above = places[:, chosen], axes[chosen], pairs[chosen], below[chosen], above[chosen]
+        places, axes, pairs, below, above = (of[..., chosen] for of in (places, axes, pairs, below, above))
 
-        reach = np.array(voxels(labels.shape, REACH))
-        limits = np.array(labels.shape)
-        looked_at: list[NDArray[np.intp]] = []
-        kinds, sides = [], []
-        index = np.arange(axes.size)
+        reach, limits = np.array(voxels(labels.shape, REACH)), np.array(labels.shape)
+        looked_at, kinds, sides, index = [], [], [], np.arange(axes.size)
         for depth in range(reach.max()):
             lower, upper = places.copy(), places.copy()
             lower[axes, index] -= depth
             upper[axes, index] += 1 + depth
             kept = (depth < reach[axes]) & (lower[axes, index] >= 0) & (upper[axes, index] < limits[axes])
             # Beyond a thin cartilage lies something else: such a place is no longer one on both sides of its border.
-            kept[kept] = (_merged(labels[tuple(lower[:, kept])]) == known[below[kept]]) & (
-                _merged(labels[tuple(upper[:, kept])]) == known[above[kept]]
-            )
+            first, second = (relabelled(labels[tuple(of[:, kept])], BONE_OF_LESION) for of in (lower, upper))
+            kept[kept] = (first == known[below[kept]]) & (second == known[above[kept]])
             looked_at += [lower[:, kept], upper[:, kept]]
             kinds += [pairs[kept]] * 2
             sides += [(below > above)[kept], (below < above)[kept]]
@@ -95,7 +92,7 @@ class Borders:
 
 
 def _faces(labels: NDArray) -> list[NDArray]:
-    """Pairs of neighbours that differ in label: lower position (3, N), axis (N,), labels below and above (N,)."""
+    """Neighbours that differ in label, lesions as bone: lower position (3, N), axis (N,), labels below, above (N,)."""
     # Of a large mask only every so many lines of voxels are searched, along each axis in turn.
     stride = max(1, int(np.ceil(np.sqrt(labels.size / _SEARCHED_VOXELS))))
     found = []
@@ -105,7 +102,7 @@ def _faces(labels: NDArray) -> list[NDArray]:
         )
         view = np.moveaxis(labels[lines], axis, 0)
         where = np.nonzero(view[1:] != view[:-1])
-        below, above = _merged(view[:-1][where]), _merged(view[1:][where])
+        below, above = (relabelled(side[where], BONE_OF_LESION) for side in (view[:-1], view[1:]))
         places = np.empty((3, below.size), np.intp)
         others = [a for a in range(3) if a != axis]
         places[axis] = where[0]
@@ -114,14 +111,6 @@ def _faces(labels: NDArray) -> list[NDArray]:
         kept = below != above
         found.append((places[:, kept], np.full(kept.sum(), axis), below[kept], above[kept]))
     return [np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True)]
-
-
-def _merged(values: NDArray) -> NDArray[np.int64]:
-    """Label values with lesions turned into the bone that holds them."""
-    values = values.astype(np.int64)
-    for lesion, bone in BONE_OF_LESION.items():
-        values[values == lesion] = bone
-    return values
 
 
 class Fit:

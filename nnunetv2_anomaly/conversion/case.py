@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.conversion.case_image import CaseImage, image_on_grid, labels_beside, only_image, public_words
+from nnunetv2_anomaly.conversion.case_image import CaseImage, image_on_grid, only_image, public_words
 from nnunetv2_anomaly.conversion.dicom import series_uid
 from nnunetv2_anomaly.conversion.mapping import IDENTITY, AxisMapping, MappingEvidence, mapping_evidence
 from nnunetv2_anomaly.conversion.release import Case, Options, Release
@@ -170,21 +170,32 @@ def _convert(job: CaseJob) -> dict[str, str]:
     label_counts = count_values(labels)
     if mirrored:
         labels, image = labels[:, :, ::-1], posed(sitk.GetArrayViewFromImage(image)[:, :, ::-1], Grid.of(image))
-    row = dict.fromkeys(COLUMNS, "")
+    row = dict.fromkeys(COLUMNS, "") | _table_cells(case, side)
     row |= {
+        "case": case.name,
+        "subject": case.subject,
+        "visit": case.visit or "",
+        "subset": "test" if case.is_test else "training",
         "side": side or "",
         "side_in_description": said[0] or "",
         "side_in_labels": anatomy.side or "",
         "side_in_labels_score": f"{anatomy.score:.3f}",
         "mirrored": "yes" if mirrored else "no",
+        "image_source": chosen.source.public,
+        "label_source": case.label_relative,
+        "series_description": public_words(chosen.description) if chosen.series else "",
+        "series_uid": chosen.series.series_uid if chosen.series else "",
+        "size": " ".join(str(n) for n in image.GetSize()),
+        "spacing_mm": " ".join(f"{s:.6g}" for s in image.GetSpacing()),
         "mapping": str(mapping),
         "mapping_evidence": f"{evidence.margin:.4f}",
         "mapping_score_bits": f"{evidence.score:.4f}",
         "mapping_runner_up": str(evidence.runner_up),
         "mapping_runner_up_score_bits": f"{evidence.runner_up_score:.4f}",
+        "slices_named_towards": chosen.slices_named_towards(),
+        "label_source_sha256": label_source_sha256(case.label_file),
+        "options": options.described(),
     }
-    row |= _source_cells(case, chosen, image) | _table_cells(case, side)
-    row |= {"label_source_sha256": label_source_sha256(case.label_file), "options": options.described()}
     row |= {f"voxels_{name}": str(label_counts.get(value, 0)) for name, value in release.labels.items()}
     if not options.dry_run:
         _write(job, chosen, image, np.ascontiguousarray(labels), row)
@@ -193,15 +204,12 @@ def _convert(job: CaseJob) -> dict[str, str]:
 
 def _check_voxels(labels: NDArray, image: sitk.Image, case: Case, chosen: CaseImage, options: Options) -> None:
     voxels = sitk.GetArrayViewFromImage(image)
-    fault = None
     if not labels.any():
-        fault = f"{case.label_file} is empty, background in all of its voxels; get the segmentation again"
-    elif options.reference and not chosen.source.path.name.endswith(".nii.gz"):
-        fault = f"{chosen.source.relative} is no .nii.gz file; --reference can refer to such images only"
-    elif not np.issubdtype(voxels.dtype, np.integer) and not np.isfinite(voxels).all():
-        fault = f"{chosen.source.path} holds infinite voxels or NaN; get or convert the image again"
-    if fault is not None:
-        raise UserError(fault)
+        raise UserError(f"{case.label_file} is empty, background in all of its voxels; get the segmentation again")
+    if options.reference and not chosen.source.path.name.endswith(".nii.gz"):
+        raise UserError(f"{chosen.source.relative} is no .nii.gz file; --reference can refer to such images only")
+    if not np.issubdtype(voxels.dtype, np.integer) and not np.isfinite(voxels).all():
+        raise UserError(f"{chosen.source.path} holds infinite voxels or NaN; get or convert the image again")
 
 
 def _checked_mapping(
@@ -209,13 +217,9 @@ def _checked_mapping(
 ) -> tuple[AxisMapping, MappingEvidence]:
     """The mapping that the headers give, or the voxels where there is no pose; and what the voxels say of it.
 
-    Raises: UserError if the voxels contradict the headers, as another knee's under a copied header do, or, without
-        pose, no mapping fits clearly.
+    Raises: UserError if the voxels contradict the headers or, without pose, no mapping fits clearly.
     """
-    try:
-        evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
-    except UserError as error:
-        raise UserError("; ".join(filter(None, (str(error), labels_beside(chosen.source))))) from None
+    evidence = mapping_evidence(sitk.GetArrayViewFromImage(image), labels)
     fault, margin = None, f"(evidence {evidence.margin:.3f})"
     if release.has_pose and evidence.contradicts(IDENTITY):
         fault = f"by their voxels the mask's axes are {evidence.best} {margin}, by header {IDENTITY}; get both again"
@@ -227,28 +231,15 @@ def _checked_mapping(
     return IDENTITY if release.has_pose else evidence.best, evidence
 
 
-def _source_cells(case: Case, chosen: CaseImage, image: sitk.Image) -> dict[str, str]:
-    return {
-        "case": case.name,
-        "subject": case.subject,
-        "visit": case.visit or "",
-        "subset": "test" if case.is_test else "training",
-        "image_source": chosen.source.public,
-        "label_source": case.label_relative,
-        "series_description": public_words(chosen.description) if chosen.series else "",
-        "series_uid": chosen.series.series_uid if chosen.series else "",
-        "size": " ".join(str(n) for n in image.GetSize()),
-        "spacing_mm": " ".join(f"{s:.6g}" for s in image.GetSpacing()),
-        "slices_named_towards": chosen.slices_named_towards(),
-    }
-
-
 def _write(job: CaseJob, chosen: CaseImage, image: sitk.Image, labels: NDArray[np.uint8], row: dict[str, str]) -> None:
     folder = job.options.dataset_dir
     image_file, label_file, _ = case_files(job.case)
     if job.options.reference:
         image_file = Path(os.path.abspath(chosen.source.path))
-        if _usable_as_it_is(job, chosen):
+        # nnU-Net can read a published label map itself whose kind, values and place are the data set's.
+        unmerged = all(value == target for value, target in job.release.merged_values().items())
+        usable = job.release.has_pose and unmerged and job.case.label_file.name.endswith(".nii.gz")
+        if usable and corner_distance_mm(Grid.of(read_header(job.case.label_file)), chosen.grid) <= _EXACT_MM:
             label_file = Path(os.path.abspath(job.case.label_file))
     if not image_file.is_absolute():
         write_image(image, folder / image_file)
@@ -269,14 +260,6 @@ def _draw(job: CaseJob, image: sitk.Image, labels: NDArray[np.uint8]) -> None:
         spacing=image.GetSpacing()[::-1],
         names=job.release.labels,
     )
-
-
-def _usable_as_it_is(job: CaseJob, chosen: CaseImage) -> bool:
-    """Whether nnU-Net can read the published label map itself: its kind, values and place are the data set's."""
-    unmerged = all(value == target for value, target in job.release.merged_values().items())
-    if not (job.release.has_pose and unmerged and job.case.label_file.name.endswith(".nii.gz")):
-        return False
-    return corner_distance_mm(Grid.of(read_header(job.case.label_file)), chosen.grid) <= _EXACT_MM
 
 
 def _table_cells(case: Case, side: str | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from nnunetv2_anomaly.conversion.release import Case, Options
 from nnunetv2_anomaly.conversion.sources import ImageSource
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.images.files import image_stem, read_header, read_image
-from nnunetv2_anomaly.images.grids import OPPOSITE, Grid, corner_distance_mm, differences, same_grid
+from nnunetv2_anomaly.images.grids import OPPOSITE, Grid, differences
 
 #: of the OAI's series descriptions, and of DESS series elsewhere
 _IMAGING_WORDS = {
@@ -42,23 +42,22 @@ class CaseImage:
         """
         if self.series is None:
             return ""
-        first, last = (_natural(self.series.files[index].name) for index in (0, -1))
+        names = [self.series.files[index].name for index in (0, -1)]
+        ascending = names == sorted(names, key=lambda name: (int("0" + re.sub(r"\D", "", name)), name))
         letter = self.grid.orientation[2]
-        return letter if first <= last else OPPOSITE[letter]
+        return letter if ascending else OPPOSITE[letter]
 
 
 def only_image(case: Case) -> CaseImage:
     """The one image of a mask without pose. Raises: UserError if there are several, or the series is no DESS."""
-    chosen = _header(case.images[0])
-    fault = None
     if len(case.images) != 1:
         found = listed([source.relative for source in case.images])
-        fault = f"{len(case.images)} images may belong to it ({found}); expected one; leave only that in the folder"
-    elif chosen.series is not None and "DESS" not in chosen.description.upper():
+        fault = f"{len(case.images)} images may belong to it ({found})"
+        raise UserError(f"{fault}; expected one; leave only that in the folder")
+    chosen = _header(case.images[0])
+    if chosen.series is not None and "DESS" not in chosen.description.upper():
         called = f"the series {chosen.source.relative} is called {public_words(chosen.description)!r}"
-        fault = f"{called}; expected one such as SAG_3D_DESS_RIGHT; check the list of series"
-    if fault is not None:
-        raise UserError(fault)
+        raise UserError(f"{called}; expected one such as SAG_3D_DESS_RIGHT; check the list of series")
     return chosen
 
 
@@ -66,65 +65,38 @@ def image_on_grid(case: Case, grid: Grid, options: Options) -> CaseImage:
     """Of a case's images the one on the mask's grid. Raises: UserError that compares all, unless just one fits."""
     fitting: list[CaseImage] = []
     found: list[str] = []
-    others: list[str] = []
+    others: set[str] = set()
     for source in case.images:
-        if source.is_series:
-            description = series_description(source.path)
-            if description is None or "DESS" not in description.upper():
-                others.append("no DICOM" if description is None else public_words(description))
-                continue
+        description = series_description(source.path) if source.is_series else "DESS"
+        if "DESS" not in (description or "").upper():
+            others.add("no DICOM" if description is None else public_words(description))
+            continue
         try:
             candidate = _header(source)
         except UserError as error:
             found.append(f"{source.relative}: {str(error).rstrip('.')}")
             continue
-        fits, text = _comparison(candidate, grid)
-        found.append(text)
-        if fits:
-            fitting.append(candidate)
+        difference, series = differences(candidate.grid, grid), candidate.series
+        name = f" ({public_words(candidate.description)}, series {series.series_uid})" if series else ""
+        found.append(f"{source.relative}{name}: {difference or 'has its grid'}")
+        fitting += [] if difference else [candidate]
     if len(fitting) > 1 and options.series_uids:
         named = [image for image in fitting if image.series and image.series.series_uid in options.series_uids]
         fitting = named or fitting
     if len(fitting) == 1:
         return fitting[0]
     if not found:
-        among = f"those of subject {case.subject}, visit {case.visit} ({', '.join(sorted(set(others)))})"
+        among = f"those of subject {case.subject}, visit {case.visit} ({', '.join(sorted(others))})"
         raise UserError(f"no DESS series among {among}; expected one such as SAG_3D_DESS_RIGHT")
     count = f"{len(fitting)} of them have" if fitting else "none of them has"
-    advice = labels_beside(case.images[0]) or "check that the visit's package is complete"
-    advice = "name the right one with --series UID" if fitting else advice
+    advice = "name the right one with --series UID" if fitting else "check that the visit's package is complete"
     candidates = f"candidates for {case.label_file.name}, candidate against mask: {' | '.join(found)}"
     raise UserError(f"{candidates}; expected one with the mask's grid, and {count} it; {advice}")
-
-
-def labels_beside(source: ImageSource) -> str:
-    """Advice to take the label map that lies beside an image on its grid, as ``simulate`` writes one; else empty.
-
-    Where images were resampled from label maps, those given are on the finer grid.
-    """
-    folder = source.path.parent.with_name(source.path.parent.name.replace("images", "labels"))
-    file = folder / re.sub(r"_0000(?=\.)", "", source.path.name)
-    if source.is_series or file == source.path or not file.is_file():
-        return ""
-    fits = same_grid(_header(source).grid, Grid.of(read_header(file)))
-    return f"the label map on the image's grid is {file}: give --labels {folder}" if fits else ""
 
 
 def public_words(description: str) -> str:
     """A series description reduced to words of imaging: users of some scanners write names there."""
     return re.sub(r"[^\W_]+", lambda word: word[0] if word[0].upper() in _IMAGING_WORDS else "?", description)
-
-
-def _comparison(candidate: CaseImage, grid: Grid) -> tuple[bool, str]:
-    """Whether a candidate has the mask's grid, and the sentence that says so or how it differs."""
-    name, slices = candidate.source.relative, "one file"
-    if candidate.series:
-        name += f" ({public_words(candidate.description)}, series {candidate.series.series_uid})"
-        slices = f"{len(candidate.series.files)} slices"
-    if difference := differences(candidate.grid, grid):
-        return False, f"{name}: {difference}"
-    distance = corner_distance_mm(candidate.grid, grid)
-    return True, f"{name}: has the mask's grid, corners {distance:.4f} mm apart, {slices}"
 
 
 def _header(source: ImageSource) -> CaseImage:
@@ -135,7 +107,3 @@ def _header(source: ImageSource) -> CaseImage:
     if reader.GetDimension() != 3:
         raise UserError(f"{source.path} has {reader.GetDimension()} dimensions; expected a 3D image")
     return CaseImage(source, Grid.of(reader), image_stem(source.path))
-
-
-def _natural(name: str) -> tuple[int, str]:
-    return (int("0" + re.sub(r"\D", "", name)), name)

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_anomaly.conversion import sources
 from nnunetv2_anomaly.conversion.raw_dataset import dataset_folder
@@ -28,15 +29,15 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
 
     Raises: UserError for options that contradict each other, and as ``convert_cases``.
     """
-    fault = None
     if args.num_processes < 1 or args.seed < 0:
-        fault = f"-np is {args.num_processes} and --seed {args.seed}; expected at least 1 process, seed 0 or more"
-    elif args.reference and args.mirror_left:
-        fault = "--reference leaves the images as they are, and --mirror_left mirrors them; give one of the two"
-    elif args.reference and getattr(args, "oai", None):
-        fault = "--reference refers to NIfTI files, and --oai gives DICOM series; give --images instead"
-    if fault is not None:
-        raise UserError(fault)
+        wrong = f"-np is {args.num_processes} and --seed {args.seed}"
+        raise UserError(f"{wrong}; expected at least 1 process, seed 0 or more")
+    if args.reference and args.mirror_left:
+        raise UserError(
+            "--reference leaves the images as they are, and --mirror_left mirrors them; give one of the two"
+        )
+    if args.reference and getattr(args, "oai", None):
+        raise UserError("--reference refers to NIfTI files, and --oai gives DICOM series; give --images instead")
     folder = dataset_folder(args.dataset_id, args.name)
     given = {key: value for key, value in vars(args).items() if not callable(value)}
     names = {field.name for field in dataclasses.fields(Options)}
@@ -67,12 +68,11 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
 def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None, *, has_visits: bool = False) -> int:
     """Convert masks of subjects of the OAI, whose images are in its packages or were converted before.
 
-    A subject's series is the listed one of OAI ZIB where a list is at hand, which masks without pose need; else any
-    DESS series of the visit that has the mask's grid.
+    A subject's series is that of OAI ZIB's list, which masks without pose need, else the visit's DESS series on the
+    mask's grid.
 
     Args: labels: folder of the masks, if one was given. has_visits: whether the masks' names hold the visit.
-    Returns: 0, or 1 if a case failed.
-    Raises: UserError for sources that are missing, and as ``run_conversion``.
+    Returns: 0, or 1 if a case failed. Raises: UserError for sources that are missing, and as ``run_conversion``.
     """
     if labels is None:
         raise UserError("Give the segmentations: their folder with --labels DIR, or the release with --zib DIR")
@@ -96,8 +96,7 @@ def image_lookup(
 ) -> Callable[[str, str], list[ImageSource]]:
     """A function from subject and visit to the images that may be its own; it raises UserError where there is none.
 
-    Args: oai: roots of OAI's packages; or images: a folder of converted images. series_paths: subject -> path of the
-        baseline series; None to look through all series of the visit.
+    Args: series_paths: subject -> path of the baseline series; None to look through all series of the visit.
     """
     if images is not None:
         return sources.ImageFolder(images).images_of
@@ -130,24 +129,22 @@ def collect_cases(
             problem = f"{relative} does not name its {'subject' if subject is None else 'visit'}; expected {expected}"
             cases.append(Case(file.name, subject or "", visit, file, relative, problem=problem))
             continue
-        name = f"{subject}_{visit}" if has_visits else subject
-        case = Case(name, subject, visit, file, relative)
+        more: dict[str, Any] = {}
         if subjects:
-            known, knees = subjects.get(subject, visit), subjects.knees(subject, visit)
-            case = dataclasses.replace(case, known=known, knees=knees)
+            more = {"known": subjects.get(subject, visit), "knees": subjects.knees(subject, visit)}
         try:
-            case = dataclasses.replace(case, images=tuple(images_of(subject, visit)))
+            more["images"] = tuple(images_of(subject, visit))
         except UserError as error:
-            case = dataclasses.replace(case, problem=str(error))
-        cases.append(case)
+            more["problem"] = str(error)
+        name = f"{subject}_{visit}" if has_visits else subject
+        cases.append(Case(name, subject, visit, file, relative, **more))
     return sorted(cases, key=lambda case: case.name)
 
 
 def collect_pairs(images: Path, labels: Path, *, is_test: bool, root: Path | None = None) -> list[Case]:
     """A case for every label map of one folder, with the image of the same name in the other.
 
-    Args: is_test: whether these are the release's test cases. root: paths in the manifest are relative to it; None for
-        the two folders themselves.
+    Args: root: paths in the manifest are relative to it; None for the two folders themselves.
     Raises: UserError if a folder is missing, or there is no label map.
     """
     named: dict[str, list[Path]] = {}

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunetv2_anomaly.conversion.sources import packed_in
-from nnunetv2_anomaly.errors import UserError, check_name
+from nnunetv2_anomaly.errors import UserError, check_name, counted
 from nnunetv2_anomaly.images.files import last_line
 from nnunetv2_anomaly.images.grids import TOLERANCE_MM, Grid, joined, posed
 
@@ -38,8 +38,7 @@ _SLICE_ENDING = re.compile(r"(\.(dcm|dicom|ima|\d+))?", re.IGNORECASE)
 
 _SERIES_DESCRIPTION, _SERIES_UID = "0008|103e", "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
-_ECHO_TIME, _ECHO_NUMBERS, _PHOTOMETRIC = "0018|0081", "0018|0086", "0028|0004"
-_BITS_ALLOCATED, _PIXEL_REPRESENTATION = "0028|0100", "0028|0103"
+_PHOTOMETRIC, _BITS_ALLOCATED = "0028|0004", "0028|0100"
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"  # as its tag stands in the file
 
 #: the syntaxes that compress the voxels: deflated, JPEG of all kinds, RLE
@@ -64,9 +63,7 @@ class _Slice:
     file: Path
     description: str
     series_uid: str
-    echo: tuple[str, str]  # echo time in ms, echo numbers
     size: tuple[int, int]  # columns, rows
-    stored_type: tuple[str, str]  # bits of a voxel, and whether it has a sign; slices may be rescaled each in its way
     pixel_spacing: tuple[float, ...]  # distance of rows, distance of columns, as DICOM has it
     position: tuple[float, ...]  # centre of the first voxel
     cosines: tuple[float, ...]  # direction of a row, direction of a column
@@ -99,9 +96,8 @@ def read_series(folder: Path) -> DicomSeries:
 
     Hidden files, DICOMDIR and whatever is neither named like a slice nor DICOM are ignored.
 
-    Raises: UserError if the folder or DICOM files in it are missing, if a file is no DICOM, cut off or short of voxels,
-        for several series or echoes, colour or multi-frame images, slices without a position, slices that differ in
-        size, spacing, direction or voxel type, and positions that come twice, are missing, or are not evenly spaced.
+    Raises: UserError if there is no DICOM file, one is damaged, or they are not the grey slices of one evenly spaced
+        volume, each position once.
     """
     files = list(_candidates(folder))
     if not files:
@@ -115,14 +111,13 @@ def read_series(folder: Path) -> DicomSeries:
 
 
 def read_series_image(series: DicomSeries) -> sitk.Image:
-    """Read the voxels of a series on its grid.
+    """Read the voxels of a series on its grid, each slice rescaled by its own header.
 
-    The rescaling that each slice's header asks for is applied to that slice. Integers of 8 or 16 bits keep their type;
-    wider ones and floats that turn out whole become int16 or uint16 if they fit, other floats float32. No header entry
-    is carried over.
+    Integers of 8 or 16 bits keep their type; wider ones and floats that turn out whole become int16 or uint16 if they
+    fit, other floats float32.
 
-    Returns: 3D image, intensities without unit.
-    Raises: UserError if a file cannot be read, no longer is what its header was, or is rescaled to infinite numbers.
+    Returns: 3D image, intensities without unit, no header entry.
+    Raises: UserError if a file cannot be read, or no longer is what its header was.
     """
     columns, rows, _ = series.grid.size
     with _no_warnings():
@@ -132,10 +127,6 @@ def read_series_image(series: DicomSeries) -> sitk.Image:
         except (RuntimeError, ValueError) as error:
             fault = f"cannot be read ({last_line(error)}); expected whole DICOM files; get the folder again"
             raise UserError(f"the voxels of the series in {series.folder} {fault}") from error
-    for file, plane in zip(series.files, planes, strict=True):
-        if not (np.abs(plane, dtype=np.float64) <= np.finfo(np.float32).max).all():
-            fault = "its rescaling (RescaleSlope, RescaleIntercept) makes voxels that are no finite numbers"
-            raise UserError(f"{file}: {fault}; expected numbers of at most 3e38; get the file again")
     return posed(_narrowed(np.stack(planes)), series.grid)
 
 
@@ -204,9 +195,7 @@ def _read_slice(file: Path) -> _Slice:
         file=file,
         description=_text(reader, _SERIES_DESCRIPTION),
         series_uid=_text(reader, _SERIES_UID),
-        echo=(_text(reader, _ECHO_TIME), _text(reader, _ECHO_NUMBERS)),
         size=(columns, rows),
-        stored_type=(_text(reader, _BITS_ALLOCATED), _text(reader, _PIXEL_REPRESENTATION)),
         pixel_spacing=_numbers(reader, file, _PIXEL_SPACING, "PixelSpacing", 2),
         position=_numbers(reader, file, _POSITION, "ImagePositionPatient", 3),
         cosines=_numbers(reader, file, _ORIENTATION, "ImageOrientationPatient", 6),
@@ -234,24 +223,22 @@ def _numbers(reader: sitk.ImageFileReader, file: Path, key: str, name: str, coun
 
 
 def _check_one_volume(folder: Path, slices: list[_Slice]) -> None:
-    """Raises: UserError that names the series, the echoes, or the first difference other than that of position."""
-    series = _grouped(slices, lambda s: s.series_uid)
-    echoes = _grouped(slices, lambda s: s.echo)
+    """Raises: UserError that names the series, or the first difference other than that of position."""
+    series: dict[str, list[_Slice]] = {}
+    for slice_ in slices:
+        series.setdefault(slice_.series_uid, []).append(slice_)
     first = slices[0]
-    fault = None
     if len(series) > 1:
-        found = ", ".join(f"{g[0].description or 'one'} in {_some_files(g)}" for g in series.values())
-        fault = f" holds {len(series)} DICOM series ({found}); expected one series per folder; sort them"
-    elif len(echoes) > 1:
-        found = ", ".join(f"{t or '?'} ms, number {n or '?'} in {_some_files(g)}" for (t, n), g in echoes.items())
-        fault = f" mixes {len(echoes)} echoes ({found}); expected one value per position; keep one echo"
-    elif len(slices) == 1:
-        fault = f" holds one slice ({first.file.name}); expected all slices of a series; get the folder again"
-    elif differing := [other for other in slices[1:] if _difference(first, other)]:
-        names = f"{first.file.name} and {differing[0].file.name}"
-        fault = f": {names} differ in {_difference(first, differing[0])}; expected one volume; sort the files"
-    if fault is not None:
-        raise UserError(f"{folder}{fault}")
+        kinds = ((of[0].description or "one", len(of), of[0].file.name) for of in series.values())
+        found = ", ".join(f"{kind} in {counted(number, 'file')} such as {name}" for kind, number, name in kinds)
+        raise UserError(f"{folder} holds {len(series)} DICOM series ({found}); expected one per folder; sort them")
+    if len(slices) == 1:
+        fault = f"holds one slice ({first.file.name}); expected all slices of a series"
+        raise UserError(f"{folder} {fault}; get the folder again")
+    for other in slices[1:]:
+        if difference := _difference(first, other):
+            fault = f"{first.file.name} and {other.file.name} differ in {difference}"
+            raise UserError(f"{folder}: {fault}; expected one volume; sort the files")
 
 
 def _difference(first: _Slice, other: _Slice) -> str | None:
@@ -261,11 +248,6 @@ def _difference(first: _Slice, other: _Slice) -> str | None:
         return f"pixel spacing, {joined(first.pixel_spacing)} against {joined(other.pixel_spacing)} mm"
     if not np.allclose(other.cosines, first.cosines, rtol=0, atol=_COSINE_TOLERANCE):
         return f"direction, {joined(first.cosines)} against {joined(other.cosines)}"
-    if other.stored_type != first.stored_type:
-        types = (first.stored_type, other.stored_type)
-        signs = {"0": "without sign", "1": "with sign"}
-        kinds = (f"{bits} bits {signs.get(sign, 'and no word on a sign')}" for bits, sign in types)
-        return f"voxel type, {' against '.join(kinds)}"
     return None
 
 
@@ -273,15 +255,11 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     """Sort slices along their normal and check that they lie on it at even steps."""
     first = slices[0]
     row, column = np.array(first.cosines).reshape(2, 3)
-    lengths = np.linalg.norm([row, column], axis=1)
-    fault = None
-    if min(first.pixel_spacing) <= 0:
-        fault = f"PixelSpacing is {joined(first.pixel_spacing)} mm; expected two positive numbers"
-    elif not np.allclose(lengths, 1, atol=10 * _COSINE_TOLERANCE) or abs(row @ column) > _COSINE_TOLERANCE:
-        given = joined(first.cosines)
-        fault = f"ImageOrientationPatient is {given}; expected two directions of length 1 at right angles"
-    if fault is not None:
-        raise UserError(f"{first.file}: {fault}; the header is damaged, get the file again")
+    of_length_1 = np.allclose(np.linalg.norm([row, column], axis=1), 1, atol=10 * _COSINE_TOLERANCE)
+    if min(first.pixel_spacing) <= 0 or not of_length_1 or abs(row @ column) > _COSINE_TOLERANCE:
+        given = f"PixelSpacing is {joined(first.pixel_spacing)} and ImageOrientationPatient {joined(first.cosines)}"
+        expected = "two positive numbers, and two directions of length 1 at right angles"
+        raise UserError(f"{first.file}: {given}; expected {expected}; get the file again")
     # As GDCM does it: the normal from both, then the column from the two others, so that all are at right angles.
     row = row / np.linalg.norm(row)
     normal = np.cross(row, column)
@@ -291,46 +269,32 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Grid]:
     slices = sorted(slices, key=lambda s: float(np.dot(s.position, normal)))
     positions = np.array([s.position for s in slices])
     along = positions @ normal
-    step_mm = _even_step(folder, slices, along)
-    aside = positions - positions[0] - np.outer(along - along[0], normal)
-    farthest = int(np.argmax(np.linalg.norm(aside, axis=1)))
-    if (distance := float(np.linalg.norm(aside[farthest]))) > TOLERANCE_MM:
-        fault = f"is shifted by {distance:.3f} mm within its plane against {slices[0].file.name}; expected no shift"
-        raise UserError(f"{folder}: {slices[farthest].file.name} {fault}")
+    _check_steps(folder, slices, np.diff(along))
+    step_mm = float(along[-1] - along[0]) / (len(slices) - 1)
+    off_mm = np.linalg.norm(positions - positions[0] - step_mm * np.outer(np.arange(len(slices)), normal), axis=1)
+    if off_mm.max() > TOLERANCE_MM:
+        fault = f"{slices[int(off_mm.argmax())].file.name} lies {off_mm.max():.3f} mm off its place"
+        raise UserError(f"{folder}: {fault}; expected an even spacing, {step_mm:.4g} mm, along one line; get it again")
     spacing_mm, directions = (*first.pixel_spacing[::-1], step_mm), np.column_stack([row, column, normal])
     return slices, Grid.from_arrays((*first.size, len(slices)), spacing_mm, positions[0], directions)
 
 
-def _even_step(folder: Path, slices: list[_Slice], along: NDArray[np.float64]) -> float:
-    """Distance of neighbouring slices in mm; ``along`` are their sorted positions on the normal, (slices,), mm."""
-    steps = np.diff(along)
-    names = [s.file.name for s in slices]
+def _check_steps(folder: Path, slices: list[_Slice], steps: NDArray[np.float64]) -> None:
+    """Check the distances (slices - 1,) in mm of sorted slices. Raises: UserError that names the first uneven pair."""
     # The usual step is one that occurs, also where there are two of them and one is a gap.
     usual = float(np.sort(steps)[(len(steps) - 1) // 2])
-    tolerance = max(_STEP_TOLERANCE_MM, _STEP_TOLERANCE_SHARE * usual)
-    mean = float(along[-1] - along[0]) / len(steps)
-    strayed = np.abs(along - along[0] - mean * np.arange(len(along)))
-    uneven = np.abs(steps - usual) > tolerance
-    fault = None
+    uneven = np.abs(steps - usual) > max(_STEP_TOLERANCE_MM, _STEP_TOLERANCE_SHARE * usual)
     if steps.min() <= _STEP_TOLERANCE_MM:
-        index = int(steps.argmin())
-        fault = f"{names[index]} and {names[index + 1]} lie at the same place; expected every position once"
+        index, fault = int(steps.argmin()), "lie at the same place; expected every position once"
     elif uneven.any():
         index = int(uneven.argmax())
-        step = float(steps[index])
-        between = f"between {names[index]} and {names[index + 1]}"
-        lost = round(step / usual) - 1
-        if lost >= 1 and abs(step - (lost + 1) * usual) <= (lost + 1) * tolerance:
-            missing = f"{lost} slice{'s are' if lost > 1 else ' is'} missing, they are {step:.4g} mm apart"
-            fault = f"{between} {missing}; expected the series' spacing of {usual:.4g} mm"
-        else:
-            fault = f"{between} the spacing is {step:.4g} mm, elsewhere {usual:.4g} mm; expected one spacing"
-    elif strayed.max() > TOLERANCE_MM:
-        stray = names[int(strayed.argmax())]
-        fault = f"{stray} lies {strayed.max():.3f} mm off an even spacing of {mean:.4g} mm; expected one spacing"
-    if fault is not None:
-        raise UserError(f"{folder}: {fault}; remove what is not of the series, or get the folder again")
-    return mean
+        fault = (
+            f"lie {steps[index]:.4g} mm apart, others {usual:.4g} mm; expected one spacing: slices are missing or odd"
+        )
+    else:
+        return
+    pair = f"{slices[index].file.name} and {slices[index + 1].file.name}"
+    raise UserError(f"{folder}: {pair} {fault}; remove what is not of the series, or get the folder again")
 
 
 def _narrowed(voxels: NDArray) -> NDArray:
@@ -344,14 +308,3 @@ def _narrowed(voxels: NDArray) -> NDArray:
             if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
                 return voxels.astype(dtype)
     return voxels.astype(np.float32)
-
-
-def _grouped(slices: list[_Slice], key: Callable[[_Slice], object]) -> dict:
-    groups: dict = {}
-    for s in slices:
-        groups.setdefault(key(s), []).append(s)
-    return groups
-
-
-def _some_files(slices: list[_Slice]) -> str:
-    return slices[0].file.name if len(slices) == 1 else f"{len(slices)} files such as {slices[0].file.name}"

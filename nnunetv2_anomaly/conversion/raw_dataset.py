@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,13 +26,11 @@ def dataset_folder(dataset_id: int, name: str) -> Path:
     Raises: UserError if the number or name is not nnU-Net's way, $nnUNet_raw is not set, or another data set has the
         number in one of nnU-Net's three folders.
     """
-    fault = None
     if not 1 <= dataset_id <= 999:
-        fault = f"number is {dataset_id}; expected one from 1 to 999"
-    elif not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
-        fault = f"name is {name!r}; expected letters, digits, hyphens and single underscores, as nnU-Net needs it"
-    if fault is not None:
-        raise UserError(f"The data set's {fault}")
+        raise UserError(f"The data set's number is {dataset_id}; expected one from 1 to 999")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
+        expected = "letters, digits, hyphens and single underscores, as nnU-Net needs it"
+        raise UserError(f"The data set's name is {name!r}; expected {expected}")
     raw = environment_folder("nnUNet_raw")
     folder_name = f"Dataset{dataset_id:03d}_{name}"
     for variable in FOLDER_VARIABLES:
@@ -56,18 +54,15 @@ def write_dataset_json(
 
     Args: labels: name -> value. more: what else nnU-Net's ``generate_dataset_json`` takes, or any further key.
     """
-    temporary = temporary_beside(folder / "dataset")
-    temporary.mkdir()
-    try:
+    # Under a name of this package's own, by which the next run knows it for half written.
+    with tempfile.TemporaryDirectory(prefix=temporary_beside(folder).name, dir=folder) as temporary:
         generate_dataset_json(
-            str(temporary),
+            temporary,
             channel_names={0: "MR"},  # no name with a scheme of its own: normalised by mean and standard deviation
             labels=dict(labels),
             num_training_cases=num_training,
             dataset_name=name,
             **more,
         )
-        os.replace(temporary / "dataset.json", folder / "dataset.json")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.replace(Path(temporary, "dataset.json"), folder / "dataset.json")
     write_colour_tables(folder, labels)

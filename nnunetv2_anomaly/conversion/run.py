@@ -11,7 +11,6 @@ $nnUNet_preprocessed/DatasetXXX_Name/splits_final.json
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -89,7 +88,9 @@ def convert_cases(
             write_splits(summary, drawn, record, options)
         if summary.rows and not options.dry_run:
             write_manifest(folder, columns, summary.rows.values())
-            _write_problems(folder, summary.problems)
+            (folder / PROBLEMS).unlink(missing_ok=True)
+            if summary.problems:
+                _write_table(folder / PROBLEMS, ("case", "problem"), sorted(summary.problems.items()))
             _set_aside(folder, summary)
             _write_dataset_json(folder, release, options, summary.rows)
             _write_record(folder, record)
@@ -179,20 +180,15 @@ def _set_aside(folder: Path, summary: Summary) -> None:
 
 
 def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
-    """Rows of the manifest by case; none if there is no manifest.
-
-    Raises: UserError if it has other columns than the given ones.
-    """
+    """Rows of the manifest by case, if there is one. Raises: UserError if it has other columns than the given ones."""
     file = folder / MANIFEST
     if not file.is_file():
         return {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if columns is not None and list(reader.fieldnames or ()) != list(columns):
-            fault = "has other columns than this conversion writes, so it is of another release or version"
-            raise UserError(f"{file} {fault}; delete its folder, or choose another number with -d")
-        rows = [{name: unescaped(cell) for name, cell in row.items()} for row in reader]
-        return {row["case"]: row for row in rows}
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if columns is not None and list(table) != list(columns):
+        fault = "has other columns than this conversion writes, so it is of another release or version"
+        raise UserError(f"{file} {fault}; delete its folder, or choose another number with -d")
+    return {row["case"]: row for row in table.map(unescaped).to_dict("records")}
 
 
 def write_manifest(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
@@ -204,20 +200,10 @@ def _write_table(file: Path, columns: Sequence[str], rows: Sequence) -> None:
     write_text(file, csv_text(pd.DataFrame(rows, columns=list(columns))))
 
 
-def _write_problems(folder: Path, problems: Mapping[str, str]) -> None:
-    (folder / PROBLEMS).unlink(missing_ok=True)
-    if problems:
-        _write_table(folder / PROBLEMS, ("case", "problem"), sorted(problems.items()))
-
-
 def _write_dataset_json(folder: Path, release: Release, options: Options, rows: Mapping[str, dict[str, str]]) -> None:
     training = {name: row for name, row in sorted(rows.items()) if row["subset"] == "training"}
-    more = {}
-    if options.reference:
-        # nnU-Net takes a path that is not absolute as one in the data set's folder.
-        more["dataset"] = {
-            name: {"images": [row["image_file"]], "label": row["label_file"]} for name, row in training.items()
-        }
+    # nnU-Net takes a path that is not absolute as one in the data set's folder.
+    files = {name: {"images": [row["image_file"]], "label": row["label_file"]} for name, row in training.items()}
     mirrored = sum(row["mirrored"] == "yes" for row in rows.values())
     note = f" {mirrored} left knees were mirrored into right ones ({MANIFEST})." if mirrored else ""
     write_dataset_json(
@@ -231,7 +217,7 @@ def _write_dataset_json(folder: Path, release: Release, options: Options, rows: 
         reference=release.reference,
         license=LICENCE,
         converted_by=release.converted_by,
-        **more,
+        **({"dataset": files} if options.reference else {}),
     )
 
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from nnunetv2_anomaly.conversion import asymmetries
 from nnunetv2_anomaly.errors import UserError
 
-#: The thresholds below were fitted to the 20 knees of OAI ZIB-UQ, all right ones (and their mirror images). On 48 other
-#: real knees a side was found in 41, never a wrong one: 0 of 41 leaves up to 7 % possible (95 % confidence).
-#: The anatomy gives a side from this |score| on; 1 is a typical knee, 0 a symmetric one. The 20 real knees have 0.79
-#: or more.
+# The thresholds were fitted to the 20 knees of OAI ZIB-UQ, all right ones, and their mirror images. On 48 other real
+# knees a side was found in 41, never a wrong one: 0 of 41 leaves up to 7 % possible (95 % confidence).
+#: The anatomy gives a side from this |score| on; 1 is a typical knee, 0 a symmetric one. The 20 knees have 0.79 on.
 LEAST_SCORE = 0.6
 #: Fewer asymmetries than these give no side: one bone with its cartilage has three.
 LEAST_FEATURES = 3
@@ -58,10 +57,7 @@ class SideEvidence:
 def side_from_text(text: str) -> str | None:
     """The side that a series description or a file name gives, for example SAG_3D_DESS_RIGHT.
 
-    Only the words RIGHT and LEFT count, in capitals or not, with no letter before or after them. RT and LT do not:
-    they are also short for other things.
-
-    Returns: "right", "left", or None where neither word occurs, or both do.
+    Returns: "right" or "left" where that word occurs alone, in capitals or not; RT and LT stand for other things, too.
     """
     words = {word.lower() for word in re.findall(r"[^\W\d_]+", text)}
     named = [side for side in _SIDES if side in words]
@@ -72,35 +68,38 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
     """Distinguish a right knee from a left one by the shape of its bones and cartilages.
 
     Where medial and lateral tibial cartilage have names of their own, the way from one to the other decides, unless the
-    shape contradicts. Of the shape up to six asymmetries are measured, each in a frame that its own bone gives, so that
-    neither a turned leg nor a bent knee matters (``femoral_asymmetries``, ``tibial_asymmetries``). Each is divided by
-    its value in a typical right knee, cut off at ``MOST_OF_ONE``, and the score is their mean. A side is given only if
-    at least ``LEAST_FEATURES`` could be measured, |score| reaches ``LEAST_SCORE``, at most one in
-    ``FEATURES_PER_EXCEPTION`` of them has the other sign, none exceeds ``MOST_OF_A_KNEE``, and either bone alone
-    reaches ``LEAST_OF_BONE``. Mirroring the labels negates every asymmetry.
-
-    What the thresholds can do is in docs/reference/converted-data-sets.md, "Side": they were fitted to 20 knees, find
-    no side in about one knee in seven of other sources, and have given no wrong one there.
+    shape contradicts. Of the shape up to six asymmetries are measured, each in its own bone's frame, so that neither a
+    turned leg nor a bent knee matters (``femoral_asymmetries``, ``tibial_asymmetries``). Divided by their values in a
+    typical right knee and cut off at ``MOST_OF_ONE``, their mean is the score; the thresholds above say when it gives a
+    side, and docs/reference/converted-data-sets.md, "Side", what they can do. Mirroring the labels negates everything.
 
     Args:
         labels: (Z, Y, X), z to superior, y to anterior, x to the patient's right: "RAS" of SimpleITK, as numpy.
         spacing_mm: distance of voxels in mm, same order.
-        names: label name -> value, as ``nnunetv2_anomaly.labels.LABELS``; "medial_tibial_cartilage" and
-            "lateral_tibial_cartilage" may stand for "tibial_cartilage". Lesions count as their bone. Of femur and
-            tibia one with its cartilage is enough; the patella is not looked at, most data sets do not label it.
-
-    Returns: the evidence; side None where the labels do not look like one whole knee of an adult, or speak with two
-        voices.
+        names: label name -> value, as ``nnunetv2_anomaly.labels.LABELS``; compartments may stand for
+            "tibial_cartilage". Lesions count as their bone, and one bone with its cartilage is enough.
+    Returns: the evidence; side None where the labels do not look like one whole knee of an adult, or contradict.
     Raises: UserError if the names of the compartments give one side and the shape scores ``LEAST_SCORE`` for the other.
     """
     if min(labels.shape) < 2:
         return SideEvidence(None, 0.0)
     sampled, axes, distance_mm = _sample(labels, np.array(spacing_mm))
     compartments = [_points(sampled, axes, names, (f"{name}_tibial_cartilage",)) for name in ("medial", "lateral")]
-    shape = _side_from_shape(sampled, axes, names, distance_mm)
+    # Half the difference to the mirror image: mirroring the labels then negates the score to the last bit.
+    seen, mirrored = (_bones(s, axes, names, distance_mm) for s in (sampled, sampled[:, :, ::-1]))
+    shape = SideEvidence(None, 0.0)
+    if seen is not None and mirrored is not None:
+        pairs = zip(seen, mirrored, strict=True)
+        shape = _weigh(
+            *({name: (own[name] - other[name]) / 2 for name in own if name in other} for own, other in pairs)
+        )
     if min(map(len, compartments)) < _LEAST_COMPARTMENT_POINTS:
         return shape
-    named = _side_from_compartments(*compartments)
+    # Lateral lies to the patient's right of medial in a right knee.
+    medial, lateral = (float(np.median(points[:, 2])) for points in compartments)
+    clear = abs(lateral - medial) >= _LEAST_COMPARTMENT_DISTANCE_MM
+    side = _SIDES[lateral < medial] if clear else None
+    named = SideEvidence(side, (lateral - medial) / _COMPARTMENT_DISTANCE_MM)
     if named.side and shape.score * named.score < 0 and abs(shape.score) >= LEAST_SCORE:
         by_place = f"{named.side} by the places of medial and lateral tibial cartilage (score {named.score:+.2f})"
         by_shape = f"{_SIDES[shape.score < 0]} by the shape of bones and cartilages ({_scored(shape)})"
@@ -109,23 +108,9 @@ def side_from_labels(labels: NDArray, spacing_mm: Sequence[float], names: Mappin
     return named
 
 
-def _side_from_shape(
-    sampled: NDArray, axes: Sequence[NDArray], names: Mapping[str, int], distance_mm: NDArray
-) -> SideEvidence:
-    # Half the difference to the mirror image: mirroring the labels then negates the score to the last bit.
-    seen, mirrored = (_bones(s, axes, names, distance_mm) for s in (sampled, sampled[:, :, ::-1]))
-    if seen is None or mirrored is None:
-        return SideEvidence(None, 0.0)
-    pairs = zip(seen, mirrored, strict=True)
-    return _weigh(*({name: (bone[name] - other[name]) / 2 for name in bone if name in other} for bone, other in pairs))
-
-
 def agreed_side(description: str | None, table: str | None, anatomy: SideEvidence) -> str | None:
-    """The one side on which all sources agree that give one.
+    """The one side, "right" or "left", on which all sources agree that give one; None if none does.
 
-    Args: description: "right", "left" or None, from ``side_from_text``. table: the same, from the subject table.
-        anatomy: from ``side_from_labels``.
-    Returns: "right", "left", or None if no source gives one.
     Raises: UserError if two of them conflict; the sentence shows all three.
     """
     sides = {description, table, anatomy.side} - {None}
@@ -150,11 +135,7 @@ def _sample(labels: NDArray, spacing: NDArray) -> tuple[NDArray, list[NDArray[np
     steps = np.maximum(1, np.round(_SAMPLING_MM / spacing)).astype(int)
     width = labels.shape[2]
     half = np.arange(0, (width + 1) // 2, steps[2])
-    indices = [
-        np.arange(0, labels.shape[0], steps[0]),
-        np.arange(0, labels.shape[1], steps[1]),
-        np.union1d(half, width - 1 - half),
-    ]
+    indices = [*(np.arange(0, labels.shape[k], steps[k]) for k in (0, 1)), np.union1d(half, width - 1 - half)]
     axes = [(i - (n - 1) / 2) * s for i, n, s in zip(indices, labels.shape, spacing, strict=True)]
     return labels[:: steps[0], :: steps[1]][:, :, indices[2]], axes, spacing * steps
 
@@ -171,13 +152,16 @@ def _bones(
     sampled: NDArray, axes: Sequence[NDArray], names: Mapping[str, int], distance_mm: NDArray
 ) -> tuple[dict[str, float], dict[str, float]] | None:
     """Asymmetries of femur and tibia, or None where they are not a whole knee of an adult."""
-    femur = _points(sampled, axes, names, ("femoral_bone", "femoral_lesion"))
-    tibia = _points(sampled, axes, names, ("tibial_bone", "tibial_lesion"))
+    of_tibia = ("tibial_cartilage", "medial_tibial_cartilage", "lateral_tibial_cartilage")
+    structures = (
+        ("femoral_bone", "femoral_lesion"),
+        ("femoral_cartilage",),
+        ("tibial_bone", "tibial_lesion"),
+        of_tibia,
+    )
+    femur, femoral_cartilage, tibia, tibial_cartilage = (_points(sampled, axes, names, of) for of in structures)
     if not _looks_like_a_knee(femur, tibia, distance_mm):
         return None
-    femoral_cartilage = _points(sampled, axes, names, ("femoral_cartilage",))
-    of_tibia = ("tibial_cartilage", "medial_tibial_cartilage", "lateral_tibial_cartilage")
-    tibial_cartilage = _points(sampled, axes, names, of_tibia)
     width_mm = float(max(distance_mm))
     femoral = asymmetries.femoral_asymmetries(femur, femoral_cartilage, width_mm)
     tibial = asymmetries.tibial_asymmetries(tibia, tibial_cartilage, width_mm)
@@ -189,24 +173,14 @@ def _bones(
     return femoral, tibial
 
 
-def _side_from_compartments(medial: NDArray[np.float64], lateral: NDArray[np.float64]) -> SideEvidence:
-    """Lateral lies to the patient's right of medial in a right knee. Points (N, 3) in mm; score 1 = 42 mm apart."""
-    distance = float(np.median(lateral[:, 2]) - np.median(medial[:, 2]))
-    clear = abs(distance) >= _LEAST_COMPARTMENT_DISTANCE_MM
-    return SideEvidence(_SIDES[distance < 0] if clear else None, distance / _COMPARTMENT_DISTANCE_MM)
-
-
 def _looks_like_a_knee(femur: NDArray, tibia: NDArray, distance_mm: NDArray) -> bool:
     """Whether both ends of the joint's width are seen and the femur stands on the tibia."""
     most = _MOST_CUT_MM2_PER_MM * distance_mm[2] / (distance_mm[0] * distance_mm[1])
     for bone in (femur, tibia):
         # Its own outermost slices, not the volume's: labels may also have been blanked beyond a cut.
-        for end in (bone[:, 2].min(), bone[:, 2].max()) if len(bone) else ():
-            if (bone[:, 2] == end).sum() > most:
-                return False
-    if len(femur) and len(tibia):
-        return bool(np.median(femur[:, 0]) > np.median(tibia[:, 0]))
-    return True
+        if len(bone) and any((bone[:, 2] == end).sum() > most for end in (bone[:, 2].min(), bone[:, 2].max())):
+            return False
+    return not (len(femur) and len(tibia)) or bool(np.median(femur[:, 0]) > np.median(tibia[:, 0]))
 
 
 def _weigh(*bones: Mapping[str, float]) -> SideEvidence:

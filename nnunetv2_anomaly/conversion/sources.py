@@ -158,20 +158,17 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected images ({', '.join(FILE_ENDINGS)}) in it")
-    files: list[Path] = []
-    folders_named: list[Path] = []  # like an image: some programs unpack one into such a folder
+    entries: list[Path] = []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
         # A link may lead back to where the walk came from.
         folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen)
-        folders_named += [Path(place, name) for name in folders if name.lower().endswith(FILE_ENDINGS)]
         seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
-        files += [
-            Path(place, name)
-            for name in names
-            if name.lower().endswith(FILE_ENDINGS) and not (name.startswith(".") or is_half_written(name))
-        ]
-    return only_files([*files, *(named for named in folders_named if not any(named in file.parents for file in files))])
+        images = [name for name in (*folders, *names) if name.lower().endswith(FILE_ENDINGS)]
+        entries += [Path(place, name) for name in images if not (name.startswith(".") or is_half_written(name))]
+    # Some programs unpack an image into a folder that is named like one.
+    parents = {parent for entry in entries for parent in entry.parents}
+    return only_files(entry for entry in entries if entry not in parents)
 
 
 def label_files(folder: Path) -> list[Path]:
@@ -189,7 +186,7 @@ def subject_of(file: Path) -> str | None:
 
 
 def visit_of(file: Path) -> str | None:
-    """Month of the visit ("00m", "12m", ...) in a file's name, also as OAI's code (V00, V01, ...); else None."""
+    """``visit_named`` of an image file's name."""
     return visit_named(image_stem(file))
 
 
@@ -205,10 +202,7 @@ def visit_named(text: str) -> str | None:
 def read_series_paths(file: Path) -> dict[str, str]:
     """Read OAI ZIB's list of series: a line a subject, "9001104: 0.E.1/9001104/20050825/10498212".
 
-    Commas at line ends, Windows line ends, blank lines, backslashes and a byte order mark do not matter.
-
     Returns: subject -> path below OAI's baseline folder.
-
     Raises: UserError if the file is missing, a line is of another form, or a subject is listed twice.
     """
     paths: dict[str, str] = {}
@@ -236,11 +230,7 @@ def find_series_paths_file(folders: Iterable[Path]) -> Path | None:
 
 
 def read_lines(file: Path, expected: str) -> list[str]:
-    """Lines of a text file in UTF-8, with or without a byte order mark.
-
-    Args: expected: what the file should be, for the sentence.
-    Raises: UserError if it is missing, or in another encoding.
-    """
+    """Lines of a text file in UTF-8. Raises: UserError with what is ``expected`` if it is missing, or no such text."""
     try:
         return file.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:

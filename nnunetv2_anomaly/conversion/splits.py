@@ -22,41 +22,33 @@ NUM_FOLDS = 5
 def read_test_sets(file: Path) -> list[list[str]]:
     """Read the published cross-validation: a line "Test set N:", then one subject a line.
 
-    Commas at line ends, blank lines, Windows line ends and a byte order mark do not matter.
-
     Returns: the subjects of each test set, in the file's order.
     Raises: UserError if the file is missing, holds no test set or an empty one, or names a subject twice.
     """
     sets: list[list[str]] = []
     home: dict[str, int] = {}
-    fault = None
     expected = "test sets: a line 'Test set 1:', then one subject per line"
     for number, line in enumerate(read_lines(file, expected), start=1):
-        text = line.strip().rstrip(",;").strip()
+        text, place = line.strip().rstrip(",;").strip(), f"{file}, line {number}"
         if re.fullmatch(r"test set \d+\s*:?", text, re.IGNORECASE):
             sets.append([])
         elif text and (not sets or not re.fullmatch(r"[A-Za-z0-9_-]+", text)):
-            fault = f", line {number}: {text!r}; expected 'Test set N:' or one subject per line"
+            raise UserError(f"{place}: {text!r}; expected 'Test set N:' or one subject per line")
         elif text in home:
-            fault = f", line {number}: subject {text} is in test sets {home[text]} and {len(sets)}; expected once"
+            raise UserError(f"{place}: subject {text} is in test sets {home[text]} and {len(sets)}; expected once")
         elif text:
             home[text] = len(sets)
             sets[-1].append(text)
-        if fault is not None:
-            break
-    if fault is None and not (sets and all(sets)):
-        fault = f" holds {len(sets)} test sets, some of them empty; expected subjects in each"
-    if fault is not None:
-        raise UserError(f"{file}{fault}")
+    if not (sets and all(sets)):
+        raise UserError(f"{file} holds {len(sets)} test sets, some of them empty; expected subjects in each")
     return sets
 
 
 def splits_from_test_sets(
     test_sets: Sequence[Sequence[str]], subjects: Mapping[str, str]
 ) -> list[dict[str, list[str]]]:
-    """nnU-Net's splits, one a test set: its cases validate, all others train.
+    """nnU-Net's splits, one a test set: its cases validate, all others (case -> subject) train.
 
-    Args: test_sets: subjects of each set. subjects: case -> subject, of the cases that are there.
     Raises: UserError if a case's subject is in no test set: it would never be validated.
     """
     fold_of = {subject: fold for fold, members in enumerate(test_sets) for subject in members}
@@ -64,19 +56,16 @@ def splits_from_test_sets(
     if strangers:
         fault = f"{len(strangers)} of the converted subjects are in none of the {len(test_sets)} test sets"
         raise UserError(f"{fault} ({listed(strangers)}); give the split file of this release, or none")
+    split_of = {case: fold_of[subject] for case, subject in sorted(subjects.items())}
     return [
-        {
-            "train": sorted(case for case, subject in subjects.items() if fold_of[subject] != fold),
-            "val": sorted(case for case, subject in subjects.items() if fold_of[subject] == fold),
-        }
+        {kind: [case for case, of in split_of.items() if (of == fold) == (kind == "val")] for kind in ("train", "val")}
         for fold in range(len(test_sets))
     ]
 
 
 def seeded_test_sets(subjects: Mapping[str, str], seed: int) -> list[list[str]]:
-    """Deal the subjects into five test sets of nearly equal numbers, or as many as there are subjects.
+    """Deal the subjects (case -> subject) into five test sets of nearly equal numbers, fewer for fewer subjects.
 
-    Args: subjects: case -> subject. seed: the same subjects and seed give the same sets.
     Returns: no set at all for a single subject: nothing would be left to train on.
     """
     names = sorted(set(subjects.values()))
@@ -87,10 +76,7 @@ def seeded_test_sets(subjects: Mapping[str, str], seed: int) -> list[list[str]]:
 
 
 def write_splits(summary: Summary, drawn_sets: Sequence[Sequence[str]], record: dict, options: Options) -> None:
-    """Write splits_final.json, unless the user has put other splits there.
-
-    Args: drawn_sets: test sets for where none were published.
-    """
+    """Write splits_final.json, of the published test sets or the drawn ones, unless the user has put others there."""
     test_sets, drawn, splits_dir = options.test_sets, "", options.splits_dir
     if test_sets is None:
         test_sets, drawn = drawn_sets, f"drawn with seed {options.seed}"

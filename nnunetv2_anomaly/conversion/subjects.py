@@ -107,10 +107,7 @@ class SubjectTable:
 
 
 def read_subjects(file: Path) -> SubjectTable:
-    """Read a subject table: one's own, or one of the OAI's (``read_table``).
-
-    Columns and codes are in docs/reference/converted-data-sets.md; nothing else is taken over. Of several readings of a
-    knee (READPRJ) the lowest project's counts, and the next one's where it has none; and V00's value before P01's.
+    """Read a subject table: one's own, or one of the OAI's; columns and codes: docs/reference/converted-data-sets.md.
 
     Raises: UserError for a missing file, a missing column of subjects, a value out of range, or a subject listed twice
         with other values.
@@ -118,7 +115,7 @@ def read_subjects(file: Path) -> SubjectTable:
     heading, rows = read_table(file)
     names = [plain(name) for name in heading]
     subject_column = next((names.index(name) for name in SUBJECT_COLUMNS if name in names), None)
-    meanings = [(number, *meaning_of(name), is_before_baseline(name)) for number, name in enumerate(heading)]
+    meanings = ((number, *meaning_of(name), is_before_baseline(name)) for number, name in enumerate(heading))
     columns = [meaning for meaning in meanings if meaning[1] in _COLUMNS.values()]
     if subject_column is None or not rows:
         fault = f"has no column SubjectID, or no line; its {len(heading)} columns are {listed(heading) or 'none'}"
@@ -150,10 +147,9 @@ def read_subjects(file: Path) -> SubjectTable:
 
 
 def read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a table in a text file, as spreadsheets and the OAI write them.
+    """Read a table in a text file, as spreadsheets and the OAI write them, in UTF-8, UTF-16 or Latin-1.
 
-    Cells are parted by bars, tabs, semicolons or commas, whichever the first line has most of; cells may be in quotes.
-    Empty lines do not matter, nor separators at the ends of lines, nor the encoding (UTF-8, UTF-16, Latin-1).
+    Cells are parted by bars, tabs, semicolons or commas, whichever the first line has most of; they may be in quotes.
 
     Returns: the heading; number and cells of each further line, as many as the heading has.
     Raises: UserError if the file is missing or no table, or a line has more cells than the heading.

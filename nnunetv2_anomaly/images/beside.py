@@ -22,10 +22,7 @@ IMAGE, ERROR_IMAGE = "_0000", "_error"
 def check_beside(option: str, folder: Path | None, cases: Collection[str], kind: str, file_ending: str) -> None:
     """Check that every case has its image.
 
-    Args:
-        option: that gave the folder.
-        kind: images are CASE_0000 of the data set's file ending or .nii.gz; anomaly maps are CASE_error of these
-            endings, or with several channels CASE_error_0000 and so on.
+    Args: option: that gave the folder. kind: ``IMAGE`` or ``ERROR_IMAGE``; files end as the data set's, or in .nii.gz.
     Raises: UserError that lists the cases without, or for a folder that does not exist.
     """
     if folder is None:
@@ -45,7 +42,7 @@ def _endings(file_ending: str) -> tuple[str, ...]:
 
 
 def files_beside(folder: Path, case: str, kind: str, file_ending: str) -> list[Path]:
-    """The file of a case's image, or one for each of its channels; empty where there is none."""
+    """The file of a case's image, or one for each of its channels (CASE_error_0000 ...); empty where there is none."""
     for ending in _endings(file_ending):
         whole = folder / f"{case}{kind}{ending}"
         if whole.is_file():

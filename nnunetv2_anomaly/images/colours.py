@@ -56,13 +56,11 @@ _ITKSNAP_HEAD = """\
 
 
 def label_colours(labels: Mapping[str, int]) -> dict[int, Colour]:
-    """A colour per label, the same one in every run.
+    """A colour per label (name -> value), the same one in every run.
 
-    The names of ``labels.LABELS`` and ``labels.OAIZIB_CM_LABELS`` have fixed colours, whatever their value. Any other
-    name takes, in the order of the values, the colour farthest from black, grey, white and all that are taken; up to
-    300 of them differ.
+    Names of this package's labels have fixed colours, whatever their value. Any other name takes, in the order of the
+    values, the colour farthest from black, grey, white and all that are taken; up to 300 of them differ.
 
-    Args: labels: name -> value of the label map; 0, the background, need not be among them.
     Returns: value -> red, green, blue, each 0 to 255; background is black.
     """
     colours = {0: _KNOWN["background"]}
@@ -88,9 +86,8 @@ def _distance_to_nearest(taken: list[Colour]) -> np.ndarray:
 
 
 def write_colour_tables(folder: Path, labels: Mapping[str, int]) -> list[Path]:
-    """Write the labels' names and colours for 3D Slicer and for ITK-SNAP.
+    """Write the labels' (name -> value) names and colours into a folder, which is made if missing.
 
-    Args: folder: of the tables; made if missing. labels: name -> value of the label map.
     Returns: ``labels_3dslicer.ctbl``, a colour table whose names hold no white space, as 3D Slicer asks, and
         ``labels_itksnap.txt``, a label description file for ITK-SNAP's "Import Label Descriptions".
     """

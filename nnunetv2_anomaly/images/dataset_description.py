@@ -70,26 +70,25 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
     content = read_json(file)
     given: Any = content.get("labels")
     file_ending: Any = content.get("file_ending")
-    labels = {}
-    if isinstance(given, dict):
-        labels = {name: tuple(values if isinstance(values, list) else [values]) for name, values in given.items()}
-    wrong = [name for name, values in labels.items() if not values or not all(map(_is_label, values))]
-    fault = None
-    if not isinstance(given, dict):
-        fault = f"labels are {json.dumps(given)}; expected each label's name and value"
-    elif wrong:
-        expected = "expected a whole number from 0 to 65535, or several"
-        fault = f"label {wrong[0]} is {json.dumps(given[wrong[0]])}; {expected}"
-    elif not isinstance(file_ending, str) or not file_ending.startswith("."):
-        fault = f"file_ending is {json.dumps(file_ending)}; expected one such as .nii.gz"
-    ignore, *more = labels.pop("ignore", ()) or (None,)
-    overwritten = content.get("overwrite_image_reader_writer")
-    if fault is None and more:
-        fault = f"label ignore is {json.dumps([ignore, *more])}; expected one value"
-    if fault is None and not isinstance(overwritten, str | None):
-        fault = f"overwrite_image_reader_writer is {json.dumps(overwritten)}; expected the name of a reader"
-    if fault is not None:
-        raise UserError(f"{file}: {fault}, as nnU-Net's dataset.json has it")
+    reader_of_json = content.get("overwrite_image_reader_writer")
+
+    def expect(sound: object, what: str, value: object, expected: str) -> None:
+        if not sound:
+            told = f"{what} {json.dumps(value)}; expected {expected}"
+            raise UserError(f"{file}: {told}, as nnU-Net's dataset.json has it")
+
+    expect(isinstance(given, dict), "labels are", given, "each label's name and value")
+    labels = {name: tuple(values if isinstance(values, list) else [values]) for name, values in given.items()}
+    whole = "a whole number from 0 to 65535, or several"
+    for name, values in labels.items():
+        expect(values and all(map(_is_label, values)), f"label {name} is", given[name], whole)
+    ignore, *more = labels.pop("ignore", (None,))
+    expect(not more, "label ignore is", [ignore, *more], "one value")
+    ending = isinstance(file_ending, str) and file_ending.startswith(".")
+    expect(ending, "file_ending is", file_ending, "one such as .nii.gz")
+    expect(
+        isinstance(reader_of_json, str | None), "overwrite_image_reader_writer is", reader_of_json, "a reader's name"
+    )
     labels = {name: values for name, values in labels.items() if set(values) != {0}}
     if not labels:
         raise UserError(f"{file} has no label but background; expected at least one")
@@ -98,7 +97,7 @@ def read_dataset_description(file: Path, reader: str | None = None) -> DatasetDe
         labels=dict(sorted(labels.items(), key=lambda item: (len(item[1]) > 1, item[1]))),
         ignore=ignore,
         file_ending=file_ending,
-        reader=reader or (overwritten if overwritten not in (None, "None") else None),
+        reader=reader or (reader_of_json if reader_of_json != "None" else None),
         has_regions=any(len(values) > 1 for values in labels.values()),
         said_roles=content.get(ROLES_KEY),
     )
@@ -114,12 +113,10 @@ def find_dataset_description(
 ) -> DatasetDescription:
     """Read the given dataset.json, else that beside the predictions, else that of the reference's data set.
 
-    The validation of a fold (fold_0/validation) has its dataset.json and plans.json in the results folder.
-
     Raises: UserError if there is none, or those beside the predictions differ in their labels.
     """
     folders = []
-    for folder in prediction_folders:
+    for folder in prediction_folders:  # the validation of a fold (fold_0/validation) has them in the results folder
         folders += [folder, folder.parent.parent] if folder.name == "validation" else [folder]
     plans = next((folder / "plans.json" for folder in folders if (folder / "plans.json").is_file()), None)
     reader = None if plans is None else read_json(plans).get("image_reader_writer")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator
@@ -18,7 +17,7 @@ import SimpleITK as sitk
 
 from nnunetv2_anomaly.errors import UserError, check_name, listed
 from nnunetv2_anomaly.files import written_beside
-from nnunetv2_anomaly.images.grids import TOLERANCE_MM
+from nnunetv2_anomaly.images.grids import TOLERANCE_MM, joined
 from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS, header_fault, shear_mm
 
 #: endings of the image files that this package reads; MetaImage headers (.mhd) name the file of their voxels
@@ -80,8 +79,7 @@ def read_image(path: Path, dimensions: Collection[int] = (3,)) -> sitk.Image:
     """
     with read_failures_as_user_errors(path):
         check_whole(path)
-        image = _reader(path).Execute()
-        _check_axes(image)
+        image = _opened(path).Execute()
         # Headers may hold what identifies a person; only voxels and pose are kept.
         for key in image.GetMetaDataKeys():
             image.EraseMetaData(key)
@@ -96,23 +94,20 @@ def read_header(path: Path) -> sitk.ImageFileReader:
     """Size, pose and type of an image file, without its voxels. Raises: UserError if it is missing or unreadable."""
     with read_failures_as_user_errors(path):
         _check_header(path)
-        reader = _reader(path)
-        reader.ReadImageInformation()
-        _check_axes(reader)
-    return reader
+        return _opened(path)
 
 
-def _check_axes(image: sitk.Image | sitk.ImageFileReader) -> None:
-    """Check that the axes are at right angles, as ITK itself does for NIfTI alone, and less closely."""
-    if shear_mm(image) > TOLERANCE_MM:
-        raise ValueError("axes not orthonormal")
-
-
-def _reader(path: Path) -> sitk.ImageFileReader:
+def _opened(path: Path) -> sitk.ImageFileReader:
+    """A reader that knows the header, whose axes are at right angles: ITK checks NIfTI alone, and less closely."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     if path.name.lower().endswith((".mhd", ".mha")):
         reader.SetImageIO("MetaImageIO")  # ITK recognises these endings in small letters alone
+    reader.ReadImageInformation()
+    if min(reader.GetSpacing()) <= 0:
+        raise UserError(f"{path} has a spacing of {joined(reader.GetSpacing())} mm; expected numbers above 0")
+    if shear_mm(reader) > TOLERANCE_MM:
+        raise ValueError("axes not orthonormal")
     return reader
 
 
@@ -137,59 +132,48 @@ def image_written_beside(path: Path) -> Iterator[Path]:
     with written_beside(path) as temporary:
         try:
             yield temporary
-            check_whole(temporary, checksum=False)
+            check_whole(temporary, finite=False)
         except (RuntimeError, UserError) as error:
             short = "the file came out too short, so the disk is likely full"
             reason = short if isinstance(error, UserError) else last_line(error)
             raise OSError(f"{path} could not be written: {reason}") from error
 
 
-def check_whole(path: Path, *, checksum: bool = True) -> None:
+def check_whole(path: Path, *, finite: bool = True) -> None:
     """Check that a file holds all that was written: ITK compares no checksum, and takes 0 for what is missing in NIfTI.
 
     What is compressed (.nii.gz, .nrrd, MetaImage) is unpacked and compared with its checksum. A NIfTI file must hold
-    all the voxels that its header promises, and they must be finite numbers, for which ITK takes 0 as well.
+    all the voxels that its header promises.
 
-    Args: checksum: False compares the length alone, for what was just written: a full disk shows in it, and maps may
-        hold NaN.
+    Args: finite: whether those must be finite numbers, for which ITK takes 0 as well.
     Raises: UserError if it is missing, cut short or damaged, a NIfTI file that readers take differently or cannot read,
         or holds infinite voxels or NaN.
     """
     with read_failures_as_user_errors(path):
         try:
-            unpacked = _unpacked(path) if checksum else None
+            unpacked = _unpacked(path)
             _check_header(path)
-            finite = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked, finite=checksum)
+            sound = not path.name.lower().endswith(NIFTI_ENDINGS) or _has_all_voxels(path, unpacked, finite=finite)
         except UserError:
             raise
         except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
             beside = " or its file of voxels" if path.suffix.lower() == ".mhd" else ""
             advice = "copy or download it again, or wait if it is being written"
             raise UserError(f"{path}{beside} is cut short or damaged; {advice}") from error
-    if not finite:
+    if not sound:
         raise UserError(f"{path} holds infinite voxels or NaN; get or convert the image again")
 
 
 def _has_all_voxels(path: Path, unpacked: bytes | None, *, finite: bool) -> bool:
-    """Whether the voxels of a NIfTI file are finite numbers, if that is asked.
-
-    Raises: EOFError if there are fewer than promised.
-    """
+    """Whether the voxels of a NIfTI file are finite, if that is asked. Raises: EOFError if there are too few."""
     image: Any = nibabel.load(path)
     voxels = image.dataobj
-    expected = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
-    if unpacked is None and path.name.lower().endswith(".gz"):
-        with path.open("rb") as file:
-            file.seek(-4, os.SEEK_END)  # the length, modulo 2^32
-            if int.from_bytes(file.read(4), "little") != expected % 2**32:
-                raise EOFError
-    elif (path.stat().st_size if unpacked is None else len(unpacked)) < expected:
-        raise EOFError
-    if not finite or not np.issubdtype(voxels.dtype, np.floating):
-        return True
     if unpacked is not None:  # or nibabel would unpack it again
         voxels = type(image).from_bytes(unpacked).dataobj
-    return bool(np.isfinite(np.asanyarray(voxels)).all())
+    length = path.stat().st_size if unpacked is None else len(unpacked)
+    if length < voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize:
+        raise EOFError
+    return not (finite and np.issubdtype(voxels.dtype, np.floating)) or bool(np.isfinite(np.asanyarray(voxels)).all())
 
 
 def _check_header(path: Path) -> None:
@@ -198,32 +182,24 @@ def _check_header(path: Path) -> None:
 
 
 def _unpacked(path: Path) -> bytes | None:
-    """What a file holds in compressed form, unpacked; None if that is nothing.
+    """What a file holds in compressed form, unpacked: all of a .gz, the voxels of NRRD and MetaImage; else None.
 
     Raises: OSError, EOFError or zlib.error if its checksum is another one, or it is cut short.
     """
-    packed = _packed(path)
-    if packed is None:
-        return None
-    return gzip.decompress(packed) if packed.startswith(b"\x1f\x8b") else zlib.decompress(packed)
-
-
-def _packed(path: Path) -> bytes | None:
-    """The compressed part of a file: all of a .gz; the voxels of NRRD and MetaImage, where these are compressed."""
     name = path.name.lower()
     if name.endswith(".nii.gz"):
-        return path.read_bytes()
+        return gzip.decompress(path.read_bytes())
     if name.endswith(".nrrd"):
-        header, *voxels = re.split(rb"\r?\n\r?\n", path.read_bytes(), maxsplit=1)
-        return voxels[0] if voxels and re.search(rb"^encoding: *gz", header, re.MULTILINE) else None
+        header, *rest = re.split(rb"\r?\n\r?\n", path.read_bytes(), maxsplit=1)
+        return gzip.decompress(rest[0]) if rest and re.search(rb"^encoding: *gz", header, re.MULTILINE) else None
     if name.endswith((".mha", ".mhd")):
         content = path.read_bytes()
         place = re.search(rb"^ElementDataFile *= *(.*\S)[ \t\r]*(?:\n|$)", content, re.MULTILINE)
         if place and re.search(rb"^CompressedData *= *[Tt1]", content[: place.start()], re.MULTILINE):
             if place[1].lower() == b"local":
-                return content[place.end() :]
+                return zlib.decompress(content[place.end() :])
             beside = path.parent / place[1].decode(errors="replace")  # or a list or pattern of files, one a slice
-            return beside.read_bytes() if beside.is_file() else None
+            return zlib.decompress(beside.read_bytes()) if beside.is_file() else None
     return None
 
 

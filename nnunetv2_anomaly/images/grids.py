@@ -23,15 +23,12 @@ TOLERANCE_MM = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Pose of a 3D volume as SimpleITK has it: x fastest, LPS world, mm.
-
-    ``direction`` is the 3 x 3 matrix row by row; its columns are the directions of the three voxel axes.
-    """
+    """Pose of a 3D volume as SimpleITK has it: x fastest, LPS world, mm."""
 
     size: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     origin_mm: tuple[float, float, float]
-    direction: tuple[float, ...]
+    direction: tuple[float, ...]  # 3 x 3, row by row; its columns are the directions of the voxel axes
 
     @classmethod
     def of(cls, image: sitk.Image | sitk.ImageFileReader) -> Grid:
@@ -67,18 +64,14 @@ def axes_to(orientation: str) -> tuple[list[int], tuple[int, ...]]:
 
     Returns: (order, flips): new axis k is old axis order[k]; the old axes in flips run the other way.
     """
-    order = [
-        next(axis for axis in range(3) if orientation[axis] in (letter, OPPOSITE[letter])) for letter in ORIENTATION
-    ]
+    order = [next(axis for axis in range(3) if orientation[axis] in (of, OPPOSITE[of])) for of in ORIENTATION]
     return order, tuple(axis for axis, letter in zip(order, ORIENTATION, strict=True) if orientation[axis] != letter)
 
 
 def oriented(image: sitk.Image) -> sitk.Image:
-    """The same voxels at the same places with the axes in ``ORIENTATION``'s order.
+    """A 3D image with the axes in ``ORIENTATION``'s order, its voxels at their places.
 
     Equals sitk.DICOMOrient and takes a quarter of its time, which is as long as writing a label map takes.
-
-    Args: image: 3D, any orientation, oblique or not.
     """
     grid = Grid.of(image)
     if grid.orientation == ORIENTATION:
@@ -114,7 +107,7 @@ def posed(voxels: NDArray, grid: Grid) -> sitk.Image:
 
 
 def corner_distance_mm(grid: Grid, other: Grid) -> float:
-    """Largest distance between corresponding corners of two grids of one size, whatever the order of their axes.
+    """Largest distance between corresponding corners of two grids, whatever the order of their axes.
 
     Raises: ValueError if the sizes differ once both are oriented alike.
     """

@@ -18,10 +18,9 @@ from nnunetv2_anomaly.images.headers import NIFTI_ENDINGS
 
 
 def read_label_map(path: Path, labels: Mapping[str, int]) -> sitk.Image:
-    """Read a label map and check its values.
+    """Read a label map: 3D, uint8, in the file's own pose.
 
     Args: labels: name -> value of every label that may occur, background included; values 0 to 255.
-    Returns: 3D image, uint8, in the file's own pose.
     Raises: UserError if the file cannot be read, is not 3D, or holds another value.
     """
     image = read_image(path)
@@ -55,10 +54,8 @@ def _scaling(path: Path) -> str:
         return ""
     image: Any = nibabel.load(path)
     slope, inter = np.float32(image.dataobj.slope), np.float32(image.dataobj.inter)
-    if (slope, inter) == (1, 0):
-        return ""
-    advice = "set them to 1 and 0 if what is stored are the labels"
-    return f"its header scales what is stored by scl_slope {slope!s} and scl_inter {inter!s}: {advice}"
+    stored = f"its header scales what is stored by scl_slope {slope!s} and scl_inter {inter!s}"
+    return "" if (slope, inter) == (1, 0) else f"{stored}: set them to 1 and 0 if what is stored are the labels"
 
 
 def note_of_floats(files: Iterable[Path]) -> list[str]:

@@ -46,12 +46,9 @@ def check_label_meaning(labels: NDArray, spacing_mm: Sequence[float], names: Map
 def contradictions(labels: NDArray, spacing_mm: Sequence[float], names: Mapping[str, int]) -> list[str]:
     """What in the shapes and places of labels speaks against their names.
 
-    Args:
-        labels: (Z, Y, X), z to superior, y to anterior: "RAS" of SimpleITK, as numpy.
-        spacing_mm: distance of voxels in mm, same order.
-        names: label name -> value, as ``nnunetv2_anomaly.labels.LABELS``; compartments of a cartilage are taken
-            together. What is missing, or less than half a millilitre, is not judged.
-
+    Args: labels: (Z, Y, X), z to superior, y to anterior: "RAS" of SimpleITK, as numpy. spacing_mm: same order. names:
+        label name -> value, as ``nnunetv2_anomaly.labels.LABELS``; compartments of a cartilage are taken together.
+        What is missing, or less than half a millilitre, is not judged.
     Returns: a clause each, in millimetres and shares; empty where nothing does.
     """
     steps = np.maximum(1, np.round(_SAMPLING_MM / np.array(spacing_mm))).astype(int)

@@ -30,10 +30,9 @@ from nnunetv2_anomaly.images.label_maps import count_values, whole_numbers
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Label map of one case.
+    """Label map of one case: (Z, Y, X), or (Y, X) where the file is two-dimensional.
 
-    Its voxels are (Z, Y, X), or (Y, X) where the file is two-dimensional. With a ``grid`` their axes point as
-    ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net's reader gives them.
+    With a ``grid`` its axes point as ``grids.ORIENTATION`` says, whatever the file's order; else as nnU-Net reads them.
     """
 
     path: Path
@@ -193,14 +192,11 @@ def write_map(values: NDArray[np.floating], like: Segmentation, path: Path) -> N
 
 
 def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.floating]]:
-    """Softmax output that nnU-Net wrote with --save_probabilities or --npz, one class at a time.
+    """Softmax output that nnU-Net wrote with --save_probabilities or --npz, one class at a time, to spare memory.
 
-    All classes together take several times the memory that a process should hold.
-
-    Args: num_classes: of the data set. An output with another number is one of other labels, whatever their values.
     Yields: (Z, Y, X), in [0, 1], in the axis order of nnU-Net's reader.
-    Raises: UserError if the file is no such output, cut short, has another number of classes, or holds NaN or numbers
-        out of [0, 1].
+    Raises: UserError if the file is no such output, cut short, has another number of classes than the data set, or
+        holds NaN or numbers out of [0, 1].
     """
     with (
         image_files.read_failures_as_user_errors(path, "nnU-Net's softmax output", "predict the case again"),
@@ -228,12 +224,10 @@ def probability_channels(path: Path, num_classes: int) -> Iterator[NDArray[np.fl
 
 
 def chosen_reader(dataset: DatasetDescription, files: Iterable[Path]) -> str | None:
-    """Name of nnU-Net's reader for a data set, None for that of its file ending.
+    """Name of nnU-Net's reader for a data set with these segmentations, None for that of its file ending.
 
     SimpleITK reads no NIfTI file whose axes are not at right angles; nnU-Net falls back to nibabel where the first file
     is one. Here one is enough, whichever it is, and a warning names it.
-
-    Args: files: the data set's segmentations.
     """
     if dataset.reader is None and dataset.file_ending.lower() in NIFTI_ENDINGS:
         for file in files:

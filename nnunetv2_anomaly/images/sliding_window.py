@@ -25,11 +25,8 @@ class Windows:
 
         Windows overlap by half, without mirroring: the segmenter, too, sees the error image of the window it is given.
 
-        Args:
-            network: (1, C, *patch_size) -> (1, num_output_channels, *patch_size).
-            volume: (C, X, Y, Z), preprocessed.
-        Returns: (num_output_channels, X, Y, Z), float32, on the CPU. nnU-Net accumulates in float16: relative error
-            5e-4.
+        Args: network: (1, C, *patch_size) -> (1, num_output_channels, *patch_size). volume: (C, X, Y, Z), preprocessed.
+        Returns: (num_output_channels, X, Y, Z), float32, on the CPU; relative error 5e-4, as nnU-Net sums in float16.
         """
         on_device = self.device.type == "cuda"
         predictor = nnUNetPredictor(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nnunetv2_anomaly.errors import listed
-from nnunetv2_anomaly.inspection.findings import Finding
+from nnunetv2_anomaly.inspection.findings import Finding, warning_if
 from nnunetv2_anomaly.training.checkpoints import DETECTOR_KEY
 from nnunetv2_anomaly.training.data_record import CHECKPOINT_KEY
 from nnunetv2_anomaly.training.safe_loading import shown
@@ -19,10 +19,7 @@ _NOT_NEEDED = ("debug.json", "summary.json")
 
 
 def disclosures(label: str, content: Any) -> Iterator[Finding]:
-    """What a file names: paths, a computer, cases; a warning where prediction does not need the file.
-
-    Args: label: its place in the model. content: of a JSON file or a checkpoint, of any form.
-    """
+    """What a file, a JSON file or a checkpoint, names: paths, a computer, cases; a warning where it is not needed."""
     content = content if isinstance(content, dict) else {}
     paths, told = list(dict.fromkeys(_paths(content))), []
     if paths:
@@ -31,11 +28,9 @@ def disclosures(label: str, content: Any) -> Iterator[Finding]:
         told.append(f"the computer {shown(content['hostname'])}")
     if cases := _cases(content):
         told.append(f"{len(cases)} cases ({listed(cases)})")
-    if told and label.endswith(_NOT_NEEDED):
+    if told:
         remedy = "before you hand it on, take the file out with zip -d"
-        yield Finding("disclosure", "warning", f"{label} names {' and '.join(told)}", remedy)
-    elif told:
-        yield Finding("disclosure", "ok", f"{label} names {' and '.join(told)}")
+        yield warning_if(label.endswith(_NOT_NEEDED), "disclosure", f"{label} names {' and '.join(told)}", remedy)
 
 
 def _paths(value: Any) -> Iterator[str]:

@@ -64,23 +64,21 @@ def _requirements() -> dict[str, list]:
 
 def _versions() -> Iterator[Finding]:
     yield Finding("versions", "ok", f"python {platform.python_version()} on {platform.platform()}")
-    yield _own_version()
+    folder, installed = Path(package_file).parent, _installed("nnunetv2-anomaly")
+    kind = "editable" if _editable_source("nnunetv2-anomaly") else "wheel"
+    text = f"nnunetv2-anomaly {__version__} in {folder}, installed is {installed} ({kind} install)"
+    remedy = f"pip install -e {shlex.quote(str(folder.parent))}"
+    yield warning_if(installed != __version__, "versions", text, remedy)
     required = _requirements()
     for distribution in DISTRIBUTIONS:
         yield _version(distribution, distribution.replace("-", "_"), required.get(distribution.lower(), []))
 
 
-def _own_version() -> Finding:
-    folder = Path(package_file).parent
+def _installed(distribution: str) -> str:
     try:
-        installed = importlib.metadata.version("nnunetv2-anomaly")
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        installed = "no version"
-    if installed != __version__:
-        text = f"nnunetv2-anomaly {__version__} runs from {folder}, and {installed} is installed"
-        return Finding("versions", "warning", text, f"pip install -e {shlex.quote(str(folder.parent))}")
-    kind = "editable" if _editable_source("nnunetv2-anomaly") else "wheel"
-    return Finding("versions", "ok", f"nnunetv2-anomaly {__version__} ({kind} install) in {folder}")
+        return "of unknown version"
 
 
 def _editable_source(distribution: str) -> str | None:
@@ -93,11 +91,7 @@ def _editable_source(distribution: str) -> str | None:
 
 
 def _version(distribution: str, module_name: str, required: list) -> Finding:
-    topic = "versions"
-    try:
-        version = importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        version = "of unknown version"
+    topic, version = "versions", _installed(distribution)
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -161,10 +155,7 @@ def _trainers() -> Iterator[Finding]:
 
 
 def find_trainer(name: str) -> Any:
-    """A trainer class as nnUNetv2_train -tr and nnUNetv2_predict find it.
-
-    Raises: RuntimeError if there is none; anything else that a module raises which the search imports.
-    """
+    """A trainer class as nnUNetv2_train -tr and nnUNetv2_predict find it. Raises: RuntimeError if there is none."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     # The search prints its steps on standard output, which is the report's place.
@@ -304,10 +295,9 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything that training and prediction need; takes seconds, as torch is imported.
+    """Look at everything that training and prediction need, in the environment as it is; takes seconds.
 
-    The environment is judged as it is, so that the findings hold for nnU-Net's commands in the same shell. Nothing is
-    raised: a check that fails is a finding itself.
+    Nothing is raised: a check that fails is a finding itself.
     """
     findings: list[Finding] = []
     for topic, check in CHECKS.items():

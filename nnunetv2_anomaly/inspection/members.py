@@ -85,10 +85,7 @@ def folder_members(folder: Path) -> tuple[list[Finding], list[Member]]:
 
 
 def inspect_member(member: Member, label: str) -> tuple[list[Finding], Any]:
-    """Whether a file is whole and runs no code when read.
-
-    Returns: findings, and the content of a checkpoint or a JSON file; None of any other file.
-    """
+    """Whether a file is whole and runs no code when read; and the content of a checkpoint or a JSON file, else None."""
     suffix = PurePosixPath(member.name).suffix.lower()
     topic = "checkpoint" if suffix in CHECKPOINT_SUFFIXES else "members"
     try:

@@ -49,10 +49,8 @@ _KNOWN_CLASS = re.compile(
 
 
 def inspect_model(path: Path) -> list[Finding]:
-    """Look into a model: is it whole, would it run code, does this installation have its trainer?
+    """Look into a model: a zip file of nnUNetv2_export_model_to_zip, a folder with models, or a checkpoint (.pth).
 
-    Args: path: a zip file as nnUNetv2_export_model_to_zip writes it, a model folder, the data set's folder above it,
-        or a checkpoint (.pth).
     Raises: UserError if there is nothing at the path that could be a model.
     """
     path = path.expanduser()
@@ -127,7 +125,7 @@ def _model_findings(prefix: str, contents: Mapping[str, Any], folder: Path | Non
     told = next((fact["configuration"] for fact in facts.values()), configuration)  # prediction asks the first one
     yield from _plans_findings(f"{shown(trainer)}'s plans.json" if trainer else "plans.json", plans, told)
     yield _dataset_finding(contents.get(prefix + "dataset.json"))
-    yield from _agreement({"trainer": trainer, "configuration": configuration, "plans": _as_json(plans)}, facts)
+    yield from _agreement({"trainer": trainer, "configuration": configuration, "plans": plans}, facts)
     if folder is None and dataset is not None:
         yield from _installation_findings(prefix, dataset)
 
@@ -202,10 +200,8 @@ def _detector_findings(label: str, content: Mapping[str, Any]) -> Iterator[Findi
         text = f"{text}; its pre-stage was not finished"
         yield Finding("detector", "warning", text, "use the checkpoint_final.pth of a finished pre-stage")
         return
-    if not comparable:
-        sentence += "; a part of it is random or a stand-in, so its figures say nothing about the method"
-    if not beats:
-        sentence += ": no better than those, so its error image may point away from anomalies"
+    sentence += "" if comparable else "; a part of it is random or a stand-in, so its figures say nothing of the method"
+    sentence += "" if beats else ": no better than those, so its error image may point away from anomalies"
     remedy = "train the pre-stage for longer before you rely on it"
     yield warning_if(not beats, "detector", f"{text}; {sentence}", remedy)
 
@@ -254,17 +250,15 @@ def _dataset_finding(dataset: Any) -> Finding:
         return Finding("plans", "fault", text, members.FETCH_AGAIN)
 
 
-def _as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
 def _agreement(names: Mapping[str, Any], facts: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
     """Do the checkpoints agree with plans.json and with the folder's name, and so with each other?"""
     agree = bool(facts)
     for place, fact in facts.items():
-        told = {**fact, "plans": _as_json(fact["plans"]), "fold": f"fold_{fact['fold']}"}
+        told = {**fact, "fold": f"fold_{fact['fold']}"}
         for what, expected in {**names, "fold": place.split("/")[-2]}.items():
-            if expected is not None and told[what] != expected:
+            # As JSON: in a checkpoint a list may be a tuple.
+            own, other = (json.dumps(of, sort_keys=True, default=str) for of in (told[what], expected))
+            if expected is not None and own != other:
                 agree = False
                 text = f"{shown(place)} was trained with another {what} than its folder or plans.json says"
                 yield Finding("agreement", "warning", text, "ask its author which holds, and what was changed")

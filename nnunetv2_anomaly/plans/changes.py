@@ -20,9 +20,8 @@ INHERITS = "inherits_from"
 def change_plans(dataset: str, changes: Mapping[str, Any], plans_name: str, source_plans: str = "nnUNetPlans") -> Path:
     """Write plans with changes next to those that they are made from.
 
-    Args:
-        dataset: number or name. changes: as in plans.json, only what differs; a configuration that inherits from
-            another may give parts of its dictionaries, such as "features_per_stage" alone.
+    Args: changes: as in plans.json, only what differs; a configuration that inherits from another may give parts of its
+        dictionaries, such as "features_per_stage" alone.
     Returns: the new file.
     Raises: UserError if there are no such plans, the names are the same, or a configuration inherits from none.
     """

@@ -10,11 +10,9 @@ end. The model:
          + input and output of the largest convolution once more, for cuDNN's workspace
          + 0.5 GiB for the CUDA context.
 
-Mixed precision is walked through under CPU autocast with bfloat16, which is as wide as CUDA's float16. What it leaves
-in float32 was looked at for these networks and is what CUDA's autocast leaves: sums of the skips, losses, output layer.
-Not seen: temporaries inside an operation, fragmentation of torch's cache, what torch.compile saves by fusing.
-
-It is an estimate. It agrees with a real step on the CPU; it has not been compared with a GPU yet.
+Mixed precision is walked through under CPU autocast with bfloat16, which is as wide as CUDA's float16 and for these
+networks leaves the same in float32. Not seen: temporaries inside an operation, fragmentation of torch's cache, what
+torch.compile saves by fusing. It is an estimate: it agrees with a real step on the CPU; no GPU was asked.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
 """Settings of the trainers, served as class attributes and through plans.json.
 
-Every setting is a class attribute of the trainers. A configuration in plans.json may hold a section ``anomaly`` that
-overrides them without a subclass; nnU-Net stores plans.json with the model, so that training and prediction agree.
-Families have tables of their own, which the registry names::
-
-    "configurations": {
-        "3d_fullres": {...},
-        "3d_short": {"inherits_from": "3d_fullres", "anomaly": {"inpainting_epochs": 20, "distillation_epochs": 20}}
-    }
+A configuration in plans.json may hold a section ``anomaly``, such as {"inpainting_epochs": 20}, that overrides the
+attributes without a subclass; nnU-Net stores plans.json with the model, so that training and prediction agree. Families
+have tables of their own, which the registry names.
 """
 
 from __future__ import annotations
@@ -57,7 +52,7 @@ def is_list(check: Callable[[Any], bool], *lengths: int) -> Callable[[Any], bool
 def whole(minimum: int, maximum: int | None = None) -> Kind:
     """A whole number in the range."""
     to = "" if maximum is None else f" to {maximum}"
-    return f"a whole number from {minimum}{to}", is_whole(minimum, math.inf if maximum is None else maximum)
+    return f"a whole number from {minimum}{to}", is_whole(minimum, maximum or math.inf)
 
 
 def or_null(kind: Kind, meaning: str) -> Kind:

@@ -15,9 +15,8 @@ Stride = Sequence[int]
 def planned_strides(configuration_manager: ConfigurationManager, max_downsamplings: int) -> list[tuple[int, ...]]:
     """The first downsamplings that nnU-Net planned for this patch size and spacing, one stride per axis each.
 
-    nnU-Net pools an axis of coarse spacing less often, and so must networks of ours. The planned strides are stored in
-    plans.json and so are the same in training and prediction. A plan with fewer downsamplings than asked for gives a
-    network with fewer levels.
+    nnU-Net pools an axis of coarse spacing less often, and so must networks of ours. A plan with fewer downsamplings
+    than asked for gives a network with fewer levels.
 
     Raises: UserError if nothing is downsampled, or so much that a single voxel is left.
     """

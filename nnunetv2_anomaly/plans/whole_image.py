@@ -23,7 +23,7 @@ from nnunetv2_anomaly.environment import environment_folder
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
 from nnunetv2_anomaly.plans.dataset_name import dataset_name
-from nnunetv2_anomaly.plans.settings import check_configuration, is_list, is_positive, is_whole
+from nnunetv2_anomaly.plans.settings import check_configuration
 from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS
 
 WHOLE_SLICE_PLANS = "nnUNetWholeSlicePlans"
@@ -68,13 +68,12 @@ def plan_whole_image(
 
     Args:
         dataset: number or name, as everywhere in nnU-Net.
-        source_plans: plans of nnU-Net's to start from.
         plans_name: of the new plans; None: ``WHOLE_IMAGE_PLANS``, or ``WHOLE_SLICE_PLANS`` where 2d is asked for.
         configuration: 3d_fullres or 2d; None: the first of them that is there.
         size: of slices, voxels along their longer axis, to which they are resampled; None: as nnU-Net planned.
         overwrite: replace other whole-image plans of that name; plans of other makes never are.
-    Raises: UserError if the data set or its plans, fingerprint or dataset.json are missing or unreadable, the plans
-        cannot be made whole-image plans, the new name is no name for plans, or other plans have it.
+    Raises: UserError if what is needed of the data set is missing or unreadable, the plans cannot be made whole-image
+        plans, the new name is no name for plans, or other plans have it.
     """
     if size is not None and configuration != "2d":
         raise UserError(f"the size {size} is of whole slices; expected the configuration 2d, so give -c 2d")
@@ -90,9 +89,10 @@ def plan_whole_image(
     source, fingerprint, dataset_json = _read_planned(folder, dataset, source_plans)
     try:
         plans = whole_image_plans(source, fingerprint, plans_name, configuration, size)
-    except (KeyError, TypeError, AttributeError) as error:
-        fault = f"{folder / source_plans}.json is not as nnU-Net writes plans ({type(error).__name__}: {error})"
-        raise UserError(f"{fault}; run nnUNetv2_plan_and_preprocess -d {dataset} again") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        fault = f"{source_plans}.json or dataset_fingerprint.json in {folder} is not as nnU-Net writes it"
+        advice = f"run nnUNetv2_plan_and_preprocess -d {dataset} again"
+        raise UserError(f"{fault} ({type(error).__name__}: {error}); {advice}") from error
     ((name, planned),) = plans["configurations"].items()
     file = folder / f"{plans_name}.json"
     present = read_json(file) if file.is_file() else None
@@ -122,10 +122,9 @@ def whole_image_plans(
 ) -> dict[str, Any]:
     """The plans with one configuration, 3d_fullres or else 2d, of whole images; ``plans`` is left as it is.
 
-    The configuration stands for itself: what it inherited is written out. Cascade and 3d_lowres are left out.
+    What the configuration inherited is written out. Cascade and 3d_lowres are left out.
 
-    Args: plans: content of nnUNetPlans.json. fingerprint: of dataset_fingerprint.json. plans_name: of the result.
-        wanted, size: configuration and size of slices as ``plan_whole_image`` takes them.
+    Args: fingerprint: of dataset_fingerprint.json. wanted, size: as ``plan_whole_image`` takes them.
     Raises: UserError if the plans have no such configuration, or one whose topology cannot be planned again.
     """
     configurations = plans.get("configurations", {})
@@ -171,24 +170,14 @@ def largest_image(
 ) -> tuple[int, ...]:
     """Per-axis maximum over all training images, after nnU-Net's cropping, transposition and resampling.
 
-    Args: fingerprint: of the data set; its shapes (voxels) and spacings (mm) are in the reader's axis order.
-        transpose_forward: of the plans. spacing_mm: target spacing of the configuration, transposed; with two axes the
-        slices' own axis, the first, is left out.
+    Args: fingerprint: its shapes (voxels) and spacings (mm) are in the reader's axis order. spacing_mm: of the
+        configuration, transposed; with two axes the slices' own axis, the first, is left out.
     Returns: voxels, in the configuration's axis order.
-    Raises: UserError if the fingerprint does not hold a size and a spacing of each case, or the plans' order of axes
-        is none.
     """
-    if sorted(transpose_forward) != [0, 1, 2]:
-        raise UserError(f"'transpose_forward' in plans.json is {transpose_forward!r}; expected 0, 1, 2 in some order")
-    shapes, spacings = fingerprint.get("shapes_after_crop", ()), fingerprint.get("spacings", ())
-    known = shapes and is_list(is_list(is_whole(1), 3))(shapes)
-    if not known or not is_list(is_list(is_positive, 3), len(shapes))(spacings):
-        fault = "dataset_fingerprint.json does not hold the image size and spacing of each case, three numbers above 0"
-        raise UserError(f"{fault}; run nnUNetv2_extract_fingerprint again")
     axes = list(transpose_forward)[-len(spacing_mm) :]
     resampled = [
         compute_new_shape([shape[axis] for axis in axes], [spacing[axis] for axis in axes], list(spacing_mm))
-        for shape, spacing in zip(shapes, spacings, strict=True)
+        for shape, spacing in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
     ]
     return tuple(int(max(voxels)) for voxels in zip(*resampled, strict=True))
 
@@ -203,18 +192,16 @@ def planned_for(
     nnU-Net's where it has not come to one. Other numbers per stage (convolutions, blocks) are cut, or continued with
     the last one. Network class, normalisation and non-linearity stay.
 
-    Args:
-        architecture: the section of the configuration.
-        spacing_mm, size: same axis order.
+    Args: architecture: the section of the configuration. spacing_mm, size: same axis order.
     Returns: patch size, ``size`` rounded up to a multiple of the strides' product axis by axis; architecture.
     Raises: UserError if the architecture has no strides, kernel sizes and feature maps per stage.
     """
     keywords = dict(architecture["arch_kwargs"])
-    features = keywords.get("features_per_stage")
-    if not keywords.get("strides") or "kernel_sizes" not in keywords or not isinstance(features, (list, tuple)):
+    if not {"strides", "kernel_sizes", "features_per_stage"} <= keywords.keys():
         fault = f"the network {architecture['network_class_name']} of these plans has no strides, kernel_sizes and"
         advice = "start from plans of nnU-Net's own planners with -p"
         raise UserError(f"{fault} features_per_stage to plan again; {advice}")
+    features = keywords["features_per_stage"]
     limits = MIN_BOTTLENECK_EDGE, 999999
     _, strides, kernel_sizes, patch_size, _ = get_pool_and_conv_props(list(spacing_mm), list(size), *limits)
     stages_before, stages = len(features), len(strides)
@@ -233,12 +220,10 @@ def planned_for(
     return [int(voxels) for voxels in patch_size], {**architecture, "arch_kwargs": keywords}
 
 
-def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _read_planned(folder: Path, dataset: str, plans: str) -> tuple[dict[str, Any], ...]:
     known = sorted(file.stem for file in folder.glob("*.json") if file.stem not in _NO_PLANS)
     if plans not in known:
         there = f"has the plans {', '.join(known)}" if known else "has no plans"
         advice = f"run nnUNetv2_plan_and_preprocess -d {dataset} first, or name other plans with -p"
         raise UserError(f"{folder} {there}; expected {plans}, so {advice}")
-    names = (plans, "dataset_fingerprint", "dataset")
-    plans_json, fingerprint, dataset_json = (read_json(folder / f"{name}.json") for name in names)
-    return plans_json, fingerprint, dataset_json
+    return tuple(read_json(folder / f"{name}.json") for name in (plans, "dataset_fingerprint", "dataset"))

@@ -35,11 +35,11 @@ _MARGIN_MM = 4.0
 #: signal that red marrow adds in the metaphysis and shaft, range of the draw per bone, unitless
 RED_MARROW = (0.03, 0.08)
 
-#: half-axes of a stress lesion, range of the draw in mm; the patella is smaller
+#: half-axes of a stress lesion, range of the draw in mm
 _STRESS_RADII_MM = {1: (12.0, 20.0), 3: (12.0, 20.0), 5: (6.0, 9.0)}
 _TO_CARTILAGE = float(np.mean(list(CARTILAGE_SIGNAL.values()))) - MARROW
-#: kind of stress lesions -> signal that they add to what is there, range of the draw: the usual one; 0.6 to 1 of the
-#: way from marrow to cartilage; and as far towards the cortex
+#: kind of stress lesions -> signal that they add, range of the draw: the usual one, 0.6 to 1 of the way from marrow to
+#: cartilage, and as far towards the cortex
 STRESS: dict[str, tuple[float, float]] = {
     "large": LESION_CONTRAST,
     "bright": (0.6 * _TO_CARTILAGE, _TO_CARTILAGE),
@@ -66,38 +66,34 @@ def dess_like_image(
     """Simulate a water-excited DESS image of a label map.
 
     Args:
-        labels: (Z, Y, X), values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``, any of which may be missing; z to
-            superior, y to anterior, x across the slices.
+        labels: (Z, Y, X), values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``; z to superior, y to anterior, x across
+            the slices.
         spacing_mm: distance of voxels, same order (z, y, x); textures keep their size in mm.
         rng: source of all randomness; the same state gives the same image.
-        extra_lesions: mean of the Poisson-distributed number of unlabelled lesions in the knee. They look like the
-            labelled ones, lie in the bones, and are in the returned truth, while the label map stays as it is.
+        extra_lesions: mean of the Poisson-distributed number of lesions in image and truth, not in the label map.
         stress: kind of ``STRESS``: puts one lesion into every bone, larger than any other, which may cross the bone's
-            border; it is in the returned truth, whole, under its bone's lesion label, and in no label map.
-
-    Returns: image and truth map, both (Z, Y, X).
+            border; it is in the truth, whole, under its bone's lesion label, and in no label map.
     """
     labels, spacing = np.asarray(labels, np.uint8), tuple(float(s) for s in spacing_mm)
-    grid = [(np.arange(n) + 0.5) * s for n, s in zip(labels.shape, spacing, strict=True)]
-    layout = Layout(labels, spacing, grid)
+    layout = Layout(labels, spacing)
     anomalies = np.where(np.isin(labels, LESIONS), labels, 0).astype(np.uint8)
     for _ in range(rng.poisson(extra_lesions)):
-        _add_lesion(anomalies, labels, layout, grid, rng)
+        _add_lesion(anomalies, labels, layout, rng)
 
-    image = resample_linear(soft_tissue(layout, rng), layout.grid, grid)
+    image = resample_linear(soft_tissue(layout, rng), layout.grid, layout.image_grid)
     image *= 1.0 + 0.10 * gaussian_noise(rng, labels.shape, spacing, (4.0, 0.8, 0.8))
     for label in CARTILAGES:
         present = labels == label
         if present.any():
             level = CARTILAGE_SIGNAL[label] * rng.uniform(0.93, 1.07)
-            image[present] = level * (1.0 + 0.12 * layout.sample_noise(rng, 2.5, grid)[present])
+            image[present] = level * (1.0 + 0.12 * layout.sample_noise(rng, 2.5)[present])
     _draw_bones(image, labels, anomalies, spacing, rng)
     if stress is not None:
         # Of random numbers of its own: the rest of the knee is as it is without.
-        _draw_stress(image, anomalies, layout, grid, spacing, STRESS[stress], rng.spawn(1)[0])
+        _draw_stress(image, anomalies, layout, stress, rng.spawn(1)[0])
     # The scanner's point spread: a good half of a voxel, so that a voxel holds a bit of its neighbours.
     ndimage.gaussian_filter(image, 0.45, output=image, truncate=3.0)
-    bias = layout.sample_noise(rng, 45.0, grid)
+    bias = layout.sample_noise(rng, 45.0)
     image *= 1.0 + 0.15 * (bias - bias.mean())
     return SimulatedImage(image=_rician(image, rng), anomalies=anomalies)
 
@@ -147,7 +143,7 @@ def _metaphysis_share(labels: NDArray[np.uint8], spacing: Sequence[float]) -> ND
     share = np.zeros(labels.shape, np.float32)
     z = np.arange(labels.shape[0], dtype=np.float32)
     for bone, lesion, upwards in ((1, 7, True), (3, 8, False)):
-        mask = (labels == bone) | (labels == lesion)
+        mask = np.isin(labels, (bone, lesion))
         slices = np.flatnonzero(mask.any(axis=(1, 2)))
         if slices.size:
             from_joint_mm = ((z - slices[0]) if upwards else (slices[-1] - z)) * spacing[0]
@@ -198,8 +194,7 @@ def _draw_vessels(marrow: NDArray, bone: NDArray, spacing: Sequence[float], rng:
                 break
             box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
             along = zip(box, bone.shape, step, position, width, strict=True)
-            z, y, x = (((np.arange(b.start, min(b.stop, n)) * s - p) / w) ** 2 for b, n, s, p, w in along)
-            squared = z[:, None, None] + y[None, :, None] + x[None, None, :]
+            squared = sum(np.ix_(*(((np.arange(b.start, min(b.stop, n)) * s - p) / w) ** 2 for b, n, s, p, w in along)))
             tube = np.float32(MARROW + contrast) * np.exp(-0.5 * squared)
             np.maximum(marrow[box], tube, out=marrow[box])
 
@@ -228,9 +223,7 @@ def _draw_lesions(
     return shares
 
 
-def _add_lesion(
-    anomalies: NDArray, labels: NDArray, layout: Layout, grid: Sequence[NDArray], rng: np.random.Generator
-) -> None:
+def _add_lesion(anomalies: NDArray, labels: NDArray, layout: Layout, rng: np.random.Generator) -> None:
     """Put one more lesion into a bone of the truth map, in place; nothing happens where no bone has room."""
     shape = draw_blob_shape(rng)
     shares = {bone: share for bone, share in zip(BONES, (0.45, 0.35, 0.2), strict=True) if bone in layout.labels}
@@ -248,19 +241,11 @@ def _add_lesion(
     candidates = np.flatnonzero(wanted if wanted.any() else marrow)
     place = np.unravel_index(candidates[rng.integers(candidates.size)], marrow.shape)
     centre = [g[index] for g, index in zip(layout.grid, place, strict=True)]
-    box, inside_blob = shape.inside(centre, grid, np.eye(3)[::-1])
+    box, inside_blob = shape.inside(centre, layout.image_grid, np.eye(3)[::-1])
     anomalies[box][inside_blob & (labels[box] == bone)] = LESION_OF_BONE[bone]
 
 
-def _draw_stress(
-    image: NDArray,
-    anomalies: NDArray,
-    layout: Layout,
-    grid: Sequence[NDArray],
-    spacing: Sequence[float],
-    contrast: tuple[float, float],
-    rng: np.random.Generator,
-) -> None:
+def _draw_stress(image: NDArray, anomalies: NDArray, layout: Layout, kind: str, rng: np.random.Generator) -> None:
     """Draw one large lesion around a place in every bone, into image and truth, in place."""
     for bone, radii_mm in _STRESS_RADII_MM.items():
         radii = rng.uniform(*radii_mm, 3)
@@ -270,8 +255,8 @@ def _draw_stress(
         if not len(places):
             continue
         centre = [g[index] for g, index in zip(layout.grid, places[rng.integers(len(places))], strict=True)]
-        box, inside = turned_blob(rng, radii.tolist(), 0.35).inside(centre, grid, np.eye(3)[::-1])
-        share = ndimage.gaussian_filter(inside.astype(np.float32), [1.2 / s for s in spacing])
-        uneven = 1.0 + 0.3 * gaussian_noise(rng, share.shape, spacing, (2.5, 2.5, 2.5))
-        image[box] = np.maximum(image[box] + np.float32(rng.uniform(*contrast)) * share * uneven, 0.0)
+        box, inside = turned_blob(rng, radii.tolist(), 0.35).inside(centre, layout.image_grid, np.eye(3)[::-1])
+        share = ndimage.gaussian_filter(inside.astype(np.float32), [1.2 / s for s in layout.image_spacing])
+        uneven = 1.0 + 0.3 * gaussian_noise(rng, share.shape, layout.image_spacing, (2.5, 2.5, 2.5))
+        image[box] = np.maximum(image[box] + np.float32(rng.uniform(*STRESS[kind])) * share * uneven, 0.0)
         anomalies[box][inside] = LESION_OF_BONE[bone]

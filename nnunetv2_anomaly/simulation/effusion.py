@@ -41,9 +41,8 @@ class Effusion:
     def drawn(cls, random: np.random.Generator) -> Effusion:
         """A case: balls of 22 to 26 mm, fluid of up to 3 to 10 mm."""
         direction = random.normal(size=3)
-        x, y, z = (direction / np.linalg.norm(direction)).tolist()
-        middle = random.uniform(-4, 4, 3).tolist()
-        return cls(random.uniform(22, 26), random.uniform(3, 10), (x, y, z), (middle[0], middle[1], middle[2]))
+        direction, middle = direction / np.linalg.norm(direction), random.uniform(-4, 4, 3)
+        return cls(random.uniform(22, 26), random.uniform(3, 10), tuple(direction.tolist()), tuple(middle.tolist()))
 
     @property
     def volume_ml(self) -> float:

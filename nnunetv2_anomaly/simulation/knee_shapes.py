@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from nnunetv2_anomaly.labels import BONES
 from nnunetv2_anomaly.simulation.soft_tissue import sigmoid
@@ -26,11 +27,7 @@ _ROOM_IN_FRONT_MM = 68.0
 
 def _rotation(degrees: Sequence[float]) -> NDArray[np.float64]:
     """Rotation matrix about u, then v, then w, acting on (u, v, w)."""
-    a, b, c = np.deg2rad(degrees)
-    about_u = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_v = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    about_w = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return about_w @ about_v @ about_u
+    return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
 
 def _smooth_min(a: NDArray, b: NDArray, width: float) -> NDArray:
@@ -101,7 +98,7 @@ class KneeShapes:
                 distances[bone] = _smooth_min(distances[bone], ball, 3.0)
         for bone, gap in self.gap.items():
             distances[bone] = _smooth_max(distances[bone], gap - distances[1], 1.0)
-        return distances, {"notch": notch * scale, "fu": fu, "fv": fv, "fw": fw, "su": su, "sv": sv, "sw": sw}
+        return distances, {"notch": notch * scale, "fu": fu, "fv": fv, "fw": fw, "su": su, "sv": sv}
 
     def _femur(self, u: NDArray, v: NDArray, w: NDArray) -> tuple[NDArray, NDArray]:
         parameters = self.parameters
@@ -159,7 +156,7 @@ class KneeShapes:
 
         Args: z, y, x: positions in mm of a regular grid with the given spacing; the arrays returned are (Z, Y, X).
         """
-        u, v, w = self._knee_coordinates(z[:, None, None], y[None, :, None], x[None, None, :])
+        u, v, w = self._knee_coordinates(*np.ix_(z, y, x))
         distances, local = self._bones(u, v, w)
         normals = {}
         for bone in BONES:
@@ -174,7 +171,9 @@ class KneeShapes:
         thickness = {
             1: self._femoral_cartilage(normals[1], local),
             3: self._tibial_cartilage(normals[3], local),
-            5: self._patellar_cartilage(normals[5], distances[1]),
+            5: self.parameters.cartilage_mm[2]
+            * sigmoid((-normals[5][1] - 0.6) / 0.06)
+            * sigmoid((14.0 - distances[1]) / 2.0),
         }
         for loss in self.parameters.focal_losses:
             centre = [c * s for c, s in zip(loss.centre, self.size, strict=True)]
@@ -201,10 +200,6 @@ class KneeShapes:
             radius = np.sqrt(((su - sign * 21.5) / 14.5) ** 2 + ((sv + 5.0) / 22.0) ** 2)
             thickness += sigmoid((1.0 - radius) / 0.06) * (1.15 - 0.3 * np.minimum(radius, 1.0) ** 2)
         return self.parameters.cartilage_mm[1] * thickness * sigmoid((normal[2] - 0.55) / 0.08)
-
-    def _patellar_cartilage(self, normal: Sequence[NDArray], femur_distance: NDArray) -> NDArray:
-        facing = sigmoid((-normal[1] - 0.6) / 0.06)
-        return self.parameters.cartilage_mm[2] * facing * sigmoid((14.0 - femur_distance) / 2.0)
 
     def _surface_point(self, bone: int, anchor: Sequence[float], direction: Sequence[float]) -> NDArray[np.float64]:
         """Where the ray leaves the bone: knee frame (u, v, w), mm. The anchor itself if that lies outside."""

@@ -57,10 +57,9 @@ class BlobShape:
     phases: tuple[float, ...]  # three, radians
 
     def value(self, first: NDArray, second: NDArray, third: NDArray) -> NDArray:
-        """Negative inside, positive outside, 0 on the surface.
+        """Negative inside, positive outside, 0 on the surface, unitless; -1 at the centre of a blob without ripple.
 
         Args: first, second, third: offsets from the centre in mm, shapes that broadcast, any fixed axis order.
-        Returns: the broadcast shape, unitless, -1 at the centre of a blob without ripple.
         """
         scaled = [
             (a[0] * first + a[1] * second + a[2] * third) / r for a, r in zip(self.axes, self.radii_mm, strict=True)
@@ -72,16 +71,14 @@ class BlobShape:
     def inside(
         self, centre_mm: Sequence[float] | NDArray, grid: Sequence[NDArray], to_own_axes: NDArray
     ) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:
-        """The voxels within the blob.
+        """A box of the grid, empty where the blob lies beyond it, and which of its voxels lie within the blob.
 
         Args: centre_mm: on the grid's axes. grid: positions of the voxels along each axis, mm. to_own_axes: (3, 3),
             turns an offset on the grid's axes into one on those of ``value``.
-        Returns: a box of the grid, empty where the blob lies beyond it, and which of its voxels lie within the blob.
         """
         reach = 1.6 * max(self.radii_mm)
         box = tuple(slice(*np.searchsorted(g, (c - reach, c + reach))) for g, c in zip(grid, centre_mm, strict=True))
-        z, y, x = (g[s] - c for g, s, c in zip(grid, box, centre_mm, strict=True))
-        offsets = (z[:, None, None], y[None, :, None], x[None, None, :])
+        offsets = np.ix_(*(g[s] - c for g, s, c in zip(grid, box, centre_mm, strict=True)))
         turned = (sum(r * o for r, o in zip(row, offsets, strict=True)) for row in to_own_axes)
         return box, self.value(*turned) < 0
 
@@ -139,10 +136,7 @@ class PhantomParameters:
 
 
 def draw_blob_shape(rng: np.random.Generator) -> BlobShape:
-    """Draw the shape of one bone marrow lesion or, one time in four, of one cyst (smaller, rounder).
-
-    Returns: a blob; the mean radius is 2 to 9 mm, about 5 mm in the median.
-    """
+    """Draw the shape of a bone marrow lesion, mean radius 2.5 to 9 mm, or in one of four of a smaller, rounder cyst."""
     if rng.random() < 0.25:
         radius, elongation, ripple = float(np.clip(rng.lognormal(np.log(3.0), 0.25), 2.0, 5.0)), 0.1, 0.1
     else:
@@ -167,9 +161,8 @@ def turned_blob(rng: np.random.Generator, radii_mm: Sequence[float], ripple: flo
 def draw_phantom(rng: np.random.Generator, *, side: str | None = None, lesion_share: float = 0.45) -> PhantomParameters:
     """Draw one knee.
 
-    Args: rng: source of all randomness; the same state gives the same knee. side: "left" or "right"; drawn if None.
-        lesion_share: probability in [0, 1] that a bone holds lesions (then one to three), per bone.
-    Returns: parameters that ``render_label_map`` and ``phantom_image`` take.
+    Args: side: "left" or "right"; drawn if None. lesion_share: probability in [0, 1] that a bone holds lesions (then
+        one to three), per bone.
     """
     drawn_side = "right" if rng.random() < 0.5 else "left"
     # One number says how osteoarthritic the knee is: thin cartilage, losses and spurs come together.
@@ -202,7 +195,6 @@ def render_label_map(
     """Label the voxel centres of a grid, the knee's origin at a fixed place of the field of view.
 
     Args: shape, spacing_mm: number and distance in mm of voxels, array order (z, y, x).
-
     Returns: (Z, Y, X) uint8, values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``.
     """
     shape, spacing_mm = tuple(int(n) for n in shape), tuple(float(s) for s in spacing_mm)
@@ -235,11 +227,9 @@ def phantom_image(
 ) -> sitk.Image:
     """The phantom's label map as an image in the pose of the OAI's sagittal DESS series.
 
-    Args: size, spacing_mm: number and distance in mm of voxels in SimpleITK order (x, y, z): x across the slices to the
-        patient's right, y to anterior, z to superior.
-
-    Returns: 3D image, uint8; the direction matrix turns x to the right and y to anterior, obliquely about the long
-        axis as in many of the OAI's series; the centre of the field of view lies at the scanner's origin.
+    Args: size, spacing_mm: number and distance in mm of voxels in SimpleITK order (x, y, z).
+    Returns: 3D image, uint8; x across the slices to the patient's right, y to anterior, z to superior, turned obliquely
+        about the long axis as many of the OAI's series are; its centre lies at the scanner's origin.
     """
     labels = render_label_map(parameters, shape=size[::-1], spacing_mm=spacing_mm[::-1])
     angle = np.deg2rad(parameters.oblique_degrees)

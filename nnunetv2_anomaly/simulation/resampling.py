@@ -31,18 +31,15 @@ def resample_labels(
 ) -> sitk.Image:
     """Put a knee's label map on another grid.
 
-    Background, cartilage and bone are nested, and a new voxel takes their median: it is knee where knee fills more
-    than half of it, bone where bone does, and cartilage in between. So a cartilage thinner than a voxel keeps its
-    volume, where the label that fills most would thin it out. Lesions count as bone first, and are lesion where they
-    fill more than half of their bone's share.
+    Background, cartilage and bone are nested, and a new voxel takes their median: it is knee where knee fills more than
+    half of it, bone where bone does, and cartilage in between, so that a cartilage thinner than a voxel keeps its
+    volume. Lesions count as bone first, and are lesion where they fill more than half of their bone's share.
 
     Args:
         image: 3D label map, any pose, values 0 to 9 of ``nnunetv2_anomaly.labels.LABELS``.
         size, spacing_mm: SimpleITK order (x, y, z). With one of them the physical extent is kept exactly, so that
             the spacing is extent / size; with both, the grid is centred on the map and what lies beyond is 0.
-
-    Returns: 3D image, uint8; the origin is that of the new first voxel's centre, the direction is kept.
-    Raises: UserError if the new grid has too many voxels.
+    Returns: 3D image, uint8, with the old direction. Raises: UserError if the new grid has too many voxels.
     """
     old_size, old_spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
     extent = old_size * old_spacing
@@ -99,11 +96,8 @@ def resample_linear(
 ) -> NDArray[np.float32]:
     """Linear interpolation of a field on a regular grid at the points of another, one axis after the other.
 
-    Args:
-        field: (Z, Y, X), any unit.
-        positions: where its voxels lie, three increasing arrays of equal steps, mm, two positions at least each.
-        target: where to interpolate, three arrays in mm; beyond the grid its border value continues.
-
+    Args: field: (Z, Y, X), any unit. positions: where its voxels lie, three increasing arrays of equal steps, mm, two
+        positions at least each. target: where to interpolate, the same; beyond the grid its border value continues.
     Returns: (len(target[0]), len(target[1]), len(target[2])), the field's unit.
     """
     # The axis that shrinks most goes first: fewer values to handle afterwards.

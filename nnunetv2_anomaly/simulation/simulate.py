@@ -53,11 +53,7 @@ INTENSITY_SCALE = 1000
 MANIFEST = "manifest.json"
 
 _KINDS = ("images", "labels", "anomalies")
-
-_OVERVIEW_CASES = 4
-
-_MOST_PHANTOMS = 100_000
-_MOST_LESIONS = 100
+_OVERVIEW_CASES, _MOST_PHANTOMS, _MOST_LESIONS = 4, 100_000, 100
 
 #: arguments that change what a case looks like; a folder holds cases of one setting only
 _SETTINGS = ("version", "seed", "size", "spacing_mm", "extra_lesions", "stress")
@@ -68,11 +64,7 @@ class _Job:
     case: str
     label_file: Path | None  # None: a phantom
     output_folder: Path
-    seed: int
-    size: Sequence[int] | None
-    spacing_mm: Sequence[float] | None
-    extra_lesions: float
-    stress: str | None
+    arguments: dict[str, Any]  # as in the manifest
 
 
 def simulate_folder(
@@ -89,29 +81,23 @@ def simulate_folder(
 ) -> dict:
     """Simulate a DESS-like image for every label map of a folder, and for phantoms, and write all as files.
 
-    A case depends on the seed and its own name alone, not on order, neighbours or processes. Files are written beside
-    and renamed; a case that is there whole, made with the same arguments from the same label map, is kept.
+    A case depends on the seed and its own name alone, not on order, neighbours or processes. A case that is there
+    whole, made with the same arguments from the same label map, is kept.
 
     Args:
         output_folder: made if missing; an own folder, its layout is at the top of this module.
-        labels_folder: label maps (.nii.gz, .nii, .mha, .mhd, .nrrd), values 0 to 9 of ``nnunetv2_anomaly.labels``.
+        labels_folder: label maps, values 0 to 9 of ``nnunetv2_anomaly.labels``.
         num_phantoms: how many procedural knees to draw, named phantom_0000 and so on; raising it later adds some.
-        size: number of voxels in SimpleITK order (x, y, z). Label maps are resampled over their own extent.
-        spacing_mm: distance of voxels in the same order. Label maps are resampled over their own extent, by the
-            nearest spacing that divides it. Size and spacing together fix the field of view: label maps are then
-            cut or padded about their centre. With neither, label maps stay as they are, and phantoms get the OAI's
-            160 x 384 x 384 voxels of 0.7 x 0.3646 x 0.3646 mm; with one, phantoms keep the OAI's field of view.
-        seed: of all randomness.
-        extra_lesions: mean number per knee (Poisson) of lesions that are in image and truth but not in the labels.
-        stress: kind of the large lesions that every bone gets besides, in image and truth alone: large, bright or dark.
+        size, spacing_mm: voxels and their distance in SimpleITK order (x, y, z). With one of them label maps are
+            resampled over their own extent, and phantoms keep the OAI's field of view; both fix the field of view, to
+            which label maps are cut or padded about their centre. With neither, label maps stay as they are, and
+            phantoms get the OAI's 160 x 384 x 384 voxels of 0.7 x 0.3646 x 0.3646 mm.
+        extra_lesions, stress: as ``dess_like_image`` takes them.
         num_processes: cases made at a time, one core each.
-
-    Returns: the manifest as written: version, arguments, and per case its source or side, seed, lesion volumes in
-        mm3 and the AUC of raw intensity within the bones (None where a class is empty).
-
-    Raises: UserError for a missing or empty folder, an unknown label, a map that is not 3D, arguments out of range,
-        two label maps of one name, or an output folder that holds something else, or cannot be written to. Label maps
-        that cannot be read or written do not stop the others.
+    Returns: the manifest as written: version, arguments, and per case its source or side, seed, lesion volumes in mm3
+        and the AUC of raw intensity within the bones (None where a class is empty).
+    Raises: UserError for input or arguments that cannot be, for an output folder that holds something else or cannot be
+        written to, and once all others are done for label maps that cannot be read.
     """
     output_folder = Path(output_folder)
     if size is not None and (len(size) != 3 or any(n != int(n) or n < 8 for n in size)):
@@ -146,11 +132,7 @@ def simulate_folder(
         _write_manifest(output_folder, manifest)
         for kind in _KINDS:
             (output_folder / kind).mkdir(exist_ok=True)
-    jobs = [
-        _Job(case, file, output_folder, seed, size, spacing_mm, extra_lesions, stress)
-        for case, file in sources.items()
-        if case not in finished
-    ]
+    jobs = [_Job(case, file, output_folder, arguments) for case, file in sources.items() if case not in finished]
 
     def keep(case: str, entry: dict) -> None:
         manifest["cases"][case] = entry
@@ -163,10 +145,13 @@ def simulate_folder(
     for line in (*note_of_floats(file for file in sources.values() if file), _summary(manifest["cases"])):
         print(line)
     with write_failures_as_user_errors(output_folder):
-        shown = {c: (_case_files(output_folder, c), e["intensity_auc"]) for c, e in _shown(manifest["cases"]).items()}
+        areas = {case: entry["intensity_auc"] for case, entry in sorted(manifest["cases"].items())}
+        lesions = {case: any(manifest["cases"][case]["anomaly_volumes_mm3"].values()) for case in areas}
+        # A few cases; those with lesions first, they have more to show.
+        chosen = sorted(sorted(areas, key=lambda case: not lesions[case])[:_OVERVIEW_CASES])
+        shown = {case: (_case_files(output_folder, case), areas[case]) for case in chosen}
         save_overview(output_folder / "overview.png", shown, brightest=0.8 * INTENSITY_SCALE)
         _write_names(output_folder, len(sources))
-        areas = {case: entry["intensity_auc"] for case, entry in sorted(manifest["cases"].items())}
         holds = [(case, "no lesion" if area is None else "a lesion") for case, area in areas.items()]
         write_text(output_folder / "cases.csv", csv_text(pd.DataFrame(holds, columns=["case", "holds"])))
     return manifest
@@ -198,11 +183,9 @@ def _summary(cases: dict[str, dict]) -> str:
 def case_names(files: Sequence[str | os.PathLike]) -> dict[str, Path]:
     """A name that nnU-Net can use for every label file: of letters, digits, underscore and hyphen only.
 
-    The OAI's long names are cut after the visit ("9001104_WB01_Femur+Tibia..." is "9001104_WB01") where that is
-    unique among the files; any other character is replaced by an underscore.
+    The OAI's long names are cut after the visit ("9001104_WB01_Femur+Tibia..." is "9001104_WB01") where that is unique.
 
-    Returns: case name -> file, sorted by name.
-    Raises: UserError if two files end up with one name.
+    Returns: case name -> file, sorted by name. Raises: UserError if two files end up with one name.
     """
     stems = {Path(file): image_stem(Path(file)) for file in files}
     short = {file: (re.match(r"[A-Za-z0-9_-]*?_WB\d+(?=_|$)", stem) or [""])[0] for file, stem in stems.items()}
@@ -263,12 +246,7 @@ def _finished_cases(output_folder: Path, manifest: dict, sources: dict[str, Path
         if differing:
             fault = f"was made with other arguments ({'; '.join(differing)})"
         raise UserError(f"{output_folder} {fault}; give another output folder, or delete this one to start again")
-    return {
-        case: entry
-        for case, entry in cases.items()
-        if all(_is_whole(path) for path in _case_files(output_folder, case))
-        and entry["source_sha256"] == ((source := sources[case]) and label_source_sha256(source))
-    }
+    return {case: entry for case, entry in cases.items() if _is_whole(output_folder, case, entry, sources[case])}
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
@@ -283,9 +261,12 @@ def read_manifest(file: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(output_folder: Path, case: str, entry: dict, source: Path | None) -> bool:
+    if entry["source_sha256"] != (source and label_source_sha256(source)):
+        return False
     try:
-        check_whole(path)
+        for file in _case_files(output_folder, case):
+            check_whole(file)
     except UserError:
         return False
     return True
@@ -293,28 +274,30 @@ def _is_whole(path: Path) -> bool:
 
 def _simulate_case(job: _Job) -> dict:
     """Make and write one case; returns its entry of the manifest."""
-    entropy = [job.seed, zlib.crc32(job.case.encode())]
+    size, spacing_mm = job.arguments["size"], job.arguments["spacing_mm"]
+    entropy = [job.arguments["seed"], zlib.crc32(job.case.encode())]
     rng = np.random.default_rng(entropy)
     side = None
     if job.label_file is None:
         parameters = draw_phantom(rng)
         side = parameters.side
-        size, spacing_mm = _phantom_grid(job.size, job.spacing_mm)
+        size, spacing_mm = _phantom_grid(size, spacing_mm)
         label_image = phantom_image(parameters, size=size, spacing_mm=spacing_mm)
     else:
         label_image = read_label_map(job.label_file, LABELS)
         upright = oriented(label_image)
         spacing = upright.GetSpacing()[::-1]
         check_label_meaning(sitk.GetArrayViewFromImage(upright), spacing, LABELS, job.label_file)
-        if job.size is not None or job.spacing_mm is not None:
-            label_image = resample_labels(label_image, job.size, job.spacing_mm)
+        if size is not None or spacing_mm is not None:
+            label_image = resample_labels(label_image, size, spacing_mm)
         check_size(label_image.GetSize())
     labels = sitk.GetArrayFromImage(label_image)
     # The simulation wants superior, anterior and right along the array's axes; the files stay in their own pose.
     turned = oriented(label_image)
     spacing = turned.GetSpacing()[::-1]
     voxels = sitk.GetArrayFromImage(turned)
-    simulated = dess_like_image(voxels, spacing, rng, extra_lesions=job.extra_lesions, stress=job.stress)
+    more = {name: job.arguments[name] for name in ("extra_lesions", "stress")}
+    simulated = dess_like_image(voxels, spacing, rng, **more)
     image, anomalies = (turned_back(volume, Grid.of(label_image)) for volume in (simulated.image, simulated.anomalies))
     stored = np.rint(image * INTENSITY_SCALE).astype(np.int16)
     with write_failures_as_user_errors(job.output_folder):
@@ -360,9 +343,3 @@ def _write_names(output_folder: Path, num_cases: int) -> None:
     write_colour_tables(output_folder, LABELS)
     description = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": num_cases, "file_ending": ".nii.gz"}
     write_text(output_folder / "labels" / "dataset.json", json.dumps(description, indent=2) + "\n")
-
-
-def _shown(cases: dict[str, dict]) -> dict[str, dict]:
-    """A few cases for the overview; those with lesions first, they have more to show."""
-    first = sorted(sorted(cases), key=lambda case: not any(cases[case]["anomaly_volumes_mm3"].values()))
-    return {case: cases[case] for case in sorted(first[:_OVERVIEW_CASES])}

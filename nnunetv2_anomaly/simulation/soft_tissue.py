@@ -24,11 +24,10 @@ _LAYOUT_SPACING_MM = 1.3
 def gaussian_noise(
     rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float], scale_mm: Sequence[float]
 ) -> NDArray[np.float32]:
-    """Gaussian random field of mean 0, white noise smoothed by a Gaussian of ``scale_mm`` along each axis.
+    """Gaussian random field of mean 0 and standard deviation 1, smoothed by a Gaussian of ``scale_mm`` along each axis.
 
-    Its standard deviation is 1. Where the scale is well above the spacing it is drawn on a coarser grid and
-    interpolated: a scale of 40 mm costs next to nothing. Where it is well below, neighbours are independent, and the
-    standard deviation falls, since a voxel shows the mean of a texture that is finer than itself.
+    Where the scale is well above the spacing it is drawn on a coarser grid and interpolated. Where it is well below,
+    neighbours are independent and the standard deviation falls, as a voxel shows the mean of a finer texture.
     """
     steps = [max(s, scale / 1.5) for s, scale in zip(spacing, scale_mm, strict=True)]
     counts = [int(np.ceil(n * s / step)) + 3 for n, s, step in zip(shape, spacing, steps, strict=True)]
@@ -48,9 +47,12 @@ def gaussian_noise(
 class Layout:
     """The label map on a grid of 1.3 mm or coarser, with the distances from which soft tissue is laid out."""
 
-    def __init__(self, labels: NDArray[np.uint8], spacing: Sequence[float], grid: Sequence[NDArray]) -> None:
+    def __init__(self, labels: NDArray[np.uint8], spacing: Sequence[float]) -> None:
+        #: distance and positions of the image's own voxels along each axis, mm
+        self.image_spacing = spacing
+        self.image_grid = [(np.arange(n) + 0.5) * s for n, s in zip(labels.shape, spacing, strict=True)]
         self.grid, indices = [], []
-        for n, s, positions in zip(labels.shape, spacing, grid, strict=True):
+        for n, s, positions in zip(labels.shape, spacing, self.image_grid, strict=True):
             # At least two positions, so that one can interpolate even a single slice.
             count = max(2, min(n, int(np.ceil(n * s / _LAYOUT_SPACING_MM))))
             self.grid.append(np.linspace(positions[0], max(positions[-1], positions[0] + s), count))
@@ -70,9 +72,9 @@ class Layout:
         scale = (scale_mm,) * 3 if isinstance(scale_mm, (int, float)) else scale_mm
         return gaussian_noise(rng, self.labels.shape, self.spacing, scale)
 
-    def sample_noise(self, rng: np.random.Generator, scale_mm: float, grid: Sequence[NDArray]) -> NDArray[np.float32]:
+    def sample_noise(self, rng: np.random.Generator, scale_mm: float) -> NDArray[np.float32]:
         """Random field on this grid, seen on the image's grid."""
-        return resample_linear(self.noise(rng, scale_mm), self.grid, grid)
+        return resample_linear(self.noise(rng, scale_mm), self.grid, self.image_grid)
 
     def box(self, *wanted: int) -> Extent | None:
         """Extent in mm of the labels wanted along z, y, x; None where there are none."""
@@ -94,7 +96,7 @@ def mix(image: NDArray, level: NDArray | float, share: NDArray) -> NDArray:
 
 def soft_tissue(layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
     """Everything round bones and cartilages, on the layout's grid: skin, fat, muscle, tendons, menisci, fluid, air."""
-    z, y, x = (g.reshape([-1 if a == axis else 1 for a in range(3)]) for axis, g in enumerate(layout.grid))
+    z, y, x = np.ix_(*layout.grid)
     depth = -_skin(layout, rng)
     muscle = MUSCLE * (1.0 + 0.08 * layout.noise(rng, (14.0, 5.0, 5.0)))
     # Thin sheets of fat between muscles are where a smooth field changes its sign.

