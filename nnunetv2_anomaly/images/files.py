@@ -97,6 +97,15 @@ def read_header(path: Path) -> sitk.ImageFileReader:
         return _opened(path)
 
 
+def is_sheared(path: Path) -> bool:
+    """Whether SimpleITK does not read a file because its axes are not at right angles; its header alone is read."""
+    try:
+        _opened(path)
+    except (RuntimeError, ValueError, UserError) as error:
+        return "orthonormal" in str(error)
+    return False
+
+
 def _opened(path: Path) -> sitk.ImageFileReader:
     """A reader that knows the header, whose axes are at right angles: ITK checks NIfTI alone, and less closely."""
     reader = sitk.ImageFileReader()

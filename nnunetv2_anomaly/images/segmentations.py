@@ -230,11 +230,8 @@ def chosen_reader(dataset: DatasetDescription, files: Iterable[Path]) -> str | N
     is one. Here one is enough, whichever it is, and a warning names it.
     """
     if dataset.reader is None and dataset.file_ending.lower() in NIFTI_ENDINGS:
-        for file in files:
-            try:
-                image_files.read_header(file)
-            except UserError as error:
-                if image_files.SHEARED in str(error):
-                    logging.warning("All files are read by nibabel (NibabelIO), as the axes of %s are sheared", file)
-                    return "NibabelIO"
+        sheared = next((file for file in files if image_files.is_sheared(file)), None)
+        if sheared is not None:
+            logging.warning("All files are read by nibabel (NibabelIO), as the axes of %s are sheared", sheared)
+            return "NibabelIO"
     return dataset.reader

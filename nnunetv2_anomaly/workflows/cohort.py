@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS
@@ -83,8 +84,10 @@ class _Steps:
         return [*words, "-device", of.device]
 
     def _in_parts(self, name: str, words: Sequence[object], kind: str, title: str, needs: Sequence[Step]) -> list[Step]:
-        """A command once for each part of the cases."""
+        """A command once for each part of the cases; as it is where there is one."""
         outputs, parts = tuple(one.output for one in needs), self.of.parts
+        if parts == 1:
+            return [step(name, words, kind, title=title, needs=outputs)]
         return [
             step(
                 f"{name}_{part}",
@@ -99,8 +102,10 @@ class _Steps:
     def _then_merged(
         self, name: str, words: Sequence[object], title: str, needs: Sequence[Step], makes: str
     ) -> list[Step]:
-        """A verb in parts, then once more without: that reads the cases' records and writes tables."""
+        """A verb in parts, then once more without, which writes tables from their records; one part is one step."""
         in_parts = self._in_parts(name, [*words, "-np", self.of.processes], "measure", title, needs)
+        if self.of.parts == 1:
+            return [replace(in_parts[0], makes=makes)]
         more = {"title": f"{title}: tables", "needs": tuple(one.output for one in in_parts), "makes": makes}
         return [*in_parts, step(name, [*words, "-np", self.of.processes], "report", **more)]
 

@@ -65,7 +65,7 @@ QUICK = DemoSize(
 TRAINERS = {"naive nnU-Net": "SegmentationTrainer", "anomaly-aware": "AnomalyAwareTrainer"}
 
 
-def init_demo(folder: Path, *, device: str | None = None, size: DemoSize = FULL, parts: int = 2) -> None:
+def init_demo(folder: Path, *, device: str | None = None, size: DemoSize = FULL, parts: int = 1) -> None:
     """Make the demonstration's workflow in a folder, or find it there.
 
     Args: device: cuda, cpu or mps; None takes the best available. size: ``QUICK`` shows that the chain works and

@@ -35,7 +35,7 @@ def verb(*words: object) -> list[str]:
 
 def prepare(folder: Path) -> None:
     """The cohort up to its preprocessed data; nnU-Net's planning finds its statistics there, of a few voxels."""
-    demo.init_demo(folder, device="cpu", size=SIZE, parts=1)
+    demo.init_demo(folder, device="cpu", size=SIZE)
     config = folder / "config.yaml"
     one = {**yaml.safe_load(config.read_text()), "trainers": {"anomaly-aware": TRAINER}}
     config.write_text(json.dumps(one, indent=1))
