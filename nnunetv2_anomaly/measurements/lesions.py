@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunetv2_anomaly.measurements.surface import checked_spacing
+from nnunetv2_anomaly.measurements.surface import common_spacing
 
 #: lesions smaller than this, in mm3, are removed from both maps (method paper, Appendix C)
 SIZES_MM3 = tuple(step / 2 for step in range(13))
@@ -94,21 +94,12 @@ def detect(
         probability: of the arrays' shape, floating point in [0, 1]: softmax output of that label, unitless. Without it
             there are no points of that rule.
         sizes_mm3: at least one threshold in mm3 (mm2 in 2D), from 0.
-
     Returns: points and lesions; volumes in mm3 (mm2 in 2D), overlap and DSC in [0, 1], unitless.
-
-    Raises: ValueError for masks that are not bool, different shapes, another number of axes or spacings, or a
-        probability of another shape, that is not floating point, or not in [0, 1] everywhere.
+    Raises: ValueError for different shapes, or another number of spacings.
     """
-    reference, prediction = np.asarray(reference), np.asarray(prediction)
-    voxel_mm3 = math.prod(checked_spacing(reference, prediction, spacing_mm))
-    if reference.dtype != bool or prediction.dtype != bool:
-        raise ValueError(f"the masks are {reference.dtype} and {prediction.dtype}; expected bool")
-    if probability is not None:
-        probability = np.asarray(probability)
-        _check_probability(probability, reference.shape)
-
-    box = _joint_box(reference, prediction)
+    voxel_mm3 = math.prod(common_spacing(reference, prediction, spacing_mm))
+    (box,) = ndimage.find_objects((reference | prediction).view(np.uint8), max_label=1)
+    box = box or (slice(0, 0),) * reference.ndim
     reference, prediction = reference[box], prediction[box]
     of_reference, of_prediction = _components(reference), _components(prediction)
     shared = _shared(of_reference, of_prediction)
@@ -124,22 +115,6 @@ def detect(
     lesions = _lesions(REFERENCE, of_reference, shared.reference, shared.voxels, voxel_mm3)
     lesions += _lesions(PREDICTION, of_prediction, shared.prediction, shared.voxels, voxel_mm3)
     return Detection(points, lesions)
-
-
-def _check_probability(probability: NDArray, shape: tuple[int, ...]) -> None:
-    low, high = (probability.min(), probability.max()) if probability.size else (0, 0)
-    # NaN makes both comparisons false.
-    if probability.shape != shape or not np.issubdtype(probability.dtype, np.floating) or not (low >= 0 and high <= 1):
-        found = f"the probability is {probability.dtype} of shape {probability.shape}, from {low} to {high}"
-        expected = f"floating point of the masks' {shape}, from 0 to 1: the label's softmax output, not logits"
-        raise ValueError(f"{found}; expected {expected}")
-
-
-def _joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Smallest box with all of both masks; empty where both are."""
-    occupied = reference | prediction
-    (box,) = ndimage.find_objects(occupied.view(np.uint8), max_label=1)
-    return box or (slice(0, 0),) * occupied.ndim
 
 
 def _components(mask: NDArray[np.bool_]) -> _Components:

@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.meshes import signed_distances, surface_of
-from nnunetv2_anomaly.measurements.surface import checked_spacing
+from nnunetv2_anomaly.measurements.surface import common_spacing
 
 #: of a label, in this order
 SIGNED_METRICS = (
@@ -35,7 +35,7 @@ def signed_surface(
     Returns: mm, and for names that end with it voxels, as if all spacings were 1; NaN where one of the masks is empty.
     Raises: ValueError for different shapes, or another number of spacings.
     """
-    spacing = np.array(checked_spacing(reference, prediction, spacing_mm))
+    spacing = np.array(common_spacing(reference, prediction, spacing_mm))
     if not (reference.any() and prediction.any()):
         return dict.fromkeys(SIGNED_METRICS, math.nan)
     (box,) = ndimage.find_objects((reference | prediction).view(np.uint8))

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.postprocessing.components import CHUNK, Boundary, in_one_box
+from nnunetv2_anomaly.postprocessing.components import CHUNK, Boundary, checked_spacing, in_one_box
 
 #: a value of a label map, or several that form a region
 Label: TypeAlias = int | tuple[int, ...]
@@ -44,11 +44,8 @@ def surface_metrics(
     missing_distance_mm: float = math.nan,
 ) -> dict[str, float]:
     """``METRICS`` of two bool masks of one shape, two or three axes; arguments and errors as of ``evaluate_case``."""
-    masks = [np.asarray(mask) for mask in (reference, prediction)]
-    if any(mask.dtype != bool for mask in masks):
-        raise ValueError(f"the masks are {masks[0].dtype} and {masks[1].dtype}; expected bool")
-    maps = [mask.view(np.uint8) for mask in masks]
-    return evaluate_case(maps[0], maps[1], spacing_mm, [1], missing_distance_mm=missing_distance_mm)[1]
+    maps = [mask.view(np.uint8) for mask in (reference, prediction)]
+    return evaluate_case(*maps, spacing_mm, [1], missing_distance_mm=missing_distance_mm)[1]
 
 
 def evaluate_case(
@@ -77,15 +74,10 @@ def evaluate_case(
             nnU-Net. Regions may overlap: all that do not are measured in one pass.
         missing_distance_mm: what the distances are where exactly one map has the label.
     Returns: label, as it was given -> metric -> value; mm, mm3 (mm2 in 2D) or unitless.
-    Raises: ValueError for different shapes, another number of axes or spacings, or values that are no label.
+    Raises: ValueError for different shapes, or another number of spacings.
     """
-    reference, prediction = np.asarray(reference), np.asarray(prediction)
-    spacing = checked_spacing(reference, prediction, spacing_mm)
+    spacing = common_spacing(reference, prediction, spacing_mm)
     values_of = {label: frozenset(label if isinstance(label, tuple) else (label,)) for label in labels}
-    if not all(np.issubdtype(a.dtype, np.integer) for a in (reference, prediction)):
-        raise ValueError(f"the maps are {reference.dtype} and {prediction.dtype}; expected integers")
-    if not values_of or not all(map(_are_labels, values_of.values())):
-        raise ValueError(f"labels are {list(values_of)}; expected whole numbers from 1, or tuples of them")
     # Axes in the order of memory: nothing here depends on theirs, and lines are read as they lie.
     order = np.argsort([-abs(stride) for stride in reference.strides], kind="stable")
     maps, spacing = [volume.transpose(order) for volume in (reference, prediction)], [spacing[axis] for axis in order]
@@ -95,33 +87,21 @@ def evaluate_case(
     return {label: found[label] for label in values_of}
 
 
-def checked_spacing(reference: NDArray, prediction: NDArray, spacing_mm: Sequence[float]) -> list[float]:
-    """The spacing, in mm along each axis, of two arrays that can be compared, as floats.
-
-    Raises: ValueError for different shapes, or another number of axes or spacings.
-    """
-    if reference.shape != prediction.shape or reference.ndim not in (2, 3):
-        raise ValueError(f"shapes {reference.shape} and {prediction.shape}; expected one, with two or three axes")
-    spacing = [float(s) for s in spacing_mm]
-    if len(spacing) != reference.ndim or not all(0 < s < math.inf for s in spacing):
-        raise ValueError(f"spacing_mm is {spacing}; expected {reference.ndim} positive numbers")
-    return spacing
-
-
-def _are_labels(values: Collection[int]) -> bool:
-    return bool(values) and all(isinstance(value, int | np.integer) and value > 0 for value in values)
+def common_spacing(reference: NDArray, prediction: NDArray, spacing_mm: Sequence[float]) -> list[float]:
+    """The spacing of two arrays that are compared, mm. Raises: ValueError for different shapes, or as of one array."""
+    if reference.shape != prediction.shape:
+        raise ValueError(f"shapes {reference.shape} and {prediction.shape}; expected one")
+    return checked_spacing(spacing_mm, reference.ndim)
 
 
 def _disjoint(values_of: Mapping[Label, frozenset[int]]) -> list[dict[Label, frozenset[int]]]:
     """The labels in groups without overlap, as few as there can be where of two that overlap one holds the other."""
     groups: list[dict[Label, frozenset[int]]] = []
     for label, values in values_of.items():
-        for group in groups:
-            if all(values.isdisjoint(others) for others in group.values()):
-                group[label] = values
-                break
-        else:
-            groups.append({label: values})
+        free = (group for group in groups if all(map(values.isdisjoint, group.values())))
+        if (group := next(free, None)) is None:
+            groups.append(group := {})
+        group[label] = values
     return groups
 
 
