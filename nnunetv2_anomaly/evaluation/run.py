@@ -60,10 +60,8 @@ def evaluate_models(
         part: of the cases, while other jobs evaluate the others.
         num_processes: cases at a time; each takes about ten times the memory of a case's label map, and a softmax
             output's lesion channels on top.
-    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run. At once if
-        ``output`` cannot be written to.
+    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run.
     """
-    names = tuple(model.name for model in pairs.models)
     with_probabilities = _check_probabilities(pairs, settings)
     tasks = [
         CaseTask(
@@ -76,17 +74,16 @@ def evaluate_models(
         )
         for case, reference in part.of(pairs.references.items())
     ]
-    # A failure to write ends the run at once: a full disk is better reported now than after the last case.
     with write_failures_as_user_errors(output):
         found, failed = run_cases(evaluate_one, tasks, num_processes, "evaluating", "evaluated")
     if failed:
         raise UserError(failed)
+    done = [found[case] for case in pairs.references if case in found]
     tables = {
-        kind: _table(
-            [row for case in pairs.references if case in found for row in found[case][kind]], columns, pairs, groups
-        )
+        kind: _table([row for of in done for row in of[kind]], columns, pairs, groups)
         for kind, columns in _COLUMNS.items()
     }
+    names = tuple(model.name for model in pairs.models)
     return Evaluation(names, dict(settings.dataset.labels), groups.names if groups else (), **tables)
 
 
@@ -121,9 +118,8 @@ def prepare_output(output: Path, arguments: dict[str, Any], part: Part = ALL) ->
     """Make or take over the output folder. Raises: UserError if it holds something else, or cannot be written to."""
     with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "evaluation", shared=not part.is_all)
-        if not part.is_all:
-            return
-        write_marker(output / MARKER, {"arguments": arguments}, finished=False)
+        if part.is_all:
+            write_marker(output / MARKER, {"arguments": arguments}, finished=False)
 
 
 def write_evaluation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,15 @@ from nnunetv2_anomaly.measurements.signed_surface import SIGNED_METRICS, signed_
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.drawing import own_style, save_figure
-from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.page import Content, Section
 from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, in_words, number, word_cell
 
 _DIFFERENCE_METRICS = ("coverage", "thickness_difference_mean_mm", "thickness_difference_sd_mm")
+#: name of a table's file -> its title, what its rows are of, and its metrics
+_TABLES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "surfaces": ("Surface distances, mean and SD over cases", "label", SIGNED_METRICS),
+    "thickness_differences": ("Cartilage thickness, prediction less reference", "bone", _DIFFERENCE_METRICS),
+}
 #: of the colour scale of differences, mm
 _LIMIT_MM = 1.5
 
@@ -56,8 +61,7 @@ def evaluate_surfaces(
     Args: output: of the evaluation.
     Returns: sections for its report, and a sentence that lists the cases that could not be measured.
     """
-    found: dict[str, list[dict[str, Any]]] = {"surfaces": [], "thickness_differences": []}
-    failures = []
+    found, failures = [], []
     for model in pairs.models:
         tasks = [
             _SurfaceTask(case, reference, model.name, model.files[case], dataset, output)
@@ -65,28 +69,16 @@ def evaluate_surfaces(
         ]
         of_cases, failed = run_cases(_measure, tasks, num_processes, f"surfaces of {model.name}", "measured")
         failures += [failed] if failed else []
-        for kind, rows in found.items():
-            rows += [row for case in sorted(of_cases) for row in of_cases[case][kind]]
-    columns: dict[str, tuple[str, ...]] = {
-        "surfaces": ("case", "model", "label", *SIGNED_METRICS),
-        "thickness_differences": ("case", "model", "bone", *_DIFFERENCE_METRICS),
-    }
-    tables = {kind: pd.DataFrame(rows, columns=list(columns[kind])) for kind, rows in found.items()}
-    (output / "surfaces").mkdir(exist_ok=True)
-    for kind, table in tables.items():
-        write_text(output / "surfaces" / f"{kind}.csv", csv_text(table))
-    content = [
-        _summary("Surface distances, mean and SD over cases", tables["surfaces"], "label", SIGNED_METRICS),
-        _summary(
-            "Cartilage thickness, prediction less reference",
-            tables["thickness_differences"],
-            "bone",
-            _DIFFERENCE_METRICS,
-        ),
-    ]
+        found += [of_cases[case] for case in sorted(of_cases)]
     words = "Predictions as they are. Signed distances are above 0 where a prediction reaches outside its reference."
-    section = Section("Surfaces", [words, *(table for table in content if table.rows)])
-    return [section], "\n".join(failures)
+    content: list[Content] = [words]
+    (output / "surfaces").mkdir(exist_ok=True)
+    for kind, (title, of, metrics) in _TABLES.items():
+        rows = [row for of_case in found for row in of_case[kind]]
+        table = pd.DataFrame(rows, columns=["case", "model", of, *metrics])
+        write_text(output / "surfaces" / f"{kind}.csv", csv_text(table))
+        content += [_summary(title, table, of, metrics)] if rows else []
+    return [Section("Surfaces", content)], "\n".join(failures)
 
 
 def _summary(title: str, table: pd.DataFrame, of: str, metrics: Sequence[str]) -> Table:
@@ -103,7 +95,7 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
     state = fingerprint([task.reference, task.prediction], {"dataset": dataclasses.asdict(task.dataset)})
     record = task.output / "surfaces" / task.model / f"{task.case}.json"
     if (kept := load_record(record, state)) is not None:
-        return {"surfaces": kept["surfaces"], "thickness_differences": kept["thickness_differences"]}
+        return kept
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
     reference, prediction = (read_known(files, file, task.dataset) for file in (task.reference, task.prediction))
     if reference.voxels.ndim != 3:
@@ -128,8 +120,8 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
         flat = flattened([of[bone] for of in of_both])
         found = difference(flat[1], flat[0])
         maps.append((bone, flat[0], found))
-        numbers = zip(_DIFFERENCE_METRICS, (found.coverage, found.mean_mm, found.sd_mm), strict=True)
-        differences.append({**head, "bone": bone, **dict(numbers)})
+        numbers = (found.coverage, found.mean_mm, found.sd_mm)
+        differences.append({**head, "bone": bone, **dict(zip(_DIFFERENCE_METRICS, numbers, strict=True))})
     if maps:
         record.parent.mkdir(parents=True, exist_ok=True)
         save_figure(_figure(task.case, maps), record.with_suffix(".png"))
@@ -160,7 +152,6 @@ def _figure(title: str, maps: Sequence[tuple[str, FlatMap, ThicknessDifference]]
         show_flat(axis, bare, of.values_mm, "RdBu_r", (-_LIMIT_MM, _LIMIT_MM))
         mean = f"{number(of.mean_mm, 2)} mm on {number(100 * of.coverage, 0)} %"
         axis.set_title(f"{in_words(bone)}: {mean}", fontsize=10)
-    drawn = [axis.images[-1] for axis in axes if axis.images]
-    if drawn:
+    if drawn := [axis.images[-1] for axis in axes if axis.images]:
         figure.colorbar(drawn[-1], ax=list(axes), label="prediction less reference [mm]", fraction=0.03)
     return figure
