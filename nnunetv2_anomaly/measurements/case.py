@@ -83,24 +83,19 @@ class CaseTask:
 def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     """Rows of measurements.csv and of lesions.csv: measured, or from the case's record.
 
-    Returns: "rows", "lesions" -> rows.
+    Returns: "rows", "lesions" -> rows; "files" -> those that were written, from the output folder on.
     Raises: UserError for a file that cannot be read, has no pose or lies on another grid, or if sources give two sides.
     """
     wanted = {"reports": task.extras.reports, "maps": task.extras.maps}
     kinds = ((task.extras.images, IMAGE), (task.extras.anomaly_maps, ERROR_IMAGE))
-    others = [
-        file
-        for folder, kind in kinds
-        if folder is not None
-        for file in files_beside(folder, task.case, kind, task.dataset.file_ending)
-    ]
+    ending = task.dataset.file_ending
+    others = [file for of, kind in kinds if of is not None for file in files_beside(of, task.case, kind, ending)]
     state = fingerprint([task.source, *others], {**state_of(task.dataset, task.options, task.known), **wanted})
     record = task.output / "cases" / f"{task.case}.json"
     kept = load_record(record, state)
-    promised = [*_page_of(task), *(kept["files"] if kept else ())]
-    if kept is not None and all((task.output / file).is_file() for file in promised):
-        return {"rows": kept["rows"], "lesions": kept["lesions"]}
-    files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
+    if kept is not None and all((task.output / file).is_file() for file in kept["files"]):
+        return kept
+    files = SegmentationFiles(ending, task.dataset.reader)
     segmentation = read_known(files, task.source, task.dataset)
     side, found = measured(segmentation, task.case, task.dataset, task.options, task.known)
     image, anomaly = (image_beside(folder, task.case, kind, segmentation, files) for folder, kind in kinds)
@@ -110,8 +105,9 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     head["side"] = side or ""
     rows = [{**head, **row, "method_version": METHOD_VERSION} for row in found.rows]
     lesions = [{**head, **row} for row in found.lesions] if "lesions" in task.options.quantities else []
-    save_record(record, state, {"rows": rows, "lesions": lesions, "files": written})
-    return {"rows": rows, "lesions": lesions}
+    found_of_case = {"rows": rows, "lesions": lesions, "files": written}
+    save_record(record, state, found_of_case)
+    return found_of_case
 
 
 def state_of(dataset: DatasetDescription, options: Options, *known: Mapping[str, str]) -> dict[str, Any]:
@@ -161,11 +157,6 @@ def _add_intensities(found: Found, image: NDArray | None, anomaly: NDArray | Non
             row |= {"anomaly_mean": float(anomaly[own].mean()), "anomaly_max": float(anomaly[own].max())}
 
 
-def _page_of(task: CaseTask) -> list[str]:
-    """The case's page, if it has one, from the output folder on."""
-    return [f"reports/{task.case}.html"] if task.extras.reports else []
-
-
 def _write_maps_and_page(
     task: CaseTask, segmentation: Segmentation, side: str | None, found: Found, image: NDArray | None
 ) -> list[str]:
@@ -174,7 +165,7 @@ def _write_maps_and_page(
     if not (task.extras.maps or task.extras.reports):
         return []
     flat = {bone: flattened([of])[0] for bone, of in measured_maps.items()}
-    written = _page_of(task)
+    written = []
     if task.extras.maps and measured_maps:
         folder = task.output / "maps" / task.case
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +179,8 @@ def _write_maps_and_page(
         written += [str(file.relative_to(task.output)) for file in sorted(folder.iterdir())]
     if task.extras.reports:
         html = case_page(task.case, side, found, flat, *_upright(segmentation, image), task.dataset.single_values)
-        write_text(task.output / f"reports/{task.case}.html", html)
+        written.append(f"reports/{task.case}.html")
+        write_text(task.output / written[-1], html)
     return written
 
 

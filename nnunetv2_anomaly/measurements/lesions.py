@@ -15,7 +15,7 @@ from typing import Any
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from nnunetv2_anomaly.measurements.surface import common_spacing
 
@@ -62,15 +62,6 @@ class _Components:
     voxels: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """Pairs of a reference's and a prediction's component that overlap, and the number of voxels they share."""
-
-    reference: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    voxels: NDArray[np.int64]
-
-
 def detect(
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
@@ -112,8 +103,11 @@ def detect(
             left = _components(prediction & (probability[box] >= threshold))
             point = _point(of_reference, left, _shared(of_reference, left), max(sizes_mm3), voxel_mm3)
             points.append({"rule": PROBABILITY, "threshold": threshold} | point)
-    lesions = _lesions(REFERENCE, of_reference, shared.reference, shared.voxels, voxel_mm3)
-    lesions += _lesions(PREDICTION, of_prediction, shared.prediction, shared.voxels, voxel_mm3)
+    lesions = [
+        {"map": name, "volume_mm3": int(voxels) * voxel_mm3, "overlap": float(share / voxels), "found": bool(share)}
+        for name, of, covered in ((REFERENCE, of_reference, shared.sum(1)), (PREDICTION, of_prediction, shared.sum(0)))
+        for voxels, share in zip(of.voxels[1:], covered[1:], strict=True)
+    ]
     return Detection(points, lesions)
 
 
@@ -124,11 +118,12 @@ def _components(mask: NDArray[np.bool_]) -> _Components:
     return _Components(numbers, np.bincount(numbers[mask]))
 
 
-def _shared(reference: _Components, prediction: _Components) -> _Shared:
+def _shared(reference: _Components, prediction: _Components) -> sparse.csr_array:
+    """The number of voxels that a component of the reference (row) shares with one of the prediction (column)."""
     both = (reference.numbers != 0) & (prediction.numbers != 0)
-    pairs = np.stack([reference.numbers[both], prediction.numbers[both]]).astype(np.int64)
-    met, voxels = np.unique(pairs[0] * len(prediction.voxels) + pairs[1], return_counts=True)
-    return _Shared(*np.divmod(met, len(prediction.voxels)), voxels)
+    pairs = reference.numbers[both], prediction.numbers[both]
+    shape = len(reference.voxels), len(prediction.voxels)
+    return sparse.coo_array((np.ones(both.sum(), np.int64), pairs), shape).tocsr()
 
 
 def at_least(volume_mm3: NDArray, limit_mm3: float) -> NDArray[np.bool_]:
@@ -137,14 +132,14 @@ def at_least(volume_mm3: NDArray, limit_mm3: float) -> NDArray[np.bool_]:
 
 
 def _point(
-    reference: _Components, prediction: _Components, shared: _Shared, size_mm3: float, voxel_mm3: float
+    reference: _Components, prediction: _Components, shared: sparse.csr_array, size_mm3: float, voxel_mm3: float
 ) -> dict[str, Any]:
     """Volumes, DSC and outcome of the components of at least ``size_mm3``."""
     in_reference = at_least(reference.voxels * voxel_mm3, size_mm3)
     in_prediction = at_least(prediction.voxels * voxel_mm3, size_mm3)
     of_reference = int(reference.voxels[in_reference].sum())
     of_prediction = int(prediction.voxels[in_prediction].sum())
-    both = int(shared.voxels[in_reference[shared.reference] & in_prediction[shared.prediction]].sum())
+    both = int(shared[in_reference][:, in_prediction].sum())
     dsc = 2 * both / (of_reference + of_prediction) if of_reference + of_prediction else math.nan
     positive, negative = TP if dsc >= MIN_DSC else FN, FP if of_prediction else TN
     return {
@@ -153,13 +148,3 @@ def _point(
         "dsc": dsc,
         "outcome": positive if of_reference else negative,
     }
-
-
-def _lesions(
-    name: str, components: _Components, numbers: NDArray[np.int64], shared_voxels: NDArray[np.int64], voxel_mm3: float
-) -> list[dict[str, Any]]:
-    covered = np.bincount(numbers, weights=shared_voxels, minlength=len(components.voxels))
-    return [
-        {"map": name, "volume_mm3": int(voxels) * voxel_mm3, "overlap": float(share / voxels), "found": bool(share)}
-        for voxels, share in zip(components.voxels[1:], covered[1:], strict=True)
-    ]

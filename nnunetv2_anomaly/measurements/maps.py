@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from scipy.stats import binned_statistic_2d
 
@@ -64,25 +66,19 @@ def flattened(maps: Sequence[CartilageMap]) -> list[FlatMap]:
     kind = first.bone.kind
     in_degrees = kind == FEMUR
     step = (1.0 if in_degrees else float(spacing[1]), float(spacing[2]))
-    bins = [
-        [
-            _bins(points, first.bone.landmarks.frame, step, kind)
-            for points in (of.points_mm, of.plate.bone.vertices[of.plate.denuded])
-        ]
-        for of in maps
-    ]
+    places = [(of.points_mm, of.plate.bone.vertices[of.plate.denuded]) for of in maps]
+    bins = [[_bins(points, first.bone.landmarks.frame, step, kind) for points in pair] for pair in places]
     every = np.concatenate([own for pair in bins for own in pair])
     low, high = every.min(axis=0), every.max(axis=0)
     if in_degrees:
         low[0], high[0] = -180, 179
-    shape = tuple((high - low + 1).tolist())
+    edges = [np.arange(first, last + 2) - 0.5 for first, last in zip(low, high, strict=True)]
+    start = (float(low[0]) * step[0], float(low[1]) * step[1])
     found = []
     for of, (measured, bare) in zip(maps, bins, strict=True):
-        edges = [np.arange(first, last + 2) - 0.5 for first, last in zip(low, high, strict=True)]
         values = binned_statistic_2d(*measured.T, of.thickness_mm, "mean", bins=edges).statistic
-        is_bare = np.zeros(shape, bool)
+        is_bare = np.zeros(values.shape, bool)
         is_bare[tuple((bare - low).T)] = True
-        start = (float(low[0]) * step[0], float(low[1]) * step[1])
         found.append(FlatMap(values, is_bare & np.isnan(values), start, step, _ROWS[kind or TIBIA], in_degrees))
     return found
 
@@ -109,12 +105,10 @@ class ThicknessDifference:
 def difference(of: FlatMap, reference: FlatMap) -> ThicknessDifference:
     """``of`` less ``reference``, which are of the same bins. Without a bin in both the numbers are NaN."""
     values = of.values_mm - reference.values_mm
-    both, either = ~np.isnan(values), ~(np.isnan(of.values_mm) & np.isnan(reference.values_mm))
-    if not both.any():
-        return ThicknessDifference(values, 0.0 if either.any() else float("nan"), float("nan"), float("nan"))
-    return ThicknessDifference(
-        values, float(both.sum() / either.sum()), float(values[both].mean()), float(values[both].std())
-    )
+    either = ~(np.isnan(of.values_mm) & np.isnan(reference.values_mm))
+    both = values[~np.isnan(values)]
+    mean, sd = (float(both.mean()), float(both.std())) if both.size else (math.nan, math.nan)
+    return ThicknessDifference(values, both.size / int(either.sum()) if either.any() else math.nan, mean, sd)
 
 
 def thickness_volume(maps: Sequence[CartilageMap], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -179,11 +173,10 @@ def show_flat(axis: Axes, flat: FlatMap, values: NDArray, colours: str, limits: 
     if not known.any():
         axis.set_axis_off()
         return
-    rows, columns = (np.flatnonzero(known.any(axis=1 - of)) for of in range(2))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    (low, left), (high, right) = (
-        tuple(flat.first[of] + flat.step[of] * index for of, index in enumerate(corner))
-        for corner in ((rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1))
+    (box,) = ndimage.find_objects(known.view(np.uint8))
+    (low, high), (left, right) = (
+        (first + step * of.start, first + step * of.stop)
+        for first, step, of in zip(flat.first, flat.step, box, strict=True)
     )
     view: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "extent": (left, right, low, high)}
     view["aspect"] = "auto" if flat.in_degrees else "equal"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
 
 #: share of a place's bone below which a lesion has the grade (MOAKS): 1 below 33 %, 2 to 66 %, 3 beyond
 _GRADES = (0.33, 0.66)
+#: quantity of a bone or place -> its unit; only places have a grade
+_UNITS = {"lesion_count": "1", "lesion_volume": "mm3", "lesion_percent": "%", "moaks_size_grade": "1"}
 #: between the name of a lesion label and the bone that it was found in
 IN = " in "
 
@@ -87,12 +90,7 @@ def _components(
 
 
 def _lesion_row(
-    bone: Bone,
-    own: NDArray[np.bool_],
-    number: int,
-    labels: NDArray,
-    structures: Structures,
-    voxel_mm3: float,
+    bone: Bone, own: NDArray[np.bool_], number: int, labels: NDArray, structures: Structures, voxel_mm3: float
 ) -> tuple[dict[str, Any], cKDTree]:
     indices, space = bone.indices[own], bone.space
     points = space.points(indices)
@@ -110,12 +108,11 @@ def _lesion_row(
         "largest_diameter_mm": _diameter(points),
         **dict(zip(("lateral_mm", "anterior_mm", "superior_mm"), points.mean(axis=0).tolist(), strict=True)),
     }
-    diagonal = float(np.linalg.norm(space.spacing_mm))
+    row |= {"interface_distance_mm": math.nan, "subchondral": None}
     if len(bone.interface.points_mm):
         distance = float(bone.interface_tree.query(points)[0].min())
+        diagonal = float(np.linalg.norm(space.spacing_mm))
         row |= {"interface_distance_mm": distance, "subchondral": distance <= diagonal}
-    else:
-        row |= {"interface_distance_mm": math.nan, "subchondral": None}
     for region, there in bone.regions.items():
         if region in PLACES[bone.kind or FEMUR] or region == SHAFT:
             row[f"share_{region}"] = float(there[own].mean())
@@ -138,21 +135,17 @@ def _add_lesion_sums(
     for region, own in in_regions.items():
         voxels, size = int((kept & own).sum()), int(own.sum())
         share = voxels / size if size else math.nan
-        flag = "" if size else "no bone in this place"
-        found.add(bone.name, region, "lesion_count", len(np.unique(number_of[kept & own])), "1", flag)
-        found.add(bone.name, region, "lesion_volume", voxels * voxel_mm3, "mm3", flag)
-        found.add(bone.name, region, "lesion_percent", 100 * share, "%", flag)
+        values = [len(np.unique(number_of[kept & own])), voxels * voxel_mm3, 100 * share]
         if region in PLACES.get(bone.kind or "", ()):
-            grade = moaks_size_grade(share) if size else math.nan
-            found.add(bone.name, region, "moaks_size_grade", grade, "1", flag)
+            values.append(moaks_size_grade(share) if size else math.nan)
+        for (quantity, unit), value in zip(_UNITS.items(), values, strict=False):
+            found.add(bone.name, region, quantity, value, unit, "" if size else "no bone in this place")
     if bone.landmarks is None:
         flag_lesions(found, bone.name, PLACES.get(bone.kind or "", ()), bone.flag)
 
 
 def flag_lesions(found: Found, bone: str, names: Sequence[str], flag: str) -> None:
     """Rows of lesions that could not be taken."""
-    for region in names:
-        for quantity, unit in (("lesion_count", "1"), ("lesion_volume", "mm3"), ("lesion_percent", "%")):
+    for region, (quantity, unit) in itertools.product(names, _UNITS.items()):
+        if (region, quantity) != (ALL, "moaks_size_grade"):
             found.add(bone, region, quantity, math.nan, unit, flag)
-        if region != ALL:
-            found.add(bone, region, "moaks_size_grade", math.nan, "1", flag)

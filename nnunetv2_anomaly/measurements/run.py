@@ -95,9 +95,8 @@ def measure_folder(
     """
     files = segmentation_files(segmentations, dataset.file_ending)
     dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, files.values()))
-    unknown = sorted(set(manifest) - set(files))
     if manifest and not set(manifest) & set(files):
-        fault = f"no case of the manifest ({listed(unknown)}) is in {segmentations}"
+        fault = f"no case of the manifest ({listed(sorted(manifest))}) is in {segmentations}"
         raise UserError(f"{fault}; expected the names of its segmentations")
     named = {case for pair in visits.pairs or () for case in (pair.before, pair.after)}
     if missing := sorted(named - set(files)):
@@ -117,10 +116,10 @@ def measure_folder(
         if part.is_all:
             write_marker(output / MARKER, settings, finished=False)
         found, failed = run_cases(measure_case, tasks, num_processes, "measuring", "measured")
-        if not part.is_all:
-            if failed:
-                raise UserError(failed)
+        if not part.is_all and not failed:
             return _rows(found)
+        if not part.is_all:
+            raise UserError(failed)
         table = _tables(found, output, options, standards)
         # Knees of one side are compared, also where the anatomy alone tells it.
         sides = {case: {"side": rows["rows"][0]["side"]} for case, rows in found.items() if rows["rows"]}
@@ -141,8 +140,8 @@ def measure_folder(
             if standards.reference_file is not None:
                 notes.append(f"z-scores are relative to {standards.reference_file}.")
             notes.append(_settings_note(options))
-            first = {task.case: task for task in tasks}[case_list(table)["case"].iloc[0]] if len(table) else None
-            picture = None if first is None else picture_of(first)
+            worst = case_list(table)["case"].tolist()[:1]
+            picture = next((picture_of(task) for task in tasks if task.case in worst), None)
             write_text(output / "report.html", cohort_page(table, sorted(found), notes, changes, picture))
         if failed:
             raise UserError(failed)
