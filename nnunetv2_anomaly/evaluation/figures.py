@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import itertools
 import math
 import textwrap
@@ -12,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -30,7 +28,11 @@ from nnunetv2_anomaly.reporting.page import Picture
 from nnunetv2_anomaly.reporting.table import in_words
 
 # Okabe and Ito's colours, which people of any colour vision can distinguish, without the yellow: too pale on white.
-_MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+# The same darker, for more than seven models.
+_MODEL_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D"),
+    *("#00446B", "#803800", "#005F45", "#8D3666", "#8A5F00", "#1674A9", "#2E2E2E"),
+)
 
 _MARKERS = "osD^vP*Xp<>hd8"
 # Beside the colours, for print and for who sees none: of boxes, and of lines.
@@ -43,13 +45,7 @@ _LOGARITHMIC_FROM = 30.0
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
     """Model -> "#rrggbb", the same in every figure; beyond seven models the colours repeat, darker."""
-    colours = {}
-    for place, model in enumerate(models):
-        turn, colour = divmod(place, len(_MODEL_COLOURS))
-        hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(_MODEL_COLOURS[colour]))
-        rgb = colorsys.hls_to_rgb(hue, lightness * 0.6**turn, saturation)
-        colours[model] = to_hex(rgb).upper()
-    return colours
+    return dict(zip(models, itertools.cycle(_MODEL_COLOURS), strict=False))
 
 
 def line_of(place: int) -> Any:

@@ -98,22 +98,20 @@ class Frame:
         return indices.astype(np.float32) @ turned.T + start
 
 
-def cubes_of(points: NDArray, edge_mm: float) -> tuple[NDArray[np.intp], int]:
-    """The number of the cube that each point lies in, (N, 3) -> (N,), from 0, and how many cubes have any."""
+def means_of_cubes(points: NDArray, edge_mm: float) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Means of the points in each cube that has any, (N, 3) -> (M, 3), and the number of each point's cube, (N,)."""
     # Axis by axis, which takes a third of the time that rows of three take.
     x, y, z = (np.floor(axis / edge_mm).astype(np.int32) for axis in points.T)
     x, y, z = x - x.min(), y - y.min(), z - z.min()
     key = (x * (int(y.max()) + 1) + y) * (int(z.max()) + 1) + z
-    counts = np.bincount(key)
-    number = np.cumsum(counts > 0) - 1
-    return number[key], int(number[-1]) + 1
+    cube = (np.cumsum(np.bincount(key) > 0) - 1)[key]
+    sums = np.stack([np.bincount(cube, weights=axis) for axis in points.T], axis=1)
+    return sums / np.bincount(cube)[:, None], cube
 
 
-def thinned(points: NDArray, edge_mm: float = _CUBE_MM) -> NDArray[np.float64]:
-    """Means of the points in each cube that has any, (N, 3) -> (M, 3)."""
-    cube, number = cubes_of(points, edge_mm)
-    sums = np.stack([np.bincount(cube, weights=axis, minlength=number) for axis in points.T], axis=1)
-    return sums / np.bincount(cube, minlength=number)[:, None]
+def thinned(points: NDArray) -> NDArray[np.float64]:
+    """Means of the points in each cube of 2.5 mm that has any, (N, 3) -> (M, 3)."""
+    return means_of_cubes(points, _CUBE_MM)[0]
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -70,13 +70,9 @@ def scene_of(found: Found) -> Scene:
             if (surface := surface_of(mask, bone.space.part(low))) is not None:
                 lesions = simplified(surface, _LESION_MM)[0]
                 traces.append(_trace(lesions, f"lesions of {name}", color=_LESION_COLOUR))
-    hidden = {"visible": False}
-    layout: dict[str, Any] = {
-        "height": 640,
-        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-        "legend": {"x": 0, "y": 1},
-        "scene": {"aspectmode": "data", "camera": {"eye": _EYE}, "xaxis": hidden, "yaxis": hidden, "zaxis": hidden},
-    }
+    hidden = {axis: {"visible": False} for axis in ("xaxis", "yaxis", "zaxis")}
+    layout: dict[str, Any] = {"height": 640, "margin": dict.fromkeys("lrtb", 0), "legend": {"x": 0, "y": 1}}
+    layout["scene"] = {"aspectmode": "data", "camera": {"eye": _EYE}, **hidden}
     figure = {"data": traces, "layout": layout}
     made = plotly.io.to_html(figure, include_plotlyjs=SCRIPT, full_html=False, validate=False, div_id="knee")
     return Scene(made, "Drag to turn, scroll to zoom, click a name to hide or show it.")
