@@ -18,7 +18,7 @@ from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known
-from nnunetv2_anomaly.measurements.bones import Structures
+from nnunetv2_anomaly.measurements.bones import Options, Structures
 from nnunetv2_anomaly.measurements.cartilage import CartilageMap
 from nnunetv2_anomaly.measurements.case import pose_of, side_of_labels
 from nnunetv2_anomaly.measurements.knee import measure_knee
@@ -138,7 +138,9 @@ def cartilage_maps(segmentation: Segmentation, dataset: DatasetDescription, side
     structures = Structures.of(dataset.labels, dataset.roles)
     if not structures.cartilages:
         return {}
-    found = measure_knee(segmentation.voxels, *pose_of(segmentation), structures, side, thickness=True)
+    found = measure_knee(
+        segmentation.voxels, *pose_of(segmentation), structures, side, Options(quantities=("thickness",))
+    )
     return {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
 
 

@@ -38,6 +38,31 @@ ALL = "all"
 _SHAFT_CODE = 255
 
 
+#: what can be measured -> the quantities that belong to it
+QUANTITIES: Mapping[str, tuple[str, ...]] = {
+    "volumes": ("volume", "effusion_volume"),
+    "lesions": ("lesion_count", "lesion_volume", "lesion_percent", "moaks_size_grade"),
+    "cartilage": ("VC",),
+    "thickness": ("tAB", "cAB", "dAB", "ThCtAB", "ThCcAB", "ThCSD", "moaks_area_grade"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings that change the numbers."""
+
+    side: str | None = None  # of all cases; None: each one's own
+    min_lesion_mm3: float = 0.0  # smaller lesions are no lesions
+    kissing_mm: float = 10.0  # lesions of two bones that are no farther apart are kissing
+    quantities: tuple[str, ...] = ("volumes", "lesions", "cartilage")  # of QUANTITIES; thickness needs vtk
+    conventions: Conventions = field(default_factory=Conventions)
+
+    @property
+    def thickness(self) -> bool:
+        """Whether surfaces are made."""
+        return "thickness" in self.quantities
+
+
 @dataclass(frozen=True)
 class Structure:
     """A label: its values, of a region without those of lesions in it, and the bone that it belongs to."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +20,10 @@ from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, files_beside, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known, write_map
-from nnunetv2_anomaly.measurements.bones import Earlier, Found, Structures
+from nnunetv2_anomaly.measurements.bones import QUANTITIES, Earlier, Found, Options, Structures
 from nnunetv2_anomaly.measurements.case_report import case_page, slices_picture
 from nnunetv2_anomaly.measurements.knee import measure_knee
 from nnunetv2_anomaly.measurements.maps import flat_figure, flattened, thickness_volume, write_flat, write_surface
-from nnunetv2_anomaly.measurements.regions import Conventions
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Picture
@@ -32,29 +31,6 @@ from nnunetv2_anomaly.reporting.table import in_words
 
 #: raised when a number would come out otherwise than before
 METHOD_VERSION = 2
-#: what can be measured -> the quantities that belong to it
-QUANTITIES: Mapping[str, tuple[str, ...]] = {
-    "volumes": ("volume", "effusion_volume"),
-    "lesions": ("lesion_count", "lesion_volume", "lesion_percent", "moaks_size_grade"),
-    "cartilage": ("VC",),
-    "thickness": ("tAB", "cAB", "dAB", "ThCtAB", "ThCcAB", "ThCSD", "moaks_area_grade"),
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings that change the numbers."""
-
-    side: str | None = None  # of all cases; None: each one's own
-    min_lesion_mm3: float = 0.0
-    kissing_mm: float = 10.0
-    quantities: tuple[str, ...] = ("volumes", "lesions", "cartilage")  # of QUANTITIES; thickness needs vtk
-    conventions: Conventions = field(default_factory=Conventions)
-
-    @property
-    def thickness(self) -> bool:
-        """Whether surfaces are made."""
-        return "thickness" in self.quantities
 
 
 @dataclass(frozen=True)
@@ -126,19 +102,9 @@ def measured(
     earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> tuple[str | None, Found]:
     """Side of one segmentation, and the values that are asked for. Raises: UserError as ``pose_of`` and ``_side``."""
-    pose = pose_of(segmentation)
+    pose, structures = pose_of(segmentation), Structures.of(dataset.labels, dataset.roles)
     side = _side(case, dataset, options, known, segmentation)
-    found = measure_knee(
-        segmentation.voxels,
-        *pose,
-        Structures.of(dataset.labels, dataset.roles),
-        side,
-        conventions=options.conventions,
-        min_lesion_mm3=options.min_lesion_mm3,
-        kissing_mm=options.kissing_mm,
-        thickness=options.thickness,
-        earlier=earlier,
-    )
+    found = measure_knee(segmentation.voxels, *pose, structures, side, options, earlier)
     wanted = {name for group in options.quantities for name in QUANTITIES[group]}
     found.rows = [row for row in found.rows if row["quantity"] in wanted]
     return side, found

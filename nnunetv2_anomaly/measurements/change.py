@@ -197,10 +197,9 @@ def changed_values(before: Found, after: Found, obstacles: Obstacles, limits: Li
         is_cut = structure in obstacles.cut and quantity in _OF_BONES and region in (ALL, SHAFT)
         if is_cut:
             told.append("an image ends at the bone")
-        row: dict[str, Any] = {"structure": structure, "region": region, "quantity": quantity}
-        row |= {"before": old, "after": new, "change": change, "change_percent": _percent(change, old)}
-        row |= {"unit": next(r for r in own if r)["unit"], "limit": limit}
-        rows.append({**row, "verdict": "" if is_cut else verdict(change, limit), "flag": "; ".join(told)})
+        told_verdict, unit = "" if is_cut else verdict(change, limit), next(r for r in own if r)["unit"]
+        values_of_row = (*key, old, new, change, _percent(change, old), unit, limit, told_verdict, "; ".join(told))
+        rows.append(dict(zip(CHANGE_COLUMNS[5:], values_of_row, strict=True)))
     return rows
 
 
@@ -230,11 +229,9 @@ def matched_lesions(
             change = change if shown else math.nan
             least = stable_percent / 100 * volumes[0] if math.isnan(limit) else limit
             numbers = ["+".join(str(of.number) for of in some) for some in (old, new)]
-            row: dict[str, Any] = {"bone": bone, "lesions_before": numbers[0], "lesions_after": numbers[1]}
-            row |= {"kind": kind_of(len(old), len(new), change, least) if shown else NOT_COMPARED}
-            row |= {"volume_before_mm3": volumes[0], "volume_after_mm3": volumes[1], "change_mm3": change}
-            row |= {"change_percent": _percent(change, volumes[0]), "limit": limit}
-            rows.append({**row, "verdict": verdict(change, limit)})
+            kind = kind_of(len(old), len(new), change, least) if shown else NOT_COMPARED
+            judged = (change, _percent(change, volumes[0]), limit, verdict(change, limit))
+            rows.append(dict(zip(MATCH_COLUMNS[5:], (bone, *numbers, kind, *volumes, *judged), strict=True)))
     return rows
 
 

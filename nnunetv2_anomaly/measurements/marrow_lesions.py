@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 from scipy.spatial.distance import pdist
 
-from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures
+from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Options, Structures
 from nnunetv2_anomaly.measurements.lesions import at_least
 from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
 
@@ -32,13 +32,7 @@ def moaks_size_grade(share: float) -> int:
 
 
 def add_lesions(
-    found: Found,
-    labels: NDArray,
-    bones: Sequence[Bone],
-    structures: Structures,
-    voxel_mm3: float,
-    min_lesion_mm3: float,
-    kissing_mm: float,
+    found: Found, labels: NDArray, bones: Sequence[Bone], structures: Structures, voxel_mm3: float, options: Options
 ) -> None:
     """Add a row per lesion of at least ``min_lesion_mm3``, and the sums of bones and places.
 
@@ -48,25 +42,24 @@ def add_lesions(
     has_label = {of.bone for of in structures.lesions.values()}
     has_label |= set(structures.bones) if None in has_label else set()
     trees: list[cKDTree] = []
-    of_bone: list[str] = []
     for bone in bones:
         if bone.name not in has_label:
             continue
         kept = np.zeros(len(bone.indices), bool)
         number_of = np.zeros(len(bone.indices), int)
-        for number, own in _components(labels, bone, voxel_mm3, min_lesion_mm3):
+        for number, own in _components(labels, bone, voxel_mm3, options.min_lesion_mm3):
             row, tree = _lesion_row(bone, own, number, labels, structures, voxel_mm3)
             kept |= own
             number_of[own] = number
             trees.append(tree)
-            of_bone.append(bone.name)
             found.lesions.append(row)
             found.lesion_indices.append(bone.indices[own])
         _add_lesion_sums(found, bone, kept, number_of, voxel_mm3)
-    for row, tree, name in zip(found.lesions, trees, of_bone, strict=True):
-        others = [other for other, of in zip(trees, of_bone, strict=True) if of != name]
+    lesions = list(zip(found.lesions, trees, strict=True))
+    for row, tree in lesions:
+        others = [other for of, other in lesions if of["bone"] != row["bone"]]
         nearest = min((float(tree.query(other.data)[0].min()) for other in others), default=math.inf)
-        row["kissing"] = nearest <= kissing_mm
+        row["kissing"] = nearest <= options.kissing_mm
 
 
 def _components(
