@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nnunetv2_anomaly.parts import add_part_arguments, part_of
 
 if TYPE_CHECKING:
-    from nnunetv2_anomaly.measurements.run import Standards, Visits
+    from nnunetv2_anomaly.measurements.run import Standards
 
 HELP = "Volumes, lesions by place and cartilage by subregion of segmented knees, without references."
 
@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.label_roles import taken_as
     from nnunetv2_anomaly.measurements.case import Extras, Options
+    from nnunetv2_anomaly.measurements.change import Limits, read_pairs
+    from nnunetv2_anomaly.measurements.change_run import ChangeOptions
     from nnunetv2_anomaly.measurements.meshes import load_vtk
     from nnunetv2_anomaly.measurements.regions import Conventions
     from nnunetv2_anomaly.measurements.run import measure_folder, read_manifest
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         check_plotly()
     quantities = tuple(name for name in args.quantities if name != "thickness" or thickness)
     conventions = Conventions(depth_mm=args.depth_mm)
+    limits = Limits() if args.limits is None else Limits.read(args.limits)
     table = measure_folder(
         args.i,
         args.o,
@@ -92,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         num_processes=chosen_processes(args.np),
         extras=extras,
         standards=_standards(args),
-        visits=_visits(args),
+        pairs=None if args.pairs is None else read_pairs(args.pairs),
+        change=ChangeOptions(limits, args.limits, args.max_residual_mm, args.stable_percent),
         arguments={name: value for name, value in vars(args).items() if name != "run"},
         part=part_of(args),
     )
@@ -116,14 +120,3 @@ def _standards(args: argparse.Namespace) -> Standards:
         args.reference,
         args.cohort,
     )
-
-
-def _visits(args: argparse.Namespace) -> Visits:
-    """Which visits are compared, and how, read from the files that are given."""
-    from nnunetv2_anomaly.measurements.change import Limits, read_pairs
-    from nnunetv2_anomaly.measurements.change_run import ChangeOptions
-    from nnunetv2_anomaly.measurements.run import Visits
-
-    limits = Limits() if args.limits is None else Limits.read(args.limits)
-    change = ChangeOptions(limits, args.limits, args.max_residual_mm, args.stable_percent)
-    return Visits(None if args.pairs is None else read_pairs(args.pairs), change)

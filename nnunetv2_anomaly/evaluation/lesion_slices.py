@@ -81,9 +81,9 @@ def slice_summary(slices: pd.DataFrame) -> pd.DataFrame:
         single = pd.DataFrame([mask_metrics(of) for of in counts], columns=[*METRICS])
         free = own.loc[own["lesion_mm2"] == 0, "false_mm2"]
         common = {"domain": domain, "model": model, "slices": len(with_lesion)}
-        false = {"free_slices": len(free), "false_mm2": float(free.mean())}
-        found.append({**common, "way": "mean", **single.mean().to_dict(), **false})
-        found.append({**common, "way": "pooled", **mask_metrics(counts.sum(axis=0)), **false})
+        common |= {"free_slices": len(free), "false_mm2": float(free.mean())}
+        found.append({**common, "way": "mean", **single.mean().to_dict()})
+        found.append({**common, "way": "pooled", **mask_metrics(counts.sum(axis=0))})
     return pd.DataFrame(found)
 
 

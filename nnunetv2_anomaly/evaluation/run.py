@@ -93,15 +93,15 @@ def _check_probabilities(pairs: Pairs, settings: EvaluationSettings) -> list[Mod
     if not clean_up.bone_of_lesion or not (settings.with_probabilities or clean_up.lesion_probability is not None):
         return []
     for model in pairs.models:
-        without = [case for case in pairs.references if case not in model.probabilities]
+        if not (without := [case for case in pairs.references if case not in model.probabilities]):
+            used.append(model)
+            continue
         missing = f"{model.name} ({model.folder}) has no softmax output (.npz) of {listed(without)}"
-        if without and clean_up.lesion_probability is not None:
+        if clean_up.lesion_probability is not None:
             raise UserError(f"{missing}, which --lesion_probability needs; predict with --save_probabilities")
-        if without and len(without) < len(pairs.references):
+        if len(without) < len(pairs.references):
             advice = "predict all with --save_probabilities, or leave them out with --without_probabilities"
             raise UserError(f"{missing}, but of other cases; {advice}")
-        if not without:
-            used.append(model)
     return used
 
 
@@ -149,8 +149,7 @@ def write_evaluation(
         for name in _COLUMNS:
             write_text(output / "tables" / f"{name}.csv", csv_text(getattr(evaluation, name)))
         write_colour_tables(output, settings.dataset.single_values)
-    pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
-    with write_failures_as_user_errors(output):
+        pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
         for case, _, figure in pictures:
             save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
         report = write_report(

@@ -126,17 +126,14 @@ def segmentation_table(
 
 def group_table(evaluation: Evaluation) -> Table | None:
     """Means within each group of cases (method paper, Table 3: HD0 and HD1), or None where there are no two groups."""
-    if len(_values_of(evaluation, "group")) < 2:
-        return None
-    measures = (DSC, HD, HD_RAW)
-    return _means_table(evaluation, "Segmentation by group of cases", measures, "group", frozenset())
+    title, several = "Segmentation by group of cases", len(_values_of(evaluation, "group")) > 1
+    return _means_table(evaluation, title, (DSC, HD, HD_RAW), "group", frozenset()) if several else None
 
 
 def fold_table(evaluation: Evaluation) -> Table | None:
     """Means within each fold, or None where there are no two folds."""
-    if len(_values_of(evaluation, "fold")) < 2:
-        return None
-    return _means_table(evaluation, "Segmentation by fold", MEASURES, "fold", frozenset())
+    several = len(_values_of(evaluation, "fold")) > 1
+    return _means_table(evaluation, "Segmentation by fold", MEASURES, "fold", frozenset()) if several else None
 
 
 def _values_of(evaluation: Evaluation, by: str) -> list[Any]:

@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, counted
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.measurements.regions import SUBREGIONS
 from nnunetv2_anomaly.reporting.drawing import bland_altman_lines, own_style
 from nnunetv2_anomaly.reporting.page import Content, Picture, Section, Terms, page
 from nnunetv2_anomaly.reporting.table import Column, csv_text, in_words, table_of
@@ -35,7 +36,7 @@ _TERMS = {
     "cov, rms_cov": "Coefficient of variation: the standard deviation of both readings by their mean.",
     "spearman": "Correlation of ranks: 1 where both order the cases alike.",
 }
-#: figures of the page show as many values, those of most cases first
+#: figures of the page show as many values, those of most cases first, of whole structures if there are any
 _SHOWN = 12
 
 
@@ -143,7 +144,9 @@ def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> st
     notes = ["cov: mean over cases of the standard deviation of both readings by their mean; rms_cov: its RMS form."]
     values = table_of(table.astype(dict.fromkeys(_KEYS, str)), columns, "", notes, grouped=0)
     content: list[Content] = []
-    first = _first_values(table)
+    first = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
+    whole = first[first["region"].isin(("all", *SUBREGIONS))]
+    first = (whole if len(whole) else first).head(_SHOWN)
     for row in first.to_dict("records"):
         own = both[(both[_KEYS] == pd.Series({key: row[key] for key in _KEYS})).all(axis=1)]
         title = in_words(f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]")
@@ -156,13 +159,6 @@ def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> st
     if content[1:]:
         sections.append(Section("Further Bland-Altman plots", content[1:], folded=True))
     return page("Agreement", [*sections, Section("All values", [values], folded=True)], lead)
-
-
-def _first_values(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``agreement_table`` that the page begins with: of most cases, if there are of whole structures."""
-    shown = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
-    whole = shown[shown["region"].isin(("all", "MT", "LT", "MF", "LF", "P"))]
-    return (whole if len(whole) else shown).head(_SHOWN)
 
 
 def _sentences(both: pd.DataFrame, first: pd.DataFrame, names: tuple[str, str]) -> list[str]:

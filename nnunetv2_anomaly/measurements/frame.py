@@ -140,19 +140,11 @@ def tibial_frame(medial: NDArray[np.floating], lateral: NDArray[np.floating]) ->
     return Frame((centres[0] + centres[1]) / 2, axes)
 
 
-@dataclass(frozen=True)
-class Cylinder:
-    """The cylinder that condyles roll on."""
-
-    centre_mm: NDArray[np.float64]  # (3,), on the axis, at the middle of the points
-    axis: NDArray[np.float64]  # (3,), a unit vector to lateral
-    radius_mm: float
-
-
-def fitted_cylinder(points: NDArray[np.floating]) -> Cylinder:
-    """The cylinder nearest to points, soft-L1 least squares in five parameters, from the lateral axis on.
+def fitted_cylinder(points: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The cylinder that condyles roll on: nearest to points, soft-L1 least squares, from the lateral axis on.
 
     Args: points: (N, 3) mm, of the femur's interface of bone and cartilage.
+    Returns: a place on its axis at the middle of the points, (3,) mm; the axis, a unit vector to lateral, (3,).
     """
     points = thinned(points)
     middle = points.mean(axis=0)
@@ -169,7 +161,7 @@ def fitted_cylinder(points: NDArray[np.floating]) -> Cylinder:
 
     start = np.array([0.0, 0.0, 0.0, 10.0, 22.0])
     found = least_squares(distances, start, loss="soft_l1", f_scale=_SOFT_MM).x
-    return Cylinder(middle + np.array([0.0, found[2], found[3]]), axis_of(found[:2]), float(found[4]))
+    return middle + np.array([0.0, found[2], found[3]]), axis_of(found[:2])
 
 
 def femoral_frame(interface: NDArray[np.floating], bone: NDArray[np.floating]) -> Frame:
@@ -177,11 +169,11 @@ def femoral_frame(interface: NDArray[np.floating], bone: NDArray[np.floating]) -
 
     Args: interface: of bone and cartilage, (N, 3) mm. bone: (N, 3) mm.
     """
-    cylinder = fitted_cylinder(interface)
+    centre, axis = fitted_cylinder(interface)
     superior = np.array([0.0, 0.0, 1.0])
     points = thinned(bone)
     for _ in range(2):
-        heights = _frame(cylinder.centre_mm, cylinder.axis, superior).coordinates(points)[:, 2]
+        heights = _frame(centre, axis, superior).coordinates(points)[:, 2]
         above = heights - heights.min() - _SHAFT_FROM_MM
         slabs = [points[(above >= low) & (above < low + 4)] for low in np.arange(0, max(above.max(), 0) - 4, 4)]
         centres = np.array([slab.mean(axis=0) for slab in slabs if len(slab) > 10])
@@ -189,7 +181,7 @@ def femoral_frame(interface: NDArray[np.floating], bone: NDArray[np.floating]) -
             break
         direction = np.linalg.svd(centres - centres.mean(axis=0), full_matrices=False)[2][0]
         superior = direction if direction[2] > 0 else -direction
-    return _frame(cylinder.centre_mm, cylinder.axis, superior)
+    return _frame(centre, axis, superior)
 
 
 def patellar_frame(bone: NDArray[np.floating], lateral: NDArray[np.float64] | None) -> Frame:

@@ -87,10 +87,6 @@ class FemoralLandmarks:
     notch_mm: float  # anterior coordinate of the notch
     rear_mm: Mapping[str, float]  # the rearmost interface of each condyle
 
-    def behind_mm(self, side: str, share: float) -> float:
-        """Anterior coordinate so much of the way from the notch to the condyle's rear."""
-        return self.notch_mm + share * (self.rear_mm[side] - self.notch_mm)
-
 
 def femoral_landmarks(interface: Interface, bone_points: NDArray, spacing_mm: float) -> FemoralLandmarks:
     """Notch and rear of the condyles.
@@ -137,7 +133,7 @@ def femoral_places(coordinates: NDArray, landmarks: FemoralLandmarks, convention
     found = np.zeros(len(coordinates), np.uint8)
     for number, side in enumerate((MEDIAL, LATERAL)):
         own = lateral <= landmarks.middle_mm if side == MEDIAL else lateral > landmarks.middle_mm
-        border = landmarks.behind_mm(side, conventions.weight_bearing)
+        border = landmarks.notch_mm + conventions.weight_bearing * (landmarks.rear_mm[side] - landmarks.notch_mm)
         part = np.where(anterior > landmarks.notch_mm, 1, np.where(anterior > border, 2, 3))
         found[own] = 3 * number + part[own]
     return found

@@ -89,16 +89,11 @@ def _cartilage_traces(name: str, of: CartilageMap, *, first: bool) -> list[dict[
     thickness = np.full(len(bone.vertices), np.nan)
     thickness[known] = of.thickness_mm[nearest[known]]
     bar = {"title": {"text": "thickness [mm]"}, "len": 0.6}
-    coloured: dict[str, Any] = {"colorscale": _scale(), "cmin": SCALE_MM[0], "cmax": SCALE_MM[1], "showscale": first}
+    scale = [[float(at), to_hex(colormaps[COLOURS](at))] for at in np.linspace(0, 1, 16)]
+    coloured: dict[str, Any] = {"colorscale": scale, "cmin": SCALE_MM[0], "cmax": SCALE_MM[1], "showscale": first}
     traces = _traces_of_part(lifted, known, f"cartilage of {name}", thickness, **coloured, colorbar=bar)
     bare = of.plate.denuded & ~known
     return traces + _traces_of_part(lifted, bare, f"bare part of {name}", None, color=_BARE_COLOUR)
-
-
-def _scale() -> list[list[Any]]:
-    """The colours of the flattened maps."""
-    steps = np.linspace(0, 1, 16)
-    return [[float(at), to_hex(colour)] for at, colour in zip(steps, colormaps[COLOURS](steps), strict=True)]
 
 
 def _traces_of_part(
