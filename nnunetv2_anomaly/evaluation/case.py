@@ -151,13 +151,13 @@ def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
         of_classes = enumerate(pair.files.probabilities(softmax, pair.prediction, settings.dataset.num_classes))
         channels = {value: channel for value, channel in of_classes if value in bone_of_lesion}
     names = settings.dataset.names
+    spacing = pair.prediction.spacing_mm
     for lesion, bone in bone_of_lesion.items():
         masks = pair.reference == lesion, pair.voxels == lesion
-        detected = detect(*masks, pair.prediction.spacing_mm, probability=channels.get(lesion))
+        detected = detect(*masks, spacing, probability=channels.get(lesion))
         of = {"bone": names[lesion if bone is None else bone], "lesion": names[lesion]}
         yield from (("bones", {**of, **point}) for point in detected.points)
         yield from (("lesions", {**of, **found}) for found in detected.lesions)
-    bones = {bone for bone in bone_of_lesion.values() if bone is not None}
     reference, prediction = (np.isin(voxels, list(bone_of_lesion)) for voxels in (pair.reference, pair.voxels))
-    within = reference | np.isin(pair.reference, list(bones))
-    yield from (("slices", row) for row in slice_rows(reference, prediction, within, pair.prediction.spacing_mm))
+    within = reference | np.isin(pair.reference, [bone for bone in bone_of_lesion.values() if bone is not None])
+    yield from (("slices", row) for row in slice_rows(reference, prediction, within, spacing))

@@ -112,17 +112,12 @@ def summary(counts_table: pd.DataFrame) -> pd.DataFrame:
         no positive case at any threshold, ddsc and its threshold are NaN, and its rule is missing.
     """
     rows = []
-    for (model, bone), own in counts_table.groupby(["model", "bone"], sort=False):
+    for key, own in counts_table.groupby(["model", "bone"], sort=False):
         as_it_is = own[(own["rule"] == SIZE) & (own["threshold"] == 0)].iloc[0]
-        row = {"model": model, "bone": bone} | {name: as_it_is[name] for name in _RATES}
-        row["auc"] = auc(*roc(own))
-        for name, metric in (("dacc", "accuracy"), ("ddsc", "mean_dsc")):
-            values = own[metric].to_numpy(dtype=float)
-            found = math.nan, None, math.nan
-            if not np.isnan(values).all():
-                place = int(np.nanargmax(values))
-                found = values[place], own["rule"].iloc[place], own["threshold"].iloc[place]
-            row |= dict(zip((name, f"{name}_rule", f"{name}_threshold"), found, strict=True))
+        row = [*key, *as_it_is[list(_RATES)], auc(*roc(own))]
+        for metric in ("accuracy", "mean_dsc"):
+            known = own[own[metric].notna()].sort_values(metric, ascending=False, kind="stable")
+            row += known[[metric, "rule", "threshold"]].iloc[0].tolist() if len(known) else [math.nan, None, math.nan]
         rows.append(row)
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
 

@@ -279,8 +279,8 @@ def volume_figure(evaluation: Evaluation) -> Figure:
         title = wrapped(f"{model} (n = {len(own)})", 44)
         if model in agreement.index:
             # In the title and not beside the lines, where it would hide points.
-            limits = agreement.loc[model, ["bias_mm3", "lower_mm3", "upper_mm3"]]
-            title += f"\n{wrapped(bland_altman_lines(axis, *limits, 'mm³'), 44)}"
+            bias, lower, upper = agreement.loc[model, ["bias_mm3", "lower_mm3", "upper_mm3"]]
+            title += f"\n{wrapped(bland_altman_lines(axis, bias, lower, upper, 'mm³'), 44)}"
         axis.set_title(title, fontsize=9)
         axis.grid(color="0.92", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -315,9 +315,9 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
     for axis, (title, whole, part) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for (place, bounds), (turn, model) in itertools.product(enumerate(bins), enumerate(models)):
             key = (*bounds, model)
-            every, met = (int(own.loc[key, name]) if key in own.index else 0 for name in (whole, part))
-            if not every:
+            if key not in own.index or not own.loc[key, whole]:
                 continue
+            every, met = int(own.loc[key, whole]), int(own.loc[key, part])
             at, size = place + (turn - (len(models) - 1) / 2) * 0.84 / len(models), 0.76 / len(models)
             axis.bar(at, met, size, color=colours[model])
             axis.bar(
@@ -337,10 +337,8 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("number of lesions")
     handles = [Patch(color=colours[model], label=plain(model)) for model in models]
-    handles += [
-        Patch(color="0.4", label="found, or true"),
-        Patch(facecolor="0.95", edgecolor="0.4", hatch="////", label="missed, or false"),
-    ]
+    handles.append(Patch(color="0.4", label="found, or true"))
+    handles.append(Patch(facecolor="0.95", edgecolor="0.4", hatch="////", label="missed, or false"))
     figure_legend(figure, handles)
     return figure
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, percent_column, table_of
-
-Mask: TypeAlias = NDArray[np.bool_]
 
 #: where voxels count: in the bones of the reference with their lesions, or everywhere
 ROI, IMAGE = "roi", "image"

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.case import without_ignored
@@ -22,11 +21,11 @@ from nnunetv2_anomaly.measurements.bones import Options, Structures
 from nnunetv2_anomaly.measurements.cartilage import CartilageMap
 from nnunetv2_anomaly.measurements.case import pose_of, side_of_labels
 from nnunetv2_anomaly.measurements.knee import measure_knee
-from nnunetv2_anomaly.measurements.maps import FlatMap, ThicknessDifference, difference, flattened, show_flat
+from nnunetv2_anomaly.measurements.maps import FlatMap, difference, flat_figure, flattened
 from nnunetv2_anomaly.measurements.signed_surface import SIGNED_METRICS, signed_surface
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
-from nnunetv2_anomaly.reporting.drawing import own_style, save_figure
+from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Content, Section
 from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, in_words, number, word_cell
 
@@ -113,18 +112,21 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
             metrics = signed_surface(of_reference, of_prediction, reference.spacing_mm)
             surfaces.append({**head, "label": name, **metrics})
     differences: list[dict[str, Any]] = []
-    maps: list[tuple[str, FlatMap, ThicknessDifference]] = []
+    maps: list[tuple[str, FlatMap]] = []
     side = side_of_labels(reference, task.dataset) or "right"
     of_both = [cartilage_maps(of, task.dataset, side) for of in (reference, prediction)]
     for bone in sorted(of_both[0].keys() & of_both[1].keys()):
         flat = flattened([of[bone] for of in of_both])
         found = difference(flat[1], flat[0])
-        maps.append((bone, flat[0], found))
+        words = f"{in_words(bone)}: {number(found.mean_mm, 2)} mm on {number(100 * found.coverage, 0)} %"
+        nowhere = np.zeros_like(flat[0].is_bare)
+        maps.append((words, dataclasses.replace(flat[0], values_mm=found.values_mm, is_bare=nowhere)))
         numbers = (found.coverage, found.mean_mm, found.sd_mm)
         differences.append({**head, "bone": bone, **dict(zip(_DIFFERENCE_METRICS, numbers, strict=True))})
     if maps:
         record.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(_figure(task.case, maps), record.with_suffix(".png"))
+        limits, label = (-_LIMIT_MM, _LIMIT_MM), "prediction less reference [mm]"
+        save_figure(flat_figure(maps, task.case, "RdBu_r", limits, label), record.with_suffix(".png"))
     rows = {"surfaces": surfaces, "thickness_differences": differences}
     save_record(record, state, rows)
     return rows
@@ -142,18 +144,3 @@ def cartilage_maps(segmentation: Segmentation, dataset: DatasetDescription, side
         segmentation.voxels, *pose_of(segmentation), structures, side, Options(quantities=("thickness",))
     )
     return {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
-
-
-@own_style
-def _figure(title: str, maps: Sequence[tuple[str, FlatMap, ThicknessDifference]]) -> Figure:
-    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.8), layout="constrained")
-    figure.suptitle(title.replace("$", r"\$"))
-    axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for axis, (bone, flat, of) in zip(axes, maps, strict=True):
-        bare = dataclasses.replace(flat, is_bare=np.zeros_like(flat.is_bare))
-        show_flat(axis, bare, of.values_mm, "RdBu_r", (-_LIMIT_MM, _LIMIT_MM))
-        mean = f"{number(of.mean_mm, 2)} mm on {number(100 * of.coverage, 0)} %"
-        axis.set_title(f"{in_words(bone)}: {mean}", fontsize=10)
-    if drawn := [axis.images[-1] for axis in axes if axis.images]:
-        figure.colorbar(drawn[-1], ax=list(axes), label="prediction less reference [mm]", fraction=0.03)
-    return figure

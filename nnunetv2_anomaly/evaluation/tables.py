@@ -73,15 +73,12 @@ def summarise(rows: pd.DataFrame, metric: str, factor: float = 1.0) -> Summary:
     values = rows[metric].to_numpy(dtype=float) * factor
     defined = np.isfinite(values)
     status, left = rows["status"].to_numpy(), pd.Series(values[defined])
-    one_sided = np.isin(status, (MISSED, INVENTED)) if metric in DISTANCES else False
-    return Summary(
-        *(float(left.agg(name)) for name in ("mean", "std", "median", "min", "max")),
-        n=len(left),
-        cases=len(rows),
-        **{name: int((status == name).sum()) for name in (MISSED, INVENTED, NEITHER)},
-        replaced=int((one_sided & defined).sum()),
-        of=frozenset(rows["case"].to_numpy()[defined]),
-    )
+    one_sided = np.isin(status, (MISSED, INVENTED)) if metric in DISTANCES else np.zeros(len(rows), bool)
+    mean, sd, median, lowest, highest = (float(left.agg(name)) for name in ("mean", "std", "median", "min", "max"))
+    missed, invented, neither = (int((status == of).sum()) for of in (MISSED, INVENTED, NEITHER))
+    replaced, of = int((one_sided & defined).sum()), frozenset(rows["case"].to_numpy()[defined])
+    statuses = len(rows), missed, invented, neither
+    return Summary(mean, sd, median, lowest, highest, len(left), *statuses, replaced, of)
 
 
 def mean_cell(measure: Measure, found: Summary, *, bold: bool, mark: str) -> Cell:
@@ -270,9 +267,10 @@ def _explanations(
         )
     if any(summary.neither for summary in summaries):
         notes.append("Cases in which neither map has the label are left out.")
-    lacking = [] if by is None else ~evaluation.cases[by].isin(_values_of(evaluation, by))
-    if without := evaluation.cases.loc[lacking, "case"].nunique():
-        notes.append(f"{counted(without, 'case')} without a {by}: in no row.")
+    if by is not None:
+        lacking = ~evaluation.cases[by].isin(_values_of(evaluation, by))
+        if without := evaluation.cases.loc[lacking, "case"].nunique():
+            notes.append(f"{counted(without, 'case')} without a {by}: in no row.")
     return notes
 
 

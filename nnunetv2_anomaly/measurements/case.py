@@ -56,7 +56,7 @@ class CaseTask:
     known: Mapping[str, str]  # of the manifest: subject, visit, side
 
 
-def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
+def measure_case(task: CaseTask) -> dict[str, Any]:
     """Rows of measurements.csv and of lesions.csv: measured, or from the case's record.
 
     Returns: "rows", "lesions" -> rows; "files" -> those that were written, from the output folder on.
@@ -81,7 +81,7 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     head["side"] = side or ""
     rows = [{**head, **row, "method_version": METHOD_VERSION} for row in found.rows]
     lesions = [{**head, **row} for row in found.lesions] if "lesions" in task.options.quantities else []
-    found_of_case = {"rows": rows, "lesions": lesions, "files": written}
+    found_of_case: dict[str, Any] = {"rows": rows, "lesions": lesions, "files": written}
     save_record(record, state, found_of_case)
     return found_of_case
 

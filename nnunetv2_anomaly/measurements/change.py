@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ def matched_lesions(
     """
     rows = []
     for bone in dict.fromkeys((*before.bones, *after.bones)):
-        lesions = [_lesions_of(found, bone) for found in (before, after)]
+        lesions = _lesions_of(before, bone), _lesions_of(after, bone)
         comparable = bone not in obstacles.refused and bone in before.bones and bone in after.bones
         for group in _groups(*lesions, comparable):
             old, new = ([lesions[when][of] for of in own] for when, own in enumerate(group))
@@ -264,9 +264,7 @@ def _lesions_of(found: Found, name: str) -> list[_Lesion]:
     ]
 
 
-def _groups(
-    before: Sequence[_Lesion], after: Sequence[_Lesion], comparable: bool
-) -> Iterable[tuple[list[int], list[int]]]:
+def _groups(before: list[_Lesion], after: list[_Lesion], comparable: bool) -> Iterable[tuple[list[int], list[int]]]:
     """Sets of lesions that overlap, directly or through others; each by itself where they are not comparable."""
     number = len(before) + len(after)
     met = sparse.lil_array((number, number))

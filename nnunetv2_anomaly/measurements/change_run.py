@@ -86,8 +86,9 @@ def measure_changes(
     """
     tasks = []
     for pair in pairs:
-        of_files, known = ([of.get(case) for case in (pair.before, pair.after)] for of in (files, manifest))
-        tasks.append(_PairTask(pair, of_files, output, dataset, options, change, [of or {} for of in known]))
+        known = manifest.get(pair.before, {}), manifest.get(pair.after, {})
+        of_both = files[pair.before], files[pair.after]
+        tasks.append(_PairTask(pair, of_both, output, dataset, options, change, known))
     found, failed = run_cases(_measure_pair, tasks, num_processes, "comparing visits", "compared")
     tables = []
     for kind, columns in (("change", CHANGE_COLUMNS), ("lesion_matches", MATCH_COLUMNS)):

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
+
+#: of voxels or points, True within
+Mask: TypeAlias = NDArray[np.bool_]
 
 #: Bone this far above the lowest point of the femur is shaft, which has a direction; mm.
 _SHAFT_FROM_MM = 45.0

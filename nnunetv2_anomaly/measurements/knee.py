@@ -112,9 +112,7 @@ def _lesions_to_bones(labels: NDArray[np.integer], structures: Structures) -> tu
     return changed, replace(structures, lesions=lesions)
 
 
-def _side_of_names(
-    labels: NDArray[np.integer], boxes: Sequence[Any], structures: Structures, space: Space
-) -> str | None:
+def _side_of_names(labels: NDArray, boxes: Sequence[Any], structures: Structures, space: Space) -> str | None:
     """The side of a knee whose cartilages have medial and lateral in their names; ``space`` is as if it were right."""
     for bone in structures.bones:
         middles = []

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.measurements.surface import common_spacing
 
 #: lesions smaller than this, in mm3, are removed from both maps (method paper, Appendix C)
@@ -63,8 +64,8 @@ class _Components:
 
 
 def detect(
-    reference: NDArray[np.bool_],
-    prediction: NDArray[np.bool_],
+    reference: Mask,
+    prediction: Mask,
     spacing_mm: Sequence[float],
     *,
     probability: NDArray[np.floating] | None = None,
@@ -111,7 +112,7 @@ def detect(
     return Detection(points, lesions)
 
 
-def _components(mask: NDArray[np.bool_]) -> _Components:
+def _components(mask: Mask) -> _Components:
     if not mask.any():
         return _Components(np.zeros(mask.shape, np.uint16), np.zeros(1, np.int64))
     numbers = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=8 if mask.ndim == 2 else 26)

@@ -156,20 +156,29 @@ def write_surface(of: CartilageMap, path: Path) -> None:
 
 
 @own_style
-def flat_figure(maps: Sequence[tuple[str, FlatMap]]) -> Figure:
+def flat_figure(
+    maps: Sequence[tuple[str, FlatMap]],
+    title: str = "",
+    colours: str = COLOURS,
+    limits: tuple[float, float] = SCALE_MM,
+    label: str = "thickness [mm]",
+) -> Figure:
     """Flattened maps side by side in one colour scale; bare bone is grey. Args: maps: title and map."""
-    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.8 if title else 4.6), layout="constrained")
+    if title:
+        figure.suptitle(title.replace("$", r"\$"))
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for axis, (title, flat) in zip(axes, maps, strict=True):
-        show_flat(axis, flat, flat.values_mm, COLOURS, SCALE_MM)
-        axis.set_title(title, fontsize=10)
-    figure.colorbar(axes[-1].images[-1], ax=list(axes), label="thickness [mm]", fraction=0.03)
+    for axis, (name, flat) in zip(axes, maps, strict=True):
+        _show_flat(axis, flat, colours, limits)
+        axis.set_title(name, fontsize=10)
+    if drawn := [axis.images[-1] for axis in axes if axis.images]:
+        figure.colorbar(drawn[-1], ax=list(axes), label=label, fraction=0.03)
     return figure
 
 
-def show_flat(axis: Axes, flat: FlatMap, values: NDArray, colours: str, limits: tuple[float, float]) -> None:
-    """Draw values in a map's bins, cropped to those that have a value or are bare."""
-    known = ~np.isnan(values) | flat.is_bare
+def _show_flat(axis: Axes, flat: FlatMap, colours: str, limits: tuple[float, float]) -> None:
+    """Draw a map's bins, cropped to those that have a value or are bare."""
+    known = ~np.isnan(flat.values_mm) | flat.is_bare
     if not known.any():
         axis.set_axis_off()
         return
@@ -181,5 +190,5 @@ def show_flat(axis: Axes, flat: FlatMap, values: NDArray, colours: str, limits: 
     view: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "extent": (left, right, low, high)}
     view["aspect"] = "auto" if flat.in_degrees else "equal"
     axis.imshow(np.where(flat.is_bare[box], 1.0, np.nan), cmap="gray", vmin=0, vmax=1.6, **view)
-    axis.imshow(values[box], cmap=colours, vmin=limits[0], vmax=limits[1], **view)
+    axis.imshow(flat.values_mm[box], cmap=colours, vmin=limits[0], vmax=limits[1], **view)
     axis.set(xlabel="medial to lateral [mm]", ylabel=flat.row_name)

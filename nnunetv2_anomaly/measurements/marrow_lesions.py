@@ -15,6 +15,7 @@ from scipy.spatial import ConvexHull, QhullError, cKDTree
 from scipy.spatial.distance import pdist
 
 from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Options, Structures
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.measurements.lesions import at_least
 from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
 
@@ -62,9 +63,7 @@ def add_lesions(
         row["kissing"] = nearest <= options.kissing_mm
 
 
-def _components(
-    labels: NDArray, bone: Bone, voxel_mm3: float, min_lesion_mm3: float
-) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+def _components(labels: NDArray, bone: Bone, voxel_mm3: float, least_mm3: float) -> Iterator[tuple[int, Mask]]:
     """The bone's lesions, the largest first: number from 1, and which of the bone's voxels they are."""
     if not bone.is_lesion.any():
         return
@@ -78,7 +77,7 @@ def _components(
     numbers[bone.is_lesion] = cc3d.connected_components(volume, connectivity=26)[places]
     sizes = np.bincount(numbers)
     for number, size_of in enumerate(np.argsort(-sizes[1:], kind="stable") + 1, start=1):
-        if at_least(np.float64(sizes[size_of] * voxel_mm3), min_lesion_mm3):
+        if at_least(np.float64(sizes[size_of] * voxel_mm3), least_mm3):
             yield number, numbers == size_of
 
 
@@ -120,9 +119,7 @@ def _diameter(points: NDArray[np.floating]) -> float:
     return float(pdist(points).max()) if len(points) > 1 else 0.0
 
 
-def _add_lesion_sums(
-    found: Found, bone: Bone, kept: NDArray[np.bool_], number_of: NDArray[np.integer], voxel_mm3: float
-) -> None:
+def _add_lesion_sums(found: Found, bone: Bone, kept: Mask, number_of: NDArray, voxel_mm3: float) -> None:
     """Sums of a bone and of its places; a lesion that crosses is counted in each."""
     in_regions = {ALL: np.ones(len(kept), bool), **bone.regions}
     for region, own in in_regions.items():

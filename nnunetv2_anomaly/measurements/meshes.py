@@ -48,7 +48,7 @@ class Mesh:
         """(N,) mm2: a third of the faces around each vertex."""
         return self._at_vertices(np.linalg.norm(self.face_normals, axis=1) / 3)
 
-    def _at_vertices(self, of_faces: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _at_vertices(self, of_faces: NDArray[np.float64]) -> NDArray:
         """(M,) -> (N,): sums over the faces around each vertex."""
         return np.bincount(self.faces.ravel(), weights=np.repeat(of_faces, 3), minlength=len(self.vertices))
 

@@ -291,12 +291,10 @@ def patellar_landmarks(
     across, anterior, superior = frame.coordinates(interface.points_mm).T
     width = max(1.0, spacing_mm)
     bins = np.floor((superior - superior.min()) / width).astype(int)
-    ridge = []
-    for number in range(int(bins.max()) + 1):
-        own = bins == number
-        if own.sum() >= 5:
-            rearmost = np.argsort(anterior[own])[: max(1, int(own.sum()) // 10)]
-            ridge.append(float(np.median(across[own][rearmost])))
+    slices = (np.flatnonzero(bins == number) for number in range(int(bins.max()) + 1))
+    # The rearmost tenth of each slice.
+    rearmost = [own[np.argsort(anterior[own])[: max(1, len(own) // 10)]] for own in slices if len(own) >= 5]
+    ridge = [float(np.median(across[own])) for own in rearmost]
     if not ridge:
         raise LandmarkError("no ridge of the patella")
     return PatellarLandmarks(frame, float(np.median(ridge)) + width / 2)

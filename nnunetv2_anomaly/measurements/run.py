@@ -118,10 +118,10 @@ def measure_folder(
         if part.is_all:
             write_marker(output / MARKER, settings, finished=False)
         found, failed = run_cases(measure_case, tasks, num_processes, "measuring", "measured")
-        if not part.is_all and not failed:
-            return _rows(found)
         if not part.is_all:
-            raise UserError(failed)
+            if failed:
+                raise UserError(failed)
+            return _rows(found)
         table = _tables(found, output, options, standards)
         # Knees of one side are compared, also where the anatomy alone tells it.
         sides = {case: {"side": rows["rows"][0]["side"]} for case, rows in found.items() if rows["rows"]}

@@ -16,6 +16,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.measurements.bones import Found
 from nnunetv2_anomaly.measurements.cartilage import CartilageMap
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.measurements.maps import COLOURS, SCALE_MM
 from nnunetv2_anomaly.measurements.meshes import Mesh, simplified, surface_of
 from nnunetv2_anomaly.reporting.page import Scene
@@ -96,9 +97,7 @@ def _cartilage_traces(name: str, of: CartilageMap, *, first: bool) -> list[dict[
     return traces + _traces_of_part(lifted, bare, f"bare part of {name}", None, color=_BARE_COLOUR)
 
 
-def _traces_of_part(
-    mesh: Mesh, mask: NDArray[np.bool_], name: str, values: NDArray | None, **style: Any
-) -> list[dict[str, Any]]:
+def _traces_of_part(mesh: Mesh, mask: Mask, name: str, values: NDArray | None, **style: Any) -> list[dict[str, Any]]:
     """The faces of some vertices, as one surface; none where there is no whole face."""
     part, used = mesh.sub(mask)
     if not len(part.faces):

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.postprocessing.components import CHUNK, Boundary, checked_spacing, in_one_box
 
 #: a value of a label map, or several that form a region
@@ -37,14 +38,10 @@ METRICS = (
 
 
 def surface_metrics(
-    reference: NDArray[np.bool_],
-    prediction: NDArray[np.bool_],
-    spacing_mm: Sequence[float],
-    *,
-    missing_distance_mm: float = math.nan,
+    reference: Mask, prediction: Mask, spacing_mm: Sequence[float], *, missing_distance_mm: float = math.nan
 ) -> dict[str, float]:
     """``METRICS`` of two bool masks of one shape, two or three axes; arguments and errors as of ``evaluate_case``."""
-    maps = [mask.view(np.uint8) for mask in (reference, prediction)]
+    maps = reference.view(np.uint8), prediction.view(np.uint8)
     return evaluate_case(*maps, spacing_mm, [1], missing_distance_mm=missing_distance_mm)[1]
 
 
@@ -147,9 +144,7 @@ def _near_offsets(spacing: Sequence[float]) -> tuple[NDArray[np.intp], NDArray[n
     return offsets[order], lengths[order]
 
 
-def _count(
-    reference: NDArray[np.unsignedinteger], prediction: NDArray[np.unsignedinteger], number: int
-) -> NDArray[np.int64]:
+def _count(reference: NDArray, prediction: NDArray, number: int) -> NDArray[np.int64]:
     """How many voxels (3, number) each code has in the reference, in the prediction, and in both at once."""
     counts = np.zeros((3, number))
     reference, prediction = reference.ravel(), prediction.ravel()
@@ -169,12 +164,7 @@ def _count(
 
 
 def _distances(
-    of: Boundary,
-    to: Boundary,
-    in_both: NDArray[np.bool_],
-    offsets: NDArray[np.intp],
-    lengths: NDArray[np.float64],
-    spacing: Sequence[float],
+    of: Boundary, to: Boundary, in_both: Mask, offsets: NDArray, lengths: NDArray, spacing: Sequence[float]
 ) -> NDArray[np.float64]:
     """The distance in mm of each boundary voxel of a map to its label's nearest in the other; NaN where it lacks it."""
     distances = np.full(len(of.places), np.nan)
@@ -207,22 +197,17 @@ def _metrics(
     def ratio(part: float, whole: float) -> float:
         return part / whole if whole else math.nan
 
-    asd = hd = hd95 = hd95_directed = missing_distance_mm if of_reference or of_prediction else math.nan
+    distances = [missing_distance_mm if of_reference or of_prediction else math.nan] * len(DISTANCES)
     if of_reference and of_prediction:
         pooled = np.concatenate(directed)
-        asd, hd = float(pooled.mean()), float(pooled.max())
-        hd95 = float(np.percentile(pooled, 95))
-        hd95_directed = max(float(np.percentile(distances, 95)) for distances in directed)
-    return {
-        "dsc": ratio(2 * both, of_reference + of_prediction),
-        "iou": ratio(both, of_reference + of_prediction - both),
-        "sensitivity": ratio(both, of_reference),
-        "precision": ratio(both, of_prediction),
-        "asd_mm": asd,
-        "hd_mm": hd,
-        "hd95_mm": hd95,
-        "hd95_max_directed_mm": hd95_directed,
-        "reference_volume_mm3": of_reference * voxel_mm3,
-        "prediction_volume_mm3": of_prediction * voxel_mm3,
-        "volume_difference_mm3": (of_prediction - of_reference) * voxel_mm3,
-    }
+        hd95_directed = max(float(np.percentile(way, 95)) for way in directed)
+        distances = [float(pooled.mean()), float(pooled.max()), float(np.percentile(pooled, 95)), hd95_directed]
+    all_voxels = of_reference + of_prediction
+    overlap = (
+        ratio(2 * both, all_voxels),
+        ratio(both, all_voxels - both),
+        ratio(both, of_reference),
+        ratio(both, of_prediction),
+    )
+    volumes = (number * voxel_mm3 for number in (of_reference, of_prediction, of_prediction - of_reference))
+    return dict(zip(METRICS, (*overlap, *distances, *volumes), strict=True))

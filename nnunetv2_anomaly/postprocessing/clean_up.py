@@ -78,7 +78,7 @@ class CleanUp:
             probabilities: softmax output of each class in the labels' order, of the segmentation's shape, as
                 ``segmentations.probability_channels`` gives it; needed with ``lesion_probability`` alone.
         """
-        result, uncertain = segmentation, {}
+        result, uncertain = segmentation, dict[int, int]()
         if self.needs_probabilities and probabilities is not None:
             result, uncertain = self._without_uncertain(segmentation, probabilities)
         bones = {lesion: bone for lesion, bone in self.bone_of_lesion.items() if bone is not None}
@@ -91,15 +91,13 @@ class CleanUp:
         )
         return Cleaned(result, [*small, *distant], uncertain)
 
-    def _without_uncertain(
-        self, segmentation: NDArray, probabilities: Iterable[NDArray]
-    ) -> tuple[NDArray, dict[int, int]]:
+    def _without_uncertain(self, segmentation: NDArray, softmax: Iterable[NDArray]) -> tuple[NDArray, dict[int, int]]:
         """The segmentation without uncertain lesion voxels; lesion label -> how many these were."""
         lesions = np.isin(segmentation, list(self.bone_of_lesion))
         labels = segmentation[lesions]
         low, best = np.zeros(len(labels), bool), np.full(len(labels), -math.inf)
         instead = np.zeros_like(labels)
-        for value, channel in enumerate(probabilities):
+        for value, channel in enumerate(softmax):
             of_class = channel[lesions]
             if value in self.bone_of_lesion:
                 # In the channel's own precision, as detection compares: 0.7 in a file of floats is not below 0.7.

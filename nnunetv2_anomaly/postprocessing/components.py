@@ -69,10 +69,10 @@ def clean_distant_components(
     Raises: ValueError for another number of spacings.
     """
     spacing = None if spacing_mm is None else checked_spacing(spacing_mm, segmentation.ndim)
-    in_mm = max_distance_mm is not None
-    limit = max_distance_mm if in_mm else max_distance_voxels
+    limit = max_distance_voxels if max_distance_mm is None else max_distance_mm
     components = _Components(segmentation, labels)
-    distances = components.distances_from_largest(spacing if in_mm else [1.0] * segmentation.ndim)
+    unit = [1.0] * segmentation.ndim if max_distance_mm is None or spacing is None else spacing
+    distances = components.distances_from_largest(unit)
     far = [(c, 0, float(distances[c])) for c in components.ordered() if distances[c] > limit * (1 + _ROUNDING)]
     return components.without(far, spacing)
 
@@ -145,11 +145,12 @@ def in_one_box(
         axis.
     """
     numbered = [_numbered(volume, groups) for volume in volumes]
-    occupied = functools.reduce(np.bitwise_or, numbered) != 0
-    (box,) = ndimage.find_objects(occupied.view(np.uint8), max_label=1)
-    box = box or (slice(0, 0),) * occupied.ndim
+    occupied, box = functools.reduce(np.bitwise_or, numbered) != 0, []
+    for axis in range(occupied.ndim):
+        layers = np.flatnonzero(occupied.any(axis=tuple(set(range(occupied.ndim)) - {axis})))
+        box.append(slice(layers[0], layers[-1] + 1) if layers.size else slice(0, 0))
     for index, volume in enumerate(numbered):
-        cropped = volume[box]  # np.pad takes several times as long
+        cropped = volume[tuple(box)]  # np.pad takes several times as long
         numbered[index] = np.zeros(cropped.shape + 2 * np.asarray(margin), volume.dtype)
         numbered[index][tuple(slice(m, m + n) for m, n in zip(margin, cropped.shape, strict=True))] = cropped
     return numbered, np.array([s.start - m for s, m in zip(box, margin, strict=True)], np.intp)
@@ -224,13 +225,14 @@ class _Components:
         groups = [[label] for label in self.labels]
         (self._padded,), self._origin = in_one_box([segmentation], groups, [1] * segmentation.ndim)
         # Neighbours of different values are never connected; numbers follow the order of the first voxels.
-        connectivity = 26 if segmentation.ndim == 3 else 8
-        self._numbers = cc3d.connected_components(self._padded, connectivity=connectivity)
+        self._numbers = cc3d.connected_components(self._padded, connectivity=26 if segmentation.ndim == 3 else 8)
         self.codes = np.zeros(int(self._numbers.max(initial=0)) + 1, np.intp)
-        self.codes[self._numbers.ravel()] = self._padded.ravel()
+        flat = self._numbers.ravel()
+        starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # of runs, far fewer than voxels
+        self.codes[flat[starts]] = self._padded.ravel()[starts]
 
     @functools.cached_property
-    def _found(self) -> dict[str, Any]:
+    def _found(self) -> Mapping[str, Any]:
         return cc3d.statistics(self._numbers)
 
     @property

@@ -150,7 +150,7 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
         raise UserError(f"{task.source} holds unknown labels {worded(unknown)}; expected {known}; check -djfile")
     softmax, of = task.probabilities, f"the softmax output of {task.source}"
     with read_failures_as_user_errors(softmax or task.source, of, "predict again"):
-        channels = softmax and files.probabilities(softmax, segmentation, task.dataset.num_classes)
+        channels = None if softmax is None else files.probabilities(softmax, segmentation, task.dataset.num_classes)
         cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     rows = _rows(task, segmentation, cleaned)
     with write_failures_as_user_errors(target):

@@ -70,8 +70,8 @@ class TrainedDetector:
         if self.model_folder is None:
             return None
         paths = [self.model_folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
-        found = [read_artefact(path).threshold for path in paths]
-        if not all(found):
+        found = [fit for path in paths if (fit := read_artefact(path).threshold)]
+        if len(found) < len(paths):
             return None
         numbers = {name: [of[name] for of in found if of[name] is not None] for name in NUMBERS if name in found[0]}
         return {**found[0], **{name: float(np.mean(of)) if of else None for name, of in numbers.items()}}

@@ -156,8 +156,8 @@ def given_bones(
     if isinstance(bones, Path) and (folds := trained_folds(bones)) and (bones / "plans.json").is_file():
         bones = Segmenter(bones, folds)
     if isinstance(bones, Segmenter):
-        of = {"folds": bones.folds, "checkpoint": bones.checkpoint}
-        model = load_model(bones.model_folder, device=predictor.device, **of)
+        of, device = bones.model_folder, predictor.device
+        model = load_model(of, device=device, folds=bones.folds, checkpoint=bones.checkpoint)
         description, bones = model.dataset_json, output
         _predict_segmentations(model, images, output, keep, part)
     elif not bones.is_dir():

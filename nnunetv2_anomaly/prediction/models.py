@@ -37,7 +37,7 @@ def load_model(
         # Before nnU-Net, which would run what a hostile file names, and fail in many ways at one that is no checkpoint.
         content = load_file(path, "give another model or checkpoint, or train it again")
         needed = ("network_weights", "init_args", "trainer_name")
-        if not (isinstance(content, dict) and all(name in content for name in needed)):
+        if not (isinstance(content, dict) and content.keys() >= set(needed)):
             raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
         try:
             recursive_find_trainer_class_by_name(content["trainer_name"])

@@ -141,18 +141,15 @@ def save_reconstruction_figure(
     save_figure(figure, path)
 
 
-def _outlined(
-    error: NDArray, outlines: NDArray | None, bones: NDArray | None
-) -> list[tuple[NDArray[np.bool_], Line2D]]:
+def _outlined(error: NDArray, outlines: NDArray | None, bones: NDArray | None) -> list[tuple[NDArray, Line2D]]:
     """What has an outline, (X, Y, Z), and how the line looks."""
-    found = [("bones", bones, "deepskyblue", "solid"), ("lesions", outlines, "orange", "dashed")]
+    lines = Line2D([], [], color="deepskyblue"), Line2D([], [], color="orange", linestyle="dashed")
+    found = [("bones", bones, lines[0]), ("lesions", outlines, lines[1])]
     if bones is None and outlines is None:
-        found = [("strongest hundredth of the map", error >= np.quantile(error, 0.99), "orange", "dashed")]
-    return [
-        (of > 0, Line2D([], [], color=colour, linestyle=style, label=name))
-        for name, of, colour, style in found
-        if of is not None and (of > 0).any() and not (of > 0).all()
-    ]
+        found = [("strongest hundredth of the map", error >= np.quantile(error, 0.99), lines[1])]
+    for name, _, line in found:
+        line.set_label(name)
+    return [(of > 0, line) for _, of, line in found if of is not None and (of > 0).any() and not (of > 0).all()]
 
 
 def _slices_of(error: NDArray[np.floating], within: NDArray | None) -> list[int]:
