@@ -49,6 +49,11 @@ class Choice:
     case: str
     mean_dsc: float
 
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"{self.rank} of {self.model}, mean DSC {100 * self.mean_dsc:.1f} %"
+
 
 def select_cases(evaluation: Evaluation) -> list[Choice]:
     """Each model's worst, median and best case by the mean DSC over its labels, after post-processing.
@@ -80,8 +85,7 @@ def case_pictures(
     titles: dict[str, list[str]] = {}
     choices = select_cases(evaluation)
     for of in sorted(choices, key=lambda of: (of.model, of.rank) != (evaluation.models[0], "median")):
-        title = f"{of.rank} of {of.model}, mean DSC {100 * of.mean_dsc:.1f} %"
-        titles.setdefault(of.case, []).append(title)
+        titles.setdefault(of.case, []).append(of.title)
     pictures = []
     for case, reasons in titles.items():
         reference = read_known(files, pairs.references[case], dataset)

@@ -239,15 +239,11 @@ def bones_of(
         interface = regions.interface_of(mask[inside], part[inside], cartilages, own_space.part(first))
         interface = Interface(interface.indices + first, interface.points_mm, interface.cartilage)
         kind = structures.kind(name)
-        landmarks, flag, place = (
-            earlier[name].landmarks if name in earlier else None,
-            "",
-            np.zeros(len(indices), np.uint8),
-        )
+        landmarks = earlier[name].landmarks if name in earlier else None
+        flag, place = "", np.zeros(len(indices), np.uint8)
         try:
             if landmarks is None:
-                known = side is not None
-                landmarks = _landmarks(kind, name, interface, space, indices, structures, known, conventions, lateral)
+                landmarks = _landmarks(kind, name, interface, indices, space, structures, side, conventions, lateral)
             place = _places(kind, landmarks, indices, interface, own_space, conventions)
         except LandmarkError as error:
             flag = str(error)
@@ -271,10 +267,10 @@ def _landmarks(
     kind: str | None,
     name: str,
     interface: Interface,
-    space: Space,
     indices: NDArray,
+    space: Space,
     structures: Structures,
-    has_side: bool,
+    side: str | None,
     conventions: Conventions,
     lateral: NDArray | None,
 ) -> Any:
@@ -283,7 +279,7 @@ def _landmarks(
         raise LandmarkError("not femur, tibia or patella by its name")
     if not structures.cartilage_of(name):
         raise LandmarkError("no label of its cartilage")
-    if not has_side:
+    if side is None:
         raise LandmarkError("side unknown")
     spacing = float(space.spacing_mm.max())
     points = space.points(indices)

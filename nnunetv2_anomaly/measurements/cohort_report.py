@@ -86,8 +86,7 @@ def cohort_page(
         ("effusion_volume", ["all"], "effusion [mL]"),
     )
     for quantity, regions, label in drawn:
-        own = table[(table["quantity"] == quantity) & table["region"].isin(regions)]
-        own = own[own["value"].notna()]
+        own = table[(table["quantity"] == quantity) & table["region"].isin(regions) & table["value"].notna()]
         if len(own):
             figure = _distributions(own, [name for name in regions if name in set(own["region"])], label)
             content.append(Picture(figure, f"{label} by region: a point per case, box of quartiles and median"))

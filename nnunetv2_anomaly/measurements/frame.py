@@ -139,9 +139,8 @@ def tibial_frame(medial: NDArray[np.floating], lateral: NDArray[np.floating]) ->
     normal = np.linalg.svd(around, full_matrices=False)[2][2]
     normal = normal if normal[2] > 0 else -normal
     way = centres[1] - centres[0]
-    lateral_axis = _unit(way - (way @ normal) * normal)
-    axes = np.stack([lateral_axis, np.cross(normal, lateral_axis), normal])
-    return Frame((centres[0] + centres[1]) / 2, axes)
+    across = _unit(way - (way @ normal) * normal)
+    return Frame((centres[0] + centres[1]) / 2, np.stack([across, np.cross(normal, across), normal]))
 
 
 def fitted_cylinder(points: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -144,9 +144,8 @@ def validate_case(
     for name, (network, volume) in (rivals.reconstructions if rivals else {}).items():
         difference = maps.image - windows.predict(network, volume, len(image))
         result[name] = measured(difference, squared(difference))
-    write_case(
-        output_folder, case.name, maps, case.properties, windows, outlines=lesion_mask if lesion_mask.any() else None
-    )
+    outlines = lesion_mask if lesion_mask.any() else None
+    write_case(output_folder, case.name, maps, case.properties, windows, outlines=outlines)
     return result
 
 
