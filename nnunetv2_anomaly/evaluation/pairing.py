@@ -176,6 +176,10 @@ def read_splits(file: Path) -> dict[str, str]:
     try:
         splits = json.loads(file.read_text(encoding="utf-8"))
         validated = [(case, str(fold)) for fold, split in enumerate(splits) for case in split["val"]]
+        if not all(
+            isinstance(split["val"], list) and isinstance(case, str) for split in splits for case in split["val"]
+        ):
+            raise ValueError("val is no list of cases")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read as nnU-Net's splits_final.json ({error})") from error
     of_fold: dict[str, str] = {}
