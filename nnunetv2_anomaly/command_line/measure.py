@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnunetv2_anomaly.parts import add_part_arguments, part_of
 
 if TYPE_CHECKING:
-    from nnunetv2_anomaly.measurements.run import Standards, Visits
+    from nnunetv2_anomaly.measurements.run import Standards
 
 HELP = "Volumes, lesions by place and cartilage by subregion of segmented knees, without references."
 
@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_anomaly.images.dataset_description import find_dataset_description
     from nnunetv2_anomaly.label_roles import taken_as
     from nnunetv2_anomaly.measurements.case import Extras, Options
+    from nnunetv2_anomaly.measurements.change import Limits, read_pairs
+    from nnunetv2_anomaly.measurements.change_run import ChangeOptions
     from nnunetv2_anomaly.measurements.meshes import load_vtk
     from nnunetv2_anomaly.measurements.regions import Conventions
     from nnunetv2_anomaly.measurements.run import measure_folder, read_manifest
@@ -83,19 +85,21 @@ def run(args: argparse.Namespace) -> int:
         check_plotly()
     quantities = tuple(name for name in args.quantities if name != "thickness" or thickness)
     conventions = Conventions(depth_mm=args.depth_mm)
-    options = Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions)
-    given: dict[str, Any] = {
-        "manifest": read_manifest(args.manifest) if args.manifest else {},
-        "standards": _standards(args),
-    }
-    given |= {
-        "extras": extras,
-        "visits": _visits(args),
-        "part": part_of(args),
-        "num_processes": chosen_processes(args.np),
-    }
-    arguments = {name: value for name, value in vars(args).items() if name != "run"}
-    table = measure_folder(args.i, args.o, dataset, options, arguments=arguments, **given)
+    limits = Limits() if args.limits is None else Limits.read(args.limits)
+    table = measure_folder(
+        args.i,
+        args.o,
+        dataset,
+        Options(args.side, args.min_lesion_volume_mm3, args.kissing_mm, quantities, conventions),
+        manifest=read_manifest(args.manifest) if args.manifest else {},
+        num_processes=chosen_processes(args.np),
+        extras=extras,
+        standards=_standards(args),
+        pairs=None if args.pairs is None else read_pairs(args.pairs),
+        change=ChangeOptions(limits, args.limits, args.max_residual_mm, args.stable_percent),
+        arguments={name: value for name, value in vars(args).items() if name != "run"},
+        part=part_of(args),
+    )
     flagged = table[table["value"].isna() & (table["structure"] != KNEE)]["case"].nunique()
     of_all = f"{counted(table['case'].nunique(), 'case')} measured, {flagged} with values that could not be taken"
     shown = args.o / ("measurements.csv" if args.no_reports else "report.html")
@@ -110,17 +114,9 @@ def _standards(args: argparse.Namespace) -> Standards:
     from nnunetv2_anomaly.measurements.standardised import read_reference
     from nnunetv2_anomaly.reporting.user_tables import read_table
 
-    reference = None if args.reference is None else read_reference(args.reference)
-    cohort = None if args.cohort is None else read_table(args.cohort, set(COLUMNS), "a measurements.csv")
-    return Standards(reference, cohort, args.reference, args.cohort)
-
-
-def _visits(args: argparse.Namespace) -> Visits:
-    """Which visits are compared, and how, read from the files that are given."""
-    from nnunetv2_anomaly.measurements.change import Limits, read_pairs
-    from nnunetv2_anomaly.measurements.change_run import ChangeOptions
-    from nnunetv2_anomaly.measurements.run import Visits
-
-    limits = Limits() if args.limits is None else Limits.read(args.limits)
-    change = ChangeOptions(limits, args.limits, args.max_residual_mm, args.stable_percent)
-    return Visits(None if args.pairs is None else read_pairs(args.pairs), change)
+    return Standards(
+        None if args.reference is None else read_reference(args.reference),
+        None if args.cohort is None else read_table(args.cohort, set(COLUMNS), "a measurements.csv"),
+        args.reference,
+        args.cohort,
+    )

@@ -57,10 +57,8 @@ def evaluate_one(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     """
     files = [task.reference, *task.predictions.values(), *task.probabilities.values()]
     state = fingerprint(files, {"settings": dataclasses.asdict(task.settings), "models": list(task.predictions)})
-    if (kept := load_record(task.record, state)) is not None:
-        return kept
-    found = _measure(task)
-    save_record(task.record, state, found)
+    if (found := load_record(task.record, state)) is None:
+        save_record(task.record, state, found := _measure(task))
     return found
 
 
@@ -76,18 +74,16 @@ def _measure(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
         if difference := reference.difference(prediction):
             fault = f"{file} lies on another grid than its reference {task.reference} ({difference})"
             raise UserError(f"{fault}; expected the same: predict the image that the reference belongs to")
-        softmax = task.probabilities.get(model)
-        row = {"case": task.case, "model": model}
-        pair = _Pair(
-            settings, files, reference_voxels, without_ignored(prediction.voxels, ignored), prediction, softmax
-        )
+        softmax, row = task.probabilities.get(model), {"case": task.case, "model": model}
+        voxels = without_ignored(prediction.voxels, ignored)
+        pair = _Pair(settings, files, reference_voxels, voxels, prediction, softmax)
         try:
             rows["cases"] += [{**row, **found} for found in _label_rows(pair)]
             for kind, found in _lesion_rows(pair):
                 rows[kind].append({**row, **found})
+        except UserError:
+            raise
         except ValueError as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{softmax or file}: {error}") from error
     return rows
 
@@ -120,9 +116,8 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
     cleaned = settings.clean_up.apply(voxels, spacing, channels)
     changed = bool(cleaned.removals) or any(cleaned.uncertain_voxels.values())
     extent = settings.clean_up.extent(voxels.shape, spacing)
-    found = None
     for processing, map_voxels in ((RAW, voxels), (CLEANED, cleaned.segmentation)):
-        if found is None or changed:
+        if processing == RAW or changed:
             labels = list(keys.values())
             metrics = evaluate_case(pair.reference, map_voxels, spacing, labels, missing_distance_mm=missing_mm)
             components = _components(map_voxels, keys)
@@ -134,18 +129,15 @@ def _label_rows(pair: _Pair) -> Iterator[dict[str, Any]]:
 
 
 def _components(voxels: NDArray, keys: Mapping[str, int | tuple[int, ...]]) -> dict[str, int]:
-    single = [key for key in keys.values() if isinstance(key, int)]
-    counts: dict[Any, int] = dict(count_components(voxels, single)) if single else {}
-    for key in set(keys.values()) - set(single):
+    counts: dict[Any, int] = dict(count_components(voxels, [key for key in keys.values() if isinstance(key, int)]))
+    for key in set(keys.values()) - set(counts):
         counts[key] = count_components(np.isin(voxels, key).astype(np.uint8), [1])[1]
     return {name: counts[key] for name, key in keys.items()}
 
 
 def _status(metrics: Mapping[str, float]) -> str:
-    in_prediction = metrics["prediction_volume_mm3"] > 0
-    if metrics["reference_volume_mm3"] > 0:
-        return BOTH if in_prediction else MISSED
-    return INVENTED if in_prediction else NEITHER
+    in_reference, in_prediction = (metrics[f"{of}_volume_mm3"] > 0 for of in ("reference", "prediction"))
+    return (BOTH if in_prediction else MISSED) if in_reference else (INVENTED if in_prediction else NEITHER)
 
 
 def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -156,16 +148,16 @@ def _lesion_rows(pair: _Pair) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     channels = {}
     if softmax is not None and settings.with_probabilities:
-        of_classes = pair.files.probabilities(softmax, pair.prediction, settings.dataset.num_classes)
-        channels = {value: channel for value, channel in enumerate(of_classes) if value in bone_of_lesion}
+        of_classes = enumerate(pair.files.probabilities(softmax, pair.prediction, settings.dataset.num_classes))
+        channels = {value: channel for value, channel in of_classes if value in bone_of_lesion}
     names = settings.dataset.names
+    spacing = pair.prediction.spacing_mm
     for lesion, bone in bone_of_lesion.items():
         masks = pair.reference == lesion, pair.voxels == lesion
-        detected = detect(*masks, pair.prediction.spacing_mm, probability=channels.get(lesion))
+        detected = detect(*masks, spacing, probability=channels.get(lesion))
         of = {"bone": names[lesion if bone is None else bone], "lesion": names[lesion]}
         yield from (("bones", {**of, **point}) for point in detected.points)
         yield from (("lesions", {**of, **found}) for found in detected.lesions)
-    bones = {bone for bone in bone_of_lesion.values() if bone is not None}
     reference, prediction = (np.isin(voxels, list(bone_of_lesion)) for voxels in (pair.reference, pair.voxels))
-    within = reference | np.isin(pair.reference, list(bones))
-    yield from (("slices", row) for row in slice_rows(reference, prediction, within, pair.prediction.spacing_mm))
+    within = reference | np.isin(pair.reference, [bone for bone in bone_of_lesion.values() if bone is not None])
+    yield from (("slices", row) for row in slice_rows(reference, prediction, within, spacing))

@@ -45,36 +45,29 @@ def counts(bones: pd.DataFrame) -> pd.DataFrame:
 
     sensitivity = TP / positives with positives = TP + FN, specificity = TN / negatives with negatives = TN + FP,
     accuracy = (TP + TN) / all. mean_dsc is the mean DSC over the positives; one that is missed counts with its own DSC,
-    which mostly is 0. As a size threshold empties references too, positives may become fewer with it. In ``bones``
-    (``Evaluation.bones``) a model has every threshold of every case once.
+    which mostly is 0. As a size threshold empties references too, positives may become fewer with it.
 
+    Args: bones: ``Evaluation.bones``.
     Returns: ``COUNT_COLUMNS``, unitless but for thresholds in mm3; a row per model, bone, rule and threshold, in the
         order in which they are first met; after a model's bones all of them together, as bone ``ALL``. A rate without
         cases is NaN.
     """
     rows = []
     for model, bone, own in _bones_of_models(bones):
-        for (rule, threshold), at in own.groupby(["rule", "threshold"], sort=False):
-            met = {outcome: int((at["outcome"] == outcome).sum()) for outcome in (TP, FN, TN, FP)}
-            positives, negatives = met[TP] + met[FN], met[TN] + met[FP]
-            positive = at["outcome"].isin([TP, FN])
-            rows.append(
-                {"model": model, "bone": bone, "rule": rule, "threshold": threshold, **met}
-                | {"positives": positives, "negatives": negatives}
-                | {"sensitivity": _ratio(met[TP], positives), "specificity": _ratio(met[TN], negatives)}
-                | {"accuracy": _ratio(met[TP] + met[TN], positives + negatives)}
-                | {"mean_dsc": float(at.loc[positive, "dsc"].astype(float).mean())}
-            )
+        for key, at in own.groupby(["rule", "threshold"], sort=False):
+            tp, fn, tn, fp = (int((at["outcome"] == outcome).sum()) for outcome in (TP, FN, TN, FP))
+            rates = _ratio(tp, tp + fn), _ratio(tn, tn + fp), _ratio(tp + tn, len(at))
+            mean_dsc = float(at.loc[at["outcome"].isin([TP, FN]), "dsc"].astype(float).mean())
+            rows.append((model, bone, *key, tp, fn, tn, fp, tp + fn, tn + fp, *rates, mean_dsc))
     return pd.DataFrame(rows, columns=list(COUNT_COLUMNS))
 
 
 def roc(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The ROC that the thresholds of one model and bone give (method paper, Section 5.3).
 
-    The paper says that the thresholds give the curve, not how its points are joined; this is ours: every threshold is
-    a point (1 - specificity, sensitivity), (0, 0) and (1, 1) are added, the points are sorted by false positive rate
-    and then by sensitivity, and neighbours are joined by straight lines. No point is dropped for being below its
-    neighbours. Thresholds without a positive or without a negative case are no point.
+    How points are joined is ours: every threshold is a point (1 - specificity, sensitivity), (0, 0) and (1, 1) are
+    added, they are sorted by false positive rate and then by sensitivity, and joined by straight lines. No point is
+    dropped for being below its neighbours. Thresholds without a positive or without a negative case are no point.
 
     Returns: false positive rate and sensitivity, (n + 2,) each, in [0, 1], unitless; empty without any point.
     """
@@ -119,17 +112,12 @@ def summary(counts_table: pd.DataFrame) -> pd.DataFrame:
         no positive case at any threshold, ddsc and its threshold are NaN, and its rule is missing.
     """
     rows = []
-    for (model, bone), own in counts_table.groupby(["model", "bone"], sort=False):
+    for key, own in counts_table.groupby(["model", "bone"], sort=False):
         as_it_is = own[(own["rule"] == SIZE) & (own["threshold"] == 0)].iloc[0]
-        row = {"model": model, "bone": bone} | {name: as_it_is[name] for name in _RATES}
-        row["auc"] = auc(*roc(own))
-        for name, metric in (("dacc", "accuracy"), ("ddsc", "mean_dsc")):
-            values = own[metric].to_numpy(dtype=float)
-            best, rule, threshold = math.nan, None, math.nan
-            if not np.isnan(values).all():
-                place = int(np.nanargmax(values))
-                best, rule, threshold = values[place], own["rule"].iloc[place], own["threshold"].iloc[place]
-            row |= {name: best, f"{name}_rule": rule, f"{name}_threshold": threshold}
+        row = [*key, *as_it_is[list(_RATES)], auc(*roc(own))]
+        for metric in ("accuracy", "mean_dsc"):
+            known = own[own[metric].notna()].sort_values(metric, ascending=False, kind="stable")
+            row += known[[metric, "rule", "threshold"]].iloc[0].tolist() if len(known) else [math.nan, None, math.nan]
         rows.append(row)
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
 
@@ -138,12 +126,10 @@ def volume_agreement(bones: pd.DataFrame) -> pd.DataFrame:
     """How far lesion volumes of prediction and reference agree: correlation, and Bland and Altman's limits.
 
     A sample is a bone of a case in which at least one map has a lesion, before any is removed; of bone ``ALL``, all of
-    them. Difference = prediction - reference, bias its mean, sd its standard deviation (n - 1), limits =
-    bias -+ 1.96 sd (Bland and Altman, Lancet 1986). Pearson's r with its two-sided p.
+    them. Difference = prediction - reference, bias and limits as of ``limits_of_agreement``. Pearson's r with its
+    two-sided p, NaN with fewer than three samples or where a map's volumes are all equal.
 
-    Returns: ``AGREEMENT_COLUMNS``; mm3 as named, r and p unitless; order as in ``counts``. r and p are NaN with fewer
-        than three samples or where a map's volumes are all equal, the bias without samples, sd and limits with fewer
-        than two.
+    Returns: ``AGREEMENT_COLUMNS``; mm3 as named, r and p unitless; order as in ``counts``.
     """
     at = bones[(bones["rule"] == SIZE) & (bones["threshold"] == 0)]
     rows = []
@@ -151,13 +137,8 @@ def volume_agreement(bones: pd.DataFrame) -> pd.DataFrame:
         reference, prediction = (own[f"{name}_mm3"].to_numpy(dtype=float) for name in (REFERENCE, PREDICTION))
         some = (reference > 0) | (prediction > 0)
         reference, prediction = reference[some], prediction[some]
-        difference = prediction - reference
-        r, p = _pearson(reference, prediction)
-        bias, sd, low, high = limits_of_agreement(difference)
-        rows.append(
-            {"model": model, "bone": bone, "n": len(difference), "pearson_r": r, "pearson_p": p, "bias_mm3": bias}
-            | {"sd_mm3": sd, "lower_mm3": low, "upper_mm3": high}
-        )
+        limits = limits_of_agreement(prediction - reference)
+        rows.append((model, bone, len(reference), *_pearson(reference, prediction), *limits))
     return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 
 
@@ -174,19 +155,13 @@ def lesion_wise(lesions: pd.DataFrame, edges_mm3: Sequence[float] = (0, 10, 100,
         as bone ``ALL``. A rate without lesions is NaN.
     """
     rows = []
-    lesions = lesions.astype(dict.fromkeys(("model", "bone", "map"), "category"))  # compared faster than texts
     for model, bone in itertools.product(lesions["model"].unique(), [*lesions["bone"].unique(), ALL]):
         own = lesions[(lesions["model"] == model) & ((lesions["bone"] == bone) | (bone == ALL))]
         for low, high in itertools.pairwise(map(float, edges_mm3)):
             binned = own[at_least(own["volume_mm3"], low) & ~at_least(own["volume_mm3"], high)]
-            found = {name: binned.loc[binned["map"] == name, "found"] for name in (REFERENCE, PREDICTION)}
-            number, predicted = len(found[REFERENCE]), len(found[PREDICTION])
-            met, true = int(found[REFERENCE].sum()), int(found[PREDICTION].sum())
-            rows.append(
-                {"model": model, "bone": bone, "from_mm3": low, "to_mm3": high}
-                | {"reference": number, "found": met, "sensitivity": _ratio(met, number)}
-                | {"predicted": predicted, "true": true, "precision": _ratio(true, predicted)}
-            )
+            of_maps = (binned.loc[binned["map"] == name, "found"] for name in (REFERENCE, PREDICTION))
+            numbers = [(len(found), int(found.sum()), _ratio(int(found.sum()), len(found))) for found in of_maps]
+            rows.append((model, bone, low, high, *itertools.chain(*numbers)))
     return pd.DataFrame(rows, columns=list(LESION_WISE_COLUMNS))
 
 

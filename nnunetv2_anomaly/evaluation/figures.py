@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import itertools
 import math
 import textwrap
@@ -12,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -30,7 +28,11 @@ from nnunetv2_anomaly.reporting.page import Picture
 from nnunetv2_anomaly.reporting.table import in_words
 
 # Okabe and Ito's colours, which people of any colour vision can distinguish, without the yellow: too pale on white.
-_MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+# The same darker, for more than seven models.
+_MODEL_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D"),
+    *("#00446B", "#803800", "#005F45", "#8D3666", "#8A5F00", "#1674A9", "#2E2E2E"),
+)
 
 _MARKERS = "osD^vP*Xp<>hd8"
 # Beside the colours, for print and for who sees none: of boxes, and of lines.
@@ -43,18 +45,7 @@ _LOGARITHMIC_FROM = 30.0
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
     """Model -> "#rrggbb", the same in every figure; beyond seven models the colours repeat, darker."""
-    colours = {}
-    for place, model in enumerate(models):
-        turn, colour = divmod(place, len(_MODEL_COLOURS))
-        hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(_MODEL_COLOURS[colour]))
-        rgb = colorsys.hls_to_rgb(hue, lightness * 0.6**turn, saturation)
-        colours[model] = "#" + "".join(f"{round(255 * part):02X}" for part in rgb)
-    return colours
-
-
-def hatch_of(place: int) -> str:
-    """What fills the boxes of a model in that place of an evaluation's models."""
-    return _HATCHES[place % len(_HATCHES)]
+    return dict(zip(models, itertools.cycle(_MODEL_COLOURS), strict=False))
 
 
 def line_of(place: int) -> Any:
@@ -68,25 +59,22 @@ def marker_of(place: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: no formula between dollars, and in a legend in any case."""
-    text = text.replace("$", r"\$")
-    # matplotlib hides names in a legend that begin with an underscore.
-    return f" {text}" if text.startswith("_") else text
+    """Text that matplotlib shows as it is: no formula between dollars, and not hidden in a legend for an underscore."""
+    return text.replace("$", r"\$").replace("_", " _", text.startswith("_"))
 
 
 def evaluation_figures(evaluation: Evaluation) -> list[Picture]:
     """Every figure that the evaluation has data for."""
-    drawings = []
-    for measure in MEASURES:
-        figure, name = box_figure(evaluation, measure), f"box_{measure.name}"
-        shown = f"Box plots of {measure.title} for each label, models side by side; the numbers are in the tables."
-        drawings.append(Picture(figure, shown, f"{measure.title} of each label", name))
+    shown = "Box plots of {} for each label, models side by side; the numbers are in the tables."
+    drawings = [
+        Picture(box_figure(evaluation, of), shown.format(of.title), f"{of.title} of each label", f"box_{of.name}")
+        for of in MEASURES
+    ]
     counts = detection.distinct(detection.counts(evaluation.bones))
     if bones := detection.bones_with_curve(counts):
         shown = "Sensitivity over 1 - specificity, a panel per bone, a curve per model; areas in the legends."
-        without = [in_words(bone) for bone in counts["bone"].unique() if bone not in bones]
         caption = "ROC of lesion detection: the nearer a curve comes to the upper left corner, the better"
-        if without:
+        if without := [in_words(bone) for bone in counts["bone"].unique() if bone not in bones]:
             caption += f". No curve of {', '.join(without)}, which takes bones with and without a lesion"
         drawings.append(Picture(roc_figure(counts, evaluation.models), shown, caption, "roc"))
     if len(_with_lesion(evaluation)):
@@ -107,13 +95,11 @@ def evaluation_figures(evaluation: Evaluation) -> list[Picture]:
 def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
     """Box plots of one measure: a panel per label, models side by side, every case a point.
 
-    Boxes from the first to the third quartile with the median; whiskers to the farthest value within 1.5 interquartile
-    ranges of the box. A cross is a case in which just one map has the label. Where a box is not of all cases, their
-    number stands beneath it. Panels share their axis: that of a distance is logarithmic where values differ by more
-    than a factor of 30, that of a percentage ends at 100 and begins at 0, or at a ten above half of that.
+    A cross is a case in which just one map has the label. Where a box is not of all cases, their number stands beneath
+    it. Panels share their axis: that of a distance is logarithmic where values differ by more than a factor of 30, that
+    of a percentage ends at 100 and begins at 0, or at a ten above half of that.
     """
     models, labels = evaluation.models, list(evaluation.labels)
-    is_distance = measure.metric in DISTANCES
     cases = evaluation.cases[evaluation.cases["processing"] == measure.processing]
     values = cases[measure.metric].to_numpy(dtype=float) * measure.factor
     cases = cases.assign(value=values)[np.isfinite(values)]
@@ -130,7 +116,7 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
         ticks = []
         for place, model in enumerate(models):
             part = parts.get((label, model), cases.iloc[:0])
-            crosses |= _box(axis, place, part, colours[model], hatch_of(place))
+            crosses |= _box(axis, place, part, colours[model])
             ticks.append(f"n = {len(part)}" if len(part) < num_cases else "")
         axis.set_title(wrapped(in_words(label), max(14, int(11 * width))), fontsize=9)
         axis.set_xticks(range(len(models)), ticks, rotation=0 if len(models) == 1 else 90)
@@ -140,10 +126,10 @@ def box_figure(evaluation: Evaluation, measure: Measure) -> Figure:
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    (_distance_axis if is_distance else _percent_axis)(axes[0], cases["value"].to_numpy())
+    (_distance_axis if measure.metric in DISTANCES else _percent_axis)(axes[0], cases["value"].to_numpy())
     figure.supylabel(measure.title, fontsize=10)
     handles: list[Line2D | Patch] = [
-        Patch(facecolor=f"{colour}55", edgecolor=colour, hatch=hatch_of(place), label=plain(model))
+        Patch(facecolor=f"{colour}55", edgecolor=colour, hatch=_HATCHES[place % len(_HATCHES)], label=plain(model))
         for place, (model, colour) in enumerate(colours.items())
     ]
     if crosses:
@@ -165,7 +151,7 @@ def figure_legend(
     figure.legend(handles=list(handles), loc=loc, ncols=columns, frameon=False, fontsize=9)
 
 
-def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str, hatch: str) -> bool:
+def _box(axis: Axes, at: int, part: pd.DataFrame, colour: str) -> bool:
     """Draw one box and its points. Returns: whether there is a cross among them."""
     if not len(part):
         return False
@@ -173,17 +159,15 @@ def _box(axis: Axes, at: float, part: pd.DataFrame, colour: str, hatch: str) -> 
     line = {"color": colour, "linewidth": 1.0}
     axis.boxplot(
         [values], positions=[at], widths=[0.72], patch_artist=True, showfliers=False, manage_ticks=False,
-        boxprops={"facecolor": f"{colour}33", "edgecolor": colour, "linewidth": 1.0, "hatch": hatch},
+        boxprops={**line, "facecolor": f"{colour}33", "hatch": _HATCHES[at % len(_HATCHES)]},
         whiskerprops=line, capprops=line, medianprops={"color": colour, "linewidth": 2.0}, zorder=2,
     )  # fmt: skip
     # Spread over the box by the order of the cases, which has nothing to do with the values; the same in every run.
     spread = ((0.5 + np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.56
     crossed = part["status"].isin((MISSED, INVENTED)).to_numpy()
     size = float(np.clip(200 / len(values), 2.5, 14))
-    points: dict[str, Any] = {"s": size, "alpha": 0.6, "linewidths": 0}
-    crosses: dict[str, Any] = {"s": 1.6 * size + 4, "linewidths": 0.8, "marker": "x"}
-    for chosen, style in ((~crossed, points), (crossed, crosses)):
-        axis.scatter(at + spread[chosen], values[chosen], color=colour, zorder=3, **style)
+    axis.scatter((at + spread)[~crossed], values[~crossed], size, colour, alpha=0.6, linewidths=0, zorder=3)
+    axis.scatter((at + spread)[crossed], values[crossed], 1.6 * size + 4, colour, marker="x", linewidths=0.8, zorder=3)
     return bool(crossed.any())
 
 
@@ -196,11 +180,11 @@ def _percent_axis(axis: Axes, values: NDArray[np.float64]) -> None:
 
 def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
     positive = values[values > 0]
-    if not positive.size or (values < 0).any() or positive.max() / positive.min() <= _LOGARITHMIC_FROM:
+    low, high = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
+    if high / low <= _LOGARITHMIC_FROM:
         if values.size:
             axis.set_ylim(bottom=0)
         return
-    low, high = float(positive.min()), float(positive.max())
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in ((1, 2, 5) if len(decades) < 6 else (1,))]
     if positive.size == values.size:
@@ -222,9 +206,7 @@ def roc_figure(counts: pd.DataFrame, models: Sequence[str]) -> Figure:
     The large mark, of another shape for each model, is the prediction as it is; small discs are thresholds of size,
     small squares of softmax output. ``counts`` is of ``detection.counts``.
     """
-    bones = detection.bones_with_curve(counts)
-    # "all" comes after the bones of a model, and bones that later models add come after it.
-    bones.sort(key=lambda bone: bone == detection.ALL)
+    bones = sorted(detection.bones_with_curve(counts), key=lambda bone: bone == detection.ALL)
     figure, axes = _panels(len(bones), min(4, max(1, len(bones))), 3.3, 3.4)
     colours = model_colours(models)
     for axis, bone in zip(axes, bones, strict=True):
@@ -264,10 +246,8 @@ def _roc_curve(axis: Axes, points: pd.DataFrame, line: dict[str, Any], marker: s
         axis.plot(1 - of_rule["specificity"], of_rule["sensitivity"], sign, markersize=3.2, color=colour)
     as_it_is = points[(points["rule"] == SIZE) & (points["threshold"] == 0)]
     style: dict[str, Any] = {"marker": marker, "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.8}
-    dots = {"color": colour, "linestyle": "none"}
-    axis.plot(1 - as_it_is["specificity"], as_it_is["sensitivity"], zorder=4, **dots, **style)
-    label = "no curve" if math.isnan(area) else f"AUC {area:.3f}"
-    return Line2D([], [], label=label, **line, **style)
+    axis.plot(1 - as_it_is["specificity"], as_it_is["sensitivity"], "none", color=colour, zorder=4, **style)
+    return Line2D([], [], label="no curve" if math.isnan(area) else f"AUC {area:.3f}", **line, **style)
 
 
 def _with_lesion(evaluation: Evaluation) -> pd.DataFrame:
@@ -296,13 +276,12 @@ def volume_figure(evaluation: Evaluation) -> Figure:
                 (reference + prediction) / 2, prediction - reference, s=16, alpha=0.6, linewidths=0,
                 color=colours[model], marker=markers.get(bone, "."),
             )  # fmt: skip
-        title = f"{model} (n = {len(own)})"
+        title = wrapped(f"{model} (n = {len(own)})", 44)
         if model in agreement.index:
-            row = agreement.loc[model]
             # In the title and not beside the lines, where it would hide points.
-            words = bland_altman_lines(axis, row["bias_mm3"], row["lower_mm3"], row["upper_mm3"], "mm³")
-            title += f"\n{words}"
-        axis.set_title("\n".join(wrapped(line, 44) for line in title.splitlines()), fontsize=9)
+            bias, lower, upper = agreement.loc[model, ["bias_mm3", "lower_mm3", "upper_mm3"]]
+            title += f"\n{wrapped(bland_altman_lines(axis, bias, lower, upper, 'mm³'), 44)}"
+        axis.set_title(title, fontsize=9)
         axis.grid(color="0.92", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     means = bones[["reference_mm3", "prediction_mm3"]].mean(axis=1)
@@ -318,8 +297,7 @@ def volume_figure(evaluation: Evaluation) -> Figure:
         Line2D([], [], linestyle="none", marker=marker, color="0.3", label=plain(in_words(bone)))
         for bone, marker in markers.items()
     ]
-    if handles:
-        figure_legend(figure, handles)
+    figure_legend(figure, handles)
     return figure
 
 
@@ -337,9 +315,9 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
     for axis, (title, whole, part) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for (place, bounds), (turn, model) in itertools.product(enumerate(bins), enumerate(models)):
             key = (*bounds, model)
-            every, met = (int(own.loc[key, name]) if key in own.index else 0 for name in (whole, part))
-            if not every:
+            if key not in own.index or not own.loc[key, whole]:
                 continue
+            every, met = int(own.loc[key, whole]), int(own.loc[key, part])
             at, size = place + (turn - (len(models) - 1) / 2) * 0.84 / len(models), 0.76 / len(models)
             axis.bar(at, met, size, color=colours[model])
             axis.bar(
@@ -359,10 +337,8 @@ def lesion_size_figure(lesion_wise: pd.DataFrame, models: Sequence[str]) -> Figu
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("number of lesions")
     handles = [Patch(color=colours[model], label=plain(model)) for model in models]
-    handles += [
-        Patch(color="0.4", label="found, or true"),
-        Patch(facecolor="0.95", edgecolor="0.4", hatch="////", label="missed, or false"),
-    ]
+    handles.append(Patch(color="0.4", label="found, or true"))
+    handles.append(Patch(facecolor="0.95", edgecolor="0.4", hatch="////", label="missed, or false"))
     figure_legend(figure, handles)
     return figure
 

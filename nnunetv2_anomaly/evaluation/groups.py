@@ -25,12 +25,12 @@ _MOST = 8
 
 @dataclass(frozen=True)
 class Groups:
-    """Attributes: names in order; of_case: case -> name; column: where they are from; without: cases in no group."""
+    """Groups of cases."""
 
-    names: tuple[str, ...]
-    of_case: dict[str, str]
-    column: str
-    without: tuple[str, ...]
+    names: tuple[str, ...]  # in order
+    of_case: dict[str, str]  # case -> name
+    column: str  # where they are from
+    without: tuple[str, ...]  # cases in no group
 
 
 def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, limit: float | None = None) -> Groups:
@@ -72,9 +72,7 @@ def read_groups(file: Path, cases: Sequence[str], *, column: str = KL_COLUMN, li
     else:
         fullest = _by_code(known.values())
         known = {case: fullest[_code(value)] for case, value in known.items()}
-        distinct = sorted(
-            set(known.values()), key=lambda value: (number_in(value) is None, number_in(value) or 0.0, value)
-        )
+        distinct = sorted(set(known.values()), key=lambda of: (number_in(of) is None, number_in(of) or 0.0, of))
         if len(distinct) > _MOST:
             fault = f"{file}: {column} has {len(distinct)} different values ({listed(distinct)})"
             raise UserError(f"{fault}; expected at most {_MOST}, or a limit between two groups with --group_limit")

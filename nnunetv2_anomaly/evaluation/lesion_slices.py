@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.reporting.table import Column, Table, best_cells, in_groups, percent_column, table_of
 
 #: where voxels count: in the bones of the reference with their lesions, or everywhere
@@ -19,42 +20,24 @@ COUNTS = ("tp", "fp", "fn", "tn")
 METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy")
 
 
-def confusion(
-    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], domain: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def confusion(reference: Mask, prediction: Mask, domain: Mask) -> NDArray[np.int64]:
     """Voxels of a domain: true positive, false positive, false negative, true negative. Args: masks of one shape."""
-    reference, prediction = reference[domain], prediction[domain]
-    return np.array(
-        [
-            (reference & prediction).sum(),
-            (~reference & prediction).sum(),
-            (reference & ~prediction).sum(),
-            (~reference & ~prediction).sum(),
-        ]
-    )
+    # 0 where both are lesion, 1 in the reference alone, 2 in the prediction alone, 3 elsewhere
+    return np.bincount(3 - 2 * reference[domain].astype(int) - prediction[domain], minlength=4)[[0, 2, 1, 3]]
 
 
 def mask_metrics(counts: NDArray[np.int64]) -> dict[str, float]:
     """``METRICS`` of ``confusion``'s counts, one slice's or the sum of many, in [0, 1]; NaN where one has no voxels."""
     true, false, missed, rest = (int(count) for count in counts)
-
-    def share(part: int, whole: int) -> float:
-        return part / whole if whole else math.nan
-
-    values = (
-        share(2 * true, 2 * true + false + missed),
-        share(true, true + false + missed),
-        share(true, true + missed),
-        share(rest, rest + false),
-        share(true + rest, true + false + missed + rest),
-    )
-    return dict(zip(METRICS, values, strict=True))
+    wrong = false + missed
+    parts = 2 * true, true, true, rest, true + rest
+    wholes = 2 * true + wrong, true + wrong, true + missed, rest + false, true + wrong + rest
+    shares = (part / whole if whole else math.nan for part, whole in zip(parts, wholes, strict=True))
+    return dict(zip(METRICS, shares, strict=True))
 
 
 def groups_by_area(areas: Sequence[float], groups: int = 5) -> NDArray[np.intp]:
     """Number of the group of each slice by the area of its lesions, from 0, as equal in number as there can be.
-
-    Slices of one area are in one group only if the numbers allow; fewer slices than groups have groups of their own.
 
     Args: areas: one per slice, in any unit.
     """
@@ -65,9 +48,7 @@ def groups_by_area(areas: Sequence[float], groups: int = 5) -> NDArray[np.intp]:
     return found
 
 
-def slice_rows(
-    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], bones: NDArray[np.bool_], spacing_mm: Sequence[float]
-) -> list[dict[str, Any]]:
+def slice_rows(reference: Mask, prediction: Mask, bones: Mask, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
     """A row per slice that holds bone, and domain; slices lie across the axis with the largest spacing.
 
     Args: reference, prediction: lesions, (X, Y, Z). bones: those of the reference, with their lesions.
@@ -99,9 +80,9 @@ def slice_summary(slices: pd.DataFrame) -> pd.DataFrame:
         single = pd.DataFrame([mask_metrics(of) for of in counts], columns=[*METRICS])
         free = own.loc[own["lesion_mm2"] == 0, "false_mm2"]
         common = {"domain": domain, "model": model, "slices": len(with_lesion)}
-        false = {"free_slices": len(free), "false_mm2": float(free.mean())}
-        found.append({**common, "way": "mean", **single.mean().to_dict(), **false})
-        found.append({**common, "way": "pooled", **mask_metrics(counts.sum(axis=0)), **false})
+        common |= {"free_slices": len(free), "false_mm2": float(free.mean())}
+        found.append({**common, "way": "mean", **single.mean().to_dict()})
+        found.append({**common, "way": "pooled", **mask_metrics(counts.sum(axis=0))})
     return pd.DataFrame(found)
 
 

@@ -93,7 +93,7 @@ def lesion_wise_table(lesion_wise: pd.DataFrame) -> Table:
     columns = (
         _BONE,
         Column(
-            "from_mm3", "volume [mm³]", None, lambda of: size_in_words(of["from_mm3"], of["to_mm3"]), also=["to_mm3"]
+            "from_mm3", "volume [mm³]", None, lambda of: size_in_words(*(of[key] for key in by[1:])), also=["to_mm3"]
         ),
         _MODEL,
         *(Column("reference", "lesions"), Column("found"), Column("sensitivity", digits=3)),

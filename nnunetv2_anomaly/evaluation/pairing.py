@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,6 @@ from nnunetv2_anomaly.errors import UserError, counted, listed
 from nnunetv2_anomaly.files import read_json
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.postprocessing.run import MARKER as CLEANED_MARKER
-
-#: a file that was written this many seconds ago shows that a prediction may be running; a case takes minutes
-_RECENT_S = 600
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,9 @@ def find_pairs(
     if folds and not splits and not all(model.is_results_folder for model in models):
         raise UserError("--folds was given, but the folds of the cases are unknown; give splits_final.json (--splits)")
     cases = expected_cases(references, models, splits, folds)
-    notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, elsewhere=references)
-    cleaned = "was cleaned by postprocess, so its HD* is not that of the raw prediction; give the predictions that it"
-    marked = [model for model in models if (model.folder / CLEANED_MARKER).is_file()]
-    notes += [f"{model.name}: {model.folder} {cleaned} was made from." for model in marked]
+    notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, others=references)
+    cleaned = "was cleaned by postprocess, so its HD* is not that of the raw prediction; give what it was made from."
+    notes += [f"{of.name}: {of.folder} {cleaned}" for of in models if (of.folder / CLEANED_MARKER).is_file()]
     of_fold = {
         (model.name, case): fold
         for model in models
@@ -111,8 +106,8 @@ def named_folders(texts: Sequence[str]) -> dict[str, Path]:
         if not name.strip() or not place or not folder.is_dir():
             raise UserError(f"{text} names no folder that exists; give -pred FOLDER or -pred NAME=FOLDER")
         if name in found:
-            fault = f"two models are called {name} ({found[name]} and {folder})"
-            raise UserError(f"{fault}; give each its name: -pred NAME=FOLDER")
+            both = f"{found[name]} and {folder}"
+            raise UserError(f"two models are called {name} ({both}); give each its name: -pred NAME=FOLDER")
         found[name] = folder
     return found
 
@@ -134,12 +129,13 @@ def find_model(name: str, folder: Path, file_ending: str, folds: Sequence[str] |
     for fold in chosen:
         validation = folder / f"fold_{fold}" / "validation"
         if not validation.is_dir():
-            advice = f"let nnU-Net validate the fold (nnUNetv2_train ... {fold} --val), or choose others with --folds"
+            advice = f"validate it (nnUNetv2_train ... {fold} --val), or choose others with --folds"
             raise UserError(f"{validation} does not exist; {advice}")
         for case, file in segmentation_files(validation, file_ending).items():
             if case in files:
-                both = f"{of_fold[case]} and {fold} of {folder}"
-                raise UserError(f"{case} is in the validation of folds {both}; expected one")
+                raise UserError(
+                    f"{case} is in the validation of folds {of_fold[case]} and {fold} of {folder}; expected one"
+                )
             files[case], of_fold[case] = file, fold
     return Model(name, folder, True, files, _probabilities(files, file_ending), of_fold)
 
@@ -161,14 +157,12 @@ def default_reference_folder(models: Sequence[Model]) -> Path:
     results = next((model.folder for model in models if model.is_results_folder), None)
     if results is None:
         raise UserError("no reference folder was given; give it with -ref")
-    dataset = _dataset_name(results)
     places = [
-        Path(os.environ[variable]) / dataset / folder
+        Path(os.environ[variable], _dataset_name(results), folder)
         for variable, folder in (("nnUNet_raw", "labelsTr"), ("nnUNet_preprocessed", "gt_segmentations"))
         if os.environ.get(variable)
     ]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
+    if (found := next(filter(Path.is_dir, places), None)) is None:
         searched = " and ".join(map(str, places)) or "nnUNet_raw and nnUNet_preprocessed are not set"
         raise UserError(f"the references of {results} were not found ({searched}); give their folder with -ref")
     return found
@@ -208,57 +202,48 @@ def expected_cases(
 ) -> list[str]:
     """The cases that every model has to predict: all references, or those that the given folds validate.
 
-    Folds are known by ``splits`` (case -> fold, empty where unknown) or else by the results folders.
-
+    Args: splits: case -> fold; where it is empty, the results folders tell.
     Raises: UserError if none is left.
     """
     expected = set(references)
     if folds:
-        of_folds = {case for case, fold in splits.items() if fold in folds}
-        expected &= of_folds or {case for model in models for case in model.folds}
+        expected &= {case for case, fold in splits.items() if fold in folds} or {
+            case for model in models for case in model.folds
+        }
         if not expected:
             raise UserError(f"none of the references is of the folds {', '.join(folds)}")
     return sorted(expected)
 
 
 def check_complete(
-    expected: Sequence[str],
-    models: Sequence[Model],
-    reference_folder: Path,
-    *,
-    ignore_extra: bool,
-    elsewhere: Collection[str] = (),
+    expected: Sequence[str], models: Sequence[Model], folder: Path, *, ignore_extra: bool, others: Collection[str] = ()
 ) -> list[str]:
     """Check that every expected case has a prediction of every model, and that there are no others.
 
-    ``elsewhere``: cases that have a reference but are not wanted; their predictions are not extra.
-
+    Args: folder: of the references. others: cases that have a reference but are not wanted; their predictions are
+        not extra.
     Returns: sentences on what was ignored.
     Raises: UserError that lists what is missing or too much.
     """
     ignored = []
     for model in models:
         named = f"{model.name} ({model.folder}) has"
-        missing = sorted(set(expected) - set(model.files))
-        if missing:
+        if missing := sorted(set(expected) - set(model.files)):
             of = counted(len(expected), "case")
-            none = f"no prediction of {len(missing)} of {of} of {reference_folder}: {listed(missing)}"
+            none = f"no prediction of {len(missing)} of {of} of {folder}: {listed(missing)}"
             raise UserError(f"{named} {none}; {_advice_on_missing(model, len(missing) == len(expected))}")
-        extra = sorted(set(model.files) - set(expected) - set(elsewhere))
-        without = f"{counted(len(extra), 'prediction')} without a reference"
-        if extra and not ignore_extra:
-            advice = "check the folders, or leave these out with --ignore_extra"
-            raise UserError(f"{named} {without} in {reference_folder}: {listed(extra)}; {advice}")
-        if extra:
+        if extra := sorted(set(model.files) - set(expected) - set(others)):
+            without = f"{counted(len(extra), 'prediction')} without a reference"
+            if not ignore_extra:
+                advice = "check the folders, or leave these out with --ignore_extra"
+                raise UserError(f"{named} {without} in {folder}: {listed(extra)}; {advice}")
             ignored.append(f"{model.name}: left out: {without}: {listed(extra)}")
     return ignored
 
 
 def _advice_on_missing(model: Model, all_missing: bool) -> str:
     if not model.is_results_folder:
-        age_s = time.time() - max(file.stat().st_mtime for file in model.files.values())
-        running = f" (wait, if that still runs: the newest is {age_s:.0f} s old)" if age_s < _RECENT_S else ""
-        return f"predict them{running}, or take their references away"
+        return "predict them, or take their references away"
     if all_missing:
         return "give the results of a trainer that segments, validated on cases of this data set"
     known = " ".join(dict.fromkeys(model.folds.values()))

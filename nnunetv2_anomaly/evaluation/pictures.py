@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import SegmentationFiles, read_known
 from nnunetv2_anomaly.reporting.drawing import label_handles, label_palette, number_labels, own_style
 
-#: of a case's disagreement: reference alone, prediction alone, both with different labels; what fills each of them
+#: colours of a case's disagreement -> in words, and what fills them
 _MISSED, _EXTRA, _OTHER = "#4DB2FF", "#FF9A1F", "#E765D6"
-_HATCHES = {_MISSED: "\\\\\\\\\\\\", _EXTRA: "//////", _OTHER: "xxxxxx"}
-_IN_WORDS = {_MISSED: "reference alone", _EXTRA: "prediction alone", _OTHER: "another label"}
+_DISAGREEMENTS = {
+    _MISSED: ("reference alone", "\\\\\\\\\\\\"),
+    _EXTRA: ("prediction alone", "//////"),
+    _OTHER: ("another label", "xxxxxx"),
+}
 
 #: outline of what is marked beside the labels
 _MARKED = "#FF2A2A"
@@ -57,8 +61,6 @@ def select_cases(evaluation: Evaluation) -> list[Choice]:
     A label that is in neither map does not count; a case without any other is not chosen. Of equal cases the one whose
     name comes first is better; of an even number, the median is the worse one of the two in the middle. Two cases
     have no median, and one is the only one.
-
-    Returns: at most three per model, all different, in the models' order; none of a model without a defined DSC.
     """
     choices = []
     cleaned = evaluation.cases[evaluation.cases["processing"] == CLEANED]
@@ -66,10 +68,9 @@ def select_cases(evaluation: Evaluation) -> list[Choice]:
         means = cleaned[cleaned["model"] == model].groupby("case", observed=True)["dsc"].mean().dropna()
         named = [(str(case), float(mean)) for case, mean in means.items()]
         ranked = sorted(named, key=lambda entry: (-entry[1], entry[0]), reverse=True)
-        places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
-        if len(ranked) < 3:
-            places = {"only": 0} if len(ranked) == 1 else {"worst": 0, "best": 1} if ranked else {}
-        choices += [Choice(model, rank, *ranked[place]) for rank, place in places.items()]
+        middle = [("median", (len(ranked) - 1) // 2)] if len(ranked) > 2 else []
+        places = [("worst", 0), *middle, ("best", -1)] if len(ranked) > 1 else [("only", 0)][: len(ranked)]
+        choices += [Choice(model, rank, *ranked[place]) for rank, place in places]
     return choices
 
 
@@ -83,8 +84,8 @@ def case_pictures(
     files = SegmentationFiles(dataset.file_ending, dataset.reader)
     titles: dict[str, list[str]] = {}
     choices = select_cases(evaluation)
-    for choice in sorted(choices, key=lambda of: (of.model, of.rank) != (evaluation.models[0], "median")):
-        titles.setdefault(choice.case, []).append(choice.title)
+    for of in sorted(choices, key=lambda of: (of.model, of.rank) != (evaluation.models[0], "median")):
+        titles.setdefault(of.case, []).append(of.title)
     pictures = []
     for case, reasons in titles.items():
         reference = read_known(files, pairs.references[case], dataset)
@@ -137,10 +138,9 @@ def case_figure(
     present = sorted({int(value) for plane in shown for value in np.unique(plane) if value != 0})
     palette = label_palette(labels, present)
     white = dict.fromkeys(palette, "white")
-    models = list(planes.predictions)
-    per_row = min(len(models), _MODELS_PER_ROW)
-    blocks = math.ceil(len(models) / _MODELS_PER_ROW)
-    width = {1: 3.3, 2: 3.3, 3: 3.0}.get(per_row, 2.7)
+    per_row = min(len(predictions), _MODELS_PER_ROW)
+    blocks = math.ceil(len(predictions) / _MODELS_PER_ROW)
+    width = (3.3, 3.3, 3.0, 2.7)[per_row - 1]
     height = width * float(np.clip(planes.height_over_width, 0.35, 2.0))
     figure = Figure(figsize=((1 + per_row) * width, 2 * blocks * (height + 0.35) + 1.2), layout="constrained")
     where = "" if planes.index is None else f", sagittal slice {planes.index}"
@@ -148,17 +148,14 @@ def case_figure(
     axes = figure.subplots(2 * blocks, 1 + per_row, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for block in range(blocks):
-        above, beneath = axes[2 * block], axes[2 * block + 1]
-        _show(above[0], planes, "reference")
-        _overlay(above[0], planes, planes.reference, palette)
-        for place, model in enumerate(models[block * _MODELS_PER_ROW : (block + 1) * _MODELS_PER_ROW], start=1):
-            predicted = planes.predictions[model]
-            _show(above[place], planes, model)
-            _overlay(above[place], planes, predicted, palette)
-            _show(beneath[place], planes, "disagreement", brightness=0.75)
-            _show_disagreement(beneath[place], planes, predicted)
-            _outlines(beneath[place], planes.reference, white, 0.5)
+    for axis in axes[::2, 0]:
+        _overlay(axis, planes, "reference", planes.reference, palette)
+    places = itertools.product(range(0, 2 * blocks, 2), range(1, 1 + per_row))
+    for (row, column), (model, predicted) in zip(places, planes.predictions.items(), strict=False):
+        _overlay(axes[row, column], planes, model, predicted, palette)
+        _show(axes[row + 1, column], planes, "disagreement", brightness=0.75)
+        _show_disagreement(axes[row + 1, column], planes, predicted)
+        _outlines(axes[row + 1, column], planes.reference, white, 0.5)
     if planes.error is not None:
         axes[1, 0].set_title("error image", fontsize=9)
         limit = max(float(np.nanquantile(planes.error, 0.999)), 1e-6)
@@ -183,8 +180,8 @@ def _handles(palette: Mapping[int, Any], labels: Mapping[str, int], marked: tupl
     handles = label_handles(palette, labels, palette)
     for handle in handles:
         handle.set_label(plain(str(handle.get_label())))
-    for colour, name in _IN_WORDS.items():
-        handles.append(Patch(facecolor=colour, hatch=_HATCHES[colour], label=f"disagreement: {name}"))
+    for colour, (name, hatch) in _DISAGREEMENTS.items():
+        handles.append(Patch(facecolor=colour, hatch=hatch, label=f"disagreement: {name}"))
     if marked is not None:
         handles.append(Patch(facecolor="none", edgecolor=_MARKED, linestyle="dashed", label=plain(marked[0])))
     return handles
@@ -213,12 +210,7 @@ def _planes(
     marked: NDArray | None,
 ) -> _Planes:
     flat = reference.ndim == 2 or reference.shape[0] == 1
-    if flat:
-        index = None
-    elif marked is not None and marked.any():
-        index = int(np.count_nonzero(marked, axis=(0, 1)).argmax())
-    else:
-        index = _slice_of_disagreement(reference, list(predictions.values()))
+    index = None if flat else _slice_of_most(marked, reference, list(predictions.values()))
     vertical, horizontal = spacing_mm[-2:] if flat else spacing_mm[:2]
 
     def sliced(volume: NDArray) -> NDArray:
@@ -246,12 +238,12 @@ def _planes(
     )
 
 
-def _slice_of_disagreement(reference: NDArray, predictions: Sequence[NDArray]) -> int:
-    """Index along X; where all agree, that of the most reference, and where there is none, the middle."""
+def _slice_of_most(marked: NDArray | None, reference: NDArray, predictions: Sequence[NDArray]) -> int:
+    """Index along X with most of what is marked, or disagreement, or reference; the middle where there is nothing."""
     differing = sum(np.count_nonzero(prediction != reference, axis=(0, 1)) for prediction in predictions)
-    if not differing.any():
-        differing = np.count_nonzero(reference, axis=(0, 1))
-    return int(differing.argmax()) if differing.any() else reference.shape[2] // 2
+    amounts = [differing, np.count_nonzero(reference, axis=(0, 1))]
+    amounts = amounts if marked is None else [np.count_nonzero(marked, axis=(0, 1)), *amounts]
+    return next((int(of.argmax()) for of in amounts if of.any()), reference.shape[2] // 2)
 
 
 def _box_around(planes: Sequence[NDArray], spacing_mm: tuple[float, float]) -> tuple[slice, slice]:
@@ -271,7 +263,8 @@ def _show(axis: Axes, planes: _Planes, title: str, brightness: float = 1.0) -> N
     axis.set_title(wrapped(title, 30), fontsize=9)
 
 
-def _overlay(axis: Axes, planes: _Planes, plane: NDArray, palette: Mapping[int, tuple[float, ...]]) -> None:
+def _overlay(axis: Axes, planes: _Planes, title: str, plane: NDArray, palette: Mapping[int, Any]) -> None:
+    _show(axis, planes, title)
     filled = np.zeros((*plane.shape, 4))
     for value, colour in palette.items():
         if value != 0:
@@ -294,7 +287,7 @@ def _show_disagreement(axis: Axes, planes: _Planes, prediction: NDArray) -> None
     """In colours, and hatched for who sees none."""
     coloured = _disagreement(planes.reference, prediction)
     axis.imshow(coloured, **planes.view)
-    for colour, hatch in _HATCHES.items():
+    for colour, (_, hatch) in _DISAGREEMENTS.items():
         # Each voxel three by three, or a contour would cut its corners off.
         fine = np.kron((coloured == (*to_rgb(colour), 1)).all(axis=-1), np.ones((3, 3)))
         if fine.any():

@@ -34,24 +34,29 @@ _TABLES_OF_SOME = (
 )
 _DIVISIONS = {"groups": "By group of cases", "folds": "By fold"}
 _FIGURES_OF_SOME = ("roc", "lesion_volumes", "lesion_sizes")
+#: table of lesions -> title of its section, and its figure
+_LESIONS = {
+    "lesion_detection": ("Detection", "roc"),
+    "lesion_sizes": ("Lesions one by one", "lesion_sizes"),
+    "lesion_volumes": ("Volumes", "lesion_volumes"),
+    "lesion_slices": ("Slice by slice", ""),
+    "lesion_slice_sizes": ("By the area in a slice", ""),
+}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """An evaluation with its tests, tables and figures, made once for files and page.
-
-    tukey, paired: of ``statistics``; tables, drawings: all that it has data for, by the names of their files.
-    """
+    """An evaluation with its tests, tables and figures, made once for files and page."""
 
     evaluation: Evaluation
-    tukey: pd.DataFrame
+    tukey: pd.DataFrame  # of ``statistics``, as paired
     paired: pd.DataFrame
-    tables: Mapping[str, Table]
+    tables: Mapping[str, Table]  # all that it has data for, by the names of their files, as drawings
     drawings: Mapping[str, Picture]
 
     @classmethod
     def of(cls, evaluation: Evaluation, tested: Evaluation | None = None) -> Findings:
-        """Test, tabulate and draw an evaluation; figures alone take seconds.
+        """Test, tabulate and draw an evaluation.
 
         Args:
             tested: whose ``cases`` and ``bones`` are tested in place of its own, because these are not independent of
@@ -72,40 +77,32 @@ def _tables(evaluation: Evaluation, tested: Evaluation, tukey: pd.DataFrame, pai
         "folds": fold_table(evaluation),
         "all_metrics": metrics_table(evaluation),
         **lesion_tables(evaluation, tested),
+        "tukey": tukey_table(tukey) if len(tukey) and enough else None,
+        "paired": paired_table(paired) if len(paired) and enough else None,
     }
-    if len(tukey) and enough:
-        tables["tukey"] = tukey_table(tukey)
-    if len(paired) and enough:
-        tables["paired"] = paired_table(paired)
     return {name: table for name, table in tables.items() if table is not None}
 
 
 def write_tables_and_figures(folder: Path, findings: Findings) -> list[Path]:
     """Write ``folder/tables`` (CSV, Markdown, LaTeX) and ``folder/figures`` (PNG, SVG), each file whole.
 
-    Files of an earlier evaluation that this one does not write are removed first. Returns: the files.
+    Files of an earlier evaluation that this one does not write are removed first: a table of groups that no longer
+    exist would mislead. Returns: the files.
     """
+    tables, figures = folder / "tables", folder / "figures"
+    earlier = [tables / f"{name}.{ending}" for name in _TABLES_OF_SOME for ending in ("csv", "md", "tex")]
+    earlier += [figures / f"{name}.{ending}" for name in _FIGURES_OF_SOME for ending in ("png", "svg")]
+    for path in (*earlier, *figures.glob("case_*.png")):
+        path.unlink(missing_ok=True)
     paths = []
-    _remove_earlier(folder)
     for name, table in findings.tables.items():
-        endings = ("csv", "md") if name in _WITHOUT_LATEX else ("csv", "md", "tex")
-        paths += table.write(folder / "tables", name, endings)
-    figures = folder / "figures"
+        paths += table.write(tables, name, ("csv", "md") if name in _WITHOUT_LATEX else ("csv", "md", "tex"))
     figures.mkdir(parents=True, exist_ok=True)
     for drawing in findings.drawings.values():
         for ending in ("png", "svg"):
             paths.append(figures / f"{drawing.name}.{ending}")
             save_figure(drawing.figure, paths[-1], dpi=150)
     return paths
-
-
-def _remove_earlier(folder: Path) -> None:
-    """Remove the files of an evaluation with other settings: a table of groups that no longer exist would mislead."""
-    tables, figures = folder / "tables", folder / "figures"
-    earlier = [tables / f"{name}.{ending}" for name in _TABLES_OF_SOME for ending in ("csv", "md", "tex")]
-    earlier += [figures / f"{name}.{ending}" for name in _FIGURES_OF_SOME for ending in ("png", "svg")]
-    for path in (*earlier, *figures.glob("case_*.png")):
-        path.unlink(missing_ok=True)
 
 
 def lead_of(
@@ -138,8 +135,7 @@ def report_sections(
         Section("Distances and DSC, case by case", [drawings[name] for name in drawings if name.startswith("box_")]),
         *(Section(title, [tables[name]]) for name, title in _DIVISIONS.items() if name in tables),
     ]
-    tested = "tukey" in tables or "paired" in tables
-    if tested:
+    if tested := "tukey" in tables or "paired" in tables:
         parts.append(Section("Differences between models", _significant(findings)))
     explained = {**terms_of(evaluation, tested=tested), **(terms or {})}
     sections = [
@@ -148,20 +144,15 @@ def report_sections(
         Section("Segmentation", [tables["segmentation"]], parts, folded=True),
     ]
     lesions = [
-        Section(title, [tables[table], *(drawings[name] for name in (drawn,) if name in drawings)])
-        for title, table, drawn in (
-            ("Detection", "lesion_detection", "roc"),
-            ("Lesions one by one", "lesion_sizes", "lesion_sizes"),
-            ("Volumes", "lesion_volumes", "lesion_volumes"),
-            ("Slice by slice", "lesion_slices", ""),
-            ("By the area in a slice", "lesion_slice_sizes", ""),
-        )
+        Section(title, [tables[table], *([drawings[drawn]] if drawn in drawings else [])])
+        for table, (title, drawn) in _LESIONS.items()
         if table in tables
     ]
     if lesions:
         sections.append(Section("Lesions", sections=lesions, folded=True))
-    if pictures:
-        sections.append(_pictures_section(evaluation, pictures, chosen))
+    if pictures:  # the first stands in the lead
+        others = [_picture(*picture) for picture in pictures[1:]]
+        sections.append(Section("Cases", [*([chosen] if chosen else _how_chosen(evaluation)), *others], folded=True))
     return sections
 
 
@@ -174,17 +165,14 @@ def write_report(
     missing: str = DIAGONAL,
     notes: Sequence[str] = (),
     more_sections: Sequence[Section] = (),
-    sentences: Sequence[str] = (),
-    chosen: str = "",
-    terms: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the page with ``lead_of``, ``report_sections`` and ``more_sections``, which opens without a network.
 
     It is written beside and renamed; its folder is made if missing. Returns: ``path``.
     """
-    sections = report_sections(findings, pictures, missing=missing, notes=notes, chosen=chosen, terms=terms)
+    sections = report_sections(findings, pictures, missing=missing, notes=notes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(title, [*sections, *more_sections], lead_of(findings, pictures, sentences)))
+    write_text(path, page(title, [*sections, *more_sections], lead_of(findings, pictures)))
     return path
 
 
@@ -224,13 +212,6 @@ def _significant(findings: Findings) -> list[Content]:
 
 def _picture(title: str, figure: Figure) -> Picture:
     return Picture(figure, f"{title}: reference, predictions, and where they disagree.", title)
-
-
-def _pictures_section(evaluation: Evaluation, pictures: Sequence[tuple[str, Figure]], chosen: str) -> Section:
-    """The cases after the first, which stands in the lead."""
-    content: list[Content] = [chosen] if chosen else _how_chosen(evaluation)
-    content += [_picture(*picture) for picture in pictures[1:]]
-    return Section("Cases", content, folded=True)
 
 
 def _how_chosen(evaluation: Evaluation) -> list[Content]:

@@ -60,10 +60,8 @@ def evaluate_models(
         part: of the cases, while other jobs evaluate the others.
         num_processes: cases at a time; each takes about ten times the memory of a case's label map, and a softmax
             output's lesion channels on top.
-    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run. At once if
-        ``output`` cannot be written to.
+    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run.
     """
-    names = tuple(model.name for model in pairs.models)
     with_probabilities = _check_probabilities(pairs, settings)
     tasks = [
         CaseTask(
@@ -76,17 +74,16 @@ def evaluate_models(
         )
         for case, reference in part.of(pairs.references.items())
     ]
-    # A failure to write ends the run at once: a full disk is better reported now than after the last case.
     with write_failures_as_user_errors(output):
         found, failed = run_cases(evaluate_one, tasks, num_processes, "evaluating", "evaluated")
     if failed:
         raise UserError(failed)
+    done = [found[case] for case in pairs.references if case in found]
     tables = {
-        kind: _table(
-            [row for case in pairs.references if case in found for row in found[case][kind]], columns, pairs, groups
-        )
+        kind: _table([row for of in done for row in of[kind]], columns, pairs, groups)
         for kind, columns in _COLUMNS.items()
     }
+    names = tuple(model.name for model in pairs.models)
     return Evaluation(names, dict(settings.dataset.labels), groups.names if groups else (), **tables)
 
 
@@ -96,15 +93,15 @@ def _check_probabilities(pairs: Pairs, settings: EvaluationSettings) -> list[Mod
     if not clean_up.bone_of_lesion or not (settings.with_probabilities or clean_up.lesion_probability is not None):
         return []
     for model in pairs.models:
-        without = [case for case in pairs.references if case not in model.probabilities]
+        if not (without := [case for case in pairs.references if case not in model.probabilities]):
+            used.append(model)
+            continue
         missing = f"{model.name} ({model.folder}) has no softmax output (.npz) of {listed(without)}"
-        if without and clean_up.lesion_probability is not None:
+        if clean_up.lesion_probability is not None:
             raise UserError(f"{missing}, which --lesion_probability needs; predict with --save_probabilities")
-        if without and len(without) < len(pairs.references):
+        if len(without) < len(pairs.references):
             advice = "predict all with --save_probabilities, or leave them out with --without_probabilities"
             raise UserError(f"{missing}, but of other cases; {advice}")
-        if not without:
-            used.append(model)
     return used
 
 
@@ -121,9 +118,8 @@ def prepare_output(output: Path, arguments: dict[str, Any], part: Part = ALL) ->
     """Make or take over the output folder. Raises: UserError if it holds something else, or cannot be written to."""
     with write_failures_as_user_errors(output):
         take_output_folder(output, MARKER, "evaluation", shared=not part.is_all)
-        if not part.is_all:
-            return
-        write_marker(output / MARKER, {"arguments": arguments}, finished=False)
+        if part.is_all:
+            write_marker(output / MARKER, {"arguments": arguments}, finished=False)
 
 
 def write_evaluation(
@@ -153,8 +149,7 @@ def write_evaluation(
         for name in _COLUMNS:
             write_text(output / "tables" / f"{name}.csv", csv_text(getattr(evaluation, name)))
         write_colour_tables(output, settings.dataset.single_values)
-    pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
-    with write_failures_as_user_errors(output):
+        pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
         for case, _, figure in pictures:
             save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
         report = write_report(

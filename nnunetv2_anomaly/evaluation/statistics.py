@@ -35,9 +35,9 @@ PAIRED_COLUMNS = (*_PAIR, "n", *_MEANS, "p", "p_holm", "significant")
 def tukey(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
     """Tukey's honestly significant difference of all pairs of models (method paper, Section 5).
 
-    For every processing, label and metric the models' values are the groups of one test; where groups differ in size,
-    it is Tukey and Kramer's. NaN values are left out. A model with fewer than two values is left out of the test, and
-    its pairs have no p; no pair has one where all values equal their group's mean. Metrics are columns of the cases.
+    For every processing, label and metric the models' values are the groups of one test, Tukey and Kramer's where
+    groups differ in size. NaN values are left out. A model with fewer than two values is left out of the test, and its
+    pairs have no p; no pair has one where all values equal their group's mean. Metrics are columns of the cases.
 
     Returns: ``TUKEY_COLUMNS``; a row per processing, label, metric and pair of models, each in the order in which they
         are first met. n, mean: of the values that are defined. difference = mean_a - mean_b with its simultaneous 95 %
@@ -62,11 +62,8 @@ def tukey(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame
                 at = tested.index(a), tested.index(b)
                 p = float(result.pvalue[at])
                 lower, upper = (mean_a - mean_b + sign * float(margins[at]) for sign in (-1, 1))
-            rows.append(
-                {**key, "model_a": a, "model_b": b, "n_a": len(groups[a]), "n_b": len(groups[b])}
-                | {"mean_a": mean_a, "mean_b": mean_b, "difference": mean_a - mean_b}
-                | {"lower": lower, "upper": upper, "p": p, "significant": p < SIGNIFICANCE}
-            )
+            sizes, means = (len(groups[a]), len(groups[b])), (mean_a, mean_b, mean_a - mean_b)
+            rows.append((*key, a, b, *sizes, *means, lower, upper, p, p < SIGNIFICANCE))
     return pd.DataFrame(rows, columns=list(TUKEY_COLUMNS))
 
 
@@ -100,7 +97,7 @@ def paired(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFram
     """
     rows = []
     for key, values in _models_by_case(cases, metrics):
-        own = cases[(cases["processing"] == key["processing"]) & (cases["label"] == key["label"])]
+        own = cases[(cases["processing"] == key[0]) & (cases["label"] == key[1])]
         cases_of = {model: set(own.loc[own["model"] == model, "case"]) for model in values}
         pairs = []
         for a, b in itertools.combinations(values, 2):
@@ -108,12 +105,10 @@ def paired(cases: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFram
                 continue
             both = ~np.isnan(values[a]) & ~np.isnan(values[b])
             of_a, of_b = values[a][both], values[b][both]
-            pairs.append(
-                {**key, "model_a": a, "model_b": b, "n": len(of_a), "mean_a": _mean(of_a), "mean_b": _mean(of_b)}
-                | {"difference": _mean(of_a - of_b), "p": _wilcoxon(of_a, of_b)}
-            )
-        for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
-            rows.append(pair | {"p_holm": float(p), "significant": bool(p < SIGNIFICANCE)})
+            means = _mean(of_a), _mean(of_b), _mean(of_a - of_b)
+            pairs.append((*key, a, b, len(of_a), *means, _wilcoxon(of_a, of_b)))
+        for pair, p in zip(pairs, holm([pair[-1] for pair in pairs]), strict=True):
+            rows.append((*pair, float(p), bool(p < SIGNIFICANCE)))
     return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
@@ -154,9 +149,7 @@ def daggers(table: pd.DataFrame, baseline: str) -> frozenset[tuple[str, str, str
     )
 
 
-def _models_by_case(
-    cases: pd.DataFrame, metrics: Sequence[str]
-) -> Iterator[tuple[dict[str, Any], dict[str, NDArray[np.float64]]]]:
+def _models_by_case(cases: pd.DataFrame, metrics: Sequence[str]) -> Iterator[tuple[Any, dict[str, NDArray]]]:
     """Of every processing, label and metric: these three, and by model its values, a case at the same place in all.
 
     NaN where a model lacks the case.
@@ -166,8 +159,7 @@ def _models_by_case(
         for metric in metrics:
             # Which raises a ValueError for a model that has a case twice.
             values = own.pivot(index="case", columns="model", values=metric).reindex(columns=models).astype(float)
-            key = {"processing": processing, "label": label, "metric": metric}
-            yield key, {model: values[model].to_numpy() for model in models}
+            yield (processing, label, metric), {model: values[model].to_numpy() for model in models}
 
 
 def _mean(values: NDArray[np.float64]) -> float:

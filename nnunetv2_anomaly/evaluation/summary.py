@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from nnunetv2_anomaly.errors import counted, listed
@@ -85,8 +85,8 @@ def dsc_sentence(evaluation: Evaluation) -> str:
     text = f"The mean {over} (overlap, 100 % at best) is "
     models = evaluation.models
     if len(models) == 1:
-        column = means[models[0]]
-        low, high = in_words(str(column.idxmin())), in_words(str(column.idxmax()))
+        column = means[models[0]].rename(index=in_words)
+        low, high = column.idxmin(), column.idxmax()
         span = f", from {column.min():.1f} % ({low}) to {column.max():.1f} % ({high})" if column.nunique() > 1 else ""
         return f"{text}{whole.iloc[0]:.1f} %{span}."
     if len(models) > 2:
@@ -98,9 +98,9 @@ def dsc_sentence(evaluation: Evaluation) -> str:
     text += f"{whole[first]:.1f} % for {first} and {whole[second]:.1f} % for {second}, which is {verdict}"
     if len(means) == 1:
         return f"{text}."
-    signs = (means[second] - means[first]).round(DSC.digits)
-    counts = {"higher": (signs > 0).sum(), "lower": (signs < 0).sum(), "the same": (signs == 0).sum()}
-    told = [f"{what} in {count}" for what, count in counts.items() if count]
+    signs = np.sign((means[second] - means[first]).round(DSC.digits))
+    words = {1: "higher", -1: "lower", 0: "the same"}
+    told = [f"{what} in {(signs == sign).sum()}" for sign, what in words.items() if (signs == sign).any()]
     return f"{text}; of {len(means)} labels it is {', '.join(told)}."
 
 
@@ -112,8 +112,7 @@ def significance_sentence(evaluation: Evaluation, paired: pd.DataFrame) -> str:
     models, baseline = evaluation.models, evaluation.models[0]
     if len(models) == 1:
         found = summaries(evaluation, (ASD, HD), None).values()
-        means = [[of[measure][baseline].mean for of in found] for measure in (ASD, HD)]
-        asd, hd = (pd.Series(values).mean() for values in means)
+        asd, hd = (pd.Series([of[measure][baseline].mean for of in found]).mean() for measure in (ASD, HD))
         return (
             f"Its surfaces are {number(asd, ASD.digits)} mm from the reference's in the mean over labels (ASD), and "
             f"{number(hd, HD.digits)} mm at the worst place (HD)."
@@ -124,12 +123,13 @@ def significance_sentence(evaluation: Evaluation, paired: pd.DataFrame) -> str:
         return f"{few} (it takes {fewest}), so whatever the models differ by may be chance."
     of_dsc = paired[(paired["processing"] == CLEANED) & (paired["metric"] == "dsc")]
     of_dsc = of_dsc[of_dsc["model_a"] == baseline]
-    told = []
-    for model, own in of_dsc[of_dsc["significant"].astype(bool)].groupby("model_b", sort=False):
-        # The difference is the baseline's value less the model's.
-        for what, part in (("higher", own[own["difference"] < 0]), ("lower", own[own["difference"] > 0])):
-            if len(part):
-                told.append(f"that of {model} is {what} in {listed([in_words(label) for label in part['label']])}")
+    of_dsc = of_dsc[of_dsc["significant"].astype(bool) & (of_dsc["difference"] != 0)]
+    # The difference is the baseline's value less the model's.
+    told = [
+        f"that of {model} is {'lower' if is_lower else 'higher'} in {listed(part['label'].map(in_words).tolist())}"
+        for model, own in of_dsc.groupby("model_b", sort=False)
+        for is_lower, part in own.groupby(own["difference"] > 0)
+    ]
     test = "Wilcoxon's signed-rank test, Holm's correction, p < 0.05"
     if told:
         return f"Significantly different from the DSC of {baseline} ({test}): {'; '.join(told)}."
@@ -155,5 +155,4 @@ def _dsc_means(evaluation: Evaluation) -> pd.DataFrame:
     """Mean DSC in per cent: labels of which every model has one, by model."""
     found = summaries(evaluation, (DSC,), None)
     means = {label: {model: of[DSC][model].mean for model in evaluation.models} for (label, _), of in found.items()}
-    known = {label: of for label, of in means.items() if not any(map(math.isnan, of.values()))}
-    return pd.DataFrame.from_dict(known, orient="index", columns=list(evaluation.models))
+    return pd.DataFrame.from_dict(means, orient="index", columns=list(evaluation.models)).dropna()

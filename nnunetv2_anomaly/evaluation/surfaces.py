@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation.case import without_ignored
@@ -18,19 +17,24 @@ from nnunetv2_anomaly.evaluation.pairing import Pairs
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known
-from nnunetv2_anomaly.measurements.bones import Structures
+from nnunetv2_anomaly.measurements.bones import Options, Structures
 from nnunetv2_anomaly.measurements.cartilage import CartilageMap
 from nnunetv2_anomaly.measurements.case import pose_of, side_of_labels
 from nnunetv2_anomaly.measurements.knee import measure_knee
-from nnunetv2_anomaly.measurements.maps import FlatMap, ThicknessDifference, difference, flattened, show_flat
+from nnunetv2_anomaly.measurements.maps import FlatMap, difference, flat_figure, flattened
 from nnunetv2_anomaly.measurements.signed_surface import SIGNED_METRICS, signed_surface
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
-from nnunetv2_anomaly.reporting.drawing import own_style, save_figure
-from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.drawing import save_figure
+from nnunetv2_anomaly.reporting.page import Content, Section
 from nnunetv2_anomaly.reporting.table import Cell, Table, csv_text, in_words, number, word_cell
 
 _DIFFERENCE_METRICS = ("coverage", "thickness_difference_mean_mm", "thickness_difference_sd_mm")
+#: name of a table's file -> its title, what its rows are of, and its metrics
+_TABLES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "surfaces": ("Surface distances, mean and SD over cases", "label", SIGNED_METRICS),
+    "thickness_differences": ("Cartilage thickness, prediction less reference", "bone", _DIFFERENCE_METRICS),
+}
 #: of the colour scale of differences, mm
 _LIMIT_MM = 1.5
 
@@ -56,8 +60,7 @@ def evaluate_surfaces(
     Args: output: of the evaluation.
     Returns: sections for its report, and a sentence that lists the cases that could not be measured.
     """
-    found: dict[str, list[dict[str, Any]]] = {"surfaces": [], "thickness_differences": []}
-    failures = []
+    found, failures = [], []
     for model in pairs.models:
         tasks = [
             _SurfaceTask(case, reference, model.name, model.files[case], dataset, output)
@@ -65,28 +68,16 @@ def evaluate_surfaces(
         ]
         of_cases, failed = run_cases(_measure, tasks, num_processes, f"surfaces of {model.name}", "measured")
         failures += [failed] if failed else []
-        for kind, rows in found.items():
-            rows += [row for case in sorted(of_cases) for row in of_cases[case][kind]]
-    columns: dict[str, tuple[str, ...]] = {
-        "surfaces": ("case", "model", "label", *SIGNED_METRICS),
-        "thickness_differences": ("case", "model", "bone", *_DIFFERENCE_METRICS),
-    }
-    tables = {kind: pd.DataFrame(rows, columns=list(columns[kind])) for kind, rows in found.items()}
-    (output / "surfaces").mkdir(exist_ok=True)
-    for kind, table in tables.items():
-        write_text(output / "surfaces" / f"{kind}.csv", csv_text(table))
-    content = [
-        _summary("Surface distances, mean and SD over cases", tables["surfaces"], "label", SIGNED_METRICS),
-        _summary(
-            "Cartilage thickness, prediction less reference",
-            tables["thickness_differences"],
-            "bone",
-            _DIFFERENCE_METRICS,
-        ),
-    ]
+        found += [of_cases[case] for case in sorted(of_cases)]
     words = "Predictions as they are. Signed distances are above 0 where a prediction reaches outside its reference."
-    section = Section("Surfaces", [words, *(table for table in content if table.rows)])
-    return [section], "\n".join(failures)
+    content: list[Content] = [words]
+    (output / "surfaces").mkdir(exist_ok=True)
+    for kind, (title, of, metrics) in _TABLES.items():
+        rows = [row for of_case in found for row in of_case[kind]]
+        table = pd.DataFrame(rows, columns=["case", "model", of, *metrics])
+        write_text(output / "surfaces" / f"{kind}.csv", csv_text(table))
+        content += [_summary(title, table, of, metrics)] if rows else []
+    return [Section("Surfaces", content)], "\n".join(failures)
 
 
 def _summary(title: str, table: pd.DataFrame, of: str, metrics: Sequence[str]) -> Table:
@@ -103,7 +94,7 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
     state = fingerprint([task.reference, task.prediction], {"dataset": dataclasses.asdict(task.dataset)})
     record = task.output / "surfaces" / task.model / f"{task.case}.json"
     if (kept := load_record(record, state)) is not None:
-        return {"surfaces": kept["surfaces"], "thickness_differences": kept["thickness_differences"]}
+        return kept
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
     reference, prediction = (read_known(files, file, task.dataset) for file in (task.reference, task.prediction))
     if reference.voxels.ndim != 3:
@@ -121,18 +112,21 @@ def _measure(task: _SurfaceTask) -> dict[str, list[dict[str, Any]]]:
             metrics = signed_surface(of_reference, of_prediction, reference.spacing_mm)
             surfaces.append({**head, "label": name, **metrics})
     differences: list[dict[str, Any]] = []
-    maps: list[tuple[str, FlatMap, ThicknessDifference]] = []
+    maps: list[tuple[str, FlatMap]] = []
     side = side_of_labels(reference, task.dataset) or "right"
     of_both = [cartilage_maps(of, task.dataset, side) for of in (reference, prediction)]
     for bone in sorted(of_both[0].keys() & of_both[1].keys()):
         flat = flattened([of[bone] for of in of_both])
         found = difference(flat[1], flat[0])
-        maps.append((bone, flat[0], found))
-        numbers = zip(_DIFFERENCE_METRICS, (found.coverage, found.mean_mm, found.sd_mm), strict=True)
-        differences.append({**head, "bone": bone, **dict(numbers)})
+        words = f"{in_words(bone)}: {number(found.mean_mm, 2)} mm on {number(100 * found.coverage, 0)} %"
+        nowhere = np.zeros_like(flat[0].is_bare)
+        maps.append((words, dataclasses.replace(flat[0], values_mm=found.values_mm, is_bare=nowhere)))
+        numbers = (found.coverage, found.mean_mm, found.sd_mm)
+        differences.append({**head, "bone": bone, **dict(zip(_DIFFERENCE_METRICS, numbers, strict=True))})
     if maps:
         record.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(_figure(task.case, maps), record.with_suffix(".png"))
+        limits, label = (-_LIMIT_MM, _LIMIT_MM), "prediction less reference [mm]"
+        save_figure(flat_figure(maps, task.case, "RdBu_r", limits, label), record.with_suffix(".png"))
     rows = {"surfaces": surfaces, "thickness_differences": differences}
     save_record(record, state, rows)
     return rows
@@ -146,21 +140,7 @@ def cartilage_maps(segmentation: Segmentation, dataset: DatasetDescription, side
     structures = Structures.of(dataset.labels, dataset.roles)
     if not structures.cartilages:
         return {}
-    found = measure_knee(segmentation.voxels, *pose_of(segmentation), structures, side, thickness=True)
+    found = measure_knee(
+        segmentation.voxels, *pose_of(segmentation), structures, side, Options(quantities=("thickness",))
+    )
     return {bone: of for bone, of in found.cartilages.items() if len(of.measured)}
-
-
-@own_style
-def _figure(title: str, maps: Sequence[tuple[str, FlatMap, ThicknessDifference]]) -> Figure:
-    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.8), layout="constrained")
-    figure.suptitle(title.replace("$", r"\$"))
-    axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for axis, (bone, flat, of) in zip(axes, maps, strict=True):
-        bare = dataclasses.replace(flat, is_bare=np.zeros_like(flat.is_bare))
-        show_flat(axis, bare, of.values_mm, "RdBu_r", (-_LIMIT_MM, _LIMIT_MM))
-        mean = f"{number(of.mean_mm, 2)} mm on {number(100 * of.coverage, 0)} %"
-        axis.set_title(f"{in_words(bone)}: {mean}", fontsize=10)
-    drawn = [axis.images[-1] for axis in axes if axis.images]
-    if drawn:
-        figure.colorbar(drawn[-1], ax=list(axes), label="prediction less reference [mm]", fraction=0.03)
-    return figure

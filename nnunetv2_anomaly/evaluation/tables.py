@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nnunetv2_anomaly.errors import counted
 from nnunetv2_anomaly.evaluation.results import CLEANED, INVENTED, MISSED, NEITHER, RAW, Evaluation
 from nnunetv2_anomaly.evaluation.statistics import fewest_cases
 from nnunetv2_anomaly.measurements.surface import DISTANCES, METRICS
@@ -49,25 +49,20 @@ MEASURES = (DSC, ASD, HD, HD_RAW)
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric over cases.
-
-    Mean, median, min and max of the n values that are defined, NaN without any; their standard deviation (n - 1), NaN
-    with fewer than two; how many cases there are, and how many of each status; how many of the values stand for a
-    distance that is undefined; and the cases with a defined value.
-    """
+    """One metric over cases: statistics of the values that are defined, NaN without any."""
 
     mean: float
-    sd: float
+    sd: float  # n - 1; NaN with fewer than two
     median: float
     min: float
     max: float
-    n: int
+    n: int  # values that are defined
     cases: int
-    missed: int
+    missed: int  # cases of each status
     invented: int
     neither: int
-    replaced: int
-    of: frozenset[str]
+    replaced: int  # values that stand for a distance that is undefined
+    of: frozenset[str]  # cases with a defined value
 
 
 def summarise(rows: pd.DataFrame, metric: str, factor: float = 1.0) -> Summary:
@@ -77,23 +72,13 @@ def summarise(rows: pd.DataFrame, metric: str, factor: float = 1.0) -> Summary:
     """
     values = rows[metric].to_numpy(dtype=float) * factor
     defined = np.isfinite(values)
-    status = rows["status"].to_numpy()
-    left = values[defined]
-    one_sided = np.isin(status, (MISSED, INVENTED))
-    return Summary(
-        mean=float(left.mean()) if left.size else math.nan,
-        sd=float(left.std(ddof=1)) if left.size > 1 else math.nan,
-        median=float(np.median(left)) if left.size else math.nan,
-        min=float(left.min()) if left.size else math.nan,
-        max=float(left.max()) if left.size else math.nan,
-        n=int(left.size),
-        cases=len(rows),
-        missed=int((status == MISSED).sum()),
-        invented=int((status == INVENTED).sum()),
-        neither=int((status == NEITHER).sum()),
-        replaced=int((one_sided & defined).sum()) if metric in DISTANCES else 0,
-        of=frozenset(rows["case"].to_numpy()[defined]),
-    )
+    status, left = rows["status"].to_numpy(), pd.Series(values[defined])
+    one_sided = np.isin(status, (MISSED, INVENTED)) if metric in DISTANCES else np.zeros(len(rows), bool)
+    mean, sd, median, lowest, highest = (float(left.agg(name)) for name in ("mean", "std", "median", "min", "max"))
+    missed, invented, neither = (int((status == of).sum()) for of in (MISSED, INVENTED, NEITHER))
+    replaced, of = int((one_sided & defined).sum()), frozenset(rows["case"].to_numpy()[defined])
+    statuses = len(rows), missed, invented, neither
+    return Summary(mean, sd, median, lowest, highest, len(left), *statuses, replaced, of)
 
 
 def mean_cell(measure: Measure, found: Summary, *, bold: bool, mark: str) -> Cell:
@@ -124,11 +109,10 @@ def segmentation_table(
     """The paper's table of segmentation (method paper, Table 2): mean and standard deviation of ``MEASURES``.
 
     A row per label and model. The best mean of a label's models is bold where they all are over the same cases. What
-    differs significantly from the first model (``statistics.daggers``) has a dagger; None stands for too few cases to
-    tell, which a note says.
+    differs significantly from the first model (``statistics.daggers``) has a dagger; None: too few cases to tell.
     """
     num_cases = evaluation.cases["case"].nunique()
-    title = f"Segmentation: mean ± standard deviation over {num_cases} case{'s' * (num_cases != 1)}"
+    title = f"Segmentation: mean ± standard deviation over {counted(num_cases, 'case')}"
     table = _means_table(evaluation, title, MEASURES, None, daggers or frozenset())
     if daggers is not None or len(evaluation.models) < 2:
         return table
@@ -139,17 +123,14 @@ def segmentation_table(
 
 def group_table(evaluation: Evaluation) -> Table | None:
     """Means within each group of cases (method paper, Table 3: HD0 and HD1), or None where there are no two groups."""
-    if len(_values_of(evaluation, "group")) < 2:
-        return None
-    measures = (DSC, HD, HD_RAW)
-    return _means_table(evaluation, "Segmentation by group of cases", measures, "group", frozenset())
+    title, several = "Segmentation by group of cases", len(_values_of(evaluation, "group")) > 1
+    return _means_table(evaluation, title, (DSC, HD, HD_RAW), "group", frozenset()) if several else None
 
 
 def fold_table(evaluation: Evaluation) -> Table | None:
     """Means within each fold, or None where there are no two folds."""
-    if len(_values_of(evaluation, "fold")) < 2:
-        return None
-    return _means_table(evaluation, "Segmentation by fold", MEASURES, "fold", frozenset())
+    several = len(_values_of(evaluation, "fold")) > 1
+    return _means_table(evaluation, "Segmentation by fold", MEASURES, "fold", frozenset()) if several else None
 
 
 def _values_of(evaluation: Evaluation, by: str) -> list[Any]:
@@ -187,38 +168,29 @@ def _means_table(
                 signs = DAGGER if (measure.processing, label, measure.metric, model) in daggers else ""
                 signs += marks[label] if _is_incomplete(models[model]) else ""
                 cells.append(mean_cell(measure, models[model], bold=model in best[measure], mark=signs))
-            rows.append(tuple(cells))
-    header = ("label", "model") if by is None else ("label", by, "model", "cases")
+            rows.append(cells)
+    header = ["label", "model"] if by is None else ["label", by, "model", "cases"]
+    header += [measure.title for measure in measures]
+    notes = [*_explanations(evaluation, measures, rows, found, by), *notes]
     words = 2 if by is None else 3
-    return Table(
-        title,
-        (*header, *(measure.title for measure in measures)),
-        tuple(rows),
-        (*_explanations(evaluation, measures, rows, found, by), *notes),
-        words=words,
-        grouped=words - 1,
-    )
+    return Table(title, header, rows, notes, words=words, grouped=words - 1)
 
 
 def summaries(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) -> dict[tuple[str, Any], _Found]:
     """(label, value of the column ``by``) -> what was found; the value is None without such a column."""
     columns = ["label", "model", "processing", *([by] if by is not None else [])]
     parts = dict(iter(evaluation.cases.groupby(columns, sort=False, observed=True)))
-    nothing = evaluation.cases.iloc[:0]
+
+    def summary(measure: Measure, *key: Any) -> Summary:
+        return summarise(parts.get(key, evaluation.cases.iloc[:0]), measure.metric, measure.factor)
+
     return {
-        (label, value): {
-            measure: {
-                model: summarise(
-                    parts.get((label, model, measure.processing, *([value] if by is not None else [])), nothing),
-                    measure.metric,
-                    measure.factor,
-                )
-                for model in evaluation.models
-            }
+        (label, *(value or [None])): {
+            measure: {model: summary(measure, label, model, measure.processing, *value) for model in evaluation.models}
             for measure in measures
         }
         for label in evaluation.labels
-        for value in (_values_of(evaluation, by) if by is not None else [None])
+        for value in ([[value] for value in _values_of(evaluation, by)] if by is not None else [[]])
     }
 
 
@@ -296,9 +268,9 @@ def _explanations(
     if any(summary.neither for summary in summaries):
         notes.append("Cases in which neither map has the label are left out.")
     if by is not None:
-        without = evaluation.cases.loc[~evaluation.cases[by].isin(_values_of(evaluation, by)), "case"].nunique()
-        if without:
-            notes.append(f"{without} case{'s' * (without != 1)} without a {by}: in no row.")
+        lacking = ~evaluation.cases[by].isin(_values_of(evaluation, by))
+        if without := evaluation.cases.loc[lacking, "case"].nunique():
+            notes.append(f"{counted(without, 'case')} without a {by}: in no row.")
     return notes
 
 

@@ -17,12 +17,15 @@ from scipy.stats import spearmanr
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.errors import UserError, counted
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_text
+from nnunetv2_anomaly.measurements.regions import SUBREGIONS
 from nnunetv2_anomaly.reporting.drawing import bland_altman_lines, own_style
 from nnunetv2_anomaly.reporting.page import Content, Picture, Section, Terms, page
 from nnunetv2_anomaly.reporting.table import Column, csv_text, in_words, table_of
 
 MARKER = "agreement.json"
 _KEYS = ["structure", "region", "quantity", "unit"]
+_LIMITS = ("bias", "sd_difference", "limit_low", "limit_high")
+_VALUES = ["value_first", "value_second"]
 #: of 95 % limits of agreement
 _LIMIT = 1.96
 _TERMS = {
@@ -33,7 +36,7 @@ _TERMS = {
     "cov, rms_cov": "Coefficient of variation: the standard deviation of both readings by their mean.",
     "spearman": "Correlation of ranks: 1 where both order the cases alike.",
 }
-#: figures of the page show as many values, those of most cases first
+#: figures of the page show as many values, those of most cases first, of whole structures if there are any
 _SHOWN = 12
 
 
@@ -49,14 +52,12 @@ def agreement(first: Sequence[float] | NDArray, second: Sequence[float] | NDArra
         spearman, spearman_p: of the ranks.
         What cannot be taken of so few or such cases is NaN.
     """
-    pairs = np.stack([np.asarray(first, dtype=float), np.asarray(second, dtype=float)], axis=1)
+    pairs = np.array([first, second], dtype=float).T
     pairs = pairs[~np.isnan(pairs).any(axis=1)]
     count = len(pairs)
     both_zero = (pairs == 0).all(axis=1)
     means, sds = pairs[~both_zero].mean(axis=1), pairs[~both_zero].std(axis=1, ddof=1)
     variation = sds[means > 0] / means[means > 0]
-    differences = pairs[:, 1] - pairs[:, 0]
-    bias, sd, low, high = limits_of_agreement(differences)
     varied = count > 2 and (np.ptp(pairs, axis=0) > 0).all()
     ranks = spearmanr(*pairs.T) if varied else (math.nan, math.nan)
     return {
@@ -64,10 +65,7 @@ def agreement(first: Sequence[float] | NDArray, second: Sequence[float] | NDArra
         "both_zero": int(both_zero.sum()),
         "cov": float(variation.mean()) if len(variation) else math.nan,
         "rms_cov": float(np.sqrt((variation**2).mean())) if len(variation) else math.nan,
-        "bias": bias,
-        "sd_difference": sd,
-        "limit_low": low,
-        "limit_high": high,
+        **dict(zip(_LIMITS, limits_of_agreement(pairs[:, 1] - pairs[:, 0]), strict=True)),
         "icc_2_1": icc_2_1(pairs),
         "spearman": float(ranks[0]),
         "spearman_p": float(ranks[1]),
@@ -106,13 +104,8 @@ def agreement_table(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
     Args: two measurements.csv. Returns: a row per structure, region, quantity and unit, with what ``agreement`` gives.
     """
-    rows = [
-        {
-            **dict(zip(_KEYS, key, strict=True)),
-            **agreement(own["value_first"].to_numpy(), own["value_second"].to_numpy()),
-        }
-        for key, own in paired(first, second).groupby(_KEYS, sort=False)
-    ]
+    groups = paired(first, second).groupby(_KEYS, sort=False)
+    rows = [{**dict(zip(_KEYS, key, strict=True)), **agreement(*own[_VALUES].to_numpy().T)} for key, own in groups]
     return pd.DataFrame(rows)
 
 
@@ -133,7 +126,7 @@ def write_agreement(first: pd.DataFrame, second: pd.DataFrame, output: Path, nam
     Raises: UserError if they share no value of a case, or the folder holds something else or cannot be written to.
     """
     both = paired(first, second)
-    if both[["value_first", "value_second"]].notna().all(axis=1).sum() == 0:
+    if not both[_VALUES].notna().all(axis=1).any():
         cases = " and ".join(counted(table["case"].nunique(), "case") for table in (first, second))
         raise UserError(f"{names[0]} and {names[1]} have no value of the same case ({cases}); expected the same cases")
     table = agreement_table(first, second)
@@ -141,9 +134,8 @@ def write_agreement(first: pd.DataFrame, second: pd.DataFrame, output: Path, nam
         take_output_folder(output, MARKER, "agreement")
         write_text(output / MARKER, json.dumps({"version": __version__, "readings": names}, indent=2))
         write_text(output / "agreement.csv", csv_text(table))
-        report = output / "report.html"
-        write_text(report, _page(both, table, names))
-    return report
+        write_text(output / "report.html", _page(both, table, names))
+    return output / "report.html"
 
 
 def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> str:
@@ -152,29 +144,21 @@ def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> st
     notes = ["cov: mean over cases of the standard deviation of both readings by their mean; rms_cov: its RMS form."]
     values = table_of(table.astype(dict.fromkeys(_KEYS, str)), columns, "", notes, grouped=0)
     content: list[Content] = []
-    first = _first_values(table)
+    first = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
+    whole = first[first["region"].isin(("all", *SUBREGIONS))]
+    first = (whole if len(whole) else first).head(_SHOWN)
     for row in first.to_dict("records"):
         own = both[(both[_KEYS] == pd.Series({key: row[key] for key in _KEYS})).all(axis=1)]
-        title = f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]"
-        title = in_words(title)
-        figure = _figure(own, row, title, names)
+        title = in_words(f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]")
         shown = f"{title}: difference of both readings against their mean"
-        content.append(Picture(figure, shown, f"{shown}, {names[1]} less {names[0]}"))
-    digest = ["structure", "region", "quantity", "unit", "n", "bias", "limit_low", "limit_high", "icc_2_1"]
-    chosen = [column for column in columns if column.name in digest]
+        content.append(Picture(_figure(own, row, title, names), shown, f"{shown}, {names[1]} less {names[0]}"))
+    chosen = [of for of in columns if of.name in (*_KEYS, "n", "bias", "limit_low", "limit_high", "icc_2_1")]
     lead: list[Content] = [*_sentences(both, first, names), *content[:1]]
     lead.append(table_of(first.astype(dict.fromkeys(_KEYS, str)), chosen, "Values of most cases", (), grouped=1))
     sections = [Section("Terms on this page", [Terms(_TERMS)], folded=True)]
     if content[1:]:
         sections.append(Section("Further Bland-Altman plots", content[1:], folded=True))
     return page("Agreement", [*sections, Section("All values", [values], folded=True)], lead)
-
-
-def _first_values(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``agreement_table`` that the page begins with: of most cases, if there are of whole structures."""
-    shown = table[table["n"] > 1].sort_values("n", ascending=False, kind="stable")
-    whole = shown[shown["region"].isin(("all", "MT", "LT", "MF", "LF", "P"))]
-    return (whole if len(whole) else shown).head(_SHOWN)
 
 
 def _sentences(both: pd.DataFrame, first: pd.DataFrame, names: tuple[str, str]) -> list[str]:
@@ -201,7 +185,7 @@ def _figure(own: pd.DataFrame, row: Mapping[Any, Any], title: str, names: tuple[
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=10)
-    values = own[["value_first", "value_second"]].dropna().to_numpy()
+    values = own[_VALUES].dropna().to_numpy()
     left.plot(values[:, 0], values[:, 1], ".", color="#1f5a94")
     ends = [values.min(), values.max()]
     left.plot(ends, ends, color="0.5", linewidth=0.8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -38,6 +38,31 @@ ALL = "all"
 _SHAFT_CODE = 255
 
 
+#: what can be measured -> the quantities that belong to it
+QUANTITIES: Mapping[str, tuple[str, ...]] = {
+    "volumes": ("volume", "effusion_volume"),
+    "lesions": ("lesion_count", "lesion_volume", "lesion_percent", "moaks_size_grade"),
+    "cartilage": ("VC",),
+    "thickness": ("tAB", "cAB", "dAB", "ThCtAB", "ThCcAB", "ThCSD", "moaks_area_grade"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings that change the numbers."""
+
+    side: str | None = None  # of all cases; None: each one's own
+    min_lesion_mm3: float = 0.0  # smaller lesions are no lesions
+    kissing_mm: float = 10.0  # lesions of two bones that are no farther apart are kissing
+    quantities: tuple[str, ...] = ("volumes", "lesions", "cartilage")  # of QUANTITIES; thickness needs vtk
+    conventions: Conventions = field(default_factory=Conventions)
+
+    @property
+    def thickness(self) -> bool:
+        """Whether surfaces are made."""
+        return "thickness" in self.quantities
+
+
 @dataclass(frozen=True)
 class Structure:
     """A label: its values, of a region without those of lesions in it, and the bone that it belongs to."""
@@ -62,19 +87,14 @@ class Structures:
         """Structures of a data set. Args: labels: name -> values of every label; a region has several."""
         in_lesions = {value for name in roles.lesions for value in labels.get(name, ())}
 
-        def some(
-            names: Iterable[str], bone_of: Mapping[str, str | None] = MappingProxyType({})
-        ) -> dict[str, Structure]:
-            return {name: Structure(tuple(labels[name]), bone_of.get(name)) for name in names if name in labels}
+        def some(bone_of: Mapping[str, str | None]) -> dict[str, Structure]:
+            return {name: Structure(tuple(labels[name]), bone) for name, bone in bone_of.items() if name in labels}
 
-        bones = {
-            name: Structure(
-                tuple(value for value in of.values if value not in in_lesions),
-                lesion_values=tuple(value for value in of.values if value in in_lesions),
-            )
-            for name, of in some(roles.bones).items()
-        }
-        lesions = some((n for n, bone in roles.lesions.items() if bone or is_of_bone(n)), roles.lesions)
+        bones = {}
+        for name in filter(labels.__contains__, roles.bones):
+            own = [[value for value in labels[name] if (value in in_lesions) == is_in] for is_in in (False, True)]
+            bones[name] = Structure(tuple(own[0]), lesion_values=tuple(own[1]))
+        lesions = some({n: bone for n, bone in roles.lesions.items() if bone or is_of_bone(n)})
         # Of a label that names no bone, what labels with a bone have is theirs.
         housed = {value for of in lesions.values() if of.bone in bones for value in of.values}
         lesions = {
@@ -82,9 +102,10 @@ class Structures:
             for name, of in lesions.items()
         }
         lesions = {name: of for name, of in lesions.items() if of.values}
-        cartilages, effusions = some(roles.cartilages, roles.cartilages), some(roles.effusions)
+        cartilages, effusions = some(roles.cartilages), some(dict.fromkeys(roles.effusions))
         named = {*bones, *lesions, *cartilages, *effusions}
-        return cls(bones, lesions, cartilages, effusions, some(name for name in labels if name not in named))
+        others = some(dict.fromkeys(name for name in labels if name not in named))
+        return cls(bones, lesions, cartilages, effusions, others)
 
     def kind(self, bone: str) -> str | None:
         """Femur, tibia or patella, by the bone's name; None for another one."""
@@ -174,8 +195,7 @@ class Bone:
 
     def touches_border(self, shape: tuple[int, ...]) -> bool:
         """Whether an image of a shape ends at the bone, which then may reach further."""
-        low, high = self.indices.min(axis=0), self.indices.max(axis=0)
-        return bool((low == 0).any() or (high == np.array(shape) - 1).any())
+        return bool((self.indices == 0).any() or (self.indices == np.array(shape) - 1).any())
 
     @cached_property
     def interface_tree(self) -> cKDTree:
@@ -202,13 +222,11 @@ def bones_of(
     for name in names:
         values = structures.with_lesions(name)
         cartilages = structures.cartilage_of(name)
-        box = joint_box(boxes, [*values, *cartilages], labels.shape)
-        if box is None:
+        if joint_box(boxes, values, labels.shape) is None:
             continue
+        box = joint_box(boxes, [*values, *cartilages], labels.shape) or ()
         part = labels[box]
         mask = np.isin(part, values)
-        if not mask.any():
-            continue
         start = np.array([s.start for s in box])
         inner = np.argwhere(mask)
         indices = inner + start
@@ -221,11 +239,10 @@ def bones_of(
         interface = regions.interface_of(mask[inside], part[inside], cartilages, own_space.part(first))
         interface = Interface(interface.indices + first, interface.points_mm, interface.cartilage)
         kind = structures.kind(name)
-        landmarks, flag, place = None, "", np.zeros(len(indices), np.uint8)
+        landmarks = earlier[name].landmarks if name in earlier else None
+        flag, place = "", np.zeros(len(indices), np.uint8)
         try:
-            if name in earlier and earlier[name].landmarks is not None:
-                landmarks = earlier[name].landmarks
-            else:
+            if landmarks is None:
                 landmarks = _landmarks(kind, name, interface, indices, space, structures, side, conventions, lateral)
             place = _places(kind, landmarks, indices, interface, own_space, conventions)
         except LandmarkError as error:

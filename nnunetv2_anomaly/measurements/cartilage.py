@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from nnunetv2_anomaly.measurements import regions
-from nnunetv2_anomaly.measurements.bones import Bone, Found, Structures, joint_box
+from nnunetv2_anomaly.measurements.bones import Bone, Found, Options, Structures, joint_box
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.meshes import surface_of
 from nnunetv2_anomaly.measurements.regions import FEMUR, LATERAL, MEDIAL, PATELLA, SUBREGIONS, TIBIA, Conventions
@@ -134,43 +135,37 @@ def add_cartilage(
     bone: Bone,
     structures: Structures,
     voxel_mm3: float,
-    with_thickness: bool,
-    conventions: Conventions,
+    options: Options,
 ) -> None:
     """Add volumes of a bone's cartilage by plate and subregion, and areas and thicknesses where they are asked for.
 
     Args: labels: (Z, Y, X). boxes: ``find_objects`` of them. voxel_mm3: volume of a voxel.
     """
-    cartilages = structures.cartilage_of(bone.name)
-    if not cartilages:
-        return
-    plates = _plates(bone.kind)
-    names = {plate: structures.cartilage_name(bone.name, plate) for plate in plates}
     if bone.landmarks is None:
-        flag_cartilage(found, bone.name, structures, with_thickness, bone.flag)
+        flag_cartilage(found, bone.name, structures, options.thickness, bone.flag)
         return
+    cartilages = structures.cartilage_of(bone.name)
     box = joint_box(boxes, list(cartilages), labels.shape)
     if box is None:
         return
+    names = {plate: structures.cartilage_name(bone.name, plate) for plate in _plates(bone.kind)}
     part = labels[box]
     mask = np.isin(part, list(cartilages))
     inner, start = np.argwhere(mask), np.array([s.start for s in box])
     values = part[tuple(inner.T)]
     points = bone.space.points(inner + start)
-    cartilage = _Cartilage(bone, mask, start, points, values, structures, conventions)
-    of_points = subregions_of(bone, points, values, structures, conventions)
-    unique, counts = np.unique(of_points.astype(str), return_counts=True)
-    sizes = dict(zip(unique.tolist(), counts.tolist(), strict=True))
-    for plate in plates:
-        own = {region: sizes.get(region, 0) for region in SUBREGIONS[plate]}
-        found.add(names[plate], plate, "VC", sum(own.values()) * voxel_mm3, "mm3")
-        for region, number in own.items():
-            found.add(names[plate], region, "VC", number * voxel_mm3, "mm3", "" if number else "no cartilage here")
-    if with_thickness:
+    cartilage = _Cartilage(bone, mask, start, points, values, structures, options.conventions)
+    sizes = Counter(subregions_of(bone, points, values, structures, options.conventions).tolist())
+    for plate, name in names.items():
+        found.add(name, plate, "VC", sum(sizes[region] for region in SUBREGIONS[plate]) * voxel_mm3, "mm3")
+        for region in SUBREGIONS[plate]:
+            flag = "" if sizes[region] else "no cartilage here"
+            found.add(name, region, "VC", sizes[region] * voxel_mm3, "mm3", flag)
+    if options.thickness:
         found.cartilages[bone.name] = made = _cartilage_map(cartilage)
-        for plate in plates:
+        for plate, name in names.items():
             for region in (plate, *SUBREGIONS[plate]):
-                _add_thickness(found, names[plate], region, made)
+                _add_thickness(found, name, region, made)
 
 
 def _cartilage_map(cartilage: _Cartilage) -> CartilageMap:
@@ -208,8 +203,7 @@ def _add_thickness(found: Found, name: str, region: str, of: CartilageMap) -> No
     here, there = np.isin(of.subregion_beneath, members), np.isin(of.subregion, members)
     areas, covered = of.plate.bone.vertex_areas[of.subchondral], of.plate.covered[of.subchondral]
     total, bare = float(areas[here].sum()), float(areas[here & ~covered].sum())
-    values = dict.fromkeys(_THICKNESS_UNITS, math.nan)
-    flag = "" if total else "no subchondral bone here"
+    values, flag = dict.fromkeys(_THICKNESS_UNITS, math.nan), "no subchondral bone here"
     if total:
         values |= {"tAB": total / 100, "cAB": (total - bare) / 100, "dAB": 100 * bare / total}
         values["moaks_area_grade"] = moaks_area_grade(bare / total)
@@ -222,6 +216,5 @@ def _add_thickness(found: Found, name: str, region: str, of: CartilageMap) -> No
         values["ThCtAB"], flag = 0.0, "denuded"
     elif total:
         flag = "thickness could not be measured on most of it"
-    for quantity, unit in _THICKNESS_UNITS.items():
-        value = values[quantity]
-        found.add(name, region, quantity, value, unit, flag if math.isnan(value) else "")
+    for quantity, value in values.items():
+        found.add(name, region, quantity, value, _THICKNESS_UNITS[quantity], flag if math.isnan(value) else "")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +20,10 @@ from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, files_beside, image_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription
 from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, read_known, write_map
-from nnunetv2_anomaly.measurements.bones import Earlier, Found, Structures
+from nnunetv2_anomaly.measurements.bones import QUANTITIES, Earlier, Found, Options, Structures
 from nnunetv2_anomaly.measurements.case_report import case_page, slices_picture
 from nnunetv2_anomaly.measurements.knee import measure_knee
 from nnunetv2_anomaly.measurements.maps import flat_figure, flattened, thickness_volume, write_flat, write_surface
-from nnunetv2_anomaly.measurements.regions import Conventions
 from nnunetv2_anomaly.records import fingerprint, load_record, save_record
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Picture
@@ -32,29 +31,6 @@ from nnunetv2_anomaly.reporting.table import in_words
 
 #: raised when a number would come out otherwise than before
 METHOD_VERSION = 2
-#: what can be measured -> the quantities that belong to it
-QUANTITIES: Mapping[str, tuple[str, ...]] = {
-    "volumes": ("volume", "effusion_volume"),
-    "lesions": ("lesion_count", "lesion_volume", "lesion_percent", "moaks_size_grade"),
-    "cartilage": ("VC",),
-    "thickness": ("tAB", "cAB", "dAB", "ThCtAB", "ThCcAB", "ThCSD", "moaks_area_grade"),
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings that change the numbers."""
-
-    side: str | None = None  # of all cases; None: each one's own
-    min_lesion_mm3: float = 0.0
-    kissing_mm: float = 10.0
-    quantities: tuple[str, ...] = ("volumes", "lesions", "cartilage")  # of QUANTITIES; thickness needs vtk
-    conventions: Conventions = field(default_factory=Conventions)
-
-    @property
-    def thickness(self) -> bool:
-        """Whether surfaces are made."""
-        return "thickness" in self.quantities
 
 
 @dataclass(frozen=True)
@@ -80,27 +56,22 @@ class CaseTask:
     known: Mapping[str, str]  # of the manifest: subject, visit, side
 
 
-def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
+def measure_case(task: CaseTask) -> dict[str, Any]:
     """Rows of measurements.csv and of lesions.csv: measured, or from the case's record.
 
-    Returns: "rows", "lesions" -> rows.
+    Returns: "rows", "lesions" -> rows; "files" -> those that were written, from the output folder on.
     Raises: UserError for a file that cannot be read, has no pose or lies on another grid, or if sources give two sides.
     """
     wanted = {"reports": task.extras.reports, "maps": task.extras.maps}
     kinds = ((task.extras.images, IMAGE), (task.extras.anomaly_maps, ERROR_IMAGE))
-    others = [
-        file
-        for folder, kind in kinds
-        if folder is not None
-        for file in files_beside(folder, task.case, kind, task.dataset.file_ending)
-    ]
+    ending = task.dataset.file_ending
+    others = [file for of, kind in kinds if of is not None for file in files_beside(of, task.case, kind, ending)]
     state = fingerprint([task.source, *others], {**state_of(task.dataset, task.options, task.known), **wanted})
     record = task.output / "cases" / f"{task.case}.json"
     kept = load_record(record, state)
-    promised = [*_page_of(task), *(kept["files"] if kept else ())]
-    if kept is not None and all((task.output / file).is_file() for file in promised):
-        return {"rows": kept["rows"], "lesions": kept["lesions"]}
-    files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
+    if kept is not None and all((task.output / file).is_file() for file in kept["files"]):
+        return kept
+    files = SegmentationFiles(ending, task.dataset.reader)
     segmentation = read_known(files, task.source, task.dataset)
     side, found = measured(segmentation, task.case, task.dataset, task.options, task.known)
     image, anomaly = (image_beside(folder, task.case, kind, segmentation, files) for folder, kind in kinds)
@@ -110,8 +81,9 @@ def measure_case(task: CaseTask) -> dict[str, list[dict[str, Any]]]:
     head["side"] = side or ""
     rows = [{**head, **row, "method_version": METHOD_VERSION} for row in found.rows]
     lesions = [{**head, **row} for row in found.lesions] if "lesions" in task.options.quantities else []
-    save_record(record, state, {"rows": rows, "lesions": lesions, "files": written})
-    return {"rows": rows, "lesions": lesions}
+    found_of_case: dict[str, Any] = {"rows": rows, "lesions": lesions, "files": written}
+    save_record(record, state, found_of_case)
+    return found_of_case
 
 
 def state_of(dataset: DatasetDescription, options: Options, *known: Mapping[str, str]) -> dict[str, Any]:
@@ -130,19 +102,9 @@ def measured(
     earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> tuple[str | None, Found]:
     """Side of one segmentation, and the values that are asked for. Raises: UserError as ``pose_of`` and ``_side``."""
-    pose = pose_of(segmentation)
+    pose, structures = pose_of(segmentation), Structures.of(dataset.labels, dataset.roles)
     side = _side(case, dataset, options, known, segmentation)
-    found = measure_knee(
-        segmentation.voxels,
-        *pose,
-        Structures.of(dataset.labels, dataset.roles),
-        side,
-        conventions=options.conventions,
-        min_lesion_mm3=options.min_lesion_mm3,
-        kissing_mm=options.kissing_mm,
-        thickness=options.thickness,
-        earlier=earlier,
-    )
+    found = measure_knee(segmentation.voxels, *pose, structures, side, options, earlier)
     wanted = {name for group in options.quantities for name in QUANTITIES[group]}
     found.rows = [row for row in found.rows if row["quantity"] in wanted]
     return side, found
@@ -161,11 +123,6 @@ def _add_intensities(found: Found, image: NDArray | None, anomaly: NDArray | Non
             row |= {"anomaly_mean": float(anomaly[own].mean()), "anomaly_max": float(anomaly[own].max())}
 
 
-def _page_of(task: CaseTask) -> list[str]:
-    """The case's page, if it has one, from the output folder on."""
-    return [f"reports/{task.case}.html"] if task.extras.reports else []
-
-
 def _write_maps_and_page(
     task: CaseTask, segmentation: Segmentation, side: str | None, found: Found, image: NDArray | None
 ) -> list[str]:
@@ -174,7 +131,7 @@ def _write_maps_and_page(
     if not (task.extras.maps or task.extras.reports):
         return []
     flat = {bone: flattened([of])[0] for bone, of in measured_maps.items()}
-    written = _page_of(task)
+    written = []
     if task.extras.maps and measured_maps:
         folder = task.output / "maps" / task.case
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +145,8 @@ def _write_maps_and_page(
         written += [str(file.relative_to(task.output)) for file in sorted(folder.iterdir())]
     if task.extras.reports:
         html = case_page(task.case, side, found, flat, *_upright(segmentation, image), task.dataset.single_values)
-        write_text(task.output / f"reports/{task.case}.html", html)
+        written.append(f"reports/{task.case}.html")
+        write_text(task.output / written[-1], html)
     return written
 
 

@@ -82,9 +82,8 @@ def case_page(
     flags = sorted({(row["structure"], row["flag"]) for row in found.rows if row["flag"]})
     if flags:
         rows = [[word_cell("structure", in_words(structure)), word_cell("flag", flag)] for structure, flag in flags]
-        sections.append(
-            Section("What could not be taken", [Table("", ("structure", "why"), rows, words=2)], folded=True)
-        )
+        lacking = Table("", ("structure", "why"), rows, words=2)
+        sections.append(Section("What could not be taken", [lacking], folded=True))
     return page(case, sections, lead)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,7 @@ def read_pairs(file: Path) -> list[Pair]:
     table = read_table(file, {"before", "after"}, "a table of cases before and after")
     if not len(table):
         raise UserError(f"{file} has no pair; expected a row for each, with the cases before and after")
-    pairs = [Pair(row["before"], row["after"], row.get("subject", "")) for row in table.to_dict("records")]
-    for pair in pairs:
-        if pair.before == pair.after:
-            raise UserError(f"{file} pairs {pair.before} with itself; expected two visits")
-    return pairs
+    return [Pair(row["before"], row["after"], row.get("subject", "")) for row in table.to_dict("records")]
 
 
 def pairs_of(known: Mapping[str, Mapping[str, str]]) -> list[Pair]:
@@ -93,8 +89,7 @@ def pairs_of(known: Mapping[str, Mapping[str, str]]) -> list[Pair]:
             twice = next(name for name in names if names.count(name) > 1)
             knee = f"the {side} knee" if side else "a knee of unknown side"
             raise UserError(f"subject {subject} has two cases of visit {twice} for {knee}; name the pairs with --pairs")
-        numbered = [re.search(r"\d", name) is not None or _BASELINE.fullmatch(name) is not None for name in names]
-        if not all(numbered):
+        if not all(re.search(r"\d", name) or _BASELINE.fullmatch(name) for name in names):
             told = ", ".join(names)
             raise UserError(f"the visits {told} of subject {subject} have no order; name the pairs with --pairs")
         ordered = [case for _, case in sorted(visits, key=lambda visit: _order(visit[0]))]
@@ -202,10 +197,9 @@ def changed_values(before: Found, after: Found, obstacles: Obstacles, limits: Li
         is_cut = structure in obstacles.cut and quantity in _OF_BONES and region in (ALL, SHAFT)
         if is_cut:
             told.append("an image ends at the bone")
-        row: dict[str, Any] = {"structure": structure, "region": region, "quantity": quantity}
-        row |= {"before": old, "after": new, "change": change, "change_percent": _percent(change, old)}
-        row |= {"unit": next(r for r in own if r)["unit"], "limit": limit}
-        rows.append({**row, "verdict": "" if is_cut else verdict(change, limit), "flag": "; ".join(told)})
+        told_verdict, unit = "" if is_cut else verdict(change, limit), next(r for r in own if r)["unit"]
+        values_of_row = (*key, old, new, change, _percent(change, old), unit, limit, told_verdict, "; ".join(told))
+        rows.append(dict(zip(CHANGE_COLUMNS[5:], values_of_row, strict=True)))
     return rows
 
 
@@ -224,10 +218,9 @@ def matched_lesions(
     """
     rows = []
     for bone in dict.fromkeys((*before.bones, *after.bones)):
-        lesions = [_lesions_of(found, bone) for found in (before, after)]
+        lesions = _lesions_of(before, bone), _lesions_of(after, bone)
         comparable = bone not in obstacles.refused and bone in before.bones and bone in after.bones
-        groups = _groups(*lesions) if comparable else _alone(*lesions)
-        for group in groups:
+        for group in _groups(*lesions, comparable):
             old, new = ([lesions[when][of] for of in own] for when, own in enumerate(group))
             members = ((when, bone, of.number) for when, some in enumerate((old, new)) for of in some)
             shown = comparable and obstacles.unseen.isdisjoint(members)
@@ -236,11 +229,9 @@ def matched_lesions(
             change = change if shown else math.nan
             least = stable_percent / 100 * volumes[0] if math.isnan(limit) else limit
             numbers = ["+".join(str(of.number) for of in some) for some in (old, new)]
-            row: dict[str, Any] = {"bone": bone, "lesions_before": numbers[0], "lesions_after": numbers[1]}
-            row |= {"kind": kind_of(len(old), len(new), change, least) if shown else NOT_COMPARED}
-            row |= {"volume_before_mm3": volumes[0], "volume_after_mm3": volumes[1], "change_mm3": change}
-            row |= {"change_percent": _percent(change, volumes[0]), "limit": limit}
-            rows.append({**row, "verdict": verdict(change, limit)})
+            kind = kind_of(len(old), len(new), change, least) if shown else NOT_COMPARED
+            judged = (change, _percent(change, volumes[0]), limit, verdict(change, limit))
+            rows.append(dict(zip(MATCH_COLUMNS[5:], (bone, *numbers, kind, *volumes, *judged), strict=True)))
     return rows
 
 
@@ -273,20 +264,12 @@ def _lesions_of(found: Found, name: str) -> list[_Lesion]:
     ]
 
 
-def _alone(before: Sequence[_Lesion], after: Sequence[_Lesion]) -> Iterable[tuple[list[int], list[int]]]:
-    """Every lesion by itself."""
-    yield from (([place], []) for place in range(len(before)))
-    yield from (([], [place]) for place in range(len(after)))
-
-
-def _groups(before: Sequence[_Lesion], after: Sequence[_Lesion]) -> Iterable[tuple[list[int], list[int]]]:
-    """Sets of lesions that overlap, directly or through others."""
+def _groups(before: list[_Lesion], after: list[_Lesion], comparable: bool) -> Iterable[tuple[list[int], list[int]]]:
+    """Sets of lesions that overlap, directly or through others; each by itself where they are not comparable."""
     number = len(before) + len(after)
     met = sparse.lil_array((number, number))
-    for place, old in enumerate(before):
-        for other, new in enumerate(after):
-            if old.tree.count_neighbors(new.tree, max(old.reach_mm, new.reach_mm)):
-                met[place, len(before) + other] = 1
+    for (place, old), (other, new) in itertools.product(enumerate(before), enumerate(after, start=len(before))):
+        met[place, other] = comparable and old.tree.count_neighbors(new.tree, max(old.reach_mm, new.reach_mm)) > 0
     count, group = sparse.csgraph.connected_components(met, directed=False)
     for one in range(count):
         own = np.flatnonzero(group == one)

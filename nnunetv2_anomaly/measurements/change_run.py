@@ -84,18 +84,11 @@ def measure_changes(
     Args: files: case -> segmentation. output: of ``measure_folder``; pairs/PAIR.json are kept there.
     Returns: both tables, and the pairs that failed.
     """
-    tasks = [
-        _PairTask(
-            pair,
-            (files[pair.before], files[pair.after]),
-            output,
-            dataset,
-            options,
-            change,
-            (manifest.get(pair.before, {}), manifest.get(pair.after, {})),
-        )
-        for pair in pairs
-    ]
+    tasks = []
+    for pair in pairs:
+        known = manifest.get(pair.before, {}), manifest.get(pair.after, {})
+        of_both = files[pair.before], files[pair.after]
+        tasks.append(_PairTask(pair, of_both, output, dataset, options, change, known))
     found, failed = run_cases(_measure_pair, tasks, num_processes, "comparing visits", "compared")
     tables = []
     for kind, columns in (("change", CHANGE_COLUMNS), ("lesion_matches", MATCH_COLUMNS)):
@@ -113,7 +106,7 @@ def _measure_pair(task: _PairTask) -> dict[str, list[dict[str, Any]]]:
     state = fingerprint([*task.files, *limits], depends_on)
     record = task.output / "pairs" / f"{task.pair.name}.json"
     if (kept := load_record(record, state)) is not None:
-        return {"change": kept["change"], "lesion_matches": kept["lesion_matches"]}
+        return kept
     before, after, refused, side = _both_visits(task)
     head = {"pair": task.pair.name, "subject": task.pair.subject, "side": side or ""}
     head |= {"case_before": task.pair.before, "case_after": task.pair.after}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import quote
 
 import numpy as np
@@ -34,24 +34,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def case_list(table: pd.DataFrame) -> pd.DataFrame:
     """A row per case: what it has of lesions and of bare bone, the worst first."""
     rows = []
-    plates = set(SUBREGIONS)
     for case, own in table.groupby("case", sort=True):
-        of: dict[str, pd.DataFrame] = {str(name): part for name, part in own.groupby("quantity")}
-        whole = {name: part[part["region"] == "all"]["value"] for name, part in of.items()}
-        of_plates = {name: part[part["region"].isin(plates)] for name, part in of.items()}
-        nothing = pd.Series(dtype=float)
-        bare, area = (of_plates.get(name, own[:0]).set_index("region")["value"] for name in ("dAB", "tAB"))
-        rows.append(
-            {
-                "case": str(case),
-                "side": str(own["side"].iloc[0]),
-                WORST[0]: whole.get("lesion_volume", nothing).sum(min_count=1),
-                WORST[1]: whole.get("lesion_count", nothing).sum(min_count=1),
-                WORST[2]: of["moaks_size_grade"]["value"].max() if "moaks_size_grade" in of else np.nan,
-                WORST[3]: (bare * area).sum(min_count=1) / area.sum() if area.sum() else np.nan,
-                WORST[4]: of_plates["ThCtAB"]["value"].min() if "ThCtAB" in of_plates else np.nan,
-            }
-        )
+
+        def of(quantity: str, regions: Collection[str], own: pd.DataFrame = own) -> pd.Series:
+            return own[(own["quantity"] == quantity) & own["region"].isin(regions)].set_index("region")["value"]
+
+        bare, area, thickness = (of(name, SUBREGIONS) for name in ("dAB", "tAB", "ThCtAB"))
+        sums = [of(name, ["all"]).sum(min_count=1) for name in ("lesion_volume", "lesion_count")]
+        grade = own.loc[own["quantity"] == "moaks_size_grade", "value"].max()
+        share = (bare * area).sum(min_count=1) / area.sum() if area.sum() else np.nan
+        rows.append((str(case), str(own["side"].iloc[0]), *sums, grade, share, thickness.min()))
     listed = pd.DataFrame(rows, columns=["case", "side", *WORST])
     return listed.sort_values([WORST[0], WORST[3]], ascending=False, kind="stable")
 
@@ -94,10 +86,9 @@ def cohort_page(
         ("effusion_volume", ["all"], "effusion [mL]"),
     )
     for quantity, regions, label in drawn:
-        own = table[(table["quantity"] == quantity) & table["region"].isin(regions)]
-        own = own[own["value"].notna()]
+        own = table[(table["quantity"] == quantity) & table["region"].isin(regions) & table["value"].notna()]
         if len(own):
-            figure = _distributions(own, [name for name in regions if (own["region"] == name).any()], label)
+            figure = _distributions(own, [name for name in regions if name in set(own["region"])], label)
             content.append(Picture(figure, f"{label} by region: a point per case, box of quartiles and median"))
     if content:
         sections.append(Section("Distributions by region", content, folded=True))

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
+
+#: of voxels or points, True within
+Mask: TypeAlias = NDArray[np.bool_]
 
 #: Bone this far above the lowest point of the femur is shaft, which has a direction; mm.
 _SHAFT_FROM_MM = 45.0
@@ -98,22 +102,20 @@ class Frame:
         return indices.astype(np.float32) @ turned.T + start
 
 
-def cubes_of(points: NDArray, edge_mm: float) -> tuple[NDArray[np.intp], int]:
-    """The number of the cube that each point lies in, (N, 3) -> (N,), from 0, and how many cubes have any."""
+def means_of_cubes(points: NDArray, edge_mm: float) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Means of the points in each cube that has any, (N, 3) -> (M, 3), and the number of each point's cube, (N,)."""
     # Axis by axis, which takes a third of the time that rows of three take.
     x, y, z = (np.floor(axis / edge_mm).astype(np.int32) for axis in points.T)
     x, y, z = x - x.min(), y - y.min(), z - z.min()
     key = (x * (int(y.max()) + 1) + y) * (int(z.max()) + 1) + z
-    counts = np.bincount(key)
-    number = np.cumsum(counts > 0) - 1
-    return number[key], int(number[-1]) + 1
+    cube = (np.cumsum(np.bincount(key) > 0) - 1)[key]
+    sums = np.stack([np.bincount(cube, weights=axis) for axis in points.T], axis=1)
+    return sums / np.bincount(cube)[:, None], cube
 
 
-def thinned(points: NDArray, edge_mm: float = _CUBE_MM) -> NDArray[np.float64]:
-    """Means of the points in each cube that has any, (N, 3) -> (M, 3)."""
-    cube, number = cubes_of(points, edge_mm)
-    sums = np.stack([np.bincount(cube, weights=axis, minlength=number) for axis in points.T], axis=1)
-    return sums / np.bincount(cube, minlength=number)[:, None]
+def thinned(points: NDArray) -> NDArray[np.float64]:
+    """Means of the points in each cube of 2.5 mm that has any, (N, 3) -> (M, 3)."""
+    return means_of_cubes(points, _CUBE_MM)[0]
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,24 +139,15 @@ def tibial_frame(medial: NDArray[np.floating], lateral: NDArray[np.floating]) ->
     normal = np.linalg.svd(around, full_matrices=False)[2][2]
     normal = normal if normal[2] > 0 else -normal
     way = centres[1] - centres[0]
-    lateral_axis = _unit(way - (way @ normal) * normal)
-    axes = np.stack([lateral_axis, np.cross(normal, lateral_axis), normal])
-    return Frame((centres[0] + centres[1]) / 2, axes)
+    across = _unit(way - (way @ normal) * normal)
+    return Frame((centres[0] + centres[1]) / 2, np.stack([across, np.cross(normal, across), normal]))
 
 
-@dataclass(frozen=True)
-class Cylinder:
-    """The cylinder that condyles roll on."""
-
-    centre_mm: NDArray[np.float64]  # (3,), on the axis, at the middle of the points
-    axis: NDArray[np.float64]  # (3,), a unit vector to lateral
-    radius_mm: float
-
-
-def fitted_cylinder(points: NDArray[np.floating]) -> Cylinder:
-    """The cylinder nearest to points, soft-L1 least squares in five parameters, from the lateral axis on.
+def fitted_cylinder(points: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The cylinder that condyles roll on: nearest to points, soft-L1 least squares, from the lateral axis on.
 
     Args: points: (N, 3) mm, of the femur's interface of bone and cartilage.
+    Returns: a place on its axis at the middle of the points, (3,) mm; the axis, a unit vector to lateral, (3,).
     """
     points = thinned(points)
     middle = points.mean(axis=0)
@@ -171,7 +164,7 @@ def fitted_cylinder(points: NDArray[np.floating]) -> Cylinder:
 
     start = np.array([0.0, 0.0, 0.0, 10.0, 22.0])
     found = least_squares(distances, start, loss="soft_l1", f_scale=_SOFT_MM).x
-    return Cylinder(middle + np.array([0.0, found[2], found[3]]), axis_of(found[:2]), float(found[4]))
+    return middle + np.array([0.0, found[2], found[3]]), axis_of(found[:2])
 
 
 def femoral_frame(interface: NDArray[np.floating], bone: NDArray[np.floating]) -> Frame:
@@ -179,11 +172,11 @@ def femoral_frame(interface: NDArray[np.floating], bone: NDArray[np.floating]) -
 
     Args: interface: of bone and cartilage, (N, 3) mm. bone: (N, 3) mm.
     """
-    cylinder = fitted_cylinder(interface)
+    centre, axis = fitted_cylinder(interface)
     superior = np.array([0.0, 0.0, 1.0])
     points = thinned(bone)
     for _ in range(2):
-        heights = _frame(cylinder.centre_mm, cylinder.axis, superior).coordinates(points)[:, 2]
+        heights = _frame(centre, axis, superior).coordinates(points)[:, 2]
         above = heights - heights.min() - _SHAFT_FROM_MM
         slabs = [points[(above >= low) & (above < low + 4)] for low in np.arange(0, max(above.max(), 0) - 4, 4)]
         centres = np.array([slab.mean(axis=0) for slab in slabs if len(slab) > 10])
@@ -191,7 +184,7 @@ def femoral_frame(interface: NDArray[np.floating], bone: NDArray[np.floating]) -
             break
         direction = np.linalg.svd(centres - centres.mean(axis=0), full_matrices=False)[2][0]
         superior = direction if direction[2] > 0 else -direction
-    return _frame(cylinder.centre_mm, cylinder.axis, superior)
+    return _frame(centre, axis, superior)
 
 
 def patellar_frame(bone: NDArray[np.floating], lateral: NDArray[np.float64] | None) -> Frame:

@@ -18,6 +18,7 @@ from nnunetv2_anomaly.measurements.bones import (
     Bone,
     Earlier,
     Found,
+    Options,
     Structure,
     Structures,
     bones_of,
@@ -27,7 +28,7 @@ from nnunetv2_anomaly.measurements.bones import (
 from nnunetv2_anomaly.measurements.cartilage import add_cartilage, flag_cartilage
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.marrow_lesions import IN, add_lesions, flag_lesions
-from nnunetv2_anomaly.measurements.regions import LATERAL, MEDIAL, PLACES, Conventions
+from nnunetv2_anomaly.measurements.regions import LATERAL, MEDIAL, PLACES
 
 
 def measure_knee(
@@ -36,11 +37,7 @@ def measure_knee(
     steps_lps_mm: NDArray[np.float64],
     structures: Structures,
     side: str | None,
-    *,
-    conventions: Conventions = Conventions(),  # noqa: B008 (frozen)
-    min_lesion_mm3: float = 0.0,
-    kissing_mm: float = 10.0,
-    thickness: bool = False,
+    options: Options = Options(),  # noqa: B008 (frozen)
     earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> Found:
     """Volumes, lesions and cartilage of one knee.
@@ -49,9 +46,6 @@ def measure_knee(
         labels: (Z, Y, X), in any orientation.
         origin_lps_mm, steps_lps_mm: pose of the voxels, as ``Space.of`` takes it.
         side: "right" or "left"; None: what is medial or lateral is flagged, unless cartilages are named so.
-        min_lesion_mm3: smaller lesions are no lesions.
-        kissing_mm: lesions of two bones that are no farther apart are kissing.
-        thickness: whether cartilage's thickness and areas are measured, which needs vtk.
         earlier: bone -> what it was at an earlier visit, whose places and subregions are then taken.
     """
     labels, structures = _lesions_to_bones(labels, structures)
@@ -60,7 +54,7 @@ def measure_knee(
     space = Space.of(origin_lps_mm, steps_lps_mm, side or "right")
     voxel_mm3 = float(abs(np.linalg.det(space.steps_mm)))
     found = Found(shape=labels.shape)
-    bones = list(bones_of(labels, boxes, space, structures, side, conventions, earlier))
+    bones = list(bones_of(labels, boxes, space, structures, side, options.conventions, earlier))
     found.bones = {bone.name: bone for bone in bones}
     for bone in bones:
         _add_bone(found, bone, voxel_mm3)
@@ -74,13 +68,13 @@ def measure_knee(
         found.add(name, ALL, "volume", 0.0, "mm3", "absent")
         if any(of.bone == name for of in structures.lesions.values()):
             flag_lesions(found, name, (ALL, *PLACES.get(structures.kind(name) or "", ())), "absent")
-        flag_cartilage(found, name, structures, thickness, "its bone is absent")
+        flag_cartilage(found, name, structures, options.thickness, "its bone is absent")
     for name, of in structures.lesions.items():
         if of.bone not in there and (number := count_voxels(labels, boxes, of.values)):
             found.add(name.partition(IN)[0], ALL, "volume", number * voxel_mm3, "mm3", "in no bone")
     for bone in bones:
-        add_cartilage(found, labels, boxes, bone, structures, voxel_mm3, thickness, conventions)
-    add_lesions(found, labels, bones, structures, voxel_mm3, min_lesion_mm3, kissing_mm)
+        add_cartilage(found, labels, boxes, bone, structures, voxel_mm3, options)
+    add_lesions(found, labels, bones, structures, voxel_mm3, options)
     for row, indices in zip(found.lesions, found.lesion_indices, strict=True):
         if side is None:
             row["lateral_mm"] = math.nan
@@ -118,9 +112,7 @@ def _lesions_to_bones(labels: NDArray[np.integer], structures: Structures) -> tu
     return changed, replace(structures, lesions=lesions)
 
 
-def _side_of_names(
-    labels: NDArray[np.integer], boxes: Sequence[Any], structures: Structures, space: Space
-) -> str | None:
+def _side_of_names(labels: NDArray, boxes: Sequence[Any], structures: Structures, space: Space) -> str | None:
     """The side of a knee whose cartilages have medial and lateral in their names; ``space`` is as if it were right."""
     for bone in structures.bones:
         middles = []

@@ -15,9 +15,10 @@ from typing import Any
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
-from nnunetv2_anomaly.measurements.surface import checked_spacing
+from nnunetv2_anomaly.measurements.frame import Mask
+from nnunetv2_anomaly.measurements.surface import common_spacing
 
 #: lesions smaller than this, in mm3, are removed from both maps (method paper, Appendix C)
 SIZES_MM3 = tuple(step / 2 for step in range(13))
@@ -62,18 +63,9 @@ class _Components:
     voxels: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """Pairs of a reference's and a prediction's component that overlap, and the number of voxels they share."""
-
-    reference: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    voxels: NDArray[np.int64]
-
-
 def detect(
-    reference: NDArray[np.bool_],
-    prediction: NDArray[np.bool_],
+    reference: Mask,
+    prediction: Mask,
     spacing_mm: Sequence[float],
     *,
     probability: NDArray[np.floating] | None = None,
@@ -94,21 +86,12 @@ def detect(
         probability: of the arrays' shape, floating point in [0, 1]: softmax output of that label, unitless. Without it
             there are no points of that rule.
         sizes_mm3: at least one threshold in mm3 (mm2 in 2D), from 0.
-
     Returns: points and lesions; volumes in mm3 (mm2 in 2D), overlap and DSC in [0, 1], unitless.
-
-    Raises: ValueError for masks that are not bool, different shapes, another number of axes or spacings, or a
-        probability of another shape, that is not floating point, or not in [0, 1] everywhere.
+    Raises: ValueError for different shapes, or another number of spacings.
     """
-    reference, prediction = np.asarray(reference), np.asarray(prediction)
-    voxel_mm3 = math.prod(checked_spacing(reference, prediction, spacing_mm))
-    if reference.dtype != bool or prediction.dtype != bool:
-        raise ValueError(f"the masks are {reference.dtype} and {prediction.dtype}; expected bool")
-    if probability is not None:
-        probability = np.asarray(probability)
-        _check_probability(probability, reference.shape)
-
-    box = _joint_box(reference, prediction)
+    voxel_mm3 = math.prod(common_spacing(reference, prediction, spacing_mm))
+    (box,) = ndimage.find_objects((reference | prediction).view(np.uint8), max_label=1)
+    box = box or (slice(0, 0),) * reference.ndim
     reference, prediction = reference[box], prediction[box]
     of_reference, of_prediction = _components(reference), _components(prediction)
     shared = _shared(of_reference, of_prediction)
@@ -121,39 +104,27 @@ def detect(
             left = _components(prediction & (probability[box] >= threshold))
             point = _point(of_reference, left, _shared(of_reference, left), max(sizes_mm3), voxel_mm3)
             points.append({"rule": PROBABILITY, "threshold": threshold} | point)
-    lesions = _lesions(REFERENCE, of_reference, shared.reference, shared.voxels, voxel_mm3)
-    lesions += _lesions(PREDICTION, of_prediction, shared.prediction, shared.voxels, voxel_mm3)
+    lesions = [
+        {"map": name, "volume_mm3": int(voxels) * voxel_mm3, "overlap": float(share / voxels), "found": bool(share)}
+        for name, of, covered in ((REFERENCE, of_reference, shared.sum(1)), (PREDICTION, of_prediction, shared.sum(0)))
+        for voxels, share in zip(of.voxels[1:], covered[1:], strict=True)
+    ]
     return Detection(points, lesions)
 
 
-def _check_probability(probability: NDArray, shape: tuple[int, ...]) -> None:
-    low, high = (probability.min(), probability.max()) if probability.size else (0, 0)
-    # NaN makes both comparisons false.
-    if probability.shape != shape or not np.issubdtype(probability.dtype, np.floating) or not (low >= 0 and high <= 1):
-        found = f"the probability is {probability.dtype} of shape {probability.shape}, from {low} to {high}"
-        expected = f"floating point of the masks' {shape}, from 0 to 1: the label's softmax output, not logits"
-        raise ValueError(f"{found}; expected {expected}")
-
-
-def _joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Smallest box with all of both masks; empty where both are."""
-    occupied = reference | prediction
-    (box,) = ndimage.find_objects(occupied.view(np.uint8), max_label=1)
-    return box or (slice(0, 0),) * occupied.ndim
-
-
-def _components(mask: NDArray[np.bool_]) -> _Components:
+def _components(mask: Mask) -> _Components:
     if not mask.any():
         return _Components(np.zeros(mask.shape, np.uint16), np.zeros(1, np.int64))
     numbers = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=8 if mask.ndim == 2 else 26)
     return _Components(numbers, np.bincount(numbers[mask]))
 
 
-def _shared(reference: _Components, prediction: _Components) -> _Shared:
+def _shared(reference: _Components, prediction: _Components) -> sparse.csr_array:
+    """The number of voxels that a component of the reference (row) shares with one of the prediction (column)."""
     both = (reference.numbers != 0) & (prediction.numbers != 0)
-    pairs = np.stack([reference.numbers[both], prediction.numbers[both]]).astype(np.int64)
-    met, voxels = np.unique(pairs[0] * len(prediction.voxels) + pairs[1], return_counts=True)
-    return _Shared(*np.divmod(met, len(prediction.voxels)), voxels)
+    pairs = reference.numbers[both], prediction.numbers[both]
+    shape = len(reference.voxels), len(prediction.voxels)
+    return sparse.coo_array((np.ones(both.sum(), np.int64), pairs), shape).tocsr()
 
 
 def at_least(volume_mm3: NDArray, limit_mm3: float) -> NDArray[np.bool_]:
@@ -162,14 +133,14 @@ def at_least(volume_mm3: NDArray, limit_mm3: float) -> NDArray[np.bool_]:
 
 
 def _point(
-    reference: _Components, prediction: _Components, shared: _Shared, size_mm3: float, voxel_mm3: float
+    reference: _Components, prediction: _Components, shared: sparse.csr_array, size_mm3: float, voxel_mm3: float
 ) -> dict[str, Any]:
     """Volumes, DSC and outcome of the components of at least ``size_mm3``."""
     in_reference = at_least(reference.voxels * voxel_mm3, size_mm3)
     in_prediction = at_least(prediction.voxels * voxel_mm3, size_mm3)
     of_reference = int(reference.voxels[in_reference].sum())
     of_prediction = int(prediction.voxels[in_prediction].sum())
-    both = int(shared.voxels[in_reference[shared.reference] & in_prediction[shared.prediction]].sum())
+    both = int(shared[in_reference][:, in_prediction].sum())
     dsc = 2 * both / (of_reference + of_prediction) if of_reference + of_prediction else math.nan
     positive, negative = TP if dsc >= MIN_DSC else FN, FP if of_prediction else TN
     return {
@@ -178,13 +149,3 @@ def _point(
         "dsc": dsc,
         "outcome": positive if of_reference else negative,
     }
-
-
-def _lesions(
-    name: str, components: _Components, numbers: NDArray[np.int64], shared_voxels: NDArray[np.int64], voxel_mm3: float
-) -> list[dict[str, Any]]:
-    covered = np.bincount(numbers, weights=shared_voxels, minlength=len(components.voxels))
-    return [
-        {"map": name, "volume_mm3": int(voxels) * voxel_mm3, "overlap": float(share / voxels), "found": bool(share)}
-        for voxels, share in zip(components.voxels[1:], covered[1:], strict=True)
-    ]

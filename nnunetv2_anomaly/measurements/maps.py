@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from scipy.stats import binned_statistic_2d
 
@@ -64,25 +66,19 @@ def flattened(maps: Sequence[CartilageMap]) -> list[FlatMap]:
     kind = first.bone.kind
     in_degrees = kind == FEMUR
     step = (1.0 if in_degrees else float(spacing[1]), float(spacing[2]))
-    bins = [
-        [
-            _bins(points, first.bone.landmarks.frame, step, kind)
-            for points in (of.points_mm, of.plate.bone.vertices[of.plate.denuded])
-        ]
-        for of in maps
-    ]
+    places = [(of.points_mm, of.plate.bone.vertices[of.plate.denuded]) for of in maps]
+    bins = [[_bins(points, first.bone.landmarks.frame, step, kind) for points in pair] for pair in places]
     every = np.concatenate([own for pair in bins for own in pair])
     low, high = every.min(axis=0), every.max(axis=0)
     if in_degrees:
         low[0], high[0] = -180, 179
-    shape = tuple((high - low + 1).tolist())
+    edges = [np.arange(first, last + 2) - 0.5 for first, last in zip(low, high, strict=True)]
+    start = (float(low[0]) * step[0], float(low[1]) * step[1])
     found = []
     for of, (measured, bare) in zip(maps, bins, strict=True):
-        edges = [np.arange(first, last + 2) - 0.5 for first, last in zip(low, high, strict=True)]
         values = binned_statistic_2d(*measured.T, of.thickness_mm, "mean", bins=edges).statistic
-        is_bare = np.zeros(shape, bool)
+        is_bare = np.zeros(values.shape, bool)
         is_bare[tuple((bare - low).T)] = True
-        start = (float(low[0]) * step[0], float(low[1]) * step[1])
         found.append(FlatMap(values, is_bare & np.isnan(values), start, step, _ROWS[kind or TIBIA], in_degrees))
     return found
 
@@ -109,12 +105,10 @@ class ThicknessDifference:
 def difference(of: FlatMap, reference: FlatMap) -> ThicknessDifference:
     """``of`` less ``reference``, which are of the same bins. Without a bin in both the numbers are NaN."""
     values = of.values_mm - reference.values_mm
-    both, either = ~np.isnan(values), ~(np.isnan(of.values_mm) & np.isnan(reference.values_mm))
-    if not both.any():
-        return ThicknessDifference(values, 0.0 if either.any() else float("nan"), float("nan"), float("nan"))
-    return ThicknessDifference(
-        values, float(both.sum() / either.sum()), float(values[both].mean()), float(values[both].std())
-    )
+    either = ~(np.isnan(of.values_mm) & np.isnan(reference.values_mm))
+    both = values[~np.isnan(values)]
+    mean, sd = (float(both.mean()), float(both.std())) if both.size else (math.nan, math.nan)
+    return ThicknessDifference(values, both.size / int(either.sum()) if either.any() else math.nan, mean, sd)
 
 
 def thickness_volume(maps: Sequence[CartilageMap], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -162,31 +156,39 @@ def write_surface(of: CartilageMap, path: Path) -> None:
 
 
 @own_style
-def flat_figure(maps: Sequence[tuple[str, FlatMap]]) -> Figure:
+def flat_figure(
+    maps: Sequence[tuple[str, FlatMap]],
+    title: str = "",
+    colours: str = COLOURS,
+    limits: tuple[float, float] = SCALE_MM,
+    label: str = "thickness [mm]",
+) -> Figure:
     """Flattened maps side by side in one colour scale; bare bone is grey. Args: maps: title and map."""
-    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(maps) + 0.8, 4.8 if title else 4.6), layout="constrained")
+    if title:
+        figure.suptitle(title.replace("$", r"\$"))
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for axis, (title, flat) in zip(axes, maps, strict=True):
-        show_flat(axis, flat, flat.values_mm, COLOURS, SCALE_MM)
-        axis.set_title(title, fontsize=10)
-    figure.colorbar(axes[-1].images[-1], ax=list(axes), label="thickness [mm]", fraction=0.03)
+    for axis, (name, flat) in zip(axes, maps, strict=True):
+        _show_flat(axis, flat, colours, limits)
+        axis.set_title(name, fontsize=10)
+    if drawn := [axis.images[-1] for axis in axes if axis.images]:
+        figure.colorbar(drawn[-1], ax=list(axes), label=label, fraction=0.03)
     return figure
 
 
-def show_flat(axis: Axes, flat: FlatMap, values: NDArray, colours: str, limits: tuple[float, float]) -> None:
-    """Draw values in a map's bins, cropped to those that have a value or are bare."""
-    known = ~np.isnan(values) | flat.is_bare
+def _show_flat(axis: Axes, flat: FlatMap, colours: str, limits: tuple[float, float]) -> None:
+    """Draw a map's bins, cropped to those that have a value or are bare."""
+    known = ~np.isnan(flat.values_mm) | flat.is_bare
     if not known.any():
         axis.set_axis_off()
         return
-    rows, columns = (np.flatnonzero(known.any(axis=1 - of)) for of in range(2))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    (low, left), (high, right) = (
-        tuple(flat.first[of] + flat.step[of] * index for of, index in enumerate(corner))
-        for corner in ((rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1))
+    (box,) = ndimage.find_objects(known.view(np.uint8))
+    (low, high), (left, right) = (
+        (first + step * of.start, first + step * of.stop)
+        for first, step, of in zip(flat.first, flat.step, box, strict=True)
     )
     view: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "extent": (left, right, low, high)}
     view["aspect"] = "auto" if flat.in_degrees else "equal"
     axis.imshow(np.where(flat.is_bare[box], 1.0, np.nan), cmap="gray", vmin=0, vmax=1.6, **view)
-    axis.imshow(values[box], cmap=colours, vmin=limits[0], vmax=limits[1], **view)
+    axis.imshow(flat.values_mm[box], cmap=colours, vmin=limits[0], vmax=limits[1], **view)
     axis.set(xlabel="medial to lateral [mm]", ylabel=flat.row_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 from scipy.spatial.distance import pdist
 
-from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Structures
+from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Options, Structures
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.measurements.lesions import at_least
 from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
 
 #: share of a place's bone below which a lesion has the grade (MOAKS): 1 below 33 %, 2 to 66 %, 3 beyond
 _GRADES = (0.33, 0.66)
+#: quantity of a bone or place -> its unit; only places have a grade
+_UNITS = {"lesion_count": "1", "lesion_volume": "mm3", "lesion_percent": "%", "moaks_size_grade": "1"}
 #: between the name of a lesion label and the bone that it was found in
 IN = " in "
 
@@ -29,13 +33,7 @@ def moaks_size_grade(share: float) -> int:
 
 
 def add_lesions(
-    found: Found,
-    labels: NDArray,
-    bones: Sequence[Bone],
-    structures: Structures,
-    voxel_mm3: float,
-    min_lesion_mm3: float,
-    kissing_mm: float,
+    found: Found, labels: NDArray, bones: Sequence[Bone], structures: Structures, voxel_mm3: float, options: Options
 ) -> None:
     """Add a row per lesion of at least ``min_lesion_mm3``, and the sums of bones and places.
 
@@ -45,30 +43,27 @@ def add_lesions(
     has_label = {of.bone for of in structures.lesions.values()}
     has_label |= set(structures.bones) if None in has_label else set()
     trees: list[cKDTree] = []
-    of_bone: list[str] = []
     for bone in bones:
         if bone.name not in has_label:
             continue
         kept = np.zeros(len(bone.indices), bool)
         number_of = np.zeros(len(bone.indices), int)
-        for number, own in _components(labels, bone, voxel_mm3, min_lesion_mm3):
+        for number, own in _components(labels, bone, voxel_mm3, options.min_lesion_mm3):
             row, tree = _lesion_row(bone, own, number, labels, structures, voxel_mm3)
             kept |= own
             number_of[own] = number
             trees.append(tree)
-            of_bone.append(bone.name)
             found.lesions.append(row)
             found.lesion_indices.append(bone.indices[own])
         _add_lesion_sums(found, bone, kept, number_of, voxel_mm3)
-    for row, tree, name in zip(found.lesions, trees, of_bone, strict=True):
-        others = [other for other, of in zip(trees, of_bone, strict=True) if of != name]
+    lesions = list(zip(found.lesions, trees, strict=True))
+    for row, tree in lesions:
+        others = [other for of, other in lesions if of["bone"] != row["bone"]]
         nearest = min((float(tree.query(other.data)[0].min()) for other in others), default=math.inf)
-        row["kissing"] = nearest <= kissing_mm
+        row["kissing"] = nearest <= options.kissing_mm
 
 
-def _components(
-    labels: NDArray, bone: Bone, voxel_mm3: float, min_lesion_mm3: float
-) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+def _components(labels: NDArray, bone: Bone, voxel_mm3: float, least_mm3: float) -> Iterator[tuple[int, Mask]]:
     """The bone's lesions, the largest first: number from 1, and which of the bone's voxels they are."""
     if not bone.is_lesion.any():
         return
@@ -82,17 +77,12 @@ def _components(
     numbers[bone.is_lesion] = cc3d.connected_components(volume, connectivity=26)[places]
     sizes = np.bincount(numbers)
     for number, size_of in enumerate(np.argsort(-sizes[1:], kind="stable") + 1, start=1):
-        if at_least(np.float64(sizes[size_of] * voxel_mm3), min_lesion_mm3):
+        if at_least(np.float64(sizes[size_of] * voxel_mm3), least_mm3):
             yield number, numbers == size_of
 
 
 def _lesion_row(
-    bone: Bone,
-    own: NDArray[np.bool_],
-    number: int,
-    labels: NDArray,
-    structures: Structures,
-    voxel_mm3: float,
+    bone: Bone, own: NDArray[np.bool_], number: int, labels: NDArray, structures: Structures, voxel_mm3: float
 ) -> tuple[dict[str, Any], cKDTree]:
     indices, space = bone.indices[own], bone.space
     points = space.points(indices)
@@ -110,12 +100,11 @@ def _lesion_row(
         "largest_diameter_mm": _diameter(points),
         **dict(zip(("lateral_mm", "anterior_mm", "superior_mm"), points.mean(axis=0).tolist(), strict=True)),
     }
-    diagonal = float(np.linalg.norm(space.spacing_mm))
+    row |= {"interface_distance_mm": math.nan, "subchondral": None}
     if len(bone.interface.points_mm):
         distance = float(bone.interface_tree.query(points)[0].min())
+        diagonal = float(np.linalg.norm(space.spacing_mm))
         row |= {"interface_distance_mm": distance, "subchondral": distance <= diagonal}
-    else:
-        row |= {"interface_distance_mm": math.nan, "subchondral": None}
     for region, there in bone.regions.items():
         if region in PLACES[bone.kind or FEMUR] or region == SHAFT:
             row[f"share_{region}"] = float(there[own].mean())
@@ -130,29 +119,23 @@ def _diameter(points: NDArray[np.floating]) -> float:
     return float(pdist(points).max()) if len(points) > 1 else 0.0
 
 
-def _add_lesion_sums(
-    found: Found, bone: Bone, kept: NDArray[np.bool_], number_of: NDArray[np.integer], voxel_mm3: float
-) -> None:
+def _add_lesion_sums(found: Found, bone: Bone, kept: Mask, number_of: NDArray, voxel_mm3: float) -> None:
     """Sums of a bone and of its places; a lesion that crosses is counted in each."""
     in_regions = {ALL: np.ones(len(kept), bool), **bone.regions}
     for region, own in in_regions.items():
         voxels, size = int((kept & own).sum()), int(own.sum())
         share = voxels / size if size else math.nan
-        flag = "" if size else "no bone in this place"
-        found.add(bone.name, region, "lesion_count", len(np.unique(number_of[kept & own])), "1", flag)
-        found.add(bone.name, region, "lesion_volume", voxels * voxel_mm3, "mm3", flag)
-        found.add(bone.name, region, "lesion_percent", 100 * share, "%", flag)
+        values = [len(np.unique(number_of[kept & own])), voxels * voxel_mm3, 100 * share]
         if region in PLACES.get(bone.kind or "", ()):
-            grade = moaks_size_grade(share) if size else math.nan
-            found.add(bone.name, region, "moaks_size_grade", grade, "1", flag)
+            values.append(moaks_size_grade(share) if size else math.nan)
+        for (quantity, unit), value in zip(_UNITS.items(), values, strict=False):
+            found.add(bone.name, region, quantity, value, unit, "" if size else "no bone in this place")
     if bone.landmarks is None:
         flag_lesions(found, bone.name, PLACES.get(bone.kind or "", ()), bone.flag)
 
 
 def flag_lesions(found: Found, bone: str, names: Sequence[str], flag: str) -> None:
     """Rows of lesions that could not be taken."""
-    for region in names:
-        for quantity, unit in (("lesion_count", "1"), ("lesion_volume", "mm3"), ("lesion_percent", "%")):
+    for region, (quantity, unit) in itertools.product(names, _UNITS.items()):
+        if (region, quantity) != (ALL, "moaks_size_grade"):
             found.add(bone, region, quantity, math.nan, unit, flag)
-        if region != ALL:
-            found.add(bone, region, "moaks_size_grade", math.nan, "1", flag)

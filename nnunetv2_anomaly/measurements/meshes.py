@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import ndimage, sparse
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.measurements.frame import Space, cubes_of
+from nnunetv2_anomaly.measurements.frame import Space, means_of_cubes
 
 #: of the smoothing: as many steps, and the pass band of vtk's windowed sinc
 _STEPS, _PASS_BAND = 20, 0.1
@@ -46,16 +46,16 @@ class Mesh:
     @cached_property
     def vertex_areas(self) -> NDArray[np.float64]:
         """(N,) mm2: a third of the faces around each vertex."""
-        areas: NDArray[np.float64] = np.linalg.norm(self.face_normals, axis=1) / 3
-        return np.zeros(len(self.vertices)) + np.bincount(
-            self.faces.ravel(), weights=np.repeat(areas, 3), minlength=len(self.vertices)
-        )
+        return self._at_vertices(np.linalg.norm(self.face_normals, axis=1) / 3)
+
+    def _at_vertices(self, of_faces: NDArray[np.float64]) -> NDArray:
+        """(M,) -> (N,): sums over the faces around each vertex."""
+        return np.bincount(self.faces.ravel(), weights=np.repeat(of_faces, 3), minlength=len(self.vertices))
 
     @cached_property
     def neighbours(self) -> sparse.csr_array:
         """(N, N): 1 where an edge joins two vertices."""
-        edges = np.concatenate([self.faces[:, [0, 1]], self.faces[:, [1, 2]], self.faces[:, [2, 0]]])
-        both = np.concatenate([edges, edges[:, ::-1]])
+        both = np.concatenate([self.faces[:, of] for of in ([0, 1], [1, 2], [2, 0], [1, 0], [2, 1], [0, 2])])
         size = len(self.vertices)
         joined = sparse.coo_array((np.ones(len(both)), tuple(both.T)), shape=(size, size)).tocsr()
         joined.data[:] = 1
@@ -63,13 +63,7 @@ class Mesh:
 
     def normals(self, smoothing: int = 0) -> NDArray[np.float64]:
         """(N, 3) outward unit vectors at vertices. Args: smoothing: means over neighbours, so many times."""
-        sums = np.stack(
-            [
-                np.bincount(self.faces.ravel(), weights=np.repeat(axis, 3), minlength=len(self.vertices))
-                for axis in self.face_normals.T
-            ],
-            axis=1,
-        )
+        sums = np.stack([self._at_vertices(axis) for axis in self.face_normals.T], axis=1)
         around = self.neighbours + sparse.eye_array(len(self.vertices))
         for _ in range(smoothing):
             sums = around @ (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))
@@ -100,11 +94,9 @@ def simplified(mesh: Mesh, edge_mm: float) -> tuple[Mesh, NDArray[np.intp]]:
 
     Returns: it, and the new vertex of each old one.
     """
-    cluster, number = cubes_of(mesh.vertices, edge_mm)
-    sums = [np.bincount(cluster, weights=axis, minlength=number) for axis in mesh.vertices.T]
+    vertices, cluster = means_of_cubes(mesh.vertices, edge_mm)
     faces = np.unique(cluster[mesh.faces], axis=0)
-    whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    return Mesh(np.stack(sums, axis=1) / np.bincount(cluster, minlength=number)[:, None], faces[whole]), cluster
+    return Mesh(vertices, faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]), cluster
 
 
 def surface_of(mask: NDArray[np.bool_], space: Space) -> Mesh | None:
@@ -116,11 +108,10 @@ def surface_of(mask: NDArray[np.bool_], space: Space) -> Mesh | None:
     vtk = load_vtk()
     from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-    occupied = np.argwhere(mask)
-    if not len(occupied):
+    (box,) = ndimage.find_objects(mask.view(np.uint8), max_label=1)
+    if box is None:
         return None
-    low, high = occupied.min(axis=0), occupied.max(axis=0) + 1
-    part = np.pad(mask[tuple(map(slice, low, high))], 1).astype(np.uint8)
+    part = np.pad(mask[box].view(np.uint8), 1)
     image = vtk.vtkImageData()
     image.SetDimensions(*part.shape[::-1])
     image.SetSpacing(*space.spacing_mm[::-1].tolist())  # smoothing looks at lengths
@@ -142,7 +133,7 @@ def surface_of(mask: NDArray[np.bool_], space: Space) -> Mesh | None:
     made = smooth.GetOutput()
     places = vtk_to_numpy(made.GetPoints().GetData()).astype(np.float64) / space.spacing_mm[::-1]
     faces = vtk_to_numpy(made.GetPolys().GetConnectivityArray()).reshape(-1, 3).astype(np.int64)
-    indices = places[:, ::-1] + low - 1
+    indices = places[:, ::-1] + [of.start - 1 for of in box]
     mesh = Mesh(space.origin_mm + indices @ space.steps_mm.T, faces)
     # The volume that the faces enclose is above 0 where they are seen from outside.
     volume = np.einsum("ij,ij->", mesh.vertices[mesh.faces[:, 0]] - mesh.vertices.mean(axis=0), mesh.face_normals)

@@ -66,15 +66,11 @@ class Interface:
 def interface_of(bone: NDArray[np.bool_], labels: NDArray, cartilages: set[int], space: Space) -> Interface:
     """The bone's voxels with a face on one of its cartilages. Args: bone, labels: (Z, Y, X)."""
     touched = np.zeros(labels.shape, labels.dtype)
-    is_cartilage = np.isin(labels, list(cartilages))
+    cartilage = np.where(np.isin(labels, list(cartilages)), labels, 0)
     for axis in range(3):
-        for way in (1, -1):
-            here = [slice(None)] * 3
-            there = [slice(None)] * 3
-            here[axis], there[axis] = (slice(1, None), slice(None, -1))[::way]
-            beside = np.where(is_cartilage[tuple(there)], labels[tuple(there)], 0)
-            part = touched[tuple(here)]
-            np.copyto(part, beside, where=(part == 0) & bone[tuple(here)])
+        ours, theirs, of_bone = (np.moveaxis(of, axis, 0) for of in (touched, cartilage, bone))
+        for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:-1], np.s_[1:])):
+            np.copyto(ours[here], theirs[there], where=(ours[here] == 0) & of_bone[here])
     indices = np.argwhere(touched)
     return Interface(indices, space.points(indices), touched[tuple(indices.T)])
 
@@ -90,10 +86,6 @@ class FemoralLandmarks:
     middle_mm: float  # lateral coordinate of the notch and of the groove; what lies on it is medial
     notch_mm: float  # anterior coordinate of the notch
     rear_mm: Mapping[str, float]  # the rearmost interface of each condyle
-
-    def behind_mm(self, side: str, share: float) -> float:
-        """Anterior coordinate so much of the way from the notch to the condyle's rear."""
-        return self.notch_mm + share * (self.rear_mm[side] - self.notch_mm)
 
 
 def femoral_landmarks(interface: Interface, bone_points: NDArray, spacing_mm: float) -> FemoralLandmarks:
@@ -128,8 +120,7 @@ def femoral_landmarks(interface: Interface, bone_points: NDArray, spacing_mm: fl
         if not (own & ~np.isnan(rear)).any() or np.nanmin(rear[own]) > rear[notch] - 5:
             raise LandmarkError(f"no {side} condyle behind the femur's notch")
         rears[side] = float(np.nanmin(rear[own]))
-        half = (rear[notch] + rears[side]) / 2
-        far = np.flatnonzero(own & (np.nan_to_num(rear, nan=np.inf) < half))
+        far = np.flatnonzero(own & (np.nan_to_num(rear, nan=np.inf) < (rear[notch] + rears[side]) / 2))
         edges[side] = far.max() if side == MEDIAL else far.min()
     # The deepest slice is anywhere in a flat notch; its middle lies between the condyles.
     middle = low + ((edges[MEDIAL] + edges[LATERAL]) / 2 + 0.5) * width
@@ -142,7 +133,7 @@ def femoral_places(coordinates: NDArray, landmarks: FemoralLandmarks, convention
     found = np.zeros(len(coordinates), np.uint8)
     for number, side in enumerate((MEDIAL, LATERAL)):
         own = lateral <= landmarks.middle_mm if side == MEDIAL else lateral > landmarks.middle_mm
-        border = landmarks.behind_mm(side, conventions.weight_bearing)
+        border = landmarks.notch_mm + conventions.weight_bearing * (landmarks.rear_mm[side] - landmarks.notch_mm)
         part = np.where(anterior > landmarks.notch_mm, 1, np.where(anterior > border, 2, 3))
         found[own] = 3 * number + part[own]
     return found
@@ -165,8 +156,8 @@ def femoral_subregions(
         third = np.zeros(int(central.sum()), int)
         for at in np.unique(step):
             own = step == at
-            near, far = np.percentile(np.abs(lateral[central][own] - landmarks.middle_mm), (1, 99))
             away = np.abs(lateral[central][own] - landmarks.middle_mm)
+            near, far = np.percentile(away, (1, 99))
             third[own] = np.clip((3 * (away - near) / max(far - near, 1e-6)).astype(int), 0, 2)
         found[central] = np.array([f"ic{letter}F", f"cc{letter}F", f"ec{letter}F"], object)[third]
     return found
@@ -218,10 +209,7 @@ def halves_of_plateau(interface: Interface, named: Mapping[str, set[int]]) -> di
         border = (lateral[lateral <= border].mean() + lateral[lateral > border].mean()) / 2
     # Between the plates lies a gap; the border goes where fewest points are.
     near = np.arange(border - 8, border + 8, 0.5)
-    counts = [np.abs(lateral - at) < 1.5 for at in near]
-    border = float(
-        near[int(np.argmin([count.sum() + abs(at - border) for count, at in zip(counts, near, strict=True)]))]
-    )
+    border = float(min(near, key=lambda at: (np.abs(lateral - at) < 1.5).sum() + abs(at - border)))
     halves = {MEDIAL: lateral <= border, LATERAL: lateral > border}
     apart = lateral[halves[LATERAL]].mean() - lateral[halves[MEDIAL]].mean()
     if min(half.sum() for half in halves.values()) < 50 or apart < _LEAST_APART_MM:
@@ -303,12 +291,10 @@ def patellar_landmarks(
     across, anterior, superior = frame.coordinates(interface.points_mm).T
     width = max(1.0, spacing_mm)
     bins = np.floor((superior - superior.min()) / width).astype(int)
-    ridge = []
-    for number in range(int(bins.max()) + 1):
-        own = bins == number
-        if own.sum() >= 5:
-            rearmost = np.argsort(anterior[own])[: max(1, int(own.sum()) // 10)]
-            ridge.append(float(np.median(across[own][rearmost])))
+    slices = (np.flatnonzero(bins == number) for number in range(int(bins.max()) + 1))
+    # The rearmost tenth of each slice.
+    rearmost = [own[np.argsort(anterior[own])[: max(1, len(own) // 10)]] for own in slices if len(own) >= 5]
+    ridge = [float(np.median(across[own])) for own in rearmost]
     if not ridge:
         raise LandmarkError("no ridge of the patella")
     return PatellarLandmarks(frame, float(np.median(ridge)) + width / 2)
@@ -327,8 +313,6 @@ def is_deep(coordinates: NDArray, interface: NDArray, depth_mm: float) -> NDArra
 
     Args: coordinates: (N, 3). interface: of bone and cartilage, (M, 3), in the same axes.
     """
-    cube, number = frames.cubes_of(coordinates, _DEPTH_STEP_MM)
-    sums = np.stack([np.bincount(cube, weights=axis, minlength=number) for axis in coordinates.T], axis=1)
-    middles = sums / np.bincount(cube, minlength=number)[:, None]
+    middles, cube = frames.means_of_cubes(coordinates, _DEPTH_STEP_MM)
     distance, _ = cKDTree(frames.thinned(interface)).query(middles, distance_upper_bound=depth_mm)
     return np.isinf(distance)[cube]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
+#: of lesions.csv, before the places of the bones that have any
+LESION_COLUMNS = (
+    "case", "subject", "visit", "side", "bone", "lesion", "label", "volume_mm3", "largest_area_mm2",
+    "largest_diameter_mm", "lateral_mm", "anterior_mm", "superior_mm", "interface_distance_mm", "subchondral",
+    "kissing",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Standards:
     """What values are compared with."""
@@ -41,14 +49,6 @@ class Standards:
     cohort: pd.DataFrame | None = None  # measurements.csv of the knees that standardise composites; None: these ones
     reference_file: Path | None = None
     cohort_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Visits:
-    """Which visits are compared, and how."""
-
-    pairs: Sequence[Pair] | None = None  # None: each visit of the manifest with the next one of the same knee
-    options: ChangeOptions = field(default_factory=ChangeOptions)
 
 
 def read_manifest(file: Path) -> dict[str, dict[str, str]]:
@@ -75,7 +75,8 @@ def measure_folder(
     num_processes: int,
     extras: Extras = Extras(),  # noqa: B008 (frozen)
     standards: Standards = Standards(),
-    visits: Visits = Visits(),
+    pairs: Sequence[Pair] | None = None,
+    change: ChangeOptions = ChangeOptions(),  # noqa: B008
     arguments: Mapping[str, Any] = MappingProxyType({}),
     part: Part = ALL,
 ) -> pd.DataFrame:
@@ -87,6 +88,7 @@ def measure_folder(
 
     Args:
         manifest: case -> subject, visit, side, as far as they are known.
+        pairs: visits that are compared; None: each visit of the manifest with the next one of the same knee.
         arguments: of the verb, kept in measure.json.
         part: of the cases, while other jobs measure the others; tables follow when all are measured without it.
     Returns: measurements.csv.
@@ -95,11 +97,10 @@ def measure_folder(
     """
     files = segmentation_files(segmentations, dataset.file_ending)
     dataset = dataclasses.replace(dataset, reader=chosen_reader(dataset, files.values()))
-    unknown = sorted(set(manifest) - set(files))
     if manifest and not set(manifest) & set(files):
-        fault = f"no case of the manifest ({listed(unknown)}) is in {segmentations}"
+        fault = f"no case of the manifest ({listed(sorted(manifest))}) is in {segmentations}"
         raise UserError(f"{fault}; expected the names of its segmentations")
-    named = {case for pair in visits.pairs or () for case in (pair.before, pair.after)}
+    named = {case for pair in pairs or () for case in (pair.before, pair.after)}
     if missing := sorted(named - set(files)):
         raise UserError(f"the pairs name {listed(missing)}, which have no segmentation in -i; expected its cases")
     check_beside("--images", extras.images, files, IMAGE, dataset.file_ending)
@@ -125,7 +126,7 @@ def measure_folder(
         # Knees of one side are compared, also where the anatomy alone tells it.
         sides = {case: {"side": rows["rows"][0]["side"]} for case, rows in found.items() if rows["rows"]}
         try:
-            pairs = visits.pairs or pairs_of({case: {**manifest.get(case, {}), **of} for case, of in sides.items()})
+            pairs = pairs or pairs_of({case: {**manifest.get(case, {}), **of} for case, of in sides.items()})
         except UserError as error:  # the knees are measured all the same
             pairs, failed = [], "\n".join(words for words in (failed, str(error)) if words)
         changes = None
@@ -133,7 +134,7 @@ def measure_folder(
             (output / name).unlink(missing_ok=True)
         if pairs:
             changes = measure_changes(
-                pairs, files, output, dataset, options, visits.options, manifest=manifest, num_processes=num_processes
+                pairs, files, output, dataset, options, change, manifest=manifest, num_processes=num_processes
             )
             failed = "\n".join(words for words in (failed, changes.failed) if words)
         if extras.reports:
@@ -141,8 +142,8 @@ def measure_folder(
             if standards.reference_file is not None:
                 notes.append(f"z-scores are relative to {standards.reference_file}.")
             notes.append(_settings_note(options))
-            first = {task.case: task for task in tasks}[case_list(table)["case"].iloc[0]] if len(table) else None
-            picture = None if first is None else picture_of(first)
+            worst = case_list(table)["case"].tolist()[:1]
+            picture = next((picture_of(task) for task in tasks if task.case in worst), None)
             write_text(output / "report.html", cohort_page(table, sorted(found), notes, changes, picture))
         if failed:
             raise UserError(failed)
@@ -163,7 +164,8 @@ def _tables(
     write_text(output / "measurements.csv", csv_text(table))
     write_text(output / "summary.csv", csv_text(summary(table)))
     lesions = pd.DataFrame([row for case in sorted(found) for row in found[case]["lesions"]])
-    write_text(output / "lesions.csv", csv_text(lesions.reindex(columns=_lesion_columns(lesions))))
+    columns = [*LESION_COLUMNS, *(str(name) for name in lesions if name not in LESION_COLUMNS)]
+    write_text(output / "lesions.csv", csv_text(lesions.reindex(columns=columns)))
     return table
 
 
@@ -182,13 +184,3 @@ def _settings_note(options: Options) -> str:
         f"{options.min_lesion_mm3:g} mm3 are left out; lesions of two bones at most {options.kissing_mm:g} mm apart "
         "are kissing."
     )
-
-
-def _lesion_columns(lesions: pd.DataFrame) -> list[str]:
-    """Those of every lesion, also where there is none, then the places of the bones that have any."""
-    first = (
-        "case", "subject", "visit", "side", "bone", "lesion", "label", "volume_mm3", "largest_area_mm2",
-        "largest_diameter_mm", "lateral_mm", "anterior_mm", "superior_mm", "interface_distance_mm", "subchondral",
-        "kissing",
-    )  # fmt: skip
-    return [*first, *(str(name) for name in lesions if name not in first)]

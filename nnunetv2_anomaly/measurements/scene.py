@@ -16,6 +16,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.measurements.bones import Found
 from nnunetv2_anomaly.measurements.cartilage import CartilageMap
+from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.measurements.maps import COLOURS, SCALE_MM
 from nnunetv2_anomaly.measurements.meshes import Mesh, simplified, surface_of
 from nnunetv2_anomaly.reporting.page import Scene
@@ -70,13 +71,9 @@ def scene_of(found: Found) -> Scene:
             if (surface := surface_of(mask, bone.space.part(low))) is not None:
                 lesions = simplified(surface, _LESION_MM)[0]
                 traces.append(_trace(lesions, f"lesions of {name}", color=_LESION_COLOUR))
-    hidden = {"visible": False}
-    layout: dict[str, Any] = {
-        "height": 640,
-        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-        "legend": {"x": 0, "y": 1},
-        "scene": {"aspectmode": "data", "camera": {"eye": _EYE}, "xaxis": hidden, "yaxis": hidden, "zaxis": hidden},
-    }
+    hidden = {axis: {"visible": False} for axis in ("xaxis", "yaxis", "zaxis")}
+    layout: dict[str, Any] = {"height": 640, "margin": dict.fromkeys("lrtb", 0), "legend": {"x": 0, "y": 1}}
+    layout["scene"] = {"aspectmode": "data", "camera": {"eye": _EYE}, **hidden}
     figure = {"data": traces, "layout": layout}
     made = plotly.io.to_html(figure, include_plotlyjs=SCRIPT, full_html=False, validate=False, div_id="knee")
     return Scene(made, "Drag to turn, scroll to zoom, click a name to hide or show it.")
@@ -93,21 +90,14 @@ def _cartilage_traces(name: str, of: CartilageMap, *, first: bool) -> list[dict[
     thickness = np.full(len(bone.vertices), np.nan)
     thickness[known] = of.thickness_mm[nearest[known]]
     bar = {"title": {"text": "thickness [mm]"}, "len": 0.6}
-    coloured: dict[str, Any] = {"colorscale": _scale(), "cmin": SCALE_MM[0], "cmax": SCALE_MM[1], "showscale": first}
+    scale = [[float(at), to_hex(colormaps[COLOURS](at))] for at in np.linspace(0, 1, 16)]
+    coloured: dict[str, Any] = {"colorscale": scale, "cmin": SCALE_MM[0], "cmax": SCALE_MM[1], "showscale": first}
     traces = _traces_of_part(lifted, known, f"cartilage of {name}", thickness, **coloured, colorbar=bar)
     bare = of.plate.denuded & ~known
     return traces + _traces_of_part(lifted, bare, f"bare part of {name}", None, color=_BARE_COLOUR)
 
 
-def _scale() -> list[list[Any]]:
-    """The colours of the flattened maps."""
-    steps = np.linspace(0, 1, 16)
-    return [[float(at), to_hex(colour)] for at, colour in zip(steps, colormaps[COLOURS](steps), strict=True)]
-
-
-def _traces_of_part(
-    mesh: Mesh, mask: NDArray[np.bool_], name: str, values: NDArray | None, **style: Any
-) -> list[dict[str, Any]]:
+def _traces_of_part(mesh: Mesh, mask: Mask, name: str, values: NDArray | None, **style: Any) -> list[dict[str, Any]]:
     """The faces of some vertices, as one surface; none where there is no whole face."""
     part, used = mesh.sub(mask)
     if not len(part.faces):

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from nnunetv2_anomaly.measurements.frame import Space
+from nnunetv2_anomaly.measurements.frame import Mask, Space
 from nnunetv2_anomaly.measurements.meshes import signed_distances, surface_of
-from nnunetv2_anomaly.measurements.surface import checked_spacing
+from nnunetv2_anomaly.measurements.surface import common_spacing
 
 #: of a label, in this order
 SIGNED_METRICS = (
@@ -21,9 +21,7 @@ SIGNED_METRICS = (
 )  # fmt: skip
 
 
-def signed_surface(
-    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing_mm: Sequence[float]
-) -> dict[str, float]:
+def signed_surface(reference: Mask, prediction: Mask, spacing_mm: Sequence[float]) -> dict[str, float]:
     """``SIGNED_METRICS`` of one label.
 
     Signed distances are those of the vertices of the prediction's surface from the reference's, above 0 where the
@@ -35,7 +33,7 @@ def signed_surface(
     Returns: mm, and for names that end with it voxels, as if all spacings were 1; NaN where one of the masks is empty.
     Raises: ValueError for different shapes, or another number of spacings.
     """
-    spacing = np.array(checked_spacing(reference, prediction, spacing_mm))
+    spacing = np.array(common_spacing(reference, prediction, spacing_mm))
     if not (reference.any() and prediction.any()):
         return dict.fromkeys(SIGNED_METRICS, math.nan)
     (box,) = ndimage.find_objects((reference | prediction).view(np.uint8))
@@ -51,7 +49,7 @@ def signed_surface(
     return dict(zip(SIGNED_METRICS, values, strict=True))
 
 
-def _average_distances(masks: Sequence[NDArray[np.bool_]], spacing: NDArray[np.float64]) -> tuple[float, float]:
+def _average_distances(masks: Sequence[Mask], spacing: NDArray[np.float64]) -> tuple[float, float]:
     """Mean of both directions' mean distances: of all voxels of the sets, and of their boundaries."""
     voxels = [
         float(ndimage.distance_transform_edt(~other, sampling=spacing)[mask].mean())

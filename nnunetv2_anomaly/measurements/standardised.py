@@ -30,9 +30,8 @@ def read_reference(file: Path) -> pd.DataFrame:
     if (twice := table.duplicated(_KEYS)).any():
         raise UserError(f"{file} has {' '.join(map(str, table[twice].iloc[0][_KEYS]))} twice; expected each value once")
     if not (table["sd"] > 0).all() or table["mean"].isna().any():
-        raise UserError(
-            f"{file} has an empty mean, or an sd that is not above 0; expected means and standard deviations"
-        )
+        fault = f"{file} has an empty mean, or an sd that is not above 0"
+        raise UserError(f"{fault}; expected means and standard deviations")
     return table
 
 
@@ -48,7 +47,8 @@ def _parts_of_composites(table: pd.DataFrame) -> pd.DataFrame:
     """What composites are made of, one row per case: volume of lesions, mm3, of effusion, mL, and bare area, cm2."""
 
     def sums(regions: list[str]) -> pd.DataFrame:
-        own = table[table["region"].isin(regions)].groupby(["case", "quantity"])["value"].agg(_whole_sum).unstack()
+        own = table[table["region"].isin(regions)].groupby(["case", "quantity"])["value"]
+        own = own.agg(lambda values: values.sum(skipna=False)).unstack()
         return own.reindex(index=table["case"].unique(), columns=[_LESIONS, _EFFUSION, "tAB", "cAB"])
 
     whole, plates = sums(["all"]), sums(list(SUBREGIONS))
@@ -76,17 +76,9 @@ def composite_rows(table: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
             few = [part for part in of if number[part] < _LEAST_KNEES or not sds[part] > 0]
             lacking = [part for part in of if np.isnan(own[part])]
             flag = f"no {' and '.join(lacking)}" if lacking else ""
-            flag = flag or (_few(few) if few else "")
+            if few and not lacking:
+                flag = f"fewer than {_LEAST_KNEES} knees of the cohort have {' and '.join(few)}, or all have the same"
             value = np.nan if flag else float(sum((own[part] - means[part]) / sds[part] for part in of))
             what = {"structure": KNEE, "region": "all", "quantity": name, "value": value, "unit": "1", "flag": flag}
             rows.append({"case": case, **first.loc[str(case)].to_dict(), **what})
     return pd.DataFrame(rows, columns=list(table))
-
-
-def _few(parts: list[str]) -> str:
-    return f"fewer than {_LEAST_KNEES} knees of the cohort have {' and '.join(parts)}, or all have the same"
-
-
-def _whole_sum(values: pd.Series) -> float:
-    """NaN where one of the values is."""
-    return float(values.sum(skipna=False))

@@ -17,7 +17,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunetv2_anomaly.postprocessing.components import CHUNK, Boundary, in_one_box
+from nnunetv2_anomaly.measurements.frame import Mask
+from nnunetv2_anomaly.postprocessing.components import CHUNK, Boundary, checked_spacing, in_one_box
 
 #: a value of a label map, or several that form a region
 Label: TypeAlias = int | tuple[int, ...]
@@ -37,18 +38,11 @@ METRICS = (
 
 
 def surface_metrics(
-    reference: NDArray[np.bool_],
-    prediction: NDArray[np.bool_],
-    spacing_mm: Sequence[float],
-    *,
-    missing_distance_mm: float = math.nan,
+    reference: Mask, prediction: Mask, spacing_mm: Sequence[float], *, missing_distance_mm: float = math.nan
 ) -> dict[str, float]:
     """``METRICS`` of two bool masks of one shape, two or three axes; arguments and errors as of ``evaluate_case``."""
-    masks = [np.asarray(mask) for mask in (reference, prediction)]
-    if any(mask.dtype != bool for mask in masks):
-        raise ValueError(f"the masks are {masks[0].dtype} and {masks[1].dtype}; expected bool")
-    maps = [mask.view(np.uint8) for mask in masks]
-    return evaluate_case(maps[0], maps[1], spacing_mm, [1], missing_distance_mm=missing_distance_mm)[1]
+    maps = reference.view(np.uint8), prediction.view(np.uint8)
+    return evaluate_case(*maps, spacing_mm, [1], missing_distance_mm=missing_distance_mm)[1]
 
 
 def evaluate_case(
@@ -77,15 +71,10 @@ def evaluate_case(
             nnU-Net. Regions may overlap: all that do not are measured in one pass.
         missing_distance_mm: what the distances are where exactly one map has the label.
     Returns: label, as it was given -> metric -> value; mm, mm3 (mm2 in 2D) or unitless.
-    Raises: ValueError for different shapes, another number of axes or spacings, or values that are no label.
+    Raises: ValueError for different shapes, or another number of spacings.
     """
-    reference, prediction = np.asarray(reference), np.asarray(prediction)
-    spacing = checked_spacing(reference, prediction, spacing_mm)
+    spacing = common_spacing(reference, prediction, spacing_mm)
     values_of = {label: frozenset(label if isinstance(label, tuple) else (label,)) for label in labels}
-    if not all(np.issubdtype(a.dtype, np.integer) for a in (reference, prediction)):
-        raise ValueError(f"the maps are {reference.dtype} and {prediction.dtype}; expected integers")
-    if not values_of or not all(map(_are_labels, values_of.values())):
-        raise ValueError(f"labels are {list(values_of)}; expected whole numbers from 1, or tuples of them")
     # Axes in the order of memory: nothing here depends on theirs, and lines are read as they lie.
     order = np.argsort([-abs(stride) for stride in reference.strides], kind="stable")
     maps, spacing = [volume.transpose(order) for volume in (reference, prediction)], [spacing[axis] for axis in order]
@@ -95,33 +84,21 @@ def evaluate_case(
     return {label: found[label] for label in values_of}
 
 
-def checked_spacing(reference: NDArray, prediction: NDArray, spacing_mm: Sequence[float]) -> list[float]:
-    """The spacing, in mm along each axis, of two arrays that can be compared, as floats.
-
-    Raises: ValueError for different shapes, or another number of axes or spacings.
-    """
-    if reference.shape != prediction.shape or reference.ndim not in (2, 3):
-        raise ValueError(f"shapes {reference.shape} and {prediction.shape}; expected one, with two or three axes")
-    spacing = [float(s) for s in spacing_mm]
-    if len(spacing) != reference.ndim or not all(0 < s < math.inf for s in spacing):
-        raise ValueError(f"spacing_mm is {spacing}; expected {reference.ndim} positive numbers")
-    return spacing
-
-
-def _are_labels(values: Collection[int]) -> bool:
-    return bool(values) and all(isinstance(value, int | np.integer) and value > 0 for value in values)
+def common_spacing(reference: NDArray, prediction: NDArray, spacing_mm: Sequence[float]) -> list[float]:
+    """The spacing of two arrays that are compared, mm. Raises: ValueError for different shapes, or as of one array."""
+    if reference.shape != prediction.shape:
+        raise ValueError(f"shapes {reference.shape} and {prediction.shape}; expected one")
+    return checked_spacing(spacing_mm, reference.ndim)
 
 
 def _disjoint(values_of: Mapping[Label, frozenset[int]]) -> list[dict[Label, frozenset[int]]]:
     """The labels in groups without overlap, as few as there can be where of two that overlap one holds the other."""
     groups: list[dict[Label, frozenset[int]]] = []
     for label, values in values_of.items():
-        for group in groups:
-            if all(values.isdisjoint(others) for others in group.values()):
-                group[label] = values
-                break
-        else:
-            groups.append({label: values})
+        free = (group for group in groups if all(map(values.isdisjoint, group.values())))
+        if (group := next(free, None)) is None:
+            groups.append(group := {})
+        group[label] = values
     return groups
 
 
@@ -167,9 +144,7 @@ def _near_offsets(spacing: Sequence[float]) -> tuple[NDArray[np.intp], NDArray[n
     return offsets[order], lengths[order]
 
 
-def _count(
-    reference: NDArray[np.unsignedinteger], prediction: NDArray[np.unsignedinteger], number: int
-) -> NDArray[np.int64]:
+def _count(reference: NDArray, prediction: NDArray, number: int) -> NDArray[np.int64]:
     """How many voxels (3, number) each code has in the reference, in the prediction, and in both at once."""
     counts = np.zeros((3, number))
     reference, prediction = reference.ravel(), prediction.ravel()
@@ -189,12 +164,7 @@ def _count(
 
 
 def _distances(
-    of: Boundary,
-    to: Boundary,
-    in_both: NDArray[np.bool_],
-    offsets: NDArray[np.intp],
-    lengths: NDArray[np.float64],
-    spacing: Sequence[float],
+    of: Boundary, to: Boundary, in_both: Mask, offsets: NDArray, lengths: NDArray, spacing: Sequence[float]
 ) -> NDArray[np.float64]:
     """The distance in mm of each boundary voxel of a map to its label's nearest in the other; NaN where it lacks it."""
     distances = np.full(len(of.places), np.nan)
@@ -227,22 +197,17 @@ def _metrics(
     def ratio(part: float, whole: float) -> float:
         return part / whole if whole else math.nan
 
-    asd = hd = hd95 = hd95_directed = missing_distance_mm if of_reference or of_prediction else math.nan
+    distances = [missing_distance_mm if of_reference or of_prediction else math.nan] * len(DISTANCES)
     if of_reference and of_prediction:
         pooled = np.concatenate(directed)
-        asd, hd = float(pooled.mean()), float(pooled.max())
-        hd95 = float(np.percentile(pooled, 95))
-        hd95_directed = max(float(np.percentile(distances, 95)) for distances in directed)
-    return {
-        "dsc": ratio(2 * both, of_reference + of_prediction),
-        "iou": ratio(both, of_reference + of_prediction - both),
-        "sensitivity": ratio(both, of_reference),
-        "precision": ratio(both, of_prediction),
-        "asd_mm": asd,
-        "hd_mm": hd,
-        "hd95_mm": hd95,
-        "hd95_max_directed_mm": hd95_directed,
-        "reference_volume_mm3": of_reference * voxel_mm3,
-        "prediction_volume_mm3": of_prediction * voxel_mm3,
-        "volume_difference_mm3": (of_prediction - of_reference) * voxel_mm3,
-    }
+        hd95_directed = max(float(np.percentile(way, 95)) for way in directed)
+        distances = [float(pooled.mean()), float(pooled.max()), float(np.percentile(pooled, 95)), hd95_directed]
+    all_voxels = of_reference + of_prediction
+    overlap = (
+        ratio(2 * both, all_voxels),
+        ratio(both, all_voxels - both),
+        ratio(both, of_reference),
+        ratio(both, of_prediction),
+    )
+    volumes = (number * voxel_mm3 for number in (of_reference, of_prediction, of_prediction - of_reference))
+    return dict(zip(METRICS, (*overlap, *distances, *volumes), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +37,12 @@ class Plate:
         return self.subchondral & ~self.covered
 
 
-def measure_plate(
-    cartilage: Mesh, bone: Mesh, in_plane_mm: float, method: Literal["normal", "nearest"] = "normal"
-) -> Plate:
+def measure_plate(cartilage: Mesh, bone: Mesh, in_plane_mm: float) -> Plate:
     """Thickness at the bone side of cartilage.
 
     The bone side are the cartilage's vertices within 1.5 times ``in_plane_mm`` of the bone that face it, so that thin
-    cartilage has two sides as well; all others are articular, but for a rim between both. "normal" goes along the
-    smoothed normal of the interface to the first hit of the articular side, no farther than ``LARGEST_MM``; "nearest"
-    takes the distance of the nearest articular vertex.
+    cartilage has two sides as well; all others are articular, but for a rim between both. Thickness is the way along
+    the smoothed normal of the interface to the first hit of the articular side, no farther than ``LARGEST_MM``.
 
     Args: in_plane_mm: the largest spacing within a slice.
     """
@@ -58,17 +54,10 @@ def measure_plate(
     bone_side, articular = cartilage.grown(near, -_RIM_RINGS), cartilage.grown(~near, -1)
     thickness = np.full(len(cartilage.vertices), np.nan)
     if bone_side.any() and articular.any():
-        if method == "nearest":
-            distance, _ = cKDTree(cartilage.vertices[articular]).query(cartilage.vertices[bone_side])
-            thickness[bone_side] = np.where(distance <= LARGEST_MM, distance, np.nan)
-        else:
-            thickness[bone_side] = _along(cartilage, articular, np.flatnonzero(bone_side), inward)
-    covered = (
-        cKDTree(cartilage.vertices[near] if near.any() else np.full((1, 3), np.inf)).query(
-            bone.vertices, distance_upper_bound=reach
-        )[0]
-        <= reach
-    )
+        thickness[bone_side] = _along(cartilage, articular, np.flatnonzero(bone_side), inward)
+    covered = np.zeros(len(bone.vertices), bool)
+    if near.any():
+        covered = cKDTree(cartilage.vertices[near]).query(bone.vertices, distance_upper_bound=reach)[0] <= reach
     return Plate(cartilage, bone, bone_side, thickness, covered, subchondral_bone(bone, covered))
 
 

@@ -77,13 +77,9 @@ class CleanUp:
             spacing_mm: distance of voxels along each axis, in the array's axis order.
             probabilities: softmax output of each class in the labels' order, of the segmentation's shape, as
                 ``segmentations.probability_channels`` gives it; needed with ``lesion_probability`` alone.
-        Raises: ValueError without the probabilities that are needed, or with another number of them.
         """
-        result: NDArray = segmentation
-        uncertain: dict[int, int] = {}
-        if self.needs_probabilities:
-            if probabilities is None:
-                raise ValueError("lesion_probability needs the softmax output; predict with --save_probabilities")
+        result, uncertain = segmentation, dict[int, int]()
+        if self.needs_probabilities and probabilities is not None:
             result, uncertain = self._without_uncertain(segmentation, probabilities)
         bones = {lesion: bone for lesion, bone in self.bone_of_lesion.items() if bone is not None}
         result, small = clean_small_lesions(
@@ -95,16 +91,13 @@ class CleanUp:
         )
         return Cleaned(result, [*small, *distant], uncertain)
 
-    def _without_uncertain(
-        self, segmentation: NDArray, probabilities: Iterable[NDArray]
-    ) -> tuple[NDArray, dict[int, int]]:
+    def _without_uncertain(self, segmentation: NDArray, softmax: Iterable[NDArray]) -> tuple[NDArray, dict[int, int]]:
         """The segmentation without uncertain lesion voxels; lesion label -> how many these were."""
         lesions = np.isin(segmentation, list(self.bone_of_lesion))
         labels = segmentation[lesions]
         low, best = np.zeros(len(labels), bool), np.full(len(labels), -math.inf)
         instead = np.zeros_like(labels)
-        value = -1
-        for value, channel in enumerate(probabilities):
+        for value, channel in enumerate(softmax):
             of_class = channel[lesions]
             if value in self.bone_of_lesion:
                 # In the channel's own precision, as detection compares: 0.7 in a file of floats is not below 0.7.
@@ -112,9 +105,6 @@ class CleanUp:
             else:
                 better = of_class > best
                 best[better], instead[better] = of_class[better], value
-        highest = int(segmentation.max(initial=0))
-        if value < highest:
-            raise ValueError(f"the softmax output has {value + 1} classes, and the segmentation labels up to {highest}")
         result = segmentation.copy()
         result[lesions] = np.where(low, instead, labels)
         return result, {int(value): int((low & (labels == value)).sum()) for value in self.bone_of_lesion}

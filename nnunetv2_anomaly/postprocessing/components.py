@@ -7,6 +7,7 @@ evaluation needs too.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import cc3d
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 #: relative tolerance of distances and volumes at a limit: spacings in files are rounded
@@ -62,21 +64,14 @@ def clean_distant_components(
         max_distance_mm: the limit in mm, which holds instead where it is given; needs ``spacing_mm``.
         spacing_mm: distance of voxels along each axis, in the array's axis order; with a limit in voxels it only
             serves the volumes of what was removed.
-
     Returns: a new array of the same shape and type, 0 where something was removed; and what was, in the order of
         ``labels``, within a label in the order of the first voxels.
-
-    Raises: ValueError for another number of axes or spacings, values or labels that are no such numbers, a negative
-        limit, or one in mm without spacing.
+    Raises: ValueError for another number of spacings.
     """
-    segmentation, labels, spacing = _checked(segmentation, labels, spacing_mm)
+    spacing = None if spacing_mm is None else checked_spacing(spacing_mm, segmentation.ndim)
     limit = max_distance_voxels if max_distance_mm is None else max_distance_mm
-    if not limit >= 0:
-        raise ValueError(f"the largest distance is {limit}; expected 0 or more")
-    if max_distance_mm is not None and spacing is None:
-        raise ValueError(f"max_distance_mm is {max_distance_mm} without spacing_mm, the distance of voxels")
-    unit = np.ones(segmentation.ndim) if max_distance_mm is None else np.array(spacing)
     components = _Components(segmentation, labels)
+    unit = [1.0] * segmentation.ndim if max_distance_mm is None or spacing is None else spacing
     distances = components.distances_from_largest(unit)
     far = [(c, 0, float(distances[c])) for c in components.ordered() if distances[c] > limit * (1 + _ROUNDING)]
     return components.without(far, spacing)
@@ -104,23 +99,20 @@ def clean_small_lesions(
         min_volume_mm3: the smallest volume that stays, mm3 (mm2 in 2D); from 0.
         bone_of_lesion: lesion label -> label of the bone that holds it. A component that has a face neighbour of its
             bone becomes bone; the others, and all of them where this is None, become 0.
-
     Returns: a new array and what was removed, both as of ``clean_distant_components``.
-
-    Raises: ValueError for another number of axes or spacings, values or labels that are no such numbers, or a negative
-        volume.
+    Raises: ValueError for another number of spacings.
     """
-    segmentation, labels, spacing = _checked(segmentation, labels, spacing_mm)
-    if spacing is None or not min_volume_mm3 >= 0:
-        raise ValueError(f"spacing_mm is {spacing_mm}, the smallest volume {min_volume_mm3}; expected 0 or more")
+    spacing = checked_spacing(spacing_mm, segmentation.ndim)
     num_enough = min_volume_mm3 / math.prod(spacing) * (1 - _ROUNDING)
     components = _Components(segmentation, labels)
-    small = [c for c in components.ordered() if components.num_voxels[c] < num_enough]
-    became = dict.fromkeys(small, 0)
-    for lesion, bone in (bone_of_lesion or {}).items():
-        of_lesion = [c for c in small if components.label_of(c) == lesion]
-        became |= dict.fromkeys(components.touching(of_lesion, bone), bone)
-    return components.without([(c, became[c], None) for c in small], spacing)
+    bones = bone_of_lesion or {}
+    small = [
+        (c, bones[label] if label in bones and components.touches(c, bones[label]) else 0, None)
+        for c in components.ordered()
+        if components.num_voxels[c] < num_enough
+        for label in [components.label_of(c)]
+    ]
+    return components.without(small, spacing)
 
 
 def count_components(segmentation: NDArray, labels: Collection[int]) -> dict[int, int]:
@@ -128,12 +120,18 @@ def count_components(segmentation: NDArray, labels: Collection[int]) -> dict[int
 
     Args: segmentation: integers, two or three axes. labels: which labels, from 1.
     Returns: label -> number of its components, 0 where it is absent, in the order of ``labels``.
-    Raises: ValueError for another number of axes, or values or labels that are no such numbers.
     """
-    segmentation, labels, _ = _checked(segmentation, labels, None)
     components = _Components(segmentation, labels)
-    counts = np.bincount(components.codes[1:], minlength=len(labels) + 1)
-    return {label: int(counts[code]) for code, label in enumerate(labels, start=1)}
+    counts = np.bincount(components.codes[1:], minlength=len(components.labels) + 1)
+    return {label: int(counts[code]) for code, label in enumerate(components.labels, start=1)}
+
+
+def checked_spacing(spacing_mm: Sequence[float], axes: int) -> list[float]:
+    """The spacing of an array with so many axes, mm. Raises: ValueError for another number, or one not above 0."""
+    spacing = [float(s) for s in spacing_mm]
+    if len(spacing) != axes or not all(0 < s < math.inf for s in spacing):
+        raise ValueError(f"spacing_mm is {spacing}; expected {axes} positive numbers")
+    return spacing
 
 
 def in_one_box(
@@ -147,43 +145,30 @@ def in_one_box(
         axis.
     """
     numbered = [_numbered(volume, groups) for volume in volumes]
-    box = []
-    for layers in zip(*(_occupied_layers(volume) for volume in numbered), strict=True):
-        occupied = np.flatnonzero(np.logical_or.reduce(layers))
-        box.append(slice(occupied[0], occupied[-1] + 1) if occupied.size else slice(0, 0))
+    occupied, box = functools.reduce(np.bitwise_or, numbered) != 0, []
+    for axis in range(occupied.ndim):
+        layers = np.flatnonzero(occupied.any(axis=tuple(set(range(occupied.ndim)) - {axis})))
+        box.append(slice(layers[0], layers[-1] + 1) if layers.size else slice(0, 0))
     for index, volume in enumerate(numbered):
         cropped = volume[tuple(box)]  # np.pad takes several times as long
         numbered[index] = np.zeros(cropped.shape + 2 * np.asarray(margin), volume.dtype)
         numbered[index][tuple(slice(m, m + n) for m, n in zip(margin, cropped.shape, strict=True))] = cropped
-    return numbered, np.array([s.start for s in box], np.intp) - np.asarray(margin)
+    return numbered, np.array([s.start - m for s, m in zip(box, margin, strict=True)], np.intp)
 
 
 def _numbered(volume: NDArray, groups: Sequence[Collection[int]]) -> NDArray[np.unsignedinteger]:
     """Which group each voxel's value belongs to."""
-    largest = max((value for group in groups for value in group), default=0)
-    table = np.zeros(largest + 2, np.min_scalar_type(len(groups)))
+    table = np.zeros(
+        max((value for group in groups for value in group), default=0) + 2, np.min_scalar_type(len(groups))
+    )
     for number, group in enumerate(groups, start=1):
         table[list(group)] = number
-    stays = len(groups) == largest and np.array_equal(table[:-1], np.arange(largest + 1))
     result = np.empty_like(volume, table.dtype, order="C")
-    # Slice by slice: on the way values become indices of 64 bits.
+    # Slice by slice: on the way values become indices of 64 bits. Those beyond the table are clipped to its two ends,
+    # which are in no group.
     for values, numbers in zip(volume, result, strict=True):
-        if stays:
-            known = values <= largest
-            known &= values >= 0
-            np.multiply(values, known, out=numbers, casting="unsafe")
-        else:
-            # Values beyond the table are clipped to its two ends, which are in no group.
-            np.take(table, values.astype(np.intp), out=numbers, mode="clip")
+        np.take(table, values.astype(np.intp), out=numbers, mode="clip")
     return result
-
-
-def _occupied_layers(volume: NDArray) -> list[NDArray[np.bool_]]:
-    """Along each axis, which layers hold anything but 0."""
-    others = range(volume.ndim - 1)
-    shadow = np.bitwise_or.reduce(volume, axis=0)  # flat, and so read sooner than the volume
-    along = [shadow.any(axis=tuple(set(others) - {axis})) for axis in others]
-    return [volume.any(axis=tuple(range(1, volume.ndim))), *along]
 
 
 class Boundary:
@@ -229,48 +214,31 @@ class Boundary:
         return tree.query(points)[0]
 
 
-def _checked(
-    segmentation: NDArray, labels: Collection[int], spacing_mm: Sequence[float] | None
-) -> tuple[NDArray, list[int], tuple[float, ...] | None]:
-    """The arguments as they are used, each label once."""
-    segmentation = np.asarray(segmentation)
-    labels = list(dict.fromkeys(labels))
-    if segmentation.ndim not in (2, 3) or not np.issubdtype(segmentation.dtype, np.integer):
-        raise ValueError(f"shape {segmentation.shape} of {segmentation.dtype}; expected two or three axes of integers")
-    if not all(isinstance(label, int | np.integer) and label > 0 for label in labels):
-        raise ValueError(f"labels are {labels}; expected whole numbers from 1")
-    if spacing_mm is None:
-        return segmentation, labels, None
-    spacing = tuple(float(s) for s in spacing_mm)
-    if len(spacing) != segmentation.ndim or not all(0 < s < math.inf for s in spacing):
-        raise ValueError(f"spacing_mm is {spacing}; expected {segmentation.ndim} positive numbers")
-    return segmentation, labels, spacing
-
-
 class _Components:
     """All components of some labels of an array, numbered from 1.
 
-    Attributes: num_voxels: of each component; number 0 has no meaning. codes: the place of each one's label in
-        ``labels``, counted from 1.
+    Attributes: labels: each once. codes: the place of each component's label in ``labels``, counted from 1.
     """
 
-    def __init__(self, segmentation: NDArray, labels: Sequence[int]):
-        self.segmentation, self.labels = segmentation, labels
-        groups = [[label] for label in labels]
+    def __init__(self, segmentation: NDArray, labels: Collection[int]):
+        self.segmentation, self.labels = segmentation, list(dict.fromkeys(labels))
+        groups = [[label] for label in self.labels]
         (self._padded,), self._origin = in_one_box([segmentation], groups, [1] * segmentation.ndim)
-        # Neighbours of different values are never connected.
-        numbers = cc3d.connected_components(self._padded, connectivity=26 if segmentation.ndim == 3 else 8)
-        self._numbers = numbers.ravel()
-        # Sizes, labels and voxels are read from runs of equal numbers, which are far fewer than voxels.
-        starts = np.flatnonzero(self._numbers[1:] != self._numbers[:-1]) + 1
-        of_run, lengths = self._numbers[starts], np.diff(starts, append=self._numbers.size)
-        inside = of_run != 0
-        self._starts, self._lengths, self._of_run = starts[inside], lengths[inside], of_run[inside]
-        self.num_voxels = np.bincount(self._of_run, self._lengths, 1).astype(int).tolist()
-        self._first = np.zeros(len(self.num_voxels), np.intp)
-        # Of several assignments to one place the last one wins: the first run.
-        self._first[self._of_run[::-1]] = self._starts[::-1]
-        self.codes = self._padded.ravel()[self._first]
+        # Neighbours of different values are never connected; numbers follow the order of the first voxels.
+        self._numbers = cc3d.connected_components(self._padded, connectivity=26 if segmentation.ndim == 3 else 8)
+        self.codes = np.zeros(int(self._numbers.max(initial=0)) + 1, np.intp)
+        flat = self._numbers.ravel()
+        starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # of runs, far fewer than voxels
+        self.codes[flat[starts]] = self._padded.ravel()[starts]
+
+    @functools.cached_property
+    def _found(self) -> Mapping[str, Any]:
+        return cc3d.statistics(self._numbers)
+
+    @property
+    def num_voxels(self) -> NDArray[np.integer]:
+        """Of each component; number 0 has no meaning."""
+        return self._found["voxel_counts"]
 
     def label_of(self, component: int) -> int:
         """The label of a component."""
@@ -278,21 +246,19 @@ class _Components:
 
     def ordered(self) -> list[int]:
         """All components, label by label, within a label in the order of their first voxels."""
-        return (np.lexsort([self._first[1:], self.codes[1:]]) + 1).tolist()
+        return (np.argsort(self.codes[1:], kind="stable") + 1).tolist()
 
-    def distances_from_largest(self, unit: NDArray) -> NDArray[np.float64]:
+    def distances_from_largest(self, unit: Sequence[float]) -> NDArray[np.float64]:
         """How far each component is from its label's largest one, that one's own distance being 0."""
-        distances = np.zeros(len(self.num_voxels))
-        of_code: dict[int, list[int]] = {}
-        for component in self.ordered():
-            of_code.setdefault(int(self.codes[component]), []).append(component)
-        of_code = {code: components for code, components in of_code.items() if len(components) > 1}
-        if not of_code:
+        distances = np.zeros(len(self.codes))
+        several = np.flatnonzero(np.bincount(self.codes[1:]) > 1)
+        if not several.size:
             return distances
         boundary = Boundary(self._padded, self.segmentation.shape)
-        of_voxel = self._numbers[boundary.places]
-        for code, components in of_code.items():
-            largest = max(components, key=lambda component: self.num_voxels[component])
+        of_voxel = self._numbers.ravel()[boundary.places]
+        for code in several:
+            components = np.flatnonzero(self.codes == code)
+            largest = components[np.argmax(self.num_voxels[components])]
             others = np.flatnonzero((boundary.codes == code) & (of_voxel != largest))
             found = boundary.distances(of_voxel == largest, boundary.points(others, unit), unit)
             distances[components] = np.inf
@@ -300,38 +266,24 @@ class _Components:
             distances[largest] = 0
         return distances
 
-    def touching(self, components: Sequence[int], value: int) -> set[int]:
-        """Those of some components that have a face neighbour of a value."""
-        voxels, of_voxel = self._voxels(components)
-        found: set[int] = set()
-        for axis, size in enumerate(self.segmentation.shape):
-            for step in (-1, 1):
-                neighbours = voxels.copy()
-                neighbours[axis] = np.clip(neighbours[axis] + step, 0, size - 1)
-                found.update(of_voxel[self.segmentation[tuple(neighbours)] == value].tolist())
-        return found
+    def touches(self, component: int, value: int) -> bool:
+        """Whether a component has a face neighbour of a value."""
+        box = [slice(s.start - 1, s.stop + 1) for s in self._found["bounding_boxes"][component]]  # within the margin
+        around = ndimage.binary_dilation(self._numbers[tuple(box)] == component)
+        inside = np.argwhere(around) + self._origin + [s.start for s in box]
+        inside = inside[((inside >= 0) & (inside < self.segmentation.shape)).all(axis=1)]
+        return bool((self.segmentation[tuple(inside.T)] == value).any())
 
     def without(
         self, removed: Sequence[tuple[int, int, float | None]], spacing: Sequence[float] | None
     ) -> tuple[NDArray, list[Removal]]:
         """The array without some components, given as (component, new value, distance); and their removals."""
         cleaned, removals = self.segmentation.copy(), []
-        values = np.zeros(len(self.num_voxels), cleaned.dtype)
-        voxels, of_voxel = self._voxels([component for component, *_ in removed])
-        sums = [np.bincount(of_voxel, indices, len(self.num_voxels)) for indices in voxels]
         for component, became, distance in removed:
-            values[component], size = became, self.num_voxels[component]
+            box, size = self._found["bounding_boxes"][component], int(self.num_voxels[component])
+            of_array = tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, self._origin, strict=True))
+            cleaned[of_array][self._numbers[box] == component] = became
             volume_mm3 = None if spacing is None else size * math.prod(spacing)
-            centre = tuple(round(float(total[component]) / size) for total in sums)
+            centre = tuple(round(float(at)) for at in self._found["centroids"][component] + self._origin)
             removals.append(Removal(int(self.label_of(component)), size, volume_mm3, distance, int(became), centre))
-        cleaned[tuple(voxels)] = values[of_voxel]
         return cleaned, removals
-
-    def _voxels(self, components: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.unsignedinteger]]:
-        """Indices (axes, n) of some components' voxels in the array, and which component each is of."""
-        chosen = np.isin(self._of_run, components)
-        starts, lengths = self._starts[chosen], self._lengths[chosen]
-        # Each run's voxels follow its first one.
-        steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        indices = np.unravel_index(np.repeat(starts, lengths) + steps, self._padded.shape)
-        return np.stack(indices) + self._origin[:, None], np.repeat(self._of_run[chosen], lengths)

@@ -104,12 +104,10 @@ def postprocess_folder(
         table["label"] = [names.get(value, str(value)) for value in table["value"]]
         if part.is_all:
             write_text(output / "removed.csv", csv_text(table))
-        if failed:
-            raise UserError(failed)
-        if not part.is_all:
-            return table
-        write_colour_tables(output, dataset.single_values)
-        write_marker(output / MARKER, settings, finished=True)
+            write_colour_tables(output, dataset.single_values)
+            write_marker(output / MARKER, settings, finished=not failed)
+    if failed:
+        raise UserError(failed)
     return table
 
 
@@ -129,12 +127,10 @@ def _prepare(
     strangers = sorted({record.stem for record in records} - set(cases))
     if strangers:
         raise UserError(f"{output} holds cases that {predictions} has not: {listed(strangers)}; give another with -o")
-    if shared:
-        return
-    write_marker(output / MARKER, settings, finished=False)
-    for name in ("dataset.json", "plans.json"):
-        if (predictions / name).is_file():
-            shutil.copyfile(predictions / name, output / name)
+    if not shared:
+        write_marker(output / MARKER, settings, finished=False)
+        for file in filter(Path.is_file, (predictions / "dataset.json", predictions / "plans.json")):
+            shutil.copyfile(file, output / file.name)
 
 
 def _clean_case(task: _Task) -> list[dict[str, Any]]:
@@ -152,12 +148,10 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
     if unknown:
         known = worded(task.values)
         raise UserError(f"{task.source} holds unknown labels {worded(unknown)}; expected {known}; check -djfile")
-    if task.probabilities is None:
-        cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm)
-    else:
-        with read_failures_as_user_errors(task.probabilities, f"the softmax output of {task.source}", "predict again"):
-            channels = files.probabilities(task.probabilities, segmentation, task.dataset.num_classes)
-            cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
+    softmax, of = task.probabilities, f"the softmax output of {task.source}"
+    with read_failures_as_user_errors(softmax or task.source, of, "predict again"):
+        channels = None if softmax is None else files.probabilities(softmax, segmentation, task.dataset.num_classes)
+        cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     rows = _rows(task, segmentation, cleaned)
     with write_failures_as_user_errors(target):
         if np.array_equal(cleaned.segmentation, segmentation.voxels):
@@ -184,7 +178,7 @@ def _rows(task: _Task, segmentation: Segmentation, cleaned: Cleaned) -> list[dic
                 "removed_components": len(own),
                 "removed_voxels": sum(removal.num_voxels for removal in own),
                 "removed_mm3": sum(removal.volume_mm3 or 0.0 for removal in own),
-                "smallest_removed_distance": min(distances) if distances else None,
+                "smallest_removed_distance": min(distances, default=None),
                 **extent,
                 "uncertain_voxels": cleaned.uncertain_voxels.get(value, 0),
                 "became": " ".join(str(v) for v in sorted({removal.became for removal in own})),

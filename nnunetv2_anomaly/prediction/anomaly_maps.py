@@ -47,8 +47,7 @@ class TrainedDetector:
     @property
     def network(self) -> Detector:
         """The detector in the network. Raises: UserError if there is none."""
-        found = detector_of(self.predictor.network)
-        if found is None:
+        if (found := detector_of(self.predictor.network)) is None:
             model = f"the model in {self.model_folder} ({self.predictor.trainer_name})"
             raise UserError(f"{model} has no detector; expected one of {' or '.join(DEFAULT_TRAINERS)}")
         return found
@@ -61,8 +60,7 @@ class TrainedDetector:
 
     def maps(self, image: Tensor, bones: Tensor | None) -> Maps:
         """Of a preprocessed image, as ``predict_maps`` takes it; of several folds the means."""
-        made = [predict_maps(self.network, image, self.windows, bones) for _ in each_fold(self.predictor)]
-        return mean_maps(made)
+        return mean_maps([predict_maps(self.network, image, self.windows, bones) for _ in each_fold(self.predictor)])
 
     def fit(self) -> dict[str, Any] | None:
         """How its maps become lesions, as the validation found it; of several folds the mean of each number.
@@ -72,7 +70,7 @@ class TrainedDetector:
         if self.model_folder is None:
             return None
         paths = [self.model_folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
-        found = [fit for fit in (read_artefact(path).threshold for path in paths) if fit]
+        found = [fit for path in paths if (fit := read_artefact(path).threshold)]
         if len(found) < len(paths):
             return None
         numbers = {name: [of[name] for of in found if of[name] is not None] for name in NUMBERS if name in found[0]}
@@ -92,10 +90,10 @@ def find_detector(
     configuration: str,
     plans: str = "nnUNetPlans",
     trainer: str | None = None,
-    folds: Sequence[int | str] | None = None,
     checkpoint: str = "checkpoint_final.pth",
     device: torch.device,
     needs_bones: bool = True,
+    folds: Sequence[int | str] | None = None,
 ) -> TrainedDetector:
     """A trained detector by nnU-Net's names.
 
@@ -103,15 +101,12 @@ def find_detector(
         but bones is taken untrained.
     Raises: as ``find_model_folder`` and ``load_model``.
     """
+    named: dict[str, Any] = {"configuration": configuration, "plans": plans, "trainer": trainer}
     family = next((family.name for family in detector_families().values() if family.trainer == trainer), None)
-    if not needs_bones and trainer and family and detector_class(family).learns_bones_alone:
-        predictor = untrained_model(
-            dataset_name(dataset), configuration=configuration, plans=plans, trainer=trainer, device=device
-        )
+    if not needs_bones and family and detector_class(family).learns_bones_alone:
+        predictor = untrained_model(dataset_name(dataset), device=device, **named)
         return TrainedDetector(predictor, None, (), checkpoint)
-    folder, found = find_model_folder(
-        dataset, configuration=configuration, plans=plans, trainer=trainer, folds=folds, checkpoint=checkpoint
-    )
+    folder, found = find_model_folder(dataset, folds=folds, checkpoint=checkpoint, **named)
     return load_detector(folder, folds=found, checkpoint=checkpoint, device=device)
 
 
@@ -142,20 +137,19 @@ def find_model_folder(
         is no other.
     Raises: UserError if nnUNet_results is not set, the data set is unknown, or no such model was trained.
     """
-    results = environment_folder("nnUNet_results")
+    results = environment_folder("nnUNet_results") / dataset_name(dataset)
     trainers = DEFAULT_TRAINERS if trainer is None else (trainer,)
-    folders = [results / dataset_name(dataset) / f"{name}__{plans}__{configuration}" for name in trainers]
-    for folder in folders:
+    folders = {name: results / f"{name}__{plans}__{configuration}" for name in trainers}
+    for folder in folders.values():
         there = trained_folds(folder, checkpoint)
         if there and all((folder / f"fold_{fold}" / checkpoint).is_file() for fold in folds or ()):
             return folder, folds or there
     wanted = " and ".join(f"fold_{fold}/{checkpoint}" for fold in folds or (0,))
-    fault = f"no model with {wanted} in {' or '.join(str(folder) for folder in folders)}"
+    fault = f"no model with {wanted} in {' or '.join(map(str, folders.values()))}"
     asked = trainers[min(1, len(trainers) - 1)]  # of the defaults the first that is a detector alone
-    folder = folders[trainers.index(asked)]
-    fold = next((fold for fold in folds or () if not (folder / f"fold_{fold}" / checkpoint).is_file()), 0)
-    advice = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {asked}, or name another with -p, -c, -f, -tr"
-    raise UserError(f"{fault}; train one with {advice}")
+    there = [fold for fold in folds or () if not (folders[asked] / f"fold_{fold}" / checkpoint).is_file()]
+    train = f"nnUNetv2_train {dataset} {configuration} {next(iter(there), 0)} -tr {asked}"
+    raise UserError(f"{fault}; train one with {train}, or name another with -p, -c, -f, -tr")
 
 
 def predict_anomaly_maps(
@@ -175,15 +169,12 @@ def predict_anomaly_maps(
     unitless, float32.
 
     Args:
-        input_folder: images named as nnU-Net wants them, case_0000.nii.gz and so on, with the data set's file ending.
-            A file may hold several channels, as colour images do.
+        input_folder: images named as nnU-Net wants them. A file may hold several channels, as colour images do.
         output_folder: made if need be; gets <case>_reconstruction.nii.gz, <case>_error.nii.gz, <case>.png and
-            anomaly_maps.json, whatever the data set's file ending; where bones are known, or the data set has none,
-            and the detector's validation found how, <case>_lesions.nii.gz, 1 in lesions. With several maps there is a
-            file for each, which carries its number, _0000 and so on, however many files the image has.
-        bones: where it is given, all maps are kept to bones, which a detector of their contrast takes as they are: a
-            folder of segmentations, <case> with the data set's ending, or a model folder of nnU-Net, whose
-            segmentations go to ``bones`` in the output folder.
+            anomaly_maps.json; where bones are known, or the data set has none, and the detector's validation found
+            how, <case>_lesions.nii.gz, 1 in lesions. Of several maps each has a file, numbered _0000 and so on.
+        bones: keep all maps to bones: a folder of segmentations, <case> with the data set's ending, or a model folder
+            of nnU-Net, whose segmentations go to ``bones`` in the output folder.
         continue_prediction: leave cases alone whose files are all there.
         part: of the cases, while other jobs predict the others; its record is of a name of its own then.
     Returns: the cases that were written.
@@ -195,11 +186,11 @@ def predict_anomaly_maps(
         raise UserError(f"{fault}; give segmentations or a model folder of nnU-Net with --bones")
     with write_failures_as_user_errors(output_folder):
         output_folder.mkdir(parents=True, exist_ok=True)
-        given = None
+        given, keep = None, continue_prediction
         if bones is not None:
             of_model = output_folder / "bones"
-            given = given_bones(bones, input_folder, of_model, detector.predictor, keep=continue_prediction, part=part)
-        cases, written, failed = _predict_cases(detector, input_folder, output_folder, given, continue_prediction, part)
+            given = given_bones(bones, input_folder, of_model, detector.predictor, keep=keep, part=part)
+        cases, written, failed = _predict_cases(detector, input_folder, output_folder, given, keep, part)
         record = {
             "version": __version__,
             "input_folder": str(input_folder),
@@ -234,14 +225,12 @@ def _predict_cases(
     num_maps = detector.contract.num_error_channels(num_channels)
     reader = plans_manager.image_reader_writer_class()
     cases = part.of(list_cases(input_folder, dataset_json["file_ending"]))
-    kinds = {"error": num_maps}
+    in_image = fit is not None and bones is None and fit["within"] == IN_IMAGE
+    if not (in_image or bones is not None or detector.bone_model is not None):
+        fit = None
+    kinds = {"error": num_maps, **({} if fit is None else {"lesions": 1})}
     if detector.reconstructs and num_maps == num_channels:
         kinds["reconstruction"] = num_maps
-    in_image = fit is not None and bones is None and fit["within"] == IN_IMAGE
-    if fit is not None and (in_image or bones is not None or detector.bone_model is not None):
-        kinds["lesions"] = 1
-    else:
-        fit = None
 
     def write(job: CaseFiles) -> None:
         image, numbers, properties = preprocessed_case(predictor, reader, job, bones, whole=in_image)

@@ -47,13 +47,12 @@ def list_cases(folder: Path, file_ending: str) -> list[CaseFiles]:
     entries = (entry for entry in folder.glob(f"*{file_ending}") if not is_half_written(entry.name))
     names = [entry.name for entry in only_files(entries)]
     unnumbered = [name for name in names if not named.fullmatch(name)]
-    example = f"case_0000{file_ending}"
     if len(unnumbered) == len(names):
-        expected = f"the data set's own file ending and a channel number, for example {example}"
+        expected = f"the data set's own file ending and a channel number, for example case_0000{file_ending}"
         raise UserError(f"no image in {folder} ends with _0000{file_ending}; expected {expected}")
     if unnumbered:  # of which nnU-Net's own list makes nothing
         fault = f"{folder} holds files without a channel number: {listed(unnumbered)}"
-        raise UserError(f"{fault}; expected names like {example}, so rename them or move them away")
+        raise UserError(f"{fault}; expected names like case_0000{file_ending}, so rename them or move them away")
     lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
     lists = [files for files in lists if not is_half_written(os.path.basename(files[0]))]
     cases = [CaseFiles(os.path.basename(files[0])[: -len(f"_0000{file_ending}")], tuple(files)) for files in lists]
@@ -100,19 +99,20 @@ def read_labels(
     if labels.shape[1:] != image_shape:
         fault = f"{path} has {labels.shape[1:]} voxels and its image {image_shape}"
         raise UserError(f"{fault}; expected one grid, so resample one")
-    for what, own, other in zip(("spacing", "origin", "axes"), _pose(properties), _pose(image_properties), strict=True):
-        if not np.allclose(own, other, rtol=1e-3, atol=1e-2):
-            fault = f"{path} has the {what} {worded(own)} and its image {worded(other)}"
+    other = _pose(image_properties)
+    for what, own in _pose(properties).items():
+        if not np.allclose(own, other[what], rtol=1e-3, atol=1e-2):
+            fault = f"{path} has the {what} {worded(own)} and its image {worded(other[what])}"
             raise UserError(f"{fault}; expected one grid, so resample one")
     return labels
 
 
-def _pose(properties: dict[str, Any]) -> tuple[list[float], list[float], list[float]]:
+def _pose(properties: dict[str, Any]) -> dict[str, list[float]]:
     """Spacing, origin and axes, as nnU-Net's reader found them; empty where it has none."""
     affine = np.asarray(properties.get("nibabel_stuff", {}).get("original_affine", np.zeros((0, 4))))
-    known = properties.get("sitk_stuff", {})
-    origin, axes = known.get("origin", affine[:3, 3:].ravel()), known.get("direction", affine[:3, :3].ravel())
-    return [float(of) for of in properties["spacing"]], [float(of) for of in origin], [float(of) for of in axes]
+    known = {"origin": affine[:3, 3:].ravel(), "direction": affine[:3, :3].ravel(), **properties.get("sitk_stuff", {})}
+    pose = {"spacing": properties["spacing"], "origin": known["origin"], "axes": known["direction"]}
+    return {what: [float(of) for of in numbers] for what, numbers in pose.items()}
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,6 @@ class Segmenter:
     checkpoint: str = "checkpoint_final.pth"
 
 
-def segmenter_in(folder: Path) -> Segmenter | None:
-    """The model in a folder with all its finished folds; None where it is no model folder."""
-    folds = trained_folds(folder)
-    return Segmenter(folder, folds) if folds and (folder / "plans.json").is_file() else None
-
-
 def given_bones(
     bones: Path | Segmenter,
     images: Path,
@@ -159,18 +153,16 @@ def given_bones(
     Raises: UserError if there is no such folder, its dataset.json names no bone, or the model cannot be loaded.
     """
     description = predictor.dataset_json
-    segmenter = segmenter_in(bones) if isinstance(bones, Path) else bones
-    if segmenter is not None:
-        model = load_model(
-            segmenter.model_folder, device=predictor.device, folds=segmenter.folds, checkpoint=segmenter.checkpoint
-        )
-        description = model.dataset_json
+    if isinstance(bones, Path) and (folds := trained_folds(bones)) and (bones / "plans.json").is_file():
+        bones = Segmenter(bones, folds)
+    if isinstance(bones, Segmenter):
+        of, device = bones.model_folder, predictor.device
+        model = load_model(of, device=device, folds=bones.folds, checkpoint=bones.checkpoint)
+        description, bones = model.dataset_json, output
         _predict_segmentations(model, images, output, keep, part)
-        bones = output
-    assert isinstance(bones, Path), bones
-    if not bones.is_dir():
+    elif not bones.is_dir():
         raise UserError(f"--bones {bones} is no folder; expected one with segmentations, or a model folder of nnU-Net")
-    if segmenter is None and (bones / "dataset.json").is_file():
+    elif (bones / "dataset.json").is_file():
         description = read_json(bones / "dataset.json")
     labels = description.get("labels")
     if not isinstance(labels, dict):

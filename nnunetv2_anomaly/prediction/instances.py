@@ -45,10 +45,8 @@ def predict_instances(
     """
     predictor = load_model(model_folder, folds=folds, device=device, checkpoint=checkpoint)
     if not hasattr(_segmenter(predictor.network), "detect"):
-        fault = f"{predictor.trainer_name} finds no instances"
-        raise UserError(
-            f"{fault}; expected IMaskRCNNTrainer, IMaskRCNNSTrainer or MaskRCNNTrainer, so give one with -tr"
-        )
+        expected = "IMaskRCNNTrainer, IMaskRCNNSTrainer or MaskRCNNTrainer"
+        raise UserError(f"{predictor.trainer_name} finds no instances; expected {expected}, so give one with -tr")
     reader = predictor.plans_manager.image_reader_writer_class()
     names = {value: name for name, value in predictor.dataset_json["labels"].items()}
 
@@ -59,7 +57,9 @@ def predict_instances(
             for fold, _ in zip(folds, each_fold(predictor), strict=True)
             for row in _instances(predictor, image, properties, names, job.case)
         ]
-        axes = dict(zip(("slice", "y", "x"), _axes_of_file(predictor), strict=True))
+        # Axes of the image file, 0 for its first, x: readers reverse them.
+        order = (2 - axis for axis in predictor.plans_manager.transpose_forward)
+        axes = dict(zip(("slice", "y", "x"), order, strict=True))
         write_text(output / f"{job.case}_instances.json", json.dumps({"axes": axes, "instances": found}, indent=1))
 
     with write_failures_as_user_errors(output):
@@ -68,9 +68,8 @@ def predict_instances(
         jobs = part.of(list_cases(images, predictor.dataset_json["file_ending"]))
         state = {"images": str(images), "model_folder": str(model_folder), "folds": folds, "checkpoint": checkpoint}
         write_marker(record, state, finished=False)
-        missing = [
-            job for job in jobs if not (continue_prediction and (output / f"{job.case}_instances.json").is_file())
-        ]
+        done = {path.name for path in output.glob("*_instances.json") if continue_prediction}
+        missing = [job for job in jobs if f"{job.case}_instances.json" not in done]
         written, failed = run_cases(write, missing, 1, "finding instances", "searched")
         if failed:
             raise UserError(failed)
@@ -80,11 +79,6 @@ def predict_instances(
 
 def _segmenter(network: nn.Module) -> Any:
     return network.segmenter if isinstance(network, AnomalyAwareNetwork) else network
-
-
-def _axes_of_file(predictor: nnUNetPredictor) -> list[int]:
-    """Axes of the image file (0 for its first, x) that slices, rows and columns run along; readers reverse them."""
-    return [2 - axis for axis in predictor.plans_manager.transpose_forward]
 
 
 @torch.inference_mode()
@@ -101,9 +95,8 @@ def _instances(
     starts = [of.start for of in where[-2:]]
     network, rows = predictor.network, []
     cropped = properties["bbox_used_for_cropping"]
-    factors = [
-        own / now for own, now in zip(properties["shape_after_cropping_and_before_resampling"][1:], size, strict=True)
-    ]
+    before = properties["shape_after_cropping_and_before_resampling"][1:]
+    factors = [own / now for own, now in zip(before, size, strict=True)]
     for index, of in enumerate(padded.transpose(0, 1).to(predictor.device)):
         seen = network.seen(of[None]) if isinstance(network, AnomalyAwareNetwork) else of[None]
         (detected,) = _segmenter(network).detect(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,7 @@ def labels_with_lesions(description: dict[str, Any]) -> tuple[dict[str, Any], li
             labels[name] = 1 + max(labels.values())
             lesions[name] = bone
         values.append(labels[name])
-    said = {"lesions": lesions, "bones": list(roles.bones), "cartilages": dict(roles.cartilages)}
-    said["effusions"] = list(roles.effusions)
+    said = {**dataclasses.asdict(roles), "lesions": lesions}
     return {**description, "labels": labels, ROLES_KEY: said}, values
 
 
@@ -80,12 +80,9 @@ def detect_lesions(
     Raises: UserError as ``predict_anomaly_maps`` does, or if there is no threshold.
     """
     if threshold is None:
-        fitted = detector.fit()
-        if fitted is None:
-            advice = "repeat its validation with nnUNetv2_train ... --val, or give --threshold"
-            raise UserError(
-                f"the detector {detector.described} has no threshold for lesions; expected one, so {advice}"
-            )
+        if (fitted := detector.fit()) is None:
+            fault = f"the detector {detector.described} has no threshold for lesions"
+            raise UserError(f"{fault}; repeat its validation with nnUNetv2_train ... --val, or give --threshold")
     else:
         fitted = {"rule": FIXED, "value": threshold, "min_mm3": known_settings()["min_lesion_mm3"].default}
     chosen = {**fitted, **({} if min_mm3 is None else {"min_mm3": min_mm3})}
@@ -106,21 +103,19 @@ def detect_lesions(
         keep = continue_prediction
         bones = given_bones(segmentation, input_folder, output_folder / "anatomy", predictor, keep=keep, part=part)
         description, values = labels_with_lesions(bones.description)
-        slice_axis = predictor.plans_manager.transpose_forward[0]
-        reader = predictor.plans_manager.image_reader_writer_class()
-        ending = bones.ending
+        plans, ending = predictor.plans_manager, bones.ending
+        reader = plans.image_reader_writer_class()
 
         def write(job: CaseFiles) -> None:
             image, numbers, properties = preprocessed_case(predictor, reader, job, bones)
             assert numbers is not None
             maps = detector.maps(image, numbers)
             score = maps.error.mean(dim=0, keepdim=True).numpy()
-            score = to_original_grid(score, properties, predictor.plans_manager, predictor.configuration_manager)[0]
+            score = to_original_grid(score, properties, plans, predictor.configuration_manager)[0]
             anatomy, own = reader.read_seg(str(bones.folder / f"{job.case}{ending}"))
             places = bone_numbers(torch.from_numpy(anatomy[0].astype(np.int64)), bones.bones).numpy()
-            found = lesions_in(score, places, own["spacing"], chosen, slice_axis)
-            lesion_of = np.array([0, *values])
-            labels = np.where(found > 0, lesion_of[found], anatomy[0])
+            found = lesions_in(score, places, own["spacing"], chosen, plans.transpose_forward[0])
+            labels = np.where(found > 0, np.array([0, *values])[found], anatomy[0])
             labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
             with written_beside(output_folder / f"{job.case}{ending}") as temporary:
                 reader.write_seg(labels, str(temporary), own)
@@ -128,7 +123,7 @@ def detect_lesions(
 
         cases = part.of(list_cases(input_folder, predictor.dataset_json["file_ending"]))
         done = [job.case for job in cases if (output_folder / f"{job.case}{ending}").is_file()]
-        missing = [job for job in cases if not (continue_prediction and job.case in done)]
+        missing = [job for job in cases if not (keep and job.case in done)]
         written, failed = run_cases(write, missing, 1, "detecting", "detected")
         write_text(output_folder / "dataset.json", json.dumps({**description, "file_ending": ending}, indent=2))
         write_text(record_file, json.dumps({**record, "cases": sorted({*done, *written})}))

@@ -37,7 +37,7 @@ def load_model(
         # Before nnU-Net, which would run what a hostile file names, and fail in many ways at one that is no checkpoint.
         content = load_file(path, "give another model or checkpoint, or train it again")
         needed = ("network_weights", "init_args", "trainer_name")
-        if not (isinstance(content, dict) and all(name in content for name in needed)):
+        if not (isinstance(content, dict) and content.keys() >= set(needed)):
             raise UserError(f"{path} is no checkpoint of nnU-Net's; expected one with {', '.join(needed)}")
         try:
             recursive_find_trainer_class_by_name(content["trainer_name"])
@@ -72,10 +72,6 @@ def untrained_model(
     """
     let_nnunet_find_trainers()
     folder = environment_folder("nnUNet_preprocessed") / dataset
-    for file in (folder / f"{plans}.json", folder / "dataset.json"):
-        if not file.is_file():
-            advice = f"nnUNetv2_plan_and_preprocess -d {dataset[7:].split('_')[0]}"
-            raise UserError(f"{file} does not exist; expected a planned data set, so run: {advice}")
     plans_manager, dataset_json = PlansManager(read_json(folder / f"{plans}.json")), read_json(folder / "dataset.json")
     if configuration not in plans_manager.available_configurations:
         known = ", ".join(plans_manager.available_configurations)
@@ -87,10 +83,8 @@ def untrained_model(
     found = recursive_find_trainer_class_by_name(trainer)
     network = found.build_network_architecture(plans_manager, configuration_manager, num_channels, heads, False)
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
-    weights = [network.state_dict()]
-    predictor.manual_initialization(
-        network.to(device).eval(), plans_manager, configuration_manager, weights, dataset_json, trainer, None
-    )
+    planned = plans_manager, configuration_manager, [network.state_dict()], dataset_json
+    predictor.manual_initialization(network.to(device).eval(), *planned, trainer, None)
     return predictor
 
 

@@ -27,7 +27,7 @@ from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.geometry import preprocessed_spacing
 from nnunetv2_anomaly.images.sliding_window import Windows
-from nnunetv2_anomaly.labels import BONES, BONES_WITH_LESIONS, LESIONS
+from nnunetv2_anomaly.labels import BONES_WITH_LESIONS, LESIONS
 from nnunetv2_anomaly.prediction.case_files import write_case
 from nnunetv2_anomaly.prediction.cases import list_cases, read_case, read_labels
 from nnunetv2_anomaly.prediction.models import load_model
@@ -105,10 +105,9 @@ def validate_case(
         hold lesions where there are no bones, as of a brain.
     Returns: for "detector", and for each rival by its name, the family's measures and, where the case has lesion
         labels, the voxel-wise AUC for lesion against bone, over all bone and over the bone at least one voxel from its
-        surface: of the error image (``AUC_KEYS``), and of the difference, which is above 0.5 where lesions are brighter
-        than expected (``SIGNED_AUC_KEYS``); for "intensity" that of the image itself, and for "contrast" that of the
-        image minus the local level of the labelled bones (``detectors.level``): what every detector has to beat. The
-        three have the average precision over all bone, too.
+        surface: of the error image (``AUC_KEYS``), and of the difference (``SIGNED_AUC_KEYS``); for "intensity" that
+        of the image itself, and for "contrast" that of the image minus the local level of the labelled bones
+        (``detectors.level``). The three have the average precision over all bone, too.
     """
     image, labels = torch.from_numpy(case.image), torch.from_numpy(case.labels)
     numbers = (labels >= 0).long() if whole and not bones else bone_numbers(labels, bones)
@@ -145,9 +144,8 @@ def validate_case(
     for name, (network, volume) in (rivals.reconstructions if rivals else {}).items():
         difference = maps.image - windows.predict(network, volume, len(image))
         result[name] = measured(difference, squared(difference))
-    write_case(
-        output_folder, case.name, maps, case.properties, windows, outlines=lesion_mask if lesion_mask.any() else None
-    )
+    outlines = lesion_mask if lesion_mask.any() else None
+    write_case(output_folder, case.name, maps, case.properties, windows, outlines=outlines)
     return result
 
 
@@ -179,17 +177,10 @@ def quality_of(mean: Mapping[str, Any]) -> dict[str, float]:
 
 def write_summary(path: Path, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Write summary.json: means over cases, then each case; numbers that do not exist are null. Returns: it."""
-    summary = _without_nan({"mean": means_over(cases), CASES_KEY: list(cases)})
+    content = json.dumps({"mean": means_over(cases), CASES_KEY: list(cases)})
+    summary: dict[str, Any] = json.loads(content, parse_constant=lambda _: None)  # NaN, infinite
     write_text(path, json.dumps(summary, indent=2, allow_nan=False))
     return summary
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measure_detector(
@@ -202,52 +193,43 @@ def measure_detector(
     fold: int | str = 0,
     device: torch.device,
     chosen: Collection[str] | None = None,
-    bone_labels: Sequence[int] = BONES,
-    anomaly_labels: Sequence[int] = LESIONS,
-    show_progress: bool = True,
 ) -> dict[str, Any]:
     """Error images of A and of G on held-out cases, measured against a truth that the training labels do not hold.
 
     Args:
         images_folder: images named as nnU-Net wants them.
         labels_folder: <case><ending>, the anatomy; it is what is erased for G.
-        anomalies_folder: <case><ending>, anomalies by ``anomaly_labels``, on the grid of the labels.
+        anomalies_folder: <case><ending>, anomalies by the labels ``LESIONS``, on the grid of the labels.
         output_folder: made if need be; gets A's images, a picture per case and summary.json.
         chosen: the cases to measure; None: all images of the folder.
-        bone_labels: labels among whose voxels the anomalies are to be found.
     Returns: the summary: means over cases of the voxel-wise AUC of the error image, squared and with its sign, of the
         family's rivals and of the raw intensity, and of the family's own measures; then each case.
     Raises: UserError if the model is no pre-stage, or a file is missing or has another grid.
     """
     predictor = load_model(model_folder, folds=(fold,), device=device)
-    network = predictor.network.to(device).eval()
+    network = predictor.network
     detector = detector_of(network)
     trainer = recursive_find_trainer_class_by_name(predictor.trainer_name)
     if detector is None or not hasattr(trainer, "rivals"):
         model = f"the model in {model_folder} ({predictor.trainer_name})"
         raise UserError(f"{model} is no pre-stage; expected the model of a detector")
-    plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
-    dataset_json = predictor.dataset_json
-    windows = Windows(plans_manager, configuration_manager, dataset_json, device)
-    ending = dataset_json["file_ending"]
-    reader = plans_manager.image_reader_writer_class()
-    preprocessor = configuration_manager.preprocessor_class(verbose=False)
+    plans = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    windows, num_channels = Windows(*plans, device), determine_num_input_channels(*plans)
+    ending = predictor.dataset_json["file_ending"]
+    reader = predictor.plans_manager.image_reader_writer_class()
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
     output_folder.mkdir(parents=True, exist_ok=True)
-    num_channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     results = []
     cases = [case for case in list_cases(images_folder, ending) if chosen is None or case.case in chosen]
-    for files in tqdm(cases, desc="Detector", disable=not show_progress):
+    for files in tqdm(cases, desc="Detector"):
         name, (image, properties) = files.case, read_case(reader, files, num_channels)
         of_case = (folder / f"{name}{ending}" for folder in (labels_folder, anomalies_folder))
         labels, anomalies = (read_labels(reader, file, image.shape[1:], properties) for file in of_case)
         labels = np.where(anomalies > 0, anomalies, labels)
-        data, preprocessed_labels, properties = preprocessor.run_case_npy(
-            image, labels, properties, plans_manager, configuration_manager, dataset_json
-        )
-        case = CaseForValidation(name, np.asarray(data), preprocessed_labels[0], properties)
-        foreground = sorted(set(np.unique(preprocessed_labels).tolist()) - {0, -1})
+        image, labels, properties = preprocessor.run_case_npy(image, labels, properties, *plans)
+        case = CaseForValidation(name, np.asarray(image), labels[0], properties)
+        foreground = sorted(set(np.unique(labels).tolist()) - {0, -1})
         rivals = trainer.rivals(network, case, foreground, windows)
-        bones = [values for values in BONES_WITH_LESIONS if values[0] in bone_labels]
-        labelled: dict[str, Any] = {"lesion_labels": anomaly_labels, "bones": bones}
+        labelled: dict[str, Any] = {"lesion_labels": LESIONS, "bones": BONES_WITH_LESIONS}
         results.append(validate_case(detector, case, output_folder, windows, rivals=rivals, **labelled))
     return write_summary(output_folder / "summary.json", results)

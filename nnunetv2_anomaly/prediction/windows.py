@@ -30,16 +30,13 @@ def _maps(detector: Detector, rescaled: Tensor, difference: Tensor, error: Tenso
 
 def mean_maps(maps: Sequence[Maps]) -> Maps:
     """The mean of the maps that several detectors made of one volume, map by map; bones are where any saw one."""
-    first = maps[0]
-    if len(maps) == 1:
-        return first
     mean = {
         kind: torch.stack([getattr(of, kind) for of in maps]).mean(dim=0)
         for kind in ("image", "difference", "error", "expected")
-        if getattr(first, kind) is not None
+        if getattr(maps[0], kind) is not None
     }
     bones = [of.bones for of in maps if of.bones is not None]
-    return replace(first, **mean, bones=torch.stack(bones).amax(dim=0) if bones else None)
+    return replace(maps[0], **mean, bones=torch.stack(bones).amax(dim=0) if bones else None)
 
 
 #: Maps are blended in so small units that nnU-Net's float16 keeps them where a window weighs least, in the corners of a

@@ -141,21 +141,15 @@ def save_reconstruction_figure(
     save_figure(figure, path)
 
 
-def _outlined(
-    error: NDArray, outlines: NDArray | None, bones: NDArray | None
-) -> list[tuple[NDArray[np.bool_], Line2D]]:
+def _outlined(error: NDArray, outlines: NDArray | None, bones: NDArray | None) -> list[tuple[NDArray, Line2D]]:
     """What has an outline, (X, Y, Z), and how the line looks."""
-    found = {"bones": bones, "lesions": outlines}
+    lines = Line2D([], [], color="deepskyblue"), Line2D([], [], color="orange", linestyle="dashed")
+    found = [("bones", bones, lines[0]), ("lesions", outlines, lines[1])]
     if bones is None and outlines is None:
-        found = {"strongest hundredth of the map": error >= np.quantile(error, 0.99)}
-    masks = {name: of > 0 for name, of in found.items() if of is not None}
-    return [
-        (mask, Line2D([], [], color="deepskyblue", label=name))
-        if name == "bones"
-        else (mask, Line2D([], [], color="orange", linestyle="dashed", label=name))
-        for name, mask in masks.items()
-        if mask.any() and not mask.all()
-    ]
+        found = [("strongest hundredth of the map", error >= np.quantile(error, 0.99), lines[1])]
+    for name, _, line in found:
+        line.set_label(name)
+    return [(of > 0, line) for _, of, line in found if of is not None and (of > 0).any() and not (of > 0).all()]
 
 
 def _slices_of(error: NDArray[np.floating], within: NDArray | None) -> list[int]:
@@ -163,11 +157,11 @@ def _slices_of(error: NDArray[np.floating], within: NDArray | None) -> list[int]
 
     Not from the outermost tenths without a mask: every reconstruction is off at the image's edge.
     """
-    strength = error.reshape(len(error), -1).mean(axis=1)
     places = np.arange(len(error))[len(error) // 10 : len(error) - len(error) // 10]
     if within is not None and within.any():
-        strength = np.where(within > 0, error, 0).reshape(len(error), -1).mean(axis=1)
-        places = np.flatnonzero((within > 0).reshape(len(error), -1).any(axis=1))
+        error = np.where(within > 0, error, 0)
+        places = np.flatnonzero((within > 0).any(axis=(1, 2)))
+    strength = error.reshape(len(error), -1).mean(axis=1)
     return [int(third[np.argmax(strength[third])]) for third in np.array_split(places, min(3, len(places)))]
 
 

@@ -131,26 +131,20 @@ class Table:
         """Write it as ``stem.csv``, ``stem.md`` and ``stem.tex``, each whole; the folder is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         forms = {"csv": self.csv, "md": self.markdown, "tex": self.latex}
-        paths = []
-        for ending in endings:
-            paths.append(folder / f"{stem}.{ending}")
-            write_text(paths[-1], forms[ending]())
-        return paths
+        paths = {ending: folder / f"{stem}.{ending}" for ending in endings}
+        for ending, path in paths.items():
+            write_text(path, forms[ending]())
+        return list(paths.values())
 
     def rows_with_spans(self) -> Iterator[tuple[Sequence[Cell], list[int]]]:
         """Every row, and over how many rows each of its cells extends; 0 where it repeats the one above it."""
         texts = [[cell.text for cell in row] for row in self.rows]
         for index, row in enumerate(self.rows):
-            spans = []
-            for column in range(len(row)):
-                lead = texts[index][: column + 1]
-                if column >= self.grouped:
-                    spans.append(1)
-                elif index and texts[index - 1][: column + 1] == lead:
-                    spans.append(0)
-                else:
-                    same = itertools.takewhile(lambda other: other[: len(lead)] == lead, texts[index:])  # noqa: B023
-                    spans.append(sum(1 for _ in same))
+            spans = [1] * len(row)
+            for column in range(self.grouped):
+                leads = [text[: column + 1] for text in texts]
+                same = itertools.takewhile(leads[index].__eq__, leads[index:])
+                spans[column] = 0 if index and leads[index - 1] == leads[index] else sum(1 for _ in same)
             yield row, spans
 
 

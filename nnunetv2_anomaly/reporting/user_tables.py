@@ -11,7 +11,7 @@ from nnunetv2_anomaly.reporting.table import unescaped
 
 #: columns that are no numbers, whatever they look like
 _TEXTS = dict.fromkeys(
-    (
+    [
         "case",
         "subject",
         "visit",
@@ -24,7 +24,7 @@ _TEXTS = dict.fromkeys(
         "unit",
         "flag",
         "slices",
-    ),
+    ],
     str,
 )
 _NUMBERS = ["value", "mean", "sd", "limit"]
@@ -42,10 +42,8 @@ def read_table(file: Path, columns: set[str], what: str) -> pd.DataFrame:
         table[name] = table[name].fillna("").map(unescaped)
     for name in table.columns.intersection(_NUMBERS):
         numbers = pd.to_numeric(table[name], errors="coerce")
-        wrong = table[name][numbers.isna() & table[name].notna()]
-        if len(wrong):
-            raise UserError(
-                f"{file} has the {name} {wrong.iloc[0]}; expected a number with a decimal point, or nothing"
-            )
+        if len(wrong := table[name][numbers.isna() & table[name].notna()]):
+            expected = "a number with a decimal point, or nothing"
+            raise UserError(f"{file} has the {name} {wrong.iloc[0]}; expected {expected}")
         table[name] = numbers.astype(float)
     return table

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from nnunetv2_anomaly.label_roles import label_roles
 from nnunetv2_anomaly.labels import LABELS
-from nnunetv2_anomaly.measurements.bones import Structures, bones_of
+from nnunetv2_anomaly.measurements.bones import Options, Structures, bones_of
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.knee import measure_knee
 from nnunetv2_anomaly.measurements.marrow_lesions import moaks_size_grade
@@ -47,7 +47,13 @@ def healthy(image):
 def measured(image, side="right", **options):
     labels = sitk.GetArrayFromImage(image)
     steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    return measure_knee(labels, image.GetOrigin(), steps[:, ::-1], STRUCTURES, side, **options)
+    return measure_knee(labels, image.GetOrigin(), steps[:, ::-1], STRUCTURES, side, *taken(**options))
+
+
+def taken(*, thickness=False, earlier=None, **options):
+    """Options as ``measure_knee`` takes them."""
+    quantities = ("thickness",) if thickness else ()
+    return Options(**options, quantities=quantities), earlier or {}
 
 
 def values(found):
@@ -232,7 +238,7 @@ def test_lesions_whose_label_names_no_bone_are_in_the_bone_that_they_touch(knee,
 def measure(image, structures, side="right", **options):
     steps = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     labels = sitk.GetArrayFromImage(image)
-    return measure_knee(labels, image.GetOrigin(), steps[:, ::-1], structures, side, **options)
+    return measure_knee(labels, image.GetOrigin(), steps[:, ::-1], structures, side, *taken(**options))
 
 
 def test_lesion_of_cartilage_is_none_of_a_bone(knee):

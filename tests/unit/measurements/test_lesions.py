@@ -221,28 +221,10 @@ def test_voxel_of_exactly_the_probability_stays(kind):
         assert [point["outcome"] for point in points] == ["TP"] * (step + 1) + ["FN"] * (5 - step)
 
 
-@pytest.mark.parametrize(
-    ("value", "says"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf"), (1.01, "1.01"), (-0.1, "-0.1")]
-)
-def test_probability_that_is_none_is_told(value, says):
-    lesion, probability = strip(0), np.zeros((1, 1, 60))
-    probability[0, 0, 40] = value  # outside the lesions
-    with pytest.raises(ValueError, match=says):
-        detect(lesion, lesion, MM, probability=probability)
-
-
 def test_wrong_inputs_are_told():
     lesion = strip(0)
-    with pytest.raises(ValueError, match=r"of the masks' \(1, 1, 60\)"):
-        detect(lesion, lesion, MM, probability=np.zeros((1, 60)))
-    with pytest.raises(ValueError, match="expected floating point"):
-        detect(lesion, lesion, MM, probability=lesion)
-    with pytest.raises(ValueError, match="expected bool"):
-        detect(lesion, lesion.astype(int), MM)
     with pytest.raises(ValueError, match="shapes"):
         detect(lesion, lesion[..., 1:], MM)
-    with pytest.raises(ValueError, match="two or three axes"):
-        detect(lesion[0, 0], lesion[0, 0], (1,))
     with pytest.raises(ValueError, match="3 positive numbers"):
         detect(lesion, lesion, (1, 1))
     with pytest.raises(ValueError, match="3 positive numbers"):

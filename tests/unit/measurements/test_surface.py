@@ -255,13 +255,6 @@ def test_inputs_stay_as_they_are_and_wrong_ones_are_told():
         evaluate_case(reference, reference[1:], (1, 1, 1), [1])
     with pytest.raises(ValueError, match="3 positive numbers"):
         evaluate_case(reference, reference, (1, 1), [1])
-    with pytest.raises(ValueError, match="expected integers"):
-        evaluate_case(reference.astype(float), reference, (1, 1, 1), [1])
-    with pytest.raises(ValueError, match="expected bool"):
-        surface_metrics(reference, reference, (1, 1, 1))
-    for labels in ([], [0], [(0, 1)], [()], [1.5]):
-        with pytest.raises(ValueError, match="whole numbers from 1"):
-            evaluate_case(reference, reference, (1, 1, 1), labels)
 
 
 def phantom_knees():
