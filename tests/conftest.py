@@ -11,6 +11,7 @@ import copy
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from places import ROOT
 from quick import draw_progress_figures, pools_of_threads, sample_few_voxels, skip_progress_figures
 
 from nnunetv2_anomaly.environment import shim_folder
+
+# The benchmarks are no part of the package: they are taken from the checkout, after whatever is installed.
+sys.path.append(str(ROOT))
 
 # A shell starts what runs in its background with Ctrl-C ignored, which the commands under test would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
