@@ -23,21 +23,32 @@ _OUTSIDE, _INSIDE = (0.1, 0.05), 1.0
 class PastedLoss(nn.Module):
     """Phase 1: A(x) is to be the local level in bones, and x elsewhere. Phase 2: D is to find what was pasted."""
 
-    def __init__(self, bones: Sequence[Collection[int]], sigma_voxels: Sequence[float], polarity: str) -> None:
-        """Set the target. Args: bones: label values of each. sigma_voxels, polarity: as ``local_level`` takes them."""
+    def __init__(
+        self,
+        bones: Sequence[Collection[int]],
+        sigma_voxels: Sequence[float],
+        polarity: str,
+        ignore_label: int = -1,
+    ) -> None:
+        """Set the target.
+
+        Args: bones: label values of each. sigma_voxels, polarity: as ``local_level`` takes them. ignore_label: voxels
+            with this label do not count; by default there are none.
+        """
         super().__init__()
-        self.bones, self.sigma_voxels, self.polarity = bones, sigma_voxels, polarity
+        self.bones, self.sigma_voxels, self.polarity, self.ignore_label = bones, sigma_voxels, polarity, ignore_label
 
     def forward(self, output: PastedOutput, target: Tensor) -> Tensor:
         """Scalar loss. Args: target: (B, 2, *patch_size), labels, and 1 or 2 where brighter or darker was pasted."""
         numbers = bone_numbers(target[:, 0], self.bones)
         inside = (numbers > 0)[:, None].float()
+        known = (target[:, :1] != self.ignore_label).float()
         if output.logits is None:
             with torch.no_grad():
                 level = level_within(output.rescaled, numbers, self.sigma_voxels, self.polarity)
             squares = torch.square(output.rescaled - output.deviation - level)
-            return ((_OUTSIDE[0] + _INSIDE * inside) * squares).mean()
+            return (known * (_OUTSIDE[0] + _INSIDE * inside) * squares).mean()
         wanted = torch.stack((target[:, 1] == 1, target[:, 1] == 2), dim=1).to(output.logits)
         weight = torch.full((), POSITIVE_WEIGHT, device=wanted.device)
         entropy = binary_cross_entropy_with_logits(output.logits, wanted, pos_weight=weight, reduction="none")
-        return ((_OUTSIDE[1] + _INSIDE * inside) * entropy).mean()
+        return (known * (_OUTSIDE[1] + _INSIDE * inside) * entropy).mean()

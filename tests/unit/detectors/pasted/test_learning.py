@@ -88,3 +88,19 @@ def test_lesion_within_the_marrows_range_is_found_and_by_intensity_is_not(sign, 
     image, _, lesion = phantom(rng, -sign)
     with torch.no_grad():
         assert detector(torch.from_numpy(image)[None])[0, 0].numpy()[lesion].mean() < 0.5
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_ignored_voxels_do_not_count(phase):
+    torch.manual_seed(0)
+    network = PastedNetwork(PastedDetector(num_channels=1, strides=[(2, 2)] * 2, features=4, polarity="both"))
+    network.set_phase(phase)
+    target = torch.zeros(1, 2, 16, 16)
+    target[:, 0, 2:12, 2:12] = 1
+    target[:, 0, :, 12:] = 5
+    output = network(torch.randn(1, 1, 16, 16))
+    learnt = output.deviation if output.logits is None else output.logits
+    learnt.retain_grad()
+    PastedLoss([[1]], [4.0, 4.0], "both", ignore_label=5)(output, target).backward()
+    assert not learnt.grad[..., 12:].any()
+    assert learnt.grad[..., :12].any()
