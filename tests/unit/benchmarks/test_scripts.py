@@ -109,11 +109,3 @@ def test_mask_rcnn_on_thin_cartilage():
     rows = re.findall(r"(?m)^\| (plain|improved) \| 0 \| ([0-9.]+) \| ([0-9.]+) \|", printed)
     assert [row[0] for row in rows] == ["plain", "improved"]
     assert all(0 <= float(number) <= 1 for row in rows for number in row[1:])
-
-
-def test_chain_of_mask_rcnn(tmp_path):
-    write_phantoms(tmp_path / "maps", 4, ".nii.gz")
-    words = ["--folder", str(tmp_path / "chain"), "--labels", str(tmp_path / "maps"), "--size", "16", "32", "32"]
-    words += ["--test", "1", "--seconds", "1", "--epochs", "2", "--features", "8", "--boxes", "16"]
-    printed = output_of("mask_rcnn_chain", *words, "--networks", "improved")
-    assert re.search(r"(?m)^\| improved \| .* \| yes \|$", printed)
