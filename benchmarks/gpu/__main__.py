@@ -27,7 +27,7 @@ from benchmarks.models import parse_models
 from benchmarks.naive_vs_aware import ended_well
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import read_json, write_text
-from nnunetv2_anomaly.registry import SEGMENTERS, TRAINERS, detector_families
+from nnunetv2_anomaly.registry import DETECTORS, SEGMENTERS, TRAINERS
 from nnunetv2_anomaly.reporting.table import Cell, Table, number
 from nnunetv2_anomaly.workflows.steps import Step, step
 
@@ -52,7 +52,7 @@ def segmenter_trainers() -> list[str]:
 
 def trainers() -> list[str]:
     """All trainers that are measured, detectors last; those of the registry, so that a new family joins."""
-    return [*segmenter_trainers(), *(family.trainer for family in detector_families().values())]
+    return [*segmenter_trainers(), *(family.trainer for family in DETECTORS.values())]
 
 
 def words_of(names: Sequence[str], small: bool) -> list[str]:

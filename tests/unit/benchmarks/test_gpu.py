@@ -11,7 +11,7 @@ from benchmarks.gpu.__main__ import (
     tables,
     trainers,
 )
-from nnunetv2_anomaly.registry import SEGMENTERS, TRAINERS, detector_families
+from nnunetv2_anomaly.registry import DETECTORS, SEGMENTERS, TRAINERS
 
 
 def test_every_family_of_the_registry_is_measured():
@@ -19,7 +19,7 @@ def test_every_family_of_the_registry_is_measured():
     assert chosen[0] == "nnUNetTrainer"
     assert {TRAINERS[name].family for name in chosen[1:]} == set(SEGMENTERS)
     assert {"AnomalyAwareTrainer", "UNETSTrainer"} <= set(chosen)
-    assert set(trainers()) - set(chosen) == {family.trainer for family in detector_families().values()}
+    assert set(trainers()) - set(chosen) == {family.trainer for family in DETECTORS.values()}
 
 
 def test_the_table_holds_what_was_measured_and_nothing_else(tmp_path):
