@@ -2,9 +2,9 @@
 
     python -m benchmarks.scale --folder SCALE
 
-A few knees of real size are simulated and measured, and timed; records of --listed cases are made from one of them, and
-the verb that merges them, the listing of cases and the table of steps are timed on a tenth and on all. The table is for
---cohort knees: what one costs, times the number.
+A few knees of real size are converted, simulated and measured, and timed; records of --listed cases are made from one
+of them, and the verb that merges them, the listing of cases and the table of steps are timed on a tenth and on all.
+The table is for --cohort knees: what one costs, times the number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from time import perf_counter, process_time
 
 import SimpleITK as sitk
 
+from benchmarks.conversion import make_tree
 from benchmarks.timing import shown, timed
+from nnunetv2_anomaly.environment import create_nnunet_folders, nnunet_environment
 from nnunetv2_anomaly.images.dataset_description import find_dataset_description, segmentation_files
 from nnunetv2_anomaly.postprocessing.clean_up import CleanUp
 from nnunetv2_anomaly.postprocessing.run import postprocess_folder
@@ -31,10 +33,10 @@ from nnunetv2_anomaly.workflows.table import steps_of
 _COHORT = {"dataset": "Dataset501_Knees", "base": ".", "trainers": ["nnUNetTrainer"], "images": "I"}
 
 
-def cpu_seconds(words: list[str]) -> float:
+def cpu_seconds(words: list[str], environment: dict[str, str] | None = None) -> float:
     """CPU seconds of a command and its children."""
     before = os.times()
-    subprocess.run(words, check=True, capture_output=True)
+    subprocess.run(words, check=True, capture_output=True, env=environment)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -48,6 +50,15 @@ def knees(folder: Path, number: int, size: tuple[int, int, int]) -> Path:
     """A folder of label maps of phantoms, with dataset.json."""
     simulate_folder(folder / "drawn", num_phantoms=number, size=size, num_processes=1)
     return folder / "drawn" / "labels"
+
+
+def converted(folder: Path, number: int, size: list[int]) -> tuple[Path, float]:
+    """Folder of converted cases, DICOM series and masks as OAI ZIB has them, and CPU seconds of the command."""
+    shutil.rmtree(folder, ignore_errors=True)
+    create_nnunet_folders(folder)
+    make_tree(folder, number, size)
+    words = verb("convert", "oai_zib", "--zib", folder / "zib", "--oai", folder / "oai", "-np", 1)
+    return folder / "nnUNet_raw", cpu_seconds(words, nnunet_environment(folder))
 
 
 def copies(labels: Path, folder: Path, number: int) -> Path:
@@ -104,6 +115,7 @@ def main() -> None:
     drawn = cpu_seconds(
         verb("simulate", "-o", options.folder / "again", "--phantoms", cases, "--size", *options.size, "-np", 1)
     )
+    raw, converting = converted(options.folder / "conversion", cases, list(options.size))
     began = perf_counter()
     again = cpu_seconds(measuring)
     print(f"reading a label map: {shown(read)}; starting a verb: {cpu_seconds(verb('env')):.2f} s CPU")
@@ -113,7 +125,8 @@ def main() -> None:
     for name, (few, many) in per_thousand(labels, options.folder, options.listed).items():
         print(f"{name}: {few:.3f} s CPU a thousand cases of {options.listed // 10}, {many:.3f} of {options.listed}")
     rows = []
-    folders = {"simulated images and labels": (options.folder / "again", drawn / cases),
+    folders = {"conversion of DICOM and masks": (raw, converting / cases),
+               "simulated images and labels": (options.folder / "again", drawn / cases),
                "measurements": (options.folder / "measured", measured)}  # fmt: skip
     for name, (folder, seconds) in folders.items():
         files = [file for file in folder.rglob("*") if file.is_file()]
@@ -125,7 +138,10 @@ def main() -> None:
     header = ["", "CPU seconds a knee", f"CPU hours of {options.cohort}", "GiB", "files"]
     print(
         Table(
-            "", header, rows, [f"{cases} knees of {' x '.join(map(str, options.size))} voxels were timed."]
+            f"{options.cohort} knees",
+            header,
+            rows,
+            [f"{cases} knees of {' x '.join(map(str, options.size))} voxels were timed."],
         ).markdown()
     )
 
