@@ -307,4 +307,5 @@ def _narrowed(voxels: NDArray) -> NDArray:
         for dtype in (np.int16, np.uint16, *((np.int32, np.uint32) if voxels.dtype.kind in "iu" else ())):
             if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
                 return voxels.astype(dtype)
-    return voxels.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite voxels are told of where a case is checked
+        return voxels.astype(np.float32)

@@ -30,6 +30,7 @@ from nnunetv2_anomaly.conversion.splits import seeded_test_sets, splits_from_tes
 from nnunetv2_anomaly.conversion.summary import Summary, note_unconfirmed, refuse_differing_mappings
 from nnunetv2_anomaly.errors import UserError, listed
 from nnunetv2_anomaly.files import is_half_written, locked, read_json, write_text
+from nnunetv2_anomaly.images.files import last_line
 from nnunetv2_anomaly.parallel import run_jobs
 from nnunetv2_anomaly.reporting.table import csv_text, unescaped
 
@@ -184,7 +185,11 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> dict[st
     file = folder / MANIFEST
     if not file.is_file():
         return {}
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        fault = f"cannot be read as the table that a conversion writes ({last_line(error)})"
+        raise UserError(f"{file} {fault}; delete its folder, or choose another number with -d") from error
     if columns is not None and list(table) != list(columns):
         fault = "has other columns than this conversion writes, so it is of another release or version"
         raise UserError(f"{file} {fault}; delete its folder, or choose another number with -d")

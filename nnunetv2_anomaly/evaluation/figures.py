@@ -246,7 +246,7 @@ def _roc_curve(axis: Axes, points: pd.DataFrame, line: dict[str, Any], marker: s
         axis.plot(1 - of_rule["specificity"], of_rule["sensitivity"], sign, markersize=3.2, color=colour)
     as_it_is = points[(points["rule"] == SIZE) & (points["threshold"] == 0)]
     style: dict[str, Any] = {"marker": marker, "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.8}
-    axis.plot(1 - as_it_is["specificity"], as_it_is["sensitivity"], "none", color=colour, zorder=4, **style)
+    axis.plot(1 - as_it_is["specificity"], as_it_is["sensitivity"], linestyle="", color=colour, zorder=4, **style)
     return Line2D([], [], label="no curve" if math.isnan(area) else f"AUC {area:.3f}", **line, **style)
 
 

@@ -40,7 +40,11 @@ def header_fault(path: Path) -> str | None:
     if header.sizeof_hdr != 348:
         return "is a NIfTI-2 file, which nnU-Net's own reader, ITK, cannot read; expected NIfTI-1"
     with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-        steps = np.frombuffer(file.read(92)[80:], f"{header.endianness}f4")[:axes]  # nibabel has made its own positive
+        head = file.read(120)
+    steps = np.frombuffer(head[80:92], f"{header.endianness}f4")[:axes]  # nibabel has made its own positive
+    slope, inter = np.frombuffer(head[112:120], f"{header.endianness}f4")
+    if slope == 0 and np.isfinite(inter) and inter != 0:  # nibabel takes it for no scaling, ITK adds scl_inter
+        return f"has scl_slope 0 and scl_inter {inter:g}; expected 1 and 0 where nothing is scaled"
     if np.issubdtype(image.get_data_dtype(), np.complexfloating):
         return "holds complex numbers; expected real ones, such as their magnitude"
     if unit := {1: "metre", 3: "micrometre"}.get(int(header["xyzt_units"]) % 8):

@@ -65,6 +65,8 @@ def read_pairs(file: Path) -> list[Pair]:
     table = read_table(file, {"before", "after"}, "a table of cases before and after")
     if not len(table):
         raise UserError(f"{file} has no pair; expected a row for each, with the cases before and after")
+    if len(twice := table["before"][table["before"] == table["after"]]):
+        raise UserError(f"{file} pairs {twice.iloc[0]} with itself; expected two visits")
     return [Pair(row["before"], row["after"], row.get("subject", "")) for row in table.to_dict("records")]
 
 

@@ -139,7 +139,7 @@ def _both_visits(task: _PairTask) -> tuple[Found, Found, dict[str, str], str | N
     structures = Structures.of(task.dataset.labels, task.dataset.roles)
     earlier: dict[str, Earlier] = {}
     refused: dict[str, str] = {}
-    for name in before.bones.keys() & plain.bones.keys():
+    for name in sorted(before.bones.keys() & plain.bones.keys()):
         motion = register(plain.bones[name], before.bones[name])
         if motion.residual_mm <= task.change.max_residual_mm:
             earlier[name] = Earlier(before.bones[name].landmarks, motion)

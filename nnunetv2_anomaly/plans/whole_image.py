@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -89,7 +90,9 @@ def plan_whole_image(
     source, fingerprint, dataset_json = _read_planned(folder, dataset, source_plans)
     try:
         plans = whole_image_plans(source, fingerprint, plans_name, configuration, size)
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         fault = f"{source_plans}.json or dataset_fingerprint.json in {folder} is not as nnU-Net writes it"
         advice = f"run nnUNetv2_plan_and_preprocess -d {dataset} again"
         raise UserError(f"{fault} ({type(error).__name__}: {error}); {advice}") from error
@@ -174,10 +177,13 @@ def largest_image(
         configuration, transposed; with two axes the slices' own axis, the first, is left out.
     Returns: voxels, in the configuration's axis order.
     """
+    shapes, spacings = fingerprint["shapes_after_crop"], fingerprint["spacings"]
+    if sorted(transpose_forward) != [0, 1, 2] or not shapes or not np.all(np.array([*shapes, *spacings], float) > 0):
+        raise ValueError("sizes and spacings above 0, and axes 0, 1, 2 in some order, are not there")
     axes = list(transpose_forward)[-len(spacing_mm) :]
     resampled = [
         compute_new_shape([shape[axis] for axis in axes], [spacing[axis] for axis in axes], list(spacing_mm))
-        for shape, spacing in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
+        for shape, spacing in zip(shapes, spacings, strict=True)
     ]
     return tuple(int(max(voxels)) for voxels in zip(*resampled, strict=True))
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
         known = worded(task.values)
         raise UserError(f"{task.source} holds unknown labels {worded(unknown)}; expected {known}; check -djfile")
     softmax, of = task.probabilities, f"the softmax output of {task.source}"
-    with read_failures_as_user_errors(softmax or task.source, of, "predict again"):
+    with nullcontext() if softmax is None else read_failures_as_user_errors(softmax, of, "predict again"):
         channels = None if softmax is None else files.probabilities(softmax, segmentation, task.dataset.num_classes)
         cleaned = task.clean_up.apply(segmentation.voxels, segmentation.spacing_mm, channels)
     rows = _rows(task, segmentation, cleaned)

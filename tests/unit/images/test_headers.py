@@ -216,3 +216,13 @@ def test_what_is_written_keeps_type_and_shape(tmp_path, dtype, shape):
     before, after = nibabel.load(source), nibabel.load(tmp_path / "b.nii.gz")
     assert (after.shape, after.get_data_dtype()) == (before.shape, before.get_data_dtype())
     np.testing.assert_array_equal(np.asarray(after.dataobj), 2 * np.asarray(before.dataobj))
+
+
+def test_a_scale_of_nothing_with_a_shift_is_refused(tmp_path):
+    """SimpleITK would add 5 to every voxel, nibabel nothing."""
+    path = tmp_path / "a.nii"
+    content = bytearray(written(path).read_bytes())
+    content[112:120] = np.array([0, 5], np.float32).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="has scl_slope 0 and scl_inter 5; expected 1 and 0"):
+        read_image(path)

@@ -72,6 +72,9 @@ def test_tables_that_cannot_be(tmp_path):
     (tmp_path / "pairs.csv").write_text("first,second\na,b\n")
     with pytest.raises(UserError, match="lacks the column after, before"):
         read_pairs(tmp_path / "pairs.csv")
+    (tmp_path / "pairs.csv").write_text("before,after\na,a\n")
+    with pytest.raises(UserError, match="pairs a with itself"):
+        read_pairs(tmp_path / "pairs.csv")
     (tmp_path / "limits.csv").write_text("quantity,limit\nVC,1\nVC,2\n")
     with pytest.raises(UserError, match="have VC twice"):
         Limits.read(tmp_path / "limits.csv")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from math import prod
 
 import pytest
@@ -275,8 +276,10 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(folder, missing,
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("shapes_after_crop", value) for value in ([[40, 60], [50, 30]], 3)),
-        *(("spacings", [[1.0, 1.0, step], [2.0, 1.0, 0.95]]) for step in ("1.9", None)),
+        *(("shapes_after_crop", [[40, 60, edge], [50, 30, 20]]) for edge in (0, -20, None, math.nan)),
+        *(("shapes_after_crop", value) for value in (None, [], [[40, 60, 20]], [[40, 60], [50, 30]], "none", 3)),
+        *(("spacings", [[1.0, 1.0, step], [2.0, 1.0, 0.95]]) for step in (0, -1.9, None, math.nan)),
+        *(("spacings", value) for value in (None, [], [[1.0, 1.0, 1.9]], {})),
     ],
 )
 def test_damaged_fingerprint_is_told_and_nothing_is_planned(folder, name, value):
