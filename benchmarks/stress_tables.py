@@ -35,7 +35,7 @@ _LESION_COLOUR = "#C1121F"
 #: a kind of ``STRESS``
 _BRIGHT = "bright"
 #: headings that are no model's name
-_TITLES = {"labels": "reference"}
+_TITLES = {"labels": "reference", "nnunet": "nnU-Net"}
 _BONES, _CARTILAGES = "bones", "cartilages"
 
 _DSC = {"factor": 100.0, "digits": 1, "larger_is_better": True}
@@ -201,7 +201,7 @@ def _figure(experiment: Experiment, predictions: dict[str, Path], knees: dict[st
     palette = label_palette(LABELS, LABELS.values())
     shown = label_handles(palette, LABELS, sorted(ANATOMY.values())[1:])  # without the background
     shown.append(Patch(facecolor=_LESION_COLOUR, alpha=0.8, label="lesion not given to its bone"))
-    figure.legend(handles=shown, loc="outside lower center", ncols=len(shown), fontsize=8, frameon=False)
+    figure.legend(handles=shown, loc="outside lower center", ncols=2 * columns - 4, fontsize=8, frameon=False)
     return figure
 
 
