@@ -37,7 +37,8 @@ def prepare(folder: Path) -> None:
     """The cohort up to its preprocessed data; nnU-Net's planning finds its statistics there, of a few voxels."""
     demo.init_demo(folder, device="cpu", size=SIZE)
     config = folder / "config.yaml"
-    one = {**yaml.safe_load(config.read_text()), "trainers": {"anomaly-aware": TRAINER}}
+    one = {**yaml.safe_load(config.read_text()), "trainers": {"anomaly-aware": TRAINER}, "processes": 1}
+    one["variables"]["nnUNet_def_n_proc"] = "1"  # a second process would only import torch once more
     config.write_text(json.dumps(one, indent=1))
     subprocess.run(verb("workflow", "run", folder, "--", "--until", "convert"), check=True)
     extract_fingerprint(folder, "500")

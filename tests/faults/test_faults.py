@@ -1148,6 +1148,7 @@ sys.addaudithook(listen)
 #: the demonstration as it is, but for its size
 DEMO = """
 import dataclasses
+import re
 from pathlib import Path
 from nnunetv2_anomaly.workflows import demo
 from nnunetv2_anomaly.workflows.engine import run_snakemake
@@ -1159,6 +1160,8 @@ if __name__ == "__main__":
         features=(2, 2, 2), anomaly={**demo.QUICK.anomaly, **short},
     )
     demo.init_demo(Path(folder_of_test), device="cpu", size=size)
+    config = Path(folder_of_test) / "config.yaml"  # a second process would only import torch once more
+    config.write_text(re.sub('(def_n_proc": "|\\nprocesses: )[0-9]+', r"\\g<1>1", config.read_text()))
     run_snakemake(Path(folder_of_test), "local")
 """
 

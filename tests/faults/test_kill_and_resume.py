@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "killpg"), reason="processes are killed with their children by POSIX's killpg"),
 ]
 
-KILLS = int(os.environ.get("KILLS", "7"))
+KILLS = int(os.environ.get("KILLS", "5"))
 #: of each of the three: phase 1, phase 2, segmentation
 EPOCHS = max(6, KILLS)
 SETTINGS = {

@@ -2,15 +2,13 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from places import ROOT
+from comparing import compare
 from scipy.stats import pearsonr
 
 from benchmarks import naive_vs_aware
@@ -341,17 +339,6 @@ def test_invented_labels_do_not_stand_for_a_knee(evaluation):
     assert "k0" not in set(by_knee(cases)["case"])
 
 
-def compare(folder, *words):
-    """The command on small phantoms, two iterations a training."""
-    common = [
-        "--folder", str(folder), "--data", "phantoms", "--seeds", "0", "--budget", "2", "--iterations_per_epoch", "1",
-        "--detector_budget", "1", "1", "--size", "16", "24", "24", "--features", "2", "--device", "cpu", "--jobs", "2",
-    ]  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    command = [sys.executable, "-m", "benchmarks.naive_vs_aware", *common, *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 #: a grid that is fine enough for simulate to see what labels stand for
 STRESSED = ("--size", "24", "32", "24")
 
@@ -413,56 +400,3 @@ def test_comparison_of_phantoms_from_images_to_tables(tmp_path):
     assert other.returncode == 1
     assert "--budget 2 there, 3 now" in other.stderr
     assert "Traceback" not in other.stderr
-
-
-@pytest.mark.exhaustive
-def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
-    folder = tmp_path / "work"
-    done = compare(
-        folder, "--num_phantoms", "5", "--num_test", "0", "--folds", "0", "1", "--whole_image", "--keep_lesion_labels",
-        "--models", "UNETPlusTrainer", "UNETSTrainer", "--stress", *STRESSED,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = (folder / "results.md").read_text()
-    assert "Detectors on held-out knees" in results
-    folds = json.loads(next(folder.glob("nnUNet_preprocessed/*/splits_final.json")).read_text())
-    for fold in (0, 1):  # a detector is measured on the knees that it did not see
-        measured = json.loads((folder / "detectors" / f"detector100_fold{fold}" / "summary.json").read_text())
-        assert [case["case"] for case in measured["metric_per_case"]] == sorted(folds[fold]["val"])
-    assert "Lesion detection, bone by bone" in results
-    assert "Minus UNETPlusTrainer, knee by knee" in results
-    for fold in (0, 1):
-        for change in ("zero", "in_random_order"):
-            again = folder / "channel_use" / "UNETSTrainer" / f"seed0_fold{fold}" / change
-            assert {file.name for file in again.glob("*.nii.gz")} == {f"{case}.nii.gz" for case in folds[fold]["val"]}
-    stress = pd.read_csv(folder / "stress" / "rows.csv")
-    assert {(row.repeat, row.knee) for row in stress.itertuples()} == {
-        (f"seed0-fold{fold}", case) for fold in (0, 1) for case in folds[fold]["val"]
-    }
-    cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
-    wanted = {f"{case}--seed0-fold{fold}" for fold in (0, 1) for case in folds[fold]["val"]}
-    assert set(cases["case"]) == wanted
-    assert {"femoral_bone", "femoral_lesion"} <= set(cases["label"])
-    detection = pd.read_csv(folder / "evaluation" / "tables" / "lesion_detection.csv")
-    assert set(detection["model"]) == {"UNETPlusTrainer", "UNETSTrainer"}
-
-
-@pytest.mark.exhaustive
-def test_detectors_alone_are_compared(tmp_path):
-    folder = tmp_path / "work"
-    words = ["--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16"]
-    models = ["wide=AnomalyPreStageTrainer", "narrow=AnomalyPreStageTrainer:margin=2.5,augmentation=off"]
-    done = compare(folder, *words, "--models", *models)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = pd.read_csv(folder / "tables" / "detectors.csv")
-    titles = ["1 + 1 iterations, margin 18.23 mm", "1 + 1 iterations, margin 2.5 mm, augmentation off"]
-    assert list(dict.fromkeys(table["detector"])) == titles
-    plans = json.loads(next(folder.glob("nnUNet_preprocessed/*/nnUNetComparisonPlans.json")).read_text())
-    sections = [
-        plans["configurations"][f"3d_{name}"]["anomaly"]
-        for name in ("detector100", "detector100_margin2p5_augmentation_off")
-    ]
-    spacing = min(plans["configurations"]["3d_fullres"]["spacing"])
-    assert [section["erase_margin_voxels"] for section in sections] == [round(18.23 / spacing), round(2.5 / spacing)]
-    assert [section.get("prestage_augmentation") for section in sections] == [None, False]
-    assert not list(folder.glob("nnUNet_results/*/AnomalyAware*"))

@@ -110,7 +110,7 @@ def test_every_family_is_trained_once_for_each_seed():
 @pytest.mark.exhaustive
 def test_bench_of_phantoms_from_images_to_tables(tmp_path, capfd):
     words = "--num_phantoms 6 --num_test 2 --folds 0 --num_val 1 --seeds 0 --size 24 32 24 --patch 16 32 32 --batch 2"
-    words += " --features 4 --budget 4 --iterations_per_epoch 4 --detector_budget 4 4 --device cpu --scanners"
+    words += " --features 4 --budget 4 --iterations_per_epoch 4 --detector_budget 4 4 --device cpu --scanners -np 1"
     folder = tmp_path / "bench"
     options = [
         "--folder",

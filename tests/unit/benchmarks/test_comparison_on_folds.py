@@ -1,0 +1,56 @@
+"""The comparison of models on folds and of detectors alone, from images to tables."""
+
+import json
+
+import pandas as pd
+import pytest
+from comparing import compare
+
+
+@pytest.mark.exhaustive
+def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
+    folder = tmp_path / "work"
+    done = compare(
+        folder, "--num_phantoms", "5", "--num_test", "0", "--folds", "0", "1", "--whole_image", "--keep_lesion_labels",
+        "--models", "UNETPlusTrainer", "UNETSTrainer", "--size", "24", "32", "24",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = (folder / "results.md").read_text()
+    assert "Detectors on held-out knees" in results
+    folds = json.loads(next(folder.glob("nnUNet_preprocessed/*/splits_final.json")).read_text())
+    for fold in (0, 1):  # a detector is measured on the knees that it did not see
+        measured = json.loads((folder / "detectors" / f"detector100_fold{fold}" / "summary.json").read_text())
+        assert [case["case"] for case in measured["metric_per_case"]] == sorted(folds[fold]["val"])
+    assert "Lesion detection, bone by bone" in results
+    assert "Minus UNETPlusTrainer, knee by knee" in results
+    for fold in (0, 1):
+        for change in ("zero", "in_random_order"):
+            again = folder / "channel_use" / "UNETSTrainer" / f"seed0_fold{fold}" / change
+            assert {file.name for file in again.glob("*.nii.gz")} == {f"{case}.nii.gz" for case in folds[fold]["val"]}
+    cases = pd.read_csv(folder / "evaluation" / "tables" / "cases.csv")
+    wanted = {f"{case}--seed0-fold{fold}" for fold in (0, 1) for case in folds[fold]["val"]}
+    assert set(cases["case"]) == wanted
+    assert {"femoral_bone", "femoral_lesion"} <= set(cases["label"])
+    detection = pd.read_csv(folder / "evaluation" / "tables" / "lesion_detection.csv")
+    assert set(detection["model"]) == {"UNETPlusTrainer", "UNETSTrainer"}
+
+
+@pytest.mark.exhaustive
+def test_detectors_alone_are_compared(tmp_path):
+    folder = tmp_path / "work"
+    words = ["--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16"]
+    models = ["wide=AnomalyPreStageTrainer", "narrow=AnomalyPreStageTrainer:margin=2.5,augmentation=off"]
+    done = compare(folder, *words, "--models", *models)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(folder / "tables" / "detectors.csv")
+    titles = ["1 + 1 iterations, margin 18.23 mm", "1 + 1 iterations, margin 2.5 mm, augmentation off"]
+    assert list(dict.fromkeys(table["detector"])) == titles
+    plans = json.loads(next(folder.glob("nnUNet_preprocessed/*/nnUNetComparisonPlans.json")).read_text())
+    sections = [
+        plans["configurations"][f"3d_{name}"]["anomaly"]
+        for name in ("detector100", "detector100_margin2p5_augmentation_off")
+    ]
+    spacing = min(plans["configurations"]["3d_fullres"]["spacing"])
+    assert [section["erase_margin_voxels"] for section in sections] == [round(18.23 / spacing), round(2.5 / spacing)]
+    assert [section.get("prestage_augmentation") for section in sections] == [None, False]
+    assert not list(folder.glob("nnUNet_results/*/AnomalyAware*"))
