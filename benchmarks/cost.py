@@ -115,7 +115,8 @@ def show_detector_variants(
     }
     if image.device.type in ("cuda", "cpu"):  # autocast of others is not there in every torch
         ways["bfloat16"] = lambda: _in_bfloat16(detector, image)
-    ways["half resolution"] = lambda: _at_half_resolution(detector, image)
+    if min(image.shape[2:]) >= 32:  # else nothing is left at the lowest level
+        ways["half resolution"] = lambda: _at_half_resolution(detector, image)
     if arguments.compile:
         torch.compiler.reset()  # else the second size would be compiled for sizes that vary
         compiled = torch.compile(detector)

@@ -1,4 +1,4 @@
-"""The comparison of models on folds and of detectors alone, from images to tables."""
+"""The comparison of models on folds beside a detector alone, from images to tables."""
 
 import json
 
@@ -12,7 +12,8 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     folder = tmp_path / "work"
     done = compare(
         folder, "--num_phantoms", "5", "--num_test", "0", "--folds", "0", "1", "--whole_image", "--keep_lesion_labels",
-        "--models", "UNETPlusTrainer", "UNETSTrainer", "--size", "24", "32", "24",
+        "--models", "UNETPlusTrainer", "UNETSTrainer",
+        "narrow=AnomalyPreStageTrainer:margin=2.5,augmentation=off", "--size", "24", "32", "24",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = (folder / "results.md").read_text()
@@ -33,24 +34,12 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     assert {"femoral_bone", "femoral_lesion"} <= set(cases["label"])
     detection = pd.read_csv(folder / "evaluation" / "tables" / "lesion_detection.csv")
     assert set(detection["model"]) == {"UNETPlusTrainer", "UNETSTrainer"}
-
-
-@pytest.mark.exhaustive
-def test_detectors_alone_are_compared(tmp_path):
-    folder = tmp_path / "work"
-    words = ["--num_phantoms", "4", "--num_test", "2", "--num_val", "1", "--folds", "0", "--patch", "16", "16", "16"]
-    models = ["wide=AnomalyPreStageTrainer", "narrow=AnomalyPreStageTrainer:margin=2.5,augmentation=off"]
-    done = compare(folder, *words, "--models", *models)
-    assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(folder / "tables" / "detectors.csv")
     titles = ["1 + 1 iterations, margin 18.23 mm", "1 + 1 iterations, margin 2.5 mm, augmentation off"]
     assert list(dict.fromkeys(table["detector"])) == titles
     plans = json.loads(next(folder.glob("nnUNet_preprocessed/*/nnUNetComparisonPlans.json")).read_text())
-    sections = [
-        plans["configurations"][f"3d_{name}"]["anomaly"]
-        for name in ("detector100", "detector100_margin2p5_augmentation_off")
-    ]
-    spacing = min(plans["configurations"]["3d_fullres"]["spacing"])
-    assert [section["erase_margin_voxels"] for section in sections] == [round(18.23 / spacing), round(2.5 / spacing)]
-    assert [section.get("prestage_augmentation") for section in sections] == [None, False]
-    assert not list(folder.glob("nnUNet_results/*/AnomalyAware*"))
+    configurations = plans["configurations"]
+    wide, narrow = (configurations[f"3d_detector100{of}"]["anomaly"] for of in ("", "_margin2p5_augmentation_off"))
+    spacing = min(configurations["3d_fullres"]["spacing"])
+    assert [of["erase_margin_voxels"] for of in (wide, narrow)] == [round(18.23 / spacing), round(2.5 / spacing)]
+    assert narrow["prestage_augmentation"] is False
