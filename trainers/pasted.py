@@ -72,8 +72,7 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
 
     def _build_loss(self) -> nn.Module:
         sigma = sigma_in_voxels(self.level_mm, self.configuration_manager.spacing)
-        ignore = self.label_manager.ignore_label
-        return PastedLoss(self.pasting.hosts, sigma, self.polarity, -1 if ignore is None else ignore)
+        return PastedLoss(self.pasting.hosts, sigma, self.polarity, self.label_manager.ignore_label)
 
     def learning_rate_of_phase(self, phase: int, steps: int) -> tuple[float, float]:
         """2e-3 or as set, decaying to 0 within each phase."""

@@ -28,15 +28,16 @@ class PastedLoss(nn.Module):
         bones: Sequence[Collection[int]],
         sigma_voxels: Sequence[float],
         polarity: str,
-        ignore_label: int = -1,
+        ignore_label: int | None = None,
     ) -> None:
         """Set the target.
 
         Args: bones: label values of each. sigma_voxels, polarity: as ``local_level`` takes them. ignore_label: voxels
-            with this label do not count; by default there are none.
+            with this label do not count.
         """
         super().__init__()
-        self.bones, self.sigma_voxels, self.polarity, self.ignore_label = bones, sigma_voxels, polarity, ignore_label
+        self.bones, self.sigma_voxels, self.polarity = bones, sigma_voxels, polarity
+        self.ignore_label = -1 if ignore_label is None else ignore_label  # nnU-Net leaves no label below 0
 
     def forward(self, output: PastedOutput, target: Tensor) -> Tensor:
         """Scalar loss. Args: target: (B, 2, *patch_size), labels, and 1 or 2 where brighter or darker was pasted."""
