@@ -13,10 +13,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
+from nnunetv2_anomaly.detectors.artefact import find_checkpoint, install_detector, read_artefact
+from nnunetv2_anomaly.detectors.base import Detector, detector_class
 from nnunetv2_anomaly.detectors.error import squared
 from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.blocks import full_precision
+from nnunetv2_anomaly.registry import detector_families
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork, error_channel
 from nnunetv2_anomaly.trainers.anomaly_aware import AnomalyAwareTrainer
 from nnunetv2_anomaly.trainers.segmentation import SegmentationTrainer
@@ -53,11 +56,14 @@ def check_choices(section: Mapping[str, Any]) -> None:
     Raises: UserError for unknown keys or values.
     """
     maps = {section.get("channel", "whole"), section.get("weight", "whole")}
-    unknown = set(section) - {"channel", "weight", "mask_known"}
-    if unknown or not maps <= set(MAPS) or not isinstance(section.get("mask_known", False), bool):
+    unknown = set(section) - {"channel", "weight", "mask_known", "larger_of", "other_folder"}
+    other = section.get("larger_of")
+    known = isinstance(section.get("mask_known", False), bool) and (other is None or other in detector_families())
+    if unknown or not maps <= set(MAPS) or not known:
         raise UserError(
             f"the changed parts of a model are {dict(section)}; expected 'channel' and 'weight' with one of "
-            f"{', '.join(MAPS)}, and 'mask_known' with true or false"
+            f"{', '.join(MAPS)}, 'mask_known' with true or false, and 'larger_of' with one of "
+            f"{', '.join(detector_families())}"
         )
 
 
@@ -84,6 +90,7 @@ class AblationNetwork(AnomalyAwareNetwork):
         channel: str,
         weight: str,
         mask_known: bool,
+        other: Detector | None = None,
     ) -> None:
         """Build it.
 
@@ -92,9 +99,18 @@ class AblationNetwork(AnomalyAwareNetwork):
             segmenter, error_channel, num_maps: as in AnomalyAwareNetwork.
             channel, weight: names in ``MAPS``, of what the error channel and the focal weight are made of.
             mask_known: the last input channel is the hole mask, and what it covers is erased.
+            other: a detector whose anomaly map counts where it is larger than the error; frozen.
         """
         super().__init__(detector, segmenter, error_channel, num_maps)
         self.channel, self.weight, self.mask_known = channel, weight, mask_known
+        self.other = None if other is None else other.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> AblationNetwork:
+        """As in AnomalyAwareNetwork, for the other detector, too."""
+        super().train(mode)
+        if self.other is not None:
+            self.other.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """As in AnomalyAwareNetwork; with ``mask_known`` image is (B, C + 1, *patch_size)."""
@@ -106,9 +122,13 @@ class AblationNetwork(AnomalyAwareNetwork):
             reconstruction = self.detector.reconstructor(visible, self.detector.compressor(rescaled))
             with full_precision(rescaled):
                 difference = rescaled - reconstruction.float()
-                self.latest_error_image = squared(MAPS[self.weight](difference))
                 seen = MAPS[self.channel](difference)
-                channel = error_channel(seen, squared(seen), self.error_channel_coefficients)
+                errors = [squared(MAPS[self.weight](difference)), squared(seen)]
+                if self.other is not None:
+                    _, other = self.other.maps(image)
+                    errors = [torch.maximum(error, other) for error in errors]
+                self.latest_error_image, shown = errors
+                channel = error_channel(seen, shown, self.error_channel_coefficients)
         return self.segmenter(torch.cat((image, channel.to(image.dtype)), dim=1))
 
 
@@ -117,6 +137,8 @@ class AblationTrainer(AnomalyAwareTrainer):
 
     ``{"channel": NAME, "weight": NAME, "mask_known": true}``; what is left out is as in the method. With "mask_known"
     the data set's last channel is the hole mask, and G of the pre-stage takes A's place: the upper bound of a detector.
+    ``"larger_of": FAMILY`` with its pre-stage in ``"other_folder"`` makes E, voxel by voxel, the larger of the
+    published one and that family's anomaly map, which both lie in [0, 1].
     """
 
     @staticmethod
@@ -127,7 +149,7 @@ class AblationTrainer(AnomalyAwareTrainer):
         """
         given = configuration.get(SECTION, {})
         check_choices(given)
-        return {"channel": "whole", "weight": "whole", "mask_known": False, **given}
+        return {"channel": "whole", "weight": "whole", "mask_known": False, "larger_of": None, **given}
 
     @classmethod
     def build_network_architecture(
@@ -145,12 +167,19 @@ class AblationTrainer(AnomalyAwareTrainer):
         whole = super().build_network_architecture(
             *plans, num_image_channels, num_output_channels, enable_deep_supervision
         )
-        channel = cls.settings(configuration_manager)["error_channel"]
-        return AblationNetwork(whole.detector, whole.segmenter, channel, num_image_channels, **choices)
+        settings = {**cls.settings(configuration_manager), "num_labels": num_output_channels}
+        family, _ = choices.pop("larger_of"), choices.pop("other_folder", None)
+        other = detector_class(family).build(configuration_manager, num_image_channels, settings) if family else None
+        parts = (whole.detector, whole.segmenter, settings["error_channel"], num_image_channels)
+        return AblationNetwork(*parts, **choices, other=other)
 
     def install_detector(self):
-        """As in AnomalyAwareTrainer; with "mask_known" G takes A's place."""
+        """As in AnomalyAwareTrainer; with "mask_known" G takes A's place, with "larger_of" the other comes, too."""
         trained = super().install_detector()
+        if self.module.other is not None:
+            folder = self.configuration_manager.configuration[SECTION]["other_folder"]
+            other = read_artefact(find_checkpoint(folder, self.fold, "the other pre-stage"))
+            install_detector(self.module.other, other)
         if self.module.mask_known:
             weights = load_file(trained.path, "train the pre-stage again")["network_weights"]
             prefix = "inpainter."

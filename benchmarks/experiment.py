@@ -115,7 +115,7 @@ class Experiment:
     @property
     def detectors(self) -> list[Detector]:
         """All pre-stages, in the order of the models."""
-        return list(dict.fromkeys(model.detector for model in self.models if model.detector))
+        return list(dict.fromkeys(detector for model in self.models for detector in model.detectors))
 
     @property
     def of_slices(self) -> bool:
@@ -298,7 +298,9 @@ class Experiment:
                 section["prestage_folder"] = str(self.detector_folder(model.detector))
             entry = {"inherits_from": "2d_base" if model.of_slices else "3d_base", SECTION: section}
             if model.ablation:
-                entry[ABLATION_SECTION] = model.ablation
+                entry[ABLATION_SECTION] = dict(model.ablation)
+                for other in model.detectors[1:]:
+                    entry[ABLATION_SECTION]["other_folder"] = str(self.detector_folder(other))
             plans["configurations"][self.configuration(repeat)] = entry
         write_text(self.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=1))
 
@@ -385,7 +387,7 @@ class Experiment:
         for repeat in self.repeats:
             model, configuration = repeat.model, self.configuration(repeat)
             dataset = MASKED if model.mask_known else DATASET
-            needed = [steps[training_of(model.detector, repeat.fold)]] if model.detector else []
+            needed = [steps[training_of(detector, repeat.fold)] for detector in model.detectors]
             training = train(f"train-{repeat.name}", dataset, configuration, repeat.fold, model.trainer, *needed)
             if arguments.num_test:
                 name, output = f"predict-{repeat.name}", self.predictions(repeat)

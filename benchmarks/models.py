@@ -25,7 +25,7 @@ DETECTOR_TRAINERS = {family.trainer: family.name for family in detector_families
 _REPEATED = {"asc_net": ("asc_discriminator_epochs", "asc_main_epochs")}
 
 #: keys of a model that choose the maps of ``ablation.AblationTrainer``
-_ABLATION_KEYS = ("channel", "weight", "mask_known")
+_ABLATION_KEYS = ("channel", "weight", "mask_known", "larger_of")
 #: keys of a model that say which pre-stage it has, and how that is trained
 _DETECTOR_KEYS = ("family", "detector", "margin", "augmentation")
 
@@ -186,11 +186,19 @@ class Model:
         """Whether it sees the hole mask as one more image channel."""
         return bool(self.ablation.get("mask_known"))
 
+    @property
+    def detectors(self) -> tuple[Detector, ...]:
+        """That of its error images, and the one whose map counts where it is larger."""
+        other = self.ablation.get("larger_of")
+        found = (self.detector, Detector(family=other) if other else None)
+        return tuple(detector for detector in found if detector)
+
 
 def parse_model(word: str) -> Model:
     """``TRAINER``, ``NAME=TRAINER`` or ``NAME=TRAINER:KEY=VALUE,...`` as a model.
 
-    Keys are settings of the trainer; ``channel``, ``weight`` and ``mask_known`` of ``ablation.AblationTrainer``; and
+    Keys are settings of the trainer; ``channel``, ``weight``, ``mask_known`` and ``larger_of`` of
+    ``ablation.AblationTrainer``; and
     of its pre-stage ``detector``, the share of the iterations, ``margin`` in mm and ``augmentation``, on or off. Values
     are JSON, or plain words. The pre-stage's own trainer stands for a detector without a segmentation.
 

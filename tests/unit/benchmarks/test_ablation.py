@@ -5,6 +5,7 @@ from torch import nn
 
 from benchmarks.ablation import MAPS, AblationNetwork, AblationTrainer, BudgetedNNUNetTrainer, shuffled
 from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector
+from nnunetv2_anomaly.detectors.pasted.networks import PastedDetector
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 
@@ -75,11 +76,29 @@ def test_known_mask_is_erased_and_not_shown_to_the_segmenter(detector):
     torch.testing.assert_close(stacked[:, 1:], 100 * (rescaled - inpainted).square())
 
 
+def test_of_two_maps_the_larger_counts_for_channel_and_weight(detector):
+    image = torch.randn(1, 1, *PATCH)
+    torch.manual_seed(1)
+    other = PastedDetector(num_channels=1, strides=[(2, 2, 2)], features=2, polarity="bright")
+    other.set_intensity_range([image[0]])
+    parts = {"channel": "whole", "weight": "whole", "mask_known": False}
+    network = AblationNetwork(detector, Seen(), "published", 1, **parts, other=other).train()
+    with torch.no_grad():
+        published, found = detector(image), other(image)
+        channel = network(image)[:, 1:]
+    assert 0 < (published > found).float().mean() < 1
+    assert torch.equal(network.latest_error_image, torch.maximum(published, found))
+    assert torch.equal(channel, network.latest_error_image)
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
 def test_unknown_maps_are_refused():
     with pytest.raises(UserError, match="expected 'channel' and 'weight'"):
         AblationTrainer.choices({"ablation": {"channel": "cubed"}})
     with pytest.raises(UserError, match="expected 'channel' and 'weight'"):
         AblationTrainer.choices({"ablation": {"chanel": "none"}})
+    with pytest.raises(UserError, match="'larger_of' with one of inpainting"):
+        AblationTrainer.choices({"ablation": {"larger_of": "unheard_of"}})
 
 
 def test_budgeted_trainer_is_nnunets_own_to_the_bit(build_trainer, results_folder):

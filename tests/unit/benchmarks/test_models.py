@@ -28,6 +28,12 @@ def test_settings_and_changed_parts_are_kept_apart():
     assert parse_model("bound=AnomalyAwareTrainer:mask_known=true").mask_known
 
 
+def test_a_model_of_two_maps_has_both_pre_stages():
+    model = parse_model("larger=AnomalyAwareTrainer:larger_of=pasted")
+    assert model.trainer == "AblationTrainer"
+    assert model.detectors == (Detector(), parse_model("map=AnomalyAwareTrainer:family=pasted").detector)
+
+
 def test_what_makes_up_the_method_is_noted_in_full():
     # Another version may have other defaults, and a comparison that goes on then must see that.
     names = ["AnomalyAwareTrainer", "AnomalyAwarePublishedTrainer", "UNETSTrainer", "nnUNetTrainer"]
