@@ -173,7 +173,7 @@ def _box(axis: Axes, at: int, part: pd.DataFrame, colour: str) -> bool:
 
 def _percent_axis(axis: Axes, values: NDArray[np.float64]) -> None:
     lowest = float(values.min()) if values.size else 0.0
-    bottom = 10.0 * math.floor(lowest / 10) if lowest >= 50 else 0.0
+    bottom = min(10.0 * math.floor(lowest / 10), 90.0) if lowest >= 50 else 0.0
     margin = 0.03 * (100 - bottom)
     axis.set_ylim(bottom - margin, 100 + margin)
 

@@ -263,7 +263,8 @@ def test_error_images_of_a_colour_file_are_those_of_its_channels_in_their_order(
         image = np.clip((normalised - low) / (high - low), 0, 1)
         assert error.dtype == np.float32
         np.testing.assert_allclose(error, (image - reconstruction) ** 2, atol=1e-5)
-        assert 0 <= reconstruction.min() <= reconstruction.max() <= 1
+        # Windows overlap, and nnU-Net blends them in float16.
+        assert -5e-4 <= reconstruction.min() <= reconstruction.max() <= 1 + 5e-4
 
 
 def test_images_too_small_for_any_downsampling_are_told(done):
