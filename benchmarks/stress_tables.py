@@ -35,7 +35,7 @@ _LESION_COLOUR = "#C1121F"
 #: a kind of ``STRESS``
 _BRIGHT = "bright"
 #: headings that are no model's name
-_TITLES = {"labels": "reference", "nnunet": "nnU-Net"}
+_TITLES = {"labels": "reference", "nnunet": "nnU-Net, no mirroring", "default": "AnomalyAwareTrainer"}
 _BONES, _CARTILAGES = "bones", "cartilages"
 
 _DSC = {"factor": 100.0, "digits": 1, "larger_is_better": True}
@@ -154,8 +154,8 @@ def stress_drawings(experiment: Experiment, rows: pd.DataFrame) -> list[Picture]
     knees = {kind: typical_knee(rows, kind, models[0], models[-1], cases) for kind in STRESS}
     title = "Segmentations of lesions that training never showed"
     shown = (
-        "Lesions that training never showed (red outline), sagittal slices through most of them, and segmentations "
-        f"before clean-up; red: lesion within the bone that was not given to it. Knees: {', '.join(knees.values())}."
+        "Lesions that training never showed, as far as they lie in bone (red outline), sagittal slices through most of "
+        f"them, and segmentations before clean-up; filled red: what was not given to its bone. Knees: {', '.join(knees.values())}."
     )
     two, bright = {name: folders[name] for name in (models[0], models[-1])}, {_BRIGHT: knees[_BRIGHT]}
     return [
@@ -189,11 +189,12 @@ def _figure(experiment: Experiment, predictions: dict[str, Path], knees: dict[st
         image, lesion = slices.pop("images"), slices.pop("anomalies")
         spacing = images["labels"].GetSpacing()
         grid = {"origin": "lower", "aspect": spacing[2] / spacing[1]}
+        bone = lesion_in_bone(lesion, slices["labels"])
         for axis, (name, labels) in zip(row, {kind: None, **slices}.items(), strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=np.percentile(image, 99.5), **grid)
             if labels is not None:
-                _draw_labels(axis, labels, lesion_in_bone(lesion, slices["labels"]), grid)
-            axis.contour(lesion > 0, levels=[0.5], colors=_LESION_COLOUR, linewidths=0.9)
+                _draw_labels(axis, labels, bone, grid)
+            axis.contour(bone > 0, levels=[0.5], colors=_LESION_COLOUR, linewidths=0.9)
             axis.set(xticks=[], yticks=[])
             axis.set_title(
                 f"{kind} lesion" if labels is None else _TITLES.get(name, name.replace("_", " ")), fontsize=9
@@ -210,7 +211,7 @@ def _draw_labels(axis: Axes, labels: NDArray, bone: NDArray, grid: dict[str, Any
     palette = label_palette(LABELS, LABELS.values())
     colours = ListedColormap([palette[value] for value in sorted(palette)])
     shown = np.ma.masked_equal(labels, 0)
-    axis.imshow(shown, cmap=colours, vmin=-0.5, vmax=9.5, alpha=0.5, interpolation="nearest", **grid)
+    axis.imshow(shown, cmap=colours, vmin=-0.5, vmax=9.5, alpha=0.6, interpolation="nearest", **grid)
     missed = (bone > 0) & (with_lesions_as_bone(labels) != bone)
     axis.imshow(np.ma.masked_equal(missed, False), cmap=ListedColormap([_LESION_COLOUR]), alpha=0.8, **grid)
     axis.set_xlabel(f"{100 * (1 - missed.sum() / max(1, (bone > 0).sum())):.0f} % given to its bone", fontsize=8)
