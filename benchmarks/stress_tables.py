@@ -155,7 +155,8 @@ def stress_drawings(experiment: Experiment, rows: pd.DataFrame) -> list[Picture]
     title = "Segmentations of lesions that training never showed"
     shown = (
         "Lesions that training never showed, as far as they lie in bone (red outline), sagittal slices through most of "
-        f"them, and segmentations before clean-up; filled red: what was not given to its bone. Knees: {', '.join(knees.values())}."
+        "them, and segmentations before clean-up; filled red: what was not given to its bone. Knees: "
+        f"{', '.join(knees.values())}."
     )
     two, bright = {name: folders[name] for name in (models[0], models[-1])}, {_BRIGHT: knees[_BRIGHT]}
     return [

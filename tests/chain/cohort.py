@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import yaml
+from offline import Offline
 from stock_commands import extract_fingerprint
 
 from nnunetv2_anomaly.workflows import demo
@@ -22,7 +24,7 @@ SIZE = demo.DemoSize(
     },
     features=(2, 2, 2),
 )  # fmt: skip
-TRAINER = "AnomalyAwareTrainer"
+TRAINER, NAME = "AnomalyAwareTrainer", "anomaly-aware"
 TABLES = (
     "evaluation/tables/cases.csv", f"cleaned/{TRAINER}/removed.csv", f"measures/{TRAINER}/measurements.csv",
 )  # fmt: skip
@@ -34,10 +36,10 @@ def verb(*words: object) -> list[str]:
 
 
 def prepare(folder: Path) -> None:
-    """The cohort up to its preprocessed data; nnU-Net's planning finds its statistics there, of a few voxels."""
+    """The demonstration up to its preprocessed data; nnU-Net's planning finds its statistics there, of a few voxels."""
     demo.init_demo(folder, device="cpu", size=SIZE)
     config = folder / "config.yaml"
-    one = {**yaml.safe_load(config.read_text()), "trainers": {"anomaly-aware": TRAINER}, "processes": 1}
+    one = {**yaml.safe_load(config.read_text()), "processes": 1}
     one["variables"]["nnUNet_def_n_proc"] = "1"  # a second process would only import torch once more
     config.write_text(json.dumps(one, indent=1))
     subprocess.run(verb("workflow", "run", folder, "--", "--until", "convert"), check=True)
@@ -51,11 +53,19 @@ def copy_of(prepared: Path, folder: Path) -> Path:
     return Path(shutil.copytree(prepared, folder, symlinks=True))
 
 
-def run(folder: Path, *words: object, seconds: float = 900) -> subprocess.CompletedProcess:
+def with_one_trainer(folder: Path) -> Path:
+    """The same cohort without nnU-Net's own network."""
+    config = folder / "config.yaml"
+    config.write_text(json.dumps({**yaml.safe_load(config.read_text()), "trainers": {NAME: TRAINER}}, indent=1))
+    return folder
+
+
+def run(folder: Path, without_network: Offline | None = None) -> subprocess.CompletedProcess:
     """Run what is left of it."""
-    done = subprocess.run(
-        verb("workflow", "run", folder, *words), capture_output=True, text=True, timeout=seconds, env=environment()
-    )
+    words, variables = verb("workflow", "run", folder), environment()
+    if without_network:
+        words, variables = [*without_network.prefix, *words], without_network.environment
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, env=variables)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
@@ -66,8 +76,9 @@ def environment() -> dict[str, str]:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """All tables by name."""
-    return {name: (folder / name).read_text() for name in TABLES}
+    """All tables by name, of ``TRAINER`` alone."""
+    found = {name: pd.read_csv(folder / name, dtype=str) for name in TABLES}
+    return {name: (t[t["model"] == NAME] if "model" in t else t).to_csv(index=False) for name, t in found.items()}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:

@@ -1,15 +1,21 @@
-"""A small cohort from images to one report on this machine, killed and resumed."""
+"""A small cohort from images to one report: on this machine and through Slurm, killed, cancelled and resumed."""
 
 import os
 import shutil
 import signal
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import cohort
 import pytest
+from offline import Offline
+from places import ROOT
 
 pytestmark = pytest.mark.exhaustive
+SLURM = ROOT / "tests" / "cluster" / "slurm.sh"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+MISSING = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
 
 #: logs whose appearance is a moment to kill everything at
 MOMENTS = (
@@ -27,17 +33,21 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(prepared, tmp_path_factory):
-    """The cohort, run through without a fault."""
+    """The cohort, run through without a fault, with no network within reach."""
     folder = cohort.copy_of(prepared, tmp_path_factory.mktemp("done") / "W")
-    assert f"Report: {folder / 'report.html'}" in cohort.run(folder).stdout
+    offline = Offline(tmp_path_factory.mktemp("offline"), cohort.environment())
+    assert f"Report: {folder / 'report.html'}" in cohort.run(folder, offline).stdout
+    offline.check()
     return folder
 
 
 def test_report_has_evaluation_measurements_trainings_and_commands(done):
     text = (done / "report.html").read_text()
-    for expected in ("anomaly-aware", "measures/AnomalyAwareTrainer/measurements.csv", "nnUNetv2_train 500 3d_demo 0"):
+    for expected in ("naive nnU-Net", "anomaly-aware", "measures/AnomalyAwareTrainer/measurements.csv"):
         assert expected in text
-    assert all(cohort.tables(done).values())
+    assert "nnUNetv2_train 500 3d_demo 0" in text
+    assert all(len(table.splitlines()) > 1 for table in cohort.tables(done).values())
+    assert len(list((done / "records").glob("*.tsv"))) == 17
 
 
 def test_a_second_run_has_nothing_to_do(done):
@@ -47,7 +57,7 @@ def test_a_second_run_has_nothing_to_do(done):
 
 
 def test_killed_at_five_moments_it_ends_with_the_same_tables(prepared, done, tmp_path):
-    folder = cohort.copy_of(prepared, tmp_path / "W")
+    folder = cohort.with_one_trainer(cohort.copy_of(prepared, tmp_path / "W"))
     for moment in MOMENTS:
         words = cohort.verb("workflow", "run", folder)
         with (tmp_path / "output.txt").open("a") as output:
@@ -85,3 +95,53 @@ def test_a_case_that_fails_is_named_and_the_rest_is_done(done, tmp_path):
     first.write_bytes(whole)
     cohort.run(folder)
     assert (folder / "report.html").is_file()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Function: a command of slurm.sh on the cluster that is up meanwhile."""
+    folder = tmp_path_factory.mktemp("slurm")
+
+    def call(command):
+        subprocess.run(["bash", SLURM, command, folder], check=True, timeout=180)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+        try:
+            call("start")
+            yield call
+        finally:
+            call("stop")
+
+
+def jobs_of(name, states):
+    """Numbers of Slurm's jobs whose comment, the rule, holds a name."""
+    words = ["squeue", "--noheader", f"--states={states}", "--format=%i %k"]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    return sorted(line.split()[0] for line in lines if name in line)
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed (no {', '.join(MISSING)}): apt install slurm-wlm")
+def test_the_cohort_through_slurm_loses_nothing_by_a_cancelled_job_and_a_node_restart(prepared, done, slurm, tmp_path):
+    folder = cohort.with_one_trainer(cohort.copy_of(prepared, tmp_path / "W"))
+    profile = folder / "profiles" / "slurm" / "config.yaml"
+    seconds = "slurm-init-seconds-before-status-checks: "
+    assert f"{seconds}10\n" in profile.read_text()
+    # This Slurm keeps no accounts, and is asked often.
+    profile.write_text(profile.read_text().replace(f"{seconds}10", f"slurm-status-command: squeue\n{seconds}1"))
+    output = (tmp_path / "output.txt").open("w+")
+    words = cohort.verb("workflow", "run", folder, "--profile", "slurm")
+    process = subprocess.Popen(words, env=cohort.environment(), stdout=output, stderr=output)
+    log = folder / "logs" / "train_AnomalyPreStageTrainer_500_fold0.log"
+    cohort.wait_for(lambda: log.is_file() and "Epoch 1" in log.read_text(), seconds=600)
+    (job,) = jobs_of("PreStage", "R")
+    subprocess.run(["scancel", job], check=True)
+    later = folder / "logs" / "train_AnomalyAwareTrainer_500_fold0.log"
+    cohort.wait_for(lambda: later.is_file() and "Epoch 1" in later.read_text(), seconds=900)
+    assert len(jobs_of("PreStage", "all")) == 2  # cancelled, and submitted again
+    slurm("restart_node")
+    assert process.wait(timeout=1500) == 0, Path(output.name).read_text()[-4000:]
+    for resumed in (log, later):  # Snakemake begins a step's log again with the step
+        assert "Epoch 0" not in resumed.read_text()
+    assert cohort.tables(folder) == cohort.tables(done)

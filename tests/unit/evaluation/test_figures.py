@@ -158,7 +158,9 @@ def test_models_are_told_apart_without_colours():
     assert len({line.get_marker() for line in legend_lines}) == 7
 
 
-@pytest.mark.parametrize(("values", "bottom"), [((0.0, 0.0), 0), ((0.2, 0.99), 0), ((0.95, 0.83), 80), ((1.0, 1.0), 90)])
+@pytest.mark.parametrize(
+    ("values", "bottom"), [((0.0, 0.0), 0), ((0.2, 0.99), 0), ((0.95, 0.83), 80), ((1.0, 1.0), 90)]
+)
 def test_panels_of_dsc_share_an_axis_that_ends_at_100(values, bottom):
     rows = [row("c1", "A", label, CLEANED, dsc=dsc) for label, dsc in zip(("bone", "lesion"), values, strict=True)]
     figure = box_figure(evaluation_of(rows), DSC)
