@@ -14,6 +14,7 @@ from torch import nn
 from nnunetv2_anomaly.detectors import artefact as artefacts
 from nnunetv2_anomaly.detectors.base import Detector, check_fits_configuration, detector_class
 from nnunetv2_anomaly.detectors.quality import describe_quality
+from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.registry import detector_families
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy
@@ -103,13 +104,17 @@ class AnomalyAwareSegmentation(SegmentationTrainer):
     def install_detector(self) -> artefacts.Artefact | None:
         """Take the detector from the pre-stage of this data set, plans, configuration and fold.
 
-        Raises: UserError if there is none, or if it does not fit.
+        Raises: UserError if there is none, if it does not fit, or cannot do without bones and holds no bone model.
         """
         plans, trainer = self.plans_manager, detector_families()[self.detector].trainer
         model = f"{trainer}__{plans.plans_name}__{self.configuration_name}"
         folder = self.prestage_folder or os.path.join(str(nnUNet_results), plans.dataset_name, model)
         artefact = artefacts.read_artefact(artefacts.find_checkpoint(folder, self.fold, self.prestage_command()))
         artefacts.install_detector(self.module.detector, artefact)
+        if self.module.detector.needs_bones:
+            fault = f"the detector in {artefact.path} needs bones, and no bone model is in it"
+            advice = "set 'bone_model' to a model folder that segments them, and train the pre-stage again"
+            raise UserError(f"{fault}; {advice}: {self.prestage_command()}")
         self.detector_description = artefact.description()
         return artefact
 

@@ -136,10 +136,10 @@ class InstanceTrainer(SegmentationTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple:
         """As in the base, with empty slices at the set rate."""
-        values = self.label_manager.foreground_labels
+        values, size = self.label_manager.foreground_labels, self.configuration_manager.patch_size
         training, validation = super().get_tr_and_val_datasets()
         return tuple(
-            EmptySlicesAtRate(of, empty_slices(of, of.identifiers, values), self.empty_slice_rate)
+            EmptySlicesAtRate(of, empty_slices(of, of.identifiers, values), self.empty_slice_rate, size)
             for of in (training, validation)
         )
 

@@ -177,8 +177,8 @@ def _trainer(name: str) -> Finding:
     except (Exception, SystemExit) as error:
         text = f"nnU-Net's search for {name} stops at a trainer that cannot be imported ({_one_line(error)})"
         return Finding(topic, "fault", text, f"repair or remove that trainer's folder (see {TRAINER_VARIABLE})")
-    inside = importlib.util.find_spec("nnunetv2.training.nnUNetTrainer.variants.anomaly") is not None
-    route = "nnunetv2's own folder variants/anomaly" if inside else TRAINER_VARIABLE
+    inside = importlib.util.find_spec("nnunetv2.training.nnUNetTrainer.anomaly") is not None
+    route = "nnunetv2's own folder nnUNetTrainer/anomaly" if inside else TRAINER_VARIABLE
     if found is not expected:
         text = f"nnU-Net finds another {name} in {inspect.getfile(found)}, through {route}"
         return Finding(topic, "fault", text, f"remove that one, or its folder from {TRAINER_VARIABLE}")

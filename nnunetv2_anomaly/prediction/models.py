@@ -42,8 +42,9 @@ def load_model(
         try:
             recursive_find_trainer_class_by_name(content["trainer_name"])
         except RuntimeError as error:
-            fault = f"{path} was written by the trainer {content['trainer_name']}, which is not installed here"
-            raise UserError(f"{fault}; install the package that brings it, or give another model") from error
+            fault = f"{path} was written by the trainer {content['trainer_name']}, which nnU-Net does not find here"
+            advice = "install the package that brings it, or give another model"
+            raise UserError(f"{fault} ({first_line(error)}); {advice}") from error
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
     try:
         predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)

@@ -79,6 +79,31 @@ def test_batches_hold_empty_slices_at_the_rate_and_foreground_else(trainer_facto
             assert (not filled.any()) if rate else filled.all()
 
 
+class Filled:
+    """Cases that are all foreground, of which a loader knows the last corner of each slice."""
+
+    def __init__(self, dataset):
+        self.dataset, self.identifiers = dataset, dataset.identifiers
+
+    def load_case(self, case):
+        image, labels, previous, properties = self.dataset.load_case(case)
+        _, slices, *size = image.shape
+        places = np.array([(0, index, *(edge - 1 for edge in size)) for index in range(slices)])
+        return image, np.ones_like(np.asarray(labels)), previous, {**properties, "class_locations": {1: places}}
+
+
+def test_slices_reach_the_network_whole_wherever_their_labels_lie(trainer_factory):
+    trainer = trainer_factory("MaskRCNNTrainer", anomaly={"empty_slice_rate": 0.0}, **WHOLE)
+    trainer.on_train_start()
+    loader = trainer.dataloader_train.data_loader
+    dataset = loader._data
+    object.__setattr__(dataset, "dataset", Filled(dataset.dataset))
+    sizes = {dataset.load_case(case)[0].shape[2:] for case in dataset.identifiers}
+    loader.transforms = None
+    for target in loader.generate_train_batch()["target"]:
+        assert int((target > 0).sum()) in {y * x for y, x in sizes}
+
+
 def test_thin_labels_win_ties(trainer_factory):
     trainer = trainer_factory("IMaskRCNNTrainer", **WHOLE)
     trainer.initialize()

@@ -164,10 +164,6 @@ def _build(shape: MaskRCNNShape, channels: int, num_classes: int) -> nn.Module:
     head = (parts.TwoSizeHead if shape.improved else MaskRCNNHeads)(features, [features] * 4, 1)
     rcnn = MaskRCNN(
         backbone,
-        min_size=shape.size,
-        max_size=shape.size,
-        image_mean=[0.0] * channels,
-        image_std=[1.0] * channels,
         box_head=TwoMLPHead(features * 7**2, 4 * features),
         box_predictor=FastRCNNPredictor(4 * features, num_classes),
         box_score_thresh=shape.score,
@@ -177,4 +173,7 @@ def _build(shape: MaskRCNNShape, channels: int, num_classes: int) -> nn.Module:
         mask_predictor=predictor,
     )
     rcnn.roi_heads = parts.FocalRoIHeads(rcnn.roi_heads)
+    rcnn.transform = parts.ExactTransform(shape.size, shape.size, [0.0] * channels, [1.0] * channels)
+    for returns_boxes in (rcnn.rpn.head, rcnn.roi_heads.box_predictor):
+        returns_boxes.register_forward_hook(parts.in_full_precision)
     return rcnn

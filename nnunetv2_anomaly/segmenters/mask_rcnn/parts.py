@@ -1,5 +1,5 @@
-"""What is put together to a Mask R-CNN that torchvision does not have: backbones, the improved mask branch, a focal
-mask loss.
+"""What is put together to a Mask R-CNN that torchvision does not have: backbones, resizing of masks, the improved mask
+branch, a focal mask loss.
 
 Imports torchvision, which is an extra: import this module where it is needed (``network.check_torchvision``).
 """
@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from torchvision.models import densenet121, resnet50, resnet101
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.roi_heads import RoIHeads, project_masks_on_boxes
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
 
 #: levels of the pyramid that boxes are cut out of
@@ -68,6 +69,29 @@ def _with_norm(module: nn.Module, make: Callable[[int], nn.Module]) -> None:
             setattr(module, name, make(child.num_features))
         else:
             _with_norm(child, make)
+
+
+class ExactTransform(GeneralizedRCNNTransform):
+    """torchvision's resizing, with masks that stay where their image is.
+
+    torchvision takes the pixel to the upper left of each place: masks lie up to half a pixel beside their image.
+    """
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """As in torchvision: image (C, Y, X), masks (N, Y, X) in the target."""
+        masks = (target or {}).get("masks")
+        others = None if target is None else {name: of for name, of in target.items() if name != "masks"}
+        image, others = super().resize(image, others)
+        if masks is not None and others is not None:
+            others["masks"] = interpolate(masks[:, None].float(), image.shape[-2:], mode="nearest-exact")[:, 0].byte()
+        return image, others
+
+
+def in_full_precision(module: nn.Module, given: Any, returned: Any) -> Any:
+    """Forward hook: what a module returns in float32. Boxes in float16 lie on whole or half pixels from 512 on."""
+    if isinstance(returned, Tensor):
+        return returned.float()
+    return type(returned)(in_full_precision(module, given, of) for of in returned)
 
 
 class TwoSizeRoIAlign(MultiScaleRoIAlign):

@@ -25,6 +25,8 @@ _RENAMED = (
 )
 _MASK_LAYER = re.compile(r"mask_fcn(\d)\.(weight|bias)")
 _BODY = "backbone.body."
+#: what a file may hold for which there is no place: class layers, and counters that no frozen normalisation has
+_LEFT_OUT = re.compile(r"backbone\.body\.(fc|classifier)\.|\.num_batches_tracked$")
 
 
 def start_from(network: MaskRCNNSegmenter, source: str, backbone: str) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def start_from(network: MaskRCNNSegmenter, source: str, backbone: str) -> dict[s
 
     Args: source, backbone: the settings ``mask_rcnn_weights`` and ``mask_rcnn_backbone``.
     Returns: the record for checkpoints: source, sha256 of its file, tensors that were taken, of how many, torchvision.
-    Raises: UserError if the file is missing, cannot be read, or lacks weights of the backbone.
+    Raises: UserError if the file is missing, cannot be read, lacks weights of the backbone, or is of a larger network.
     """
     own = network.rcnn.state_dict()
     record = {"source": source, "sha256": None, "tensors": 0, "of": len(own), "torchvision": version("torchvision")}
@@ -46,6 +48,10 @@ def start_from(network: MaskRCNNSegmenter, source: str, backbone: str) -> dict[s
         fault = f"{file} lacks {len(missing)} tensors of {backbone}, {missing[0].removeprefix(_BODY)} the first"
         expected = f"expected the weights of torchvision's {backbone}, or of a Mask R-CNN on it"
         raise UserError(f"{fault}; {expected}, so give another file as 'mask_rcnn_weights'")
+    if strange := [name for name in given if name not in own and not _LEFT_OUT.search(name)]:
+        fault = f"{file} holds {len(strange)} tensors that this network has no place for, {strange[0]} the first"
+        expected = f"expected the weights of torchvision's {backbone}, or of maskrcnn_resnet50_fpn for resnet50"
+        raise UserError(f"{fault}; {expected}, so give another file or another 'mask_rcnn_backbone'")
     with torch.no_grad():
         for name, of in taken.items():
             # A first convolution for more than three channels keeps its zeros for the others.

@@ -8,7 +8,7 @@ from places import ROOT
 import nnunetv2_anomaly
 
 MAPPED = {"trainers": "nnunetv2_anomaly.trainers", "dataset_conversion": "nnunetv2_anomaly.dataset_conversion"}
-SHIM = "nnunetv2.training.nnUNetTrainer.variants.anomaly"
+SHIM = "nnunetv2.training.nnUNetTrainer.anomaly"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from nnunetv2_anomaly.environment import TRAINER_VARIABLE, shim_folder
 
 TRAINERS = tuple(registry.TRAINERS)
 PACKAGES = Path(sys.modules["nnunetv2_anomaly"].__file__).resolve().parents[1]
-SHIM_IN_WHEEL = "nnunetv2/training/nnUNetTrainer/variants/anomaly"
+SHIM_IN_WHEEL = "nnunetv2/training/nnUNetTrainer/anomaly"
 
 FIND_ANOTHERS = """
 import warnings
@@ -106,6 +106,17 @@ def test_trainers_are_found_through_the_variable(tmp_path):
 @pytest.mark.skipif(bool(installed_as_wheel()), reason=installed_as_wheel() or "installed as a wheel")
 def test_a_wheel_needs_no_variable(tmp_path):
     assert_all_are_found(tmp_path, "")
+
+
+@pytest.mark.skipif(bool(installed_as_wheel()), reason=installed_as_wheel() or "installed as a wheel")
+def test_a_wheels_trainers_are_found_before_nnunet_imports_what_may_be_broken(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('torchvision::nms does not exist')\n")
+    search = "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find"
+    code = f"{search}\nprint(find('IMaskRCNNTrainer').__name__, flush=True)\nimport torchvision"
+    done = python(code, tmp_path, **{TRAINER_VARIABLE: ""})
+    assert done.stdout.splitlines() == ["IMaskRCNNTrainer"], done.stderr
+    assert "torchvision::nms does not exist" in done.stderr
 
 
 def test_a_broken_installation_of_ours_warns_and_hurts_nobody_else(tmp_path):

@@ -249,3 +249,13 @@ def test_thirty_steps_lessen_the_loss_of_two_slices(improved):
         losses.append({name: of.item() for name, of in found.items()})
     for name in ("loss_classifier", "loss_mask", "loss_objectness"):
         assert losses[-1][name] < 0.75 * losses[0][name], name
+
+
+def test_boxes_are_of_full_precision_under_autocast():
+    net = small(score=0.0).eval()
+    image, _ = knees(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = net.detect(image)
+    assert len(found["boxes"])
+    assert (found["boxes"].dtype, found["scores"].dtype) == (torch.float32, torch.float32)
+    assert not torch.equal(found["boxes"], found["boxes"].bfloat16().float())

@@ -75,6 +75,9 @@ def test_weights_of_something_else_are_refused(tmp_path):
     net = network(features=8)
     with pytest.raises(UserError, match=r"lacks 264 tensors of resnet50, .* so give another file"):
         start_from(net, saved({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth"), "resnet50")
+    larger = {**resnet50(weights=None).state_dict(), "layer3.6.conv1.weight": torch.zeros(256, 1024, 1, 1)}
+    with pytest.raises(UserError, match=r"holds 1 tensors that this network has no place for, .*layer3\.6\.conv1"):
+        start_from(net, saved(larger, tmp_path / "larger.pth"), "resnet50")
     with pytest.raises(UserError, match=r"nowhere\.pth do not exist"):
         start_from(net, "file:nowhere.pth", "resnet50")
     (tmp_path / "text.pth").write_text("no weights")
