@@ -27,7 +27,6 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from nnunetv2_anomaly.segmenters.loss import AnomalyAwareLoss, DiceAndFocalCrossEntropy, average_to, focal_weight
 from nnunetv2_anomaly.trainers import AnomalyAwareTrainer
@@ -115,8 +114,6 @@ def show_detector_variants(
     }
     if image.device.type in ("cuda", "cpu"):  # autocast of others is not there in every torch
         ways["bfloat16"] = lambda: _in_bfloat16(detector, image)
-    if min(image.shape[2:]) >= 32:  # else nothing is left at the lowest level
-        ways["half resolution"] = lambda: _at_half_resolution(detector, image)
     if arguments.compile:
         torch.compiler.reset()  # else the second size would be compiled for sizes that vary
         compiled = torch.compile(detector)
@@ -137,11 +134,6 @@ def show_detector_variants(
 def _in_bfloat16(detector: nn.Module, image: Tensor) -> Tensor:
     with torch.autocast(image.device.type, torch.bfloat16):
         return detector(image)
-
-
-def _at_half_resolution(detector: nn.Module, image: Tensor) -> Tensor:
-    linear = {"mode": "bilinear" if image.ndim == 4 else "trilinear"}
-    return interpolate(detector(interpolate(image, scale_factor=0.5, **linear)), size=image.shape[2:], **linear)
 
 
 def augmentations(configuration: ConfigurationManager, spacing: list[float]) -> dict[str, Callable[[], None]]:
@@ -272,6 +264,10 @@ def main() -> None:
         network.decoder.deep_supervision = False
     predictions = {name: lambda name=name: predict(name) for name in networks}
     predictions["  detector alone"] = part(lambda: aware.detector(window))
+    halved = ConfigurationManager({**configuration.configuration, "anomaly": {"detector_resolution": "half"}})
+    half = AnomalyAwareTrainer.build_network_architecture(None, halved, 1, NUM_CLASSES, False).to(device).eval()
+    predictions["anomaly-aware, detector at half"] = part(lambda: half(window))
+    predictions["  that detector alone"] = part(lambda: half.detector(window))
     show("Prediction of one window", interleaved(predictions, arguments.repeats, device), "nnU-Net")
     for title, seen in {"one window": window, f"a batch of {arguments.batch}": image}.items():
         show_detector_variants(title, aware.detector, seen, arguments, autocast)

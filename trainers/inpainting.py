@@ -51,6 +51,7 @@ class AnomalyPreStageTrainer(PhasedDetectorTrainer):
     phase_settings: ClassVar = {"phase 1, G": "inpainting_epochs", "phase 2, A": "distillation_epochs"}
     detector_features: int = default("detector_features")
     detector_downsamplings: int = default("detector_downsamplings")
+    detector_resolution: str = default("detector_resolution")
     compressor_code_length: int = default("compressor_code_length")
     intensity_clip: float = default("intensity_clip")
     erase_margin_mm: float = default("erase_margin_mm")

@@ -12,8 +12,7 @@ FILE: Kind = ("a path", is_text)
 SETTINGS: dict[str, Setting] = {
     # The networks: read again at prediction, so that plans must keep them as they were in training.
     "detector_features": Setting(
-        8, *whole(1, 256), "feature maps of a detector's networks at full resolution; doubled at each level, where 256 "
-        "take gigabytes"
+        8, *whole(1, 256), "feature maps of a detector's networks at full resolution; doubled at each level"
     ),
     "detector_downsamplings": Setting(
         4, *whole(1, 4), "downsamplings of a detector's networks: the first ones of the planned network"

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from nnunetv2_anomaly.detectors.base import Contract, Detector
+from nnunetv2_anomaly.detectors.inpainting.settings import FULL, HALF
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.blocks import ConvolutionBlock, SummingUNet, full_precision, initialize_glorot
 from nnunetv2_anomaly.plans.strides import Stride, downsampled_size, planned_strides
@@ -43,15 +45,30 @@ class ImageCompressor(nn.Module):
 
 
 class ReconstructionNetwork(SummingUNet):
-    """The shape that G and A share: the method's U-Net with C's output at the bottleneck and a sigmoid at the end."""
+    """The shape that G and A share: the method's U-Net with C's output at the bottleneck and a sigmoid at the end.
 
-    def __init__(self, num_channels: int, strides: Sequence[Stride], features: int) -> None:
-        of_trunk = {"in_channels": num_channels, "strides": strides, "bottleneck_channels": 1}
+    At half resolution, which is ours, it has no first level: the image is averaged as the first downsampling would,
+    and the scores are interpolated.
+    """
+
+    def __init__(self, num_channels: int, strides: Sequence[Stride], features: int, resolution: str = FULL) -> None:
+        """Args: resolution: of ``settings.RESOLUTIONS``. Raises: UserError for half of a single downsampling."""
+        self.averaged = tuple(strides[0]) if resolution == HALF else None
+        if self.averaged and len(strides) < 2:
+            fault = f"the setting 'detector_resolution' is {HALF}, and the detector downsamples once"
+            raise UserError(f"{fault}; expected at least two downsamplings, so set it to {FULL}, or use larger patches")
+        of_trunk = {"in_channels": num_channels, "strides": strides[bool(self.averaged) :], "bottleneck_channels": 1}
         super().__init__(out_channels=num_channels, features=features, **of_trunk)
 
     def forward(self, image: Tensor, bottleneck: Tensor | None = None) -> Tensor:
         """(B, C, ...) in [0, 1] and C's output (B, 1, ...) -> reconstruction (B, C, ...) in [0, 1], float32."""
-        return torch.sigmoid(super().forward(image, bottleneck))
+        size = image.shape[2:]
+        if self.averaged:
+            image = interpolate(image, size=downsampled_size(size, [self.averaged]), mode="area")
+        scores = super().forward(image, bottleneck)
+        if self.averaged:
+            scores = interpolate(scores, size=size, mode={2: "bilinear", 3: "trilinear"}[len(size)])
+        return torch.sigmoid(scores)
 
     @torch.no_grad()
     def start_at(self, mean_intensity: Tensor) -> None:
@@ -85,12 +102,13 @@ class AnomalyDetector(Detector):
         strides: Sequence[Stride],
         features: int,
         code_length: int,
+        resolution: str = FULL,
     ) -> None:
         """Build A and C for windows of ``patch_size`` voxels."""
         super().__init__()
         self.patch_size = tuple(int(voxels) for voxels in patch_size)
         self.compressor = ImageCompressor(num_channels, patch_size, strides, code_length)
-        self.reconstructor = ReconstructionNetwork(num_channels, strides, features)
+        self.reconstructor = ReconstructionNetwork(num_channels, strides, features, resolution)
         self.register_buffer("intensity_low", torch.zeros(num_channels))
         self.register_buffer("intensity_high", torch.ones(num_channels))
         self.register_buffer("intensity_clip", torch.tensor(5.0))
@@ -109,6 +127,7 @@ class AnomalyDetector(Detector):
             patch_size=configuration_manager.patch_size,
             features=settings["detector_features"],
             code_length=settings["compressor_code_length"],
+            resolution=settings["detector_resolution"],
         )
 
     @torch.no_grad()
@@ -203,7 +222,8 @@ def build_prestage_network(
     Raises: UserError if the plans name no patch size or no usable strides.
     """
     strides = planned_strides(configuration_manager, settings["detector_downsamplings"])
-    inpainter = ReconstructionNetwork(num_channels, strides, settings["detector_features"])
+    of_both = (settings["detector_features"], settings["detector_resolution"])
+    inpainter = ReconstructionNetwork(num_channels, strides, *of_both)
     return PreStageNetwork(inpainter, AnomalyDetector.build(configuration_manager, num_channels, settings))
 
 

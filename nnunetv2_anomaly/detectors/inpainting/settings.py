@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from nnunetv2_anomaly.plans.settings import POSITIVE, TRUE_OR_FALSE, Setting, is_number, or_null, whole
 
+#: at which A and G compute
+RESOLUTIONS = FULL, HALF = ("full", "half")
+
 SETTINGS: dict[str, Setting] = {
+    "detector_resolution": Setting(
+        FULL,
+        f"one of {', '.join(RESOLUTIONS)}",
+        lambda value: value in RESOLUTIONS,
+        "of A and G: full as published, or half, without their first level",
+    ),
     "compressor_code_length": Setting(
         100, *whole(1, 10_000), "units of C's narrow dense layer; a larger one restores anomalies"
     ),

@@ -13,8 +13,8 @@ SETTINGS: dict[str, Setting] = {
         TORCHVISION,
         "torchvision, file:PATH or random:SEED",
         is_source,
-        "the weights of the teacher, VGG-16: torchvision's own, from its cache or downloaded; a file with them; or "
-        "random ones, which say nothing of the method",
+        "weights of the teacher, VGG-16: torchvision's own, a file with them, or random ones, which say nothing of the "
+        "method",
     ),
     "allow_random_teacher": Setting(False, *TRUE_OR_FALSE, "train with random weights of the teacher all the same"),
     "lambda_value": Setting(0.01, *NOT_NEGATIVE, "weight of the values of features beside their direction"),

@@ -123,12 +123,15 @@ def cases(draw, divisible: bool) -> Case:
         left //= patch_size[-1]
     order = draw(st.permutations(range(dimensions)))
     strides = [[2 if stage in pooled[axis] else 1 for axis in order] for stage in range(downsamplings + 1)]
+    of_detector = draw(st.integers(1, 4))
+    resolutions = ["full", "half"] if min(of_detector, downsamplings) > 1 else ["full"]
     configuration = {
         "patch_size": [patch_size[axis] for axis in order],
         "architecture": architecture(draw, dimensions, strides),
         "anomaly": {
             "detector_features": draw(st.integers(1, 3)),
-            "detector_downsamplings": draw(st.integers(1, 4)),
+            "detector_downsamplings": of_detector,
+            "detector_resolution": draw(st.sampled_from(resolutions)),
             "compressor_code_length": draw(st.integers(1, 6)),
         },
     }

@@ -65,6 +65,7 @@ BAD_VALUES = [
     ("detector_features", 10**9),
     ("detector_downsamplings", 0),
     ("detector_downsamplings", 5),
+    ("detector_resolution", 0.5),
     ("compressor_code_length", "100"),
     ("compressor_code_length", 10**9),
     ("intensity_clip", 0),

@@ -6,9 +6,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_anomaly.detectors.inpainting.networks import AnomalyDetector, build_prestage_network
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.plans.strides import planned_strides
+from nnunetv2_anomaly.plans.strides import downsampled_size, planned_strides
 
-SETTINGS = {"detector_downsamplings": 4, "detector_features": 2, "compressor_code_length": 5}
+SETTINGS = {
+    "detector_downsamplings": 4, "detector_features": 2, "compressor_code_length": 5, "detector_resolution": "full"
+}  # fmt: skip
+HALF = {**SETTINGS, "detector_resolution": "half"}
 
 
 def configuration(patch_size=(8, 16, 16), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), **changes):
@@ -52,6 +55,31 @@ def test_networks_run_on_the_planned_patch(planned, num_channels):
     with torch.no_grad():
         output = network(torch.rand(1, num_channels + 1, *planned.patch_size))
     assert output.inpainted.shape == output.reconstruction.shape == (1, num_channels, *planned.patch_size)
+
+
+@pytest.mark.parametrize(
+    "planned",
+    [configuration(), configuration((9, 17, 21)), configuration((16, 24), [1, 2, 2])],
+    ids=["3D", "odd", "2D"],
+)
+def test_at_half_resolution_the_first_level_is_left_out(planned):
+    network = build_prestage_network(planned, 1, HALF)
+    network.set_phase(1)
+    with torch.no_grad():
+        output = network(torch.rand(1, 2, *planned.patch_size))
+    assert output.inpainted.shape == output.reconstruction.shape == (1, 1, *planned.patch_size)
+    seen = []
+    network.detector.reconstructor.encoder[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    image = torch.rand(1, 1, *planned.patch_size)
+    network.detector(image)
+    (stride, *others) = planned_strides(planned, 4)
+    assert seen[0].shape[2:] == downsampled_size(planned.patch_size, [stride])
+    assert len(network.detector.reconstructor.upsampling) == len(others)
+
+
+def test_half_of_a_single_downsampling_is_refused():
+    with pytest.raises(UserError, match="'detector_resolution' is half, and the detector downsamples once"):
+        build_prestage_network(configuration((8, 16, 16), [1, 2]), 1, HALF)
 
 
 def test_settings_reach_the_networks():
