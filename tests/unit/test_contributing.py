@@ -70,7 +70,7 @@ def test_the_long_rest_is_what_the_build_runs_after_readmes_command():
     long = re.search(r"^\| the long rest \| `(.+)` \|$", PAGE, re.MULTILINE).group(1)
     assert f'exhaustive="{long}"' in (ROOT / ".ci" / "run").read_text()
     readme = (ROOT / "README.md").read_text()
-    assert f"&& {long.removesuffix(' -m exhaustive')}\n```" in readme
+    assert f"&& {long.partition(' -m exhaustive')[0]}\n```" in readme
 
 
 def test_files_that_the_page_names_are_there():
