@@ -34,6 +34,8 @@ _PASTED = ("paste_anomalies",)
 _OF_ALL = ("segmentation_learning_rate", "num_epochs", *_PASTED)
 _OF_PLANNED = ("mirror_axes",)
 _OF_AWARE = ("alpha", "beta", "error_channel")
+#: of the pre-stage and of the network that its detector goes into
+_OF_BOTH = ("detector_resolution",)
 _OF_SLICES = tuple(MASK_RCNN)
 
 #: trainers on nnU-Net's planned network
@@ -226,7 +228,7 @@ def parse_model(word: str) -> Model:
     aware = trainer in (*_PLANNED, "UNETSTrainer", "CANSTrainer")
     alone = trainer in DETECTOR_TRAINERS
     with_detector = aware or alone
-    known = [*(_OF_AWARE if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
+    known = [*((*_OF_AWARE, *_OF_BOTH) if aware else ()), *(_DETECTOR_KEYS if with_detector else ())]
     known += _own_settings(DETECTOR_TRAINERS[trainer]) if alone else _OF_ALL
     known += _OF_PLANNED if trainer in ("nnUNetTrainer", *_PLANNED) else ()
     known += _OF_SLICES if trainer in ("MaskRCNNTrainer", "IMaskRCNNTrainer") else ()
@@ -238,6 +240,7 @@ def parse_model(word: str) -> Model:
         )
     of_detector = {key: options.pop(key) for key in _DETECTOR_KEYS if key in options}
     own = {key: options.pop(key) for key in [*options] if alone}
+    own |= {key: options[key] for key in _OF_BOTH if key in options}
     for key, value in {**own, **options}.items():
         if key not in _ABLATION_KEYS and not known_settings()[key].check(value):
             raise UserError(f"the model '{word}' has {key} {value!r}; expected {known_settings()[key].accepts}")

@@ -51,6 +51,15 @@ def test_settings_with_several_values_stay_whole():
     assert model.settings == {"mirror_axes": [], "paste_anomalies": pasted, "num_epochs": 3}
 
 
+def test_a_detector_at_half_resolution_is_built_as_such_in_the_network_too():
+    half = parse_model("half=AnomalyAwareTrainer:detector_resolution=half")
+    alone = parse_model("AnomalyPreStageTrainer:detector_resolution=half")
+    assert half.detector == alone.detector != Detector()
+    assert half.settings["detector_resolution"] == "half"
+    with pytest.raises(UserError, match="expected one of full, half"):
+        parse_model("AnomalyAwareTrainer:detector_resolution=third")
+
+
 def test_a_detector_alone_is_the_one_that_a_segmentation_would_have():
     alone, with_it = parse_models(["a=AnomalyPreStageTrainer:margin=6", "b=AnomalyAwareTrainer:margin=6,alpha=1"])
     assert alone.detector == with_it.detector != Detector()
