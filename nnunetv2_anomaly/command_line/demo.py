@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder = "output folder (default: nnunetv2_anomaly_demo, with --quick nnunetv2_anomaly_demo_quick)"
     parser.add_argument("-o", type=Path, metavar="DIR", help=folder)
     parser.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: the best available")
-    quick = "minutes instead of a quarter of an hour; shows only that the chain works"
+    quick = "a few minutes instead of twenty; shows only that the chain works"
     parser.add_argument("--quick", action="store_true", help=quick)
 
 

@@ -60,7 +60,7 @@ SETTINGS: dict[str, Setting] = {
         0.0, *NOT_NEGATIVE, "least anomaly map of a lesion by Otsu's rule, which else finds one in every slice"
     ),
     "candidates_per_bone": Setting(
-        1.0, *POSITIVE, "at most so many lesion candidates a bone has in the mean of the validation cases, where no "
+        1.0, *POSITIVE, "at most so many lesion candidates a bone has on average over the validation cases, where no "
         "lesion is labelled; it sets the threshold of detect_lesions"
     ),
     "min_lesion_mm3": Setting(30.0, *NOT_NEGATIVE, "smaller lesion candidates do not count"),

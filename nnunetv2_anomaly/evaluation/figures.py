@@ -183,7 +183,7 @@ def _distance_axis(axis: Axes, values: NDArray[np.float64]) -> None:
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
     if high / low <= _LOGARITHMIC_FROM:
         if values.size:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(bottom=0, top=None if positive.size else 1.0)
         return
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in ((1, 2, 5) if len(decades) < 6 else (1,))]

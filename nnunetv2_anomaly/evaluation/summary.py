@@ -16,7 +16,7 @@ from nnunetv2_anomaly.reporting.table import Cell, Table, in_words, number, word
 TERMS: Mapping[str, str] = {
     "DSC": "Dice similarity coefficient, the overlap of prediction and reference: 100 % where they agree in every "
     "voxel, 0 % where they share none. Higher is better.",
-    "ASD": "Average surface distance: how far the two surfaces are apart in the mean, both ways. Lower is better.",
+    "ASD": "Average surface distance: how far the two surfaces are apart on average, both ways. Lower is better.",
     "HD": "Hausdorff distance: how far they are apart at the worst place, both ways. Lower is better.",
     "HD*": "The same of the prediction as it is; ASD, HD and DSC are measured after post-processing.",
     "±": "Standard deviation over cases.",
@@ -114,7 +114,7 @@ def significance_sentence(evaluation: Evaluation, paired: pd.DataFrame) -> str:
         found = summaries(evaluation, (ASD, HD), None).values()
         asd, hd = (pd.Series([of[measure][baseline].mean for of in found]).mean() for measure in (ASD, HD))
         return (
-            f"Its surfaces are {number(asd, ASD.digits)} mm from the reference's in the mean over labels (ASD), and "
+            f"Its surfaces are {number(asd, ASD.digits)} mm from the reference's on average over labels (ASD), and "
             f"{number(hd, HD.digits)} mm at the worst place (HD)."
         )
     num_cases, fewest = evaluation.cases["case"].nunique(), fewest_cases(len(models))

@@ -150,7 +150,7 @@ def _page(both: pd.DataFrame, table: pd.DataFrame, names: tuple[str, str]) -> st
     for row in first.to_dict("records"):
         own = both[(both[_KEYS] == pd.Series({key: row[key] for key in _KEYS})).all(axis=1)]
         title = in_words(f"{row['structure']}, {row['region']}: {row['quantity']} [{row['unit']}]")
-        shown = f"{title}: difference of both readings against their mean"
+        shown = f"{title}: second reading against the first, and difference of both against their mean"
         content.append(Picture(_figure(own, row, title, names), shown, f"{shown}, {names[1]} less {names[0]}"))
     chosen = [of for of in columns if of.name in (*_KEYS, "n", "bias", "limit_low", "limit_high", "icc_2_1")]
     lead: list[Content] = [*_sentences(both, first, names), *content[:1]]
@@ -193,5 +193,9 @@ def _figure(own: pd.DataFrame, row: Mapping[Any, Any], title: str, names: tuple[
     right.plot(values.mean(axis=1), values[:, 1] - values[:, 0], ".", color="#1f5a94")
     words = bland_altman_lines(right, row["bias"], row["limit_low"], row["limit_high"], row["unit"])
     right.set_title(words, fontsize=8)
-    right.set(xlabel="mean of both", ylabel="difference")
+    unit = f" [{row['unit']}]" if row["unit"] else ""
+    right.set(xlabel=f"mean of both{unit}", ylabel=f"difference{unit}")
+    if not values.any():  # else hundredths of a unit around 0
+        left.set(xlim=(-0.05, 1), ylim=(-0.05, 1))
+        right.set(xlim=(-0.05, 1), ylim=(-1, 1))
     return figure

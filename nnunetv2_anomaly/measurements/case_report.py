@@ -63,7 +63,7 @@ def case_page(
     """
     slices = slices_picture(labels, image, spacing_mm, names)
     # Open, because what is drawn while it is folded has no size.
-    sections = [Section("The knee, to be turned", [scene_of(found)])]
+    sections = [Section("The knee in 3D", [scene_of(found)])]
     if flat_maps:
         titled = [(in_words(bone), flat) for bone, flat in flat_maps.items()]
         words = "Thickness of cartilage laid out on a plane; grey is bone without the cartilage that should cover it."

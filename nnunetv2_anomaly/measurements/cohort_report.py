@@ -140,5 +140,7 @@ def _distributions(own: pd.DataFrame, regions: Sequence[str], label: str) -> Fig
         axis.plot(place + spread, of_region, ".", color="#1f5a94", alpha=0.55, markersize=5)
     axis.set_xticks(range(1, len(regions) + 1), [in_words(name) for name in regions], rotation=90, fontsize=8)
     axis.set_ylabel(label)
+    if not own["value"].any():  # else hundredths of a unit around 0
+        axis.set_ylim(-0.05, 1)
     axis.grid(axis="y", alpha=0.3)
     return figure

@@ -27,7 +27,7 @@ from nnunetv2_anomaly.reporting.drawing import own_style
 
 #: of colour scales, mm
 SCALE_MM = (0.0, 5.0)
-COLOURS = "turbo"
+COLOURS = "viridis"
 #: kind of bone -> what its rows are
 _ROWS = {
     FEMUR: "angle, 0 inferior, > 0 anterior [degrees]",

@@ -56,7 +56,7 @@ def write_case(
         folder / f"{case}.png",
         title=case,
         image=image.numpy(),
-        reconstruction=(image if expected is None else expected[0]).numpy(),
+        reconstruction=None if expected is None else expected[0].numpy(),
         error=maps.error.mean(dim=0).numpy(),
         spacing=spacing,
         outlines=outlines,

@@ -96,7 +96,7 @@ def save_reconstruction_figure(
     *,
     title: str,
     image: np.ndarray,
-    reconstruction: np.ndarray,
+    reconstruction: np.ndarray | None,
     error: np.ndarray,
     spacing: Sequence[float],
     outlines: np.ndarray | None = None,
@@ -104,7 +104,7 @@ def save_reconstruction_figure(
 ) -> None:
     """Image, reconstruction and anomaly map of a case, on slices of the first axis with much of it.
 
-    Args: image, reconstruction: (X, Y, Z), of one unit. error: (X, Y, Z), from 0, unitless.
+    Args: image, reconstruction: (X, Y, Z), of one unit; None where there is none. error: (X, Y, Z), from 0, unitless.
         spacing: mm, one per axis, for the aspect ratio.
         outlines, bones: (X, Y, Z) masks of lesions, and masks or label maps of bones, drawn as contours; without either
             the strongest hundredth of the map is outlined.
@@ -116,24 +116,26 @@ def save_reconstruction_figure(
     height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
     figure = Figure(figsize=(9.5, num_slices * height + 0.6), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(num_slices, 3, squeeze=False)
+    pictures = {"image": image, "expected": reconstruction, "anomaly map": error}
+    pictures = {name: volume for name, volume in pictures.items() if volume is not None}
+    axes = figure.subplots(num_slices, len(pictures), squeeze=False)
     error_limit = max(float(np.quantile(error, 0.999)), 1e-6)
     low, high = np.percentile(image, (0.5, 99.8))
     grey: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high, "aspect": aspect, "origin": "lower"}
     for row, index in zip(axes, slices, strict=True):
-        row[0].imshow(image[index], **grey)
-        row[1].imshow(reconstruction[index], **grey)
-        shown = row[2].imshow(error[index], cmap="inferno", vmin=0, vmax=error_limit, aspect=aspect, origin="lower")
-        figure.colorbar(shown, ax=row[2], fraction=0.046)
+        for axis, volume in zip(row[:-1], pictures.values(), strict=False):
+            axis.imshow(volume[index], **grey)
+        shown = row[-1].imshow(error[index], cmap="inferno", vmin=0, vmax=error_limit, aspect=aspect, origin="lower")
+        figure.colorbar(shown, ax=row[-1], fraction=0.046)
         for axis in row:
             axis.set(xticks=[], yticks=[])
         for mask, line in drawn:
             if mask[index].any() and not mask[index].all():
                 style: dict[str, Any] = {"colors": line.get_color(), "linestyles": line.get_linestyle()}
-                for axis in (row[0], row[2]):
+                for axis in (row[0], row[-1]):
                     axis.contour(mask[index], levels=[0.5], linewidths=0.9, **style)
         row[0].set_ylabel(f"slice {index}")
-    for axis, name in zip(axes[0], ("image", "expected", "anomaly map"), strict=True):
+    for axis, name in zip(axes[0], pictures, strict=True):
         axis.set_title(name)
     if drawn:
         handles = [line for _, line in drawn]
@@ -145,8 +147,10 @@ def _outlined(error: NDArray, outlines: NDArray | None, bones: NDArray | None) -
     """What has an outline, (X, Y, Z), and how the line looks."""
     lines = Line2D([], [], color="deepskyblue"), Line2D([], [], color="orange", linestyle="dashed")
     found = [("bones", bones, lines[0]), ("lesions", outlines, lines[1])]
-    if bones is None and outlines is None:
-        found = [("strongest hundredth of the map", error >= np.quantile(error, 0.99), lines[1])]
+    if bones is None and (outlines is None or not outlines.any()):
+        least = np.quantile(error, 0.99)
+        strongest = error >= least if least > 0 else error > 0
+        found = [("strongest hundredth of the map", strongest, lines[1])]
     for name, _, line in found:
         line.set_label(name)
     return [(of > 0, line) for _, of, line in found if of is not None and (of > 0).any() and not (of > 0).all()]
@@ -157,7 +161,8 @@ def _slices_of(error: NDArray[np.floating], within: NDArray | None) -> list[int]
 
     Not from the outermost tenths without a mask: every reconstruction is off at the image's edge.
     """
-    places = np.arange(len(error))[len(error) // 10 : len(error) - len(error) // 10]
+    edge = max(len(error) // 10, 1 if len(error) > 2 else 0)
+    places = np.arange(len(error))[edge : len(error) - edge]
     if within is not None and within.any():
         error = np.where(within > 0, error, 0)
         places = np.flatnonzero((within > 0).any(axis=(1, 2)))
@@ -175,15 +180,16 @@ def save_pasting_figure(
         axes, for the aspect ratio.
     """
     figure = Figure(figsize=(2.4 * len(patches), 5.2), layout="constrained")
-    figure.suptitle("Training patches with pasted anomalies (orange); the labels (blue) stay as they are")
+    figure.suptitle("Training patches with pasted anomalies (orange, dashed); the labels (blue) stay as they are")
     for column, (image, labels, weight) in zip(figure.subplots(2, len(patches), squeeze=False).T, patches, strict=True):
         low, high = np.percentile(image, (1, 99.5))
         for plot in column:
             plot.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=spacing[0] / spacing[1], origin="lower")
             plot.set(xticks=[], yticks=[])
-        for picture, level, colour in ((labels > 0, 0.5, "deepskyblue"), (weight, 0.25, "orange")):
+        lines = ((labels > 0, 0.5, "deepskyblue", "solid"), (weight, 0.25, "orange", "dashed"))
+        for picture, level, colour, line in lines:
             if picture.min() < level < picture.max():
-                column[1].contour(picture, levels=[level], colors=colour, linewidths=0.8)
+                column[1].contour(picture, levels=[level], colors=colour, linestyles=line, linewidths=0.8)
     save_figure(figure, path)
 
 
@@ -267,7 +273,7 @@ def save_prestage_progress(path: Path, logged: Mapping[str, Sequence[float]], ph
     figure = Figure(figsize=(12, 4 * num_panels), layout="constrained")
     axes = figure.subplots(num_panels, 1, sharex=True)
     axes[0].plot(epochs, training, "b-o", markersize=3, label="training loss")
-    axes[0].plot(epochs, validation, "r-o", markersize=3, label="validation loss")
+    axes[0].plot(epochs, validation, "r--s", markersize=3, label="validation loss")
     axes[0].set_ylabel("loss")
     for style, (name, series) in zip(("k-o", "--", ":", "-."), values.items(), strict=False):
         axes[1].plot(epochs, series, style, markersize=3, label=name.replace("_", " "))
