@@ -62,7 +62,7 @@ def preparation(folder: Path, options: argparse.Namespace) -> list[Step]:
     changed = ["nnUNetv2_anomaly", "change_plans", "-d", NUMBER, "-p", WHOLE, "-o", PLANS, folder / "changes.json"]
     slices = step("plan_whole", whole, "plan", needs=(planned.output,), makes=data.plans(WHOLE))
     own = step("change_plans", changed, "plan", needs=(slices.output,), makes=data.plans(PLANS))
-    return [simulated, planned, slices, own, preprocess_step(data, PLANS, "2d", 1, own)]
+    return [simulated, planned, slices, own, preprocess_step(data, PLANS, "2d", 1)]
 
 
 def of_network(folder: Path, name: str, ready: Step) -> list[Step]:

@@ -47,7 +47,7 @@ def environment_folder(variable: str) -> Path:
         advice = 'set nnU-Net\'s folders, for example with eval "$(nnUNetv2_anomaly env --base DIR)"'
         raise UserError(f"the environment variable {variable} is not set; {advice}")
     check_name(folder)
-    return Path(folder)
+    return Path(os.path.abspath(folder))
 
 
 def nnunet_folders(base: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,12 @@ def _init(args: argparse.Namespace) -> int:
         if other := sorted(set(given) - {"device", "parts"}):
             raise UserError(f"--demo has its own {other[0]}; leave that out, or leave out --demo")
         init_demo(args.o, size=QUICK, **given)
-    elif "dataset" not in given and not args.o.is_dir():
+    elif "dataset" not in given and not (args.o / "config.yaml").is_file():
         raise UserError("there is no data set; give its name with -d, such as Dataset501_OAIZIB, or --demo")
     else:
+        for name in ("images", "references", "base"):  # config.yaml's own are relative to its folder
+            if name in given:
+                given[name] = os.path.abspath(os.path.expanduser(given[name]))
         if "trainers" in given:
             given["trainers"] = {name: name for name in given["trainers"]}
         init_workflow(args.o, given)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS
-from nnunetv2_anomaly.workflows.configuration import CONFIG, Cohort, detector_trainer, needs_detector
+from nnunetv2_anomaly.registry import WHOLE_IMAGE_PLANS, detector_families
+from nnunetv2_anomaly.workflows.configuration import CONFIG, Cohort, check_trainers, detector_trainer, needs_detector
 from nnunetv2_anomaly.workflows.steps import (
     PLANS,
     Dataset,
@@ -27,8 +28,12 @@ def cohort_steps(settings: Cohort) -> list[Step]:
         raise UserError(
             f"{CONFIG}: dataset is {settings.dataset or 'missing'}; expected a name such as Dataset501_OAIZIB"
         )
-    if not settings.trainers:
-        raise UserError(f"{CONFIG}: trainers names none; expected one or several, such as [AnomalyAwareTrainer]")
+    check_trainers(settings)
+    if settings.anomaly_maps and settings.images is None:
+        raise UserError(f"{CONFIG}: anomaly_maps is true, and there are no images to make them of; give images")
+    if settings.anomalies is not None and len(settings.folds) > 1:
+        folds = ", ".join(settings.folds)
+        raise UserError(f"{CONFIG}: anomalies measure the detector of one fold, and folds are {folds}; give one fold")
     return _Steps(settings).all()
 
 
@@ -37,12 +42,13 @@ class _Steps:
         self.of = settings
         self.data: Dataset = settings.data_set(settings.dataset)
         self.detector = detector_trainer(settings.detector)
+        self.measures_detector = settings.anomalies is not None and settings.references is not None
 
     def all(self) -> list[Step]:
         of = self.of
         steps = self._data_steps()
         ready = steps[-1]
-        aware = of.anomaly_maps or any(map(needs_detector, of.trainers.values()))
+        aware = of.anomaly_maps or self.measures_detector or any(map(needs_detector, of.trainers.values()))
         detectors = {fold: self._train(self.detector, fold, ready) for fold in of.folds} if aware else {}
         trained: dict[str, list[Step]] = {}
         for trainer in dict.fromkeys(of.trainers.values()):
@@ -50,11 +56,10 @@ class _Steps:
             trained[trainer] = [
                 self._train(trainer, fold, ready, *([follows[fold]] if follows else [])) for fold in of.folds
             ]
-        if trained.keys() & {self.detector}:
-            raise UserError(f"{CONFIG}: trainers names the detector's trainer {self.detector}; expected segmenters")
         steps += [*detectors.values(), *(one for own in trained.values() for one in own)]
         compared = self._new_images(trained, list(detectors.values())) if of.images else self._validated(trained)
-        return [*steps, *compared, self._report([*detectors.values(), *compared] or steps)]
+        steps += compared
+        return [*steps, self._report([one for one in steps if one.kind not in ("convert", "plan", "preprocess")])]
 
     def _data_steps(self) -> list[Step]:
         """From files to preprocessed data; the last one needs all others."""
@@ -67,12 +72,14 @@ class _Steps:
             words = ["nnUNetv2_anomaly", "change_plans", "-d", data.number, "-o", of.plans, of.plan_changes]
             more = {"title": "Changing plans", "needs": (of.plan_changes,), "follows": (steps[-1].output,)}
             steps.append(step("change_plans", words, "plan", makes=data.plans(of.plans), **more))
-        elif of.plans == WHOLE_IMAGE_PLANS:
+        elif of.plans == WHOLE_IMAGE_PLANS and of.configuration.startswith("3d"):
             steps.append(whole_image_step(data, steps[-1], of.plans))
-        elif of.plans != PLANS:
-            expected = f"{PLANS}, {WHOLE_IMAGE_PLANS}, or a file with plan_changes that makes them"
-            raise UserError(f"{CONFIG}: nothing makes the plans {of.plans}; expected {expected}")
-        return [*steps, preprocess_step(data, of.plans, of.configuration, of.processes, steps[-1])]
+        elif of.plans != PLANS:  # those that somebody has made already
+            steps = steps[:-1]
+            if not Path(data.plans(of.plans)).is_file():
+                expected = f"{PLANS}, {WHOLE_IMAGE_PLANS} in 3d, plan_changes that make them, or plans that are there"
+                raise UserError(f"{CONFIG}: nothing makes the plans {of.plans}; expected {expected}")
+        return [*steps, preprocess_step(data, of.plans, of.configuration, of.processes)]
 
     def _train(self, trainer: str, fold: str, *follows: Step) -> Step:
         model = (trainer, self.of.plans, self.of.configuration)
@@ -133,20 +140,23 @@ class _Steps:
                 words += shlex.split(of.measure)
                 makes = f"measures/{trainer}/measurements.csv"
                 steps += self._then_merged(f"measure_{trainer}", words, f"Measuring, {name}", predicted, makes)
+        first = next(iter(of.trainers.values()))
+        bones = ["--bones", f"predictions/{first}"] if detector_families()[of.detector].takes_bones else []
+        needs = [*detectors, *(done if bones else [])]
         if of.anomaly_maps:
             words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "anomaly_maps"]
-            words += self._model_words(self.detector)
-            maps = self._in_parts("anomaly_maps", words, "predict", "Anomaly maps", detectors)
+            words += [*self._model_words(self.detector), *bones]
+            maps = self._in_parts("anomaly_maps", words, "predict", "Anomaly maps", needs)
             steps, done = [*steps, *maps], [*done, *maps]
-        if of.anomalies is not None and of.references is not None:
-            steps.append(self._measured_detector(source, detectors))
+        if self.measures_detector:
+            steps.append(self._measured_detector(source, bones, needs))
         return steps + (self._evaluated(folders, done, source) if of.references is not None else [])
 
-    def _measured_detector(self, source: str, detectors: Sequence[Step]) -> Step:
+    def _measured_detector(self, source: str, bones: Sequence[str], needs: Sequence[Step]) -> Step:
         of = self.of
         words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "detector", *self._model_words(self.detector)]
-        words += ["--references", str(of.references), "--anomalies", str(of.anomalies)]
-        more = {"needs": tuple(one.output for one in detectors), "makes": "detector/summary.json"}
+        words += ["--references", str(of.references), "--anomalies", str(of.anomalies), *bones]
+        more = {"needs": tuple(one.output for one in needs), "makes": "detector/summary.json"}
         return step("measure_detector", words, "predict", title="Measuring the anomaly maps", **more)
 
     def _evaluated(self, folders: dict[str, str], needs: Sequence[Step], source: str) -> list[Step]:
@@ -156,8 +166,12 @@ class _Steps:
         words = ["nnUNetv2_anomaly", "evaluate", "-ref", str(of.references), "-o", "evaluation"]
         words += ["-pred", *(f"{name}={folder}" for name, folder in folders.items()), "--images", source]
         words += ["--error_images", "anomaly_maps"] if of.anomaly_maps else []
-        words += [*shlex.split(of.postprocess or ""), *shlex.split(of.evaluate)]
+        words += [*self._clean_up(), *shlex.split(of.evaluate)]
         return self._then_merged("evaluate", words, "Evaluating", needs, "evaluation/report.html")
+
+    def _clean_up(self) -> list[str]:
+        """Options of the clean-up, which an evaluation does by itself."""
+        return [word for word in shlex.split(self.of.postprocess or "") if word != "--overwrite"]
 
     def _validated(self, trained: dict[str, list[Step]]) -> list[Step]:
         """Validation cases of all folds, as nnU-Net predicted them after each training."""
@@ -166,7 +180,8 @@ class _Steps:
             return []
         folders = {name: self.data.model(tr, of.plans, of.configuration) for name, tr in of.trainers.items()}
         words = ["nnUNetv2_anomaly", "evaluate", "-o", "evaluation", "-pred"]
-        words += [*(f"{name}={folder}" for name, folder in folders.items()), *shlex.split(of.evaluate)]
+        words += [f"{name}={folder}" for name, folder in folders.items()]
+        words += ["--folds", *of.folds, *self._clean_up(), *shlex.split(of.evaluate)]
         needs = [one for own in trained.values() for one in own]
         return self._then_merged("evaluate", words, "Evaluating", needs, "evaluation/report.html")
 

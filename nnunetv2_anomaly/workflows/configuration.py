@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder, nnunet_environment
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, TRAINERS, detector_families
+from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, SEGMENTERS, TRAINERS, detector_families
 from nnunetv2_anomaly.workflows.steps import PLANS, Dataset
 
 #: file of a workflow's folder that says what is done
@@ -171,7 +171,7 @@ def environment_lines(folder: Path, config: Mapping[str, Any]) -> list[str]:
 def resources_of(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """threads, mem_mb, runtime in minutes, gpu and others of a kind of step."""
     given = config.get("resources") or {}
-    return {**given.get("default", {}), **given.get(kind, {})}
+    return {**(given.get("default") or {}), **(given.get(kind) or {})}
 
 
 def detector_trainer(family: str) -> str:
@@ -180,6 +180,31 @@ def detector_trainer(family: str) -> str:
     if family not in families:
         raise UserError(f"{CONFIG}: detector is {family}; expected one of {', '.join(families)}")
     return families[family].trainer
+
+
+def check_trainers(settings: Cohort) -> None:
+    """Check that a cohort's trainers are segmenters that it can train.
+
+    Raises: UserError if there is none, one is named twice, is a detector's, a transfer's or of slices in a 3d
+        configuration, or has nearly the name of one of ours.
+    """
+    named = list(settings.trainers.values())
+    if not named:
+        raise UserError(f"{CONFIG}: trainers names none; expected one or several, such as [AnomalyAwareTrainer]")
+    for trainer in named:
+        known = TRAINERS.get(trainer)
+        if named.count(trainer) > 1:
+            raise UserError(f"{CONFIG}: trainers names {trainer} twice; expected each once")
+        if known is None:
+            if near := difflib.get_close_matches(trainer, TRAINERS, n=1, cutoff=0.85):
+                raise UserError(f"{CONFIG}: there is no trainer {trainer}; expected {near[0]}, or one of another name")
+        elif known.family not in SEGMENTERS:
+            raise UserError(f"{CONFIG}: trainers names a detector's trainer, {trainer}; expected segmenters")
+        elif known.module == "transfer":
+            raise UserError(f"{CONFIG}: {trainer} begins with weights of another data set, which a cohort has none of")
+        elif SEGMENTERS[known.family].of_slices and not settings.configuration.startswith("2d"):
+            fault = f"{trainer} takes slices, and configuration is {settings.configuration}"
+            raise UserError(f"{CONFIG}: {fault}; expected 2d, or another trainer")
 
 
 def needs_detector(trainer: str) -> bool:

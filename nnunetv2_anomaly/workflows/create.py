@@ -48,10 +48,12 @@ def init_workflow(folder: Path, settings: Mapping[str, Any], *, template: str = 
         "folder": shlex.quote(str(folder)),
         "texts": {name: json.dumps(given[name]) for name in ("compared", "worth", "notes") if given[name]},
         "processes": str(min(4, cores)),
-        "resources": {kind: json.dumps(of) for kind, of in _resources(given, cores).items()},
+        "resources": {kind: json.dumps(of) for kind, of in _resources(given, cores, num_gpus).items()},
         "cores": str(cores),
         "gpus": str(max(1, num_gpus)),
     }
+    if template == CONFIG and not (folder / CONFIG).is_file():
+        steps_of(given)  # what is wrong is said before anything is written
     templates = Environment(loader=FileSystemLoader(HERE / "templates"), undefined=StrictUndefined, autoescape=False)
     with write_failures_as_user_errors(folder):
         files.take_output_folder(folder, CONFIG, "workflow")
@@ -72,12 +74,12 @@ def init_workflow(folder: Path, settings: Mapping[str, Any], *, template: str = 
         _write_arrays(folder, config, templates)
 
 
-def _resources(given: Mapping[str, Any], cores: int) -> dict[str, dict[str, int]]:
+def _resources(given: Mapping[str, Any], cores: int, num_gpus: int) -> dict[str, dict[str, int]]:
     """Kind of step -> what it takes, for images of the OAI's size where nothing else was given."""
     if "resources" in given:
         return given["resources"]
     gpu = {"gpu": 1} if given["device"] == "cuda" else {}
-    few, many = min(4, cores), min(12, cores)
+    few, many = min(4, cores), min(12, max(1, cores // max(1, num_gpus)))  # one training for each GPU
     return {
         "default": {"threads": few, "mem_mb": 8000, "runtime": 240},
         "preprocess": {"threads": few, "mem_mb": 32000, "runtime": 720},
@@ -91,6 +93,8 @@ def _write_arrays(folder: Path, config: Mapping[str, Any], templates: Environmen
     (folder / "array").mkdir(exist_ok=True)
     for name in (DONE, "logs"):
         (folder / name).mkdir(exist_ok=True)
+    for earlier in (folder / "array").glob("[0-9][0-9]_*.txt"):
+        earlier.unlink()
     for number, group in enumerate(levels(steps_of(config))):
         of = resources_of(config, group[0].kind)
         options = [f"--cpus-per-task={of.get('threads', 1)}"]

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnunetv2_anomaly import files
+from nnunetv2_anomaly.environment import FOLDER_VARIABLES
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.workflows.configuration import (
     CONFIG,
     SNAKEFILE,
+    Cohort,
     environment_lines,
+    parsed,
     read_configuration,
 )
 from nnunetv2_anomaly.workflows.steps import Step, failures
@@ -33,11 +36,11 @@ _DEFAULTS = (
 
 
 def visible_gpus() -> list[str]:
-    """Numbers of this machine's GPUs, as CUDA_VISIBLE_DEVICES has them."""
+    """Numbers of this machine's GPUs, as CUDA_VISIBLE_DEVICES has them: from 0, also where a container has the last."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [number for number in given.split(",") if number]
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def run_snakemake(folder: Path, profile: str, more: Sequence[str] = ()) -> None:
@@ -46,7 +49,20 @@ def run_snakemake(folder: Path, profile: str, more: Sequence[str] = ()) -> None:
     Args: profile: folder below profiles/, or path of another. more: further options of Snakemake.
     Raises: UserError as ``snakemake_words``, or if another run is at work in the folder.
     """
-    become_snakemake(folder, [*snakemake_words(folder, profile), *more])
+    words = snakemake_words(folder, profile)
+    _check_folders(folder)
+    become_snakemake(folder, [*words, *more])
+
+
+def _check_folders(folder: Path) -> None:
+    """Raises: UserError if a cohort's folder of images, labels or lesions is missing, and no step makes it."""
+    settings = parsed(read_configuration(folder))
+    if isinstance(settings, Cohort) and settings.convert is None:
+        for name in ("images", "references", "anomalies"):
+            given = getattr(settings, name)
+            if given is not None and not (folder / given).is_dir():
+                expected = f"expected one, absolute or relative to {folder}"
+                raise UserError(f"{folder / CONFIG}: {name} is {given}, which is no folder; {expected}")
 
 
 def dry_run(folder: Path, profile: str = "local", more: Sequence[str] = ()) -> int:
@@ -94,7 +110,10 @@ def become_snakemake(folder: Path, words: Sequence[str]) -> None:
     with _alone(folder) as lock:
         os.set_inheritable(lock, True)
         gpus = visible_gpus()
-        environment = {**os.environ, **({"NNUNETV2_ANOMALY_GPUS": ",".join(gpus)} if len(gpus) > 1 else {})}
+        # The steps run in another folder than this process.
+        absolute = {name: os.path.abspath(os.environ[name]) for name in FOLDER_VARIABLES if os.environ.get(name)}
+        dealt = {"NNUNETV2_ANOMALY_GPUS": ",".join(gpus), "NNUNETV2_ANOMALY_JOB": os.environ.get("SLURM_JOB_ID", "")}
+        environment = {**os.environ, **absolute, **(dealt if len(gpus) > 1 else {})}
         sys.stdout.flush()
         os.execve(words[0], [*words, "--nolock"], environment)
 

@@ -45,11 +45,11 @@ def chain_steps(settings: Chain) -> list[Step]:
         expected = f"expected plans that nnU-Net has made, {PLANS}, or {WHOLE_IMAGE_PLANS}"
         raise UserError(f"{zib.plans(settings.plans)} does not exist; {expected}")
     plans, of, np = _moved(settings), settings.configuration, settings.processes
-    ready = {zib.name: preprocess_step(zib, settings.plans, of, np, of_zib)}
+    ready = {zib.name: preprocess_step(zib, settings.plans, of, np)}
     steps.append(ready[zib.name])
     for data in (uq, akoa):
         moved = _move_step(settings, zib, data, of_zib, planned[data.name])
-        ready[data.name] = preprocess_step(data, plans, of, np, moved)
+        ready[data.name] = preprocess_step(data, plans, of, np)
         steps += [moved, ready[data.name]]
     return steps + _trainings(settings, (zib, uq, akoa), ready)
 

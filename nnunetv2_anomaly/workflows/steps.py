@@ -102,11 +102,11 @@ def whole_image_step(dataset: Dataset, planned: Step, makes: str) -> Step:
     return step(f"plan_whole_image_{dataset.number}", words, "plan", **more)
 
 
-def preprocess_step(dataset: Dataset, plans: str, configuration: str, processes: int, *needs: Step) -> Step:
-    """Preprocessed data of one configuration."""
+def preprocess_step(dataset: Dataset, plans: str, configuration: str, processes: int) -> Step:
+    """Preprocessed data of one configuration, made again when the plans have changed."""
     words = ["nnUNetv2_preprocess", "-d", dataset.number, "-plans_name", plans, "-c", configuration, "-np", processes]
-    # Plans may be written again with other settings of trainers, which is no reason to preprocess.
-    more = {"title": "Preprocessing", "follows": tuple(of.output for of in needs)}
+    # Also where plans were written again with other settings of trainers alone: their spacing is not looked at.
+    more = {"title": "Preprocessing", "needs": (dataset.plans(plans),)}
     return step(f"preprocess_{dataset.number}", words, "preprocess", **more)
 
 

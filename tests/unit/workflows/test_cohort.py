@@ -48,7 +48,7 @@ def test_a_detector_is_trained_only_where_a_trainer_needs_it():
 def test_new_images_go_through_all_verbs_in_parts_and_every_command_is_one_that_can_be_typed():
     steps = steps_of(
         {
-            **BASE, "images": "I", "references": "L", "anomalies": "A", "parts": 3, "anomaly_maps": True,
+            **BASE, "images": "I", "references": "L", "anomalies": "A", "parts": 3, "anomaly_maps": True, "folds": [0],
             "postprocess": "--max_distance_mm 20", "convert": "nnUNetv2_anomaly convert oai_zib --zib Z --oai O",
             "plan_changes": "c.json", "plans": "nnUNetOwnPlans",
         }
@@ -61,6 +61,37 @@ def test_new_images_go_through_all_verbs_in_parts_and_every_command_is_one_that_
     parts = [one.command.split("-part_id ")[1] for one in steps if one.command.startswith("nnUNetv2_predict")]
     assert parts == ["0", "1", "2"] * 2
     assert sum(command.endswith("--max_distance_mm 20 -np 2") for command in [one.command for one in steps]) == 3
+
+
+def test_validation_cases_are_those_of_the_folds_cleaned_as_new_images_would_be():
+    written = commands(folds=[0, 1], postprocess="--max_distance_mm 20 --overwrite")
+    (evaluated,) = (command for command in written if "-pred" in command)
+    assert evaluated.endswith("--folds 0 1 --max_distance_mm 20 -np 2")
+    build_parser().parse_args(shlex.split(evaluated)[1:])
+
+
+def test_preprocessing_is_done_again_when_the_plans_have_changed():
+    steps = {one.name: one for one in steps_of({**BASE, "plan_changes": "c.json", "plans": "nnUNetOwnPlans"})}
+    assert steps["change_plans"].output in steps["preprocess_501"].needs
+    assert steps["preprocess_501"].output in steps["train_nnUNetTrainer_501_fold0"].follows
+
+
+def test_plans_that_are_there_need_no_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "nnUNet_preprocessed" / "Dataset501_OAIZIB" / "nnUNetResEncUNetLPlans.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    steps = steps_of({**BASE, "plans": file.stem})
+    assert "plan" not in {one.kind for one in steps}
+    assert steps[0].needs == (str(file.relative_to(tmp_path)),)
+
+
+def test_a_detector_that_needs_bones_is_given_a_segmentation():
+    settings = {**BASE, "images": "I", "anomaly_maps": True, "detector": "lama_bml", "trainers": ["nnUNetTrainer"]}
+    (maps,) = (one for one in steps_of(settings) if one.name == "anomaly_maps")
+    assert maps.command.endswith("--bones predictions/nnUNetTrainer")
+    assert "done/predict_nnUNetTrainer" in maps.needs
+    assert any(file.startswith("nnUNet_results/") and "LaMaBMLTrainer" in file for file in maps.needs)
 
 
 def test_parts_share_the_cases_as_nnunet_divides_them():
@@ -82,6 +113,13 @@ def test_parts_share_the_cases_as_nnunet_divides_them():
         ({"detector": "x"}, "expected one of inpainting"),
         ({"plans": "x"}, "nothing makes the plans x"),
         ({"trainers": []}, "names none"),
+        ({"trainers": {"a": "nnUNetTrainer", "b": "nnUNetTrainer"}}, "names nnUNetTrainer twice"),
+        ({"trainers": ["AnomalyAwreTrainer"]}, "no trainer AnomalyAwreTrainer; expected AnomalyAwareTrainer"),
+        ({"trainers": ["PastedAnomalyTrainer"]}, "names a detector's trainer, PastedAnomalyTrainer"),
+        ({"trainers": ["UNETSTransferTrainer"]}, "begins with weights of another data set"),
+        ({"trainers": ["IMaskRCNNTrainer"]}, "takes slices, and configuration is 3d_fullres"),
+        ({"anomaly_maps": True}, "there are no images to make them of"),
+        ({"images": "I", "anomalies": "A", "references": "L"}, "of one fold, and folds are 0, 1, 2, 3, 4"),
     ],
 )
 def test_mistakes_in_the_settings_are_reported(more, expected):
@@ -89,7 +127,8 @@ def test_mistakes_in_the_settings_are_reported(more, expected):
         steps_of({**BASE, **more})
 
 
-def test_init_writes_what_it_was_given_and_keeps_it(tmp_path, capsys):
+def test_init_writes_what_it_was_given_and_keeps_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "W"
     words = ["workflow", "init", "-o", str(folder), "-d", "Dataset501_OAIZIB", "--base", "knees", "-f", "0", "1"]
     words += ["-tr", "CANSTrainer", "-i", "new images", "--parts", "4", "--convert", 'x "a b"', "-device", "cpu"]
@@ -101,15 +140,25 @@ def test_init_writes_what_it_was_given_and_keeps_it(tmp_path, capsys):
     assert resources_of(config, "train")["runtime"] == 4320
     assert resources_of(config, "report")["mem_mb"] == 8000
     environment = environment_of(config, str(folder))
-    assert environment["nnUNet_raw"] == str(folder / "knees" / "nnUNet_raw")
+    assert environment["nnUNet_raw"] == str(tmp_path / "knees" / "nnUNet_raw")  # of where the command was typed
+    assert settings.images == str(tmp_path / "new images")
     for profile in ("local", "slurm"):
         assert yaml.safe_load((folder / "profiles" / profile / "config.yaml").read_text())["executor"] == profile
     assert main(words) == 0
     capsys.readouterr()
     assert main([*words[:-2], "-device", "cuda"]) == 1
     assert "says device: cpu, not cuda; edit it" in capsys.readouterr().err
-    assert main(["workflow", "init", "-o", str(tmp_path / "none")]) == 1
+    (tmp_path / "none").mkdir()
+    assert main(["workflow", "init", "-o", "none"]) == 1
     assert "there is no data set; give its name with -d" in capsys.readouterr().err
+    assert main(["workflow", "init", "-o", "wrong", "-d", "OAIZIB", "--base", "knees"]) == 1
+    assert "expected a name such as Dataset501_OAIZIB" in capsys.readouterr().err
+    assert not (tmp_path / "wrong" / "config.yaml").exists()
+    words = ["workflow", "init", "-o", "X", "-d", "Dataset501_OAIZIB", "--base", "knees", "-i", "nowhere", "-f", "0"]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main(["workflow", "run", "X"]) == 1
+    assert f"images is {tmp_path / 'nowhere'}, which is no folder" in capsys.readouterr().err
     assert main(["workflow", "run", str(tmp_path)]) == 1
     assert "has no config.yaml; make one with" in capsys.readouterr().err
 
@@ -117,12 +166,15 @@ def test_init_writes_what_it_was_given_and_keeps_it(tmp_path, capsys):
 def test_job_arrays_do_the_commands_that_are_left(tmp_path):
     folder, bin_folder = tmp_path / "W", tmp_path / "bin"
     assert main(["workflow", "init", "-o", str(folder), "--demo", "-device", "cpu"]) == 0
+    (folder / "array" / "99_report.txt").write_text("# \nof earlier settings\n")
+    assert main(["workflow", "init", "-o", str(folder), "--demo", "-device", "cpu"]) == 0
     bin_folder.mkdir()
     (bin_folder / "sbatch").write_text('#!/bin/bash\necho "$@" >> calls.txt\necho 7\n')
     (bin_folder / "sbatch").chmod(0o755)
     environment = {"PATH": f"{bin_folder}:/usr/bin:/bin"}
     subprocess.run(["bash", "array.sh"], cwd=folder, env=environment, check=True, capture_output=True)
     calls = (folder / "calls.txt").read_text().splitlines()
+    assert not (folder / "array" / "99_report.txt").exists()
     lists = sorted(file.name for file in (folder / "array").iterdir())
     assert [call.split()[-1] for call in calls] == [f"array/{name}" for name in lists]
     assert "afterok" not in calls[0]
