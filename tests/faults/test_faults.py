@@ -430,7 +430,7 @@ def test_spoiled_prestage_is_told_when_the_segmentation_takes_its_detector(
         (lambda path: torch.save([1], path), "is no checkpoint of nnU-Net's"),
         (
             lambda path: changed(path, lambda c: c.update(trainer_name="Nobody")),
-            "trainer Nobody, which is not installed",
+            "trainer Nobody, which nnU-Net does not find here",
         ),
         (lambda path: changed(path, of_another_network), "cannot be loaded (RuntimeError"),
         (lambda path: path.unlink(), "cannot be loaded (FileNotFoundError"),

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from benchmarks.focal_weights import tissue_weights
 from benchmarks.stress import KINDS, lesion_in_bone, link_images, measure, write_healthy_maps
-from benchmarks.stress_tables import stress_difference_table, stress_table, typical_knee
+from benchmarks.stress_tables import stress_difference_table, stress_table, typical_knee, typical_slice
 
 #: distance of voxels, (z, y, x)
 SPACING_MM = (3.0, 2.0, 1.0)
@@ -150,3 +150,14 @@ def test_the_knee_that_is_drawn_has_the_median_gain(rows):
 def test_lesions_count_within_the_bone_that_holds_them_alone():
     anomalies, reference = np.array([7, 7, 7, 8, 0, 9]), np.array([1, 7, 3, 3, 1, 0])
     assert lesion_in_bone(anomalies, reference).tolist() == [1, 1, 0, 3, 0, 0]
+
+
+def test_the_slice_that_is_drawn_is_most_like_the_whole():
+    lesion = np.zeros((4, 4, 6), np.uint8)
+    lesion[1:3, 1:3, 1:5] = 1  # four voxels in each of four slices, and one in the last
+    lesion[1, 1, 5] = 1
+    prediction = lesion.copy()
+    prediction[1:3, 1:3, 1] = 0
+    prediction[1, 1:3, 2] = 0
+    prediction[1, 1, 5] = 0
+    assert typical_slice(lesion, [prediction]) == 2  # 10 of 17 covered, and half of the second
