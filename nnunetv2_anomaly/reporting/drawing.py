@@ -116,8 +116,8 @@ def save_reconstruction_figure(
     height = 2.6 * max(0.4, min(2.5, image.shape[1] * spacing[1] / (image.shape[2] * spacing[2])))
     figure = Figure(figsize=(9.5, num_slices * height + 0.6), layout="constrained")
     figure.suptitle(title)
-    pictures = {"image": image, "expected": reconstruction, "anomaly map": error}
-    pictures = {name: volume for name, volume in pictures.items() if volume is not None}
+    expected = {} if reconstruction is None else {"expected": reconstruction}
+    pictures = {"image": image, **expected, "anomaly map": error}
     axes = figure.subplots(num_slices, len(pictures), squeeze=False)
     error_limit = max(float(np.quantile(error, 0.999)), 1e-6)
     low, high = np.percentile(image, (0.5, 99.8))
