@@ -108,6 +108,7 @@ def test_a_wheel_needs_no_variable(tmp_path):
     assert_all_are_found(tmp_path, "")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(bool(installed_as_wheel()), reason=installed_as_wheel() or "installed as a wheel")
 def test_a_wheels_trainers_are_found_before_nnunet_imports_what_may_be_broken(tmp_path):
     (tmp_path / "torchvision").mkdir()
