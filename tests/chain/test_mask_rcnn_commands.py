@@ -109,8 +109,8 @@ def test_instances_lie_where_fluid_is(done):
     assert found["axes"] == {"slice": 1, "y": 2, "x": 0}  # coronal
     fluid = sitk.GetArrayFromImage(drawn_effusions(0, 6)[5].labels()) > 0  # z, y, x
     covered = np.zeros_like(fluid)
-    for row in (row for row in found["instances"] if row["score"] >= 0.7):
+    for row in (row for row in found["instances"] if row["score"] >= 0.5):
         x1, y1, x2, y2 = (round(edge) for edge in row["box"])
         covered[y1:y2, row["slice"], x1:x2] = True
     assert (covered & fluid).sum() > 0.9 * fluid.sum()
-    assert covered.mean() < 0.4
+    assert covered.mean() < 0.25  # 0.19 after 40 steps, with 0.96 of the fluid

@@ -124,7 +124,7 @@ def cases(draw, divisible: bool) -> Case:
     order = draw(st.permutations(range(dimensions)))
     strides = [[2 if stage in pooled[axis] else 1 for axis in order] for stage in range(downsamplings + 1)]
     of_detector = draw(st.integers(1, 4))
-    resolutions = ["full", "half"] if min(of_detector, downsamplings) > 1 else ["full"]
+    resolutions = ["full", "half"] if min(of_detector, sum(max(stride) > 1 for stride in strides)) > 1 else ["full"]
     configuration = {
         "patch_size": [patch_size[axis] for axis in order],
         "architecture": architecture(draw, dimensions, strides),
