@@ -19,7 +19,7 @@ from nnunetv2_anomaly.plans.settings import section_of
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR, DETECTORS, ENTRY_POINTS, TRAINERS, VERBS, setting_tables
 
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks" / "README.md", *DOCS.rglob("*.md")])
 SETTING_TABLES = setting_tables(DETECTORS)
 
 
