@@ -181,6 +181,7 @@ def test_commands_are_marked_as_needing_data_or_run_in_a_test(page):
     assert marks <= {f"<!-- {mark} -->" for mark in known}
 
 
+@pytest.mark.exhaustive
 def test_commands_that_need_no_data_run(tmp_path):
     """Each in an empty folder, as a reader would paste it; ``needs data`` is on what names files of the reader's."""
     blocks = [block for page in READABLE for mark, block in COMMANDS.findall(page.read_text()) if "in a test" in mark]
