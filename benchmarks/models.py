@@ -200,9 +200,9 @@ def parse_model(word: str) -> Model:
     """``TRAINER``, ``NAME=TRAINER`` or ``NAME=TRAINER:KEY=VALUE,...`` as a model.
 
     Keys are settings of the trainer; ``channel``, ``weight``, ``mask_known`` and ``larger_of`` of
-    ``ablation.AblationTrainer``; and
-    of its pre-stage ``detector``, the share of the iterations, ``margin`` in mm and ``augmentation``, on or off. Values
-    are JSON, or plain words. The pre-stage's own trainer stands for a detector without a segmentation.
+    ``ablation.AblationTrainer``; and of its pre-stage ``detector``, the share of the iterations, ``margin`` in mm and
+    ``augmentation``, on or off. Values are JSON, or plain words. The pre-stage's own trainer stands for a detector
+    without a segmentation.
 
     Raises: UserError for whatever is unknown, or has no effect on that trainer.
     """

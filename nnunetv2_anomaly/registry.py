@@ -27,7 +27,7 @@ class DetectorFamily:
     trainer: str  # the class that ``nnUNetv2_train -tr`` is given to train it
     summary: str
     settings: str | None = None  # table of the family's own settings, name -> plans.settings.Setting
-    takes_bones: bool = False  # whether new images need segmented bones, where no bone model travels inside
+    needs_bones: bool = False  # whether new images need segmented bones, where no bone model travels inside
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ DETECTORS: dict[str, DetectorFamily] = {
             "LaMaBMLTrainer",
             "bones of whole slices inpainted by Fourier convolutions, and what is brighter than that (Qin et al.)",
             "nnunetv2_anomaly.detectors.lama_bml.settings:SETTINGS",
-            takes_bones=True,
+            needs_bones=True,
         ),
         DetectorFamily(
             "asc_net",

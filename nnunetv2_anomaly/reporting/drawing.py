@@ -109,7 +109,9 @@ def save_reconstruction_figure(
         outlines, bones: (X, Y, Z) masks of lesions, and masks or label maps of bones, drawn as contours; without either
             the strongest hundredth of the map is outlined.
     """
-    slices = _slices_of(error, bones if outlines is None or not outlines.any() else outlines)
+    if outlines is not None and not outlines.any():
+        outlines = None
+    slices = _slices_of(error, bones if outlines is None else outlines)
     num_slices = len(slices)
     drawn = _outlined(error, outlines, bones)
     aspect = spacing[1] / spacing[2]
@@ -147,7 +149,7 @@ def _outlined(error: NDArray, outlines: NDArray | None, bones: NDArray | None) -
     """What has an outline, (X, Y, Z), and how the line looks."""
     lines = Line2D([], [], color="deepskyblue"), Line2D([], [], color="orange", linestyle="dashed")
     found = [("bones", bones, lines[0]), ("lesions", outlines, lines[1])]
-    if bones is None and (outlines is None or not outlines.any()):
+    if bones is None and outlines is None:
         least = np.quantile(error, 0.99)
         strongest = error >= least if least > 0 else error > 0
         found = [("strongest hundredth of the map", strongest, lines[1])]

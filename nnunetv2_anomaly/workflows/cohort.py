@@ -46,8 +46,8 @@ class _Steps:
 
     def all(self) -> list[Step]:
         of = self.of
-        steps = self._data_steps()
-        ready = steps[-1]
+        prepared = self._data_steps()
+        ready = prepared[-1]
         aware = of.anomaly_maps or self.measures_detector or any(map(needs_detector, of.trainers.values()))
         detectors = {fold: self._train(self.detector, fold, ready) for fold in of.folds} if aware else {}
         trained: dict[str, list[Step]] = {}
@@ -56,10 +56,9 @@ class _Steps:
             trained[trainer] = [
                 self._train(trainer, fold, ready, *([follows[fold]] if follows else [])) for fold in of.folds
             ]
-        steps += [*detectors.values(), *(one for own in trained.values() for one in own)]
-        compared = self._new_images(trained, list(detectors.values())) if of.images else self._validated(trained)
-        steps += compared
-        return [*steps, self._report([one for one in steps if one.kind not in ("convert", "plan", "preprocess")])]
+        steps = [*detectors.values(), *(one for own in trained.values() for one in own)]
+        steps += self._new_images(trained, list(detectors.values())) if of.images else self._validated(trained)
+        return [*prepared, *steps, self._report(steps)]
 
     def _data_steps(self) -> list[Step]:
         """From files to preprocessed data; the last one needs all others."""
@@ -67,19 +66,21 @@ class _Steps:
         if of.convert is not None:
             made = Step("convert", of.convert, "convert", "Conversion", makes=data.described)
             steps.append(made)
+        preprocessed = preprocess_step(data, of.plans, of.configuration, of.processes)
+        whole_images = of.plans == WHOLE_IMAGE_PLANS and of.configuration.startswith("3d")
+        if of.plans != PLANS and of.plan_changes is None and not whole_images:  # somebody has made them already
+            if not Path(data.plans(of.plans)).is_file():
+                expected = f"{PLANS}, {WHOLE_IMAGE_PLANS} in 3d, plan_changes that make them, or plans that are there"
+                raise UserError(f"{CONFIG}: nothing makes the plans {of.plans}; expected {expected}")
+            return [*steps, preprocessed]
         steps.append(plan_step(data))
         if of.plan_changes is not None:
             words = ["nnUNetv2_anomaly", "change_plans", "-d", data.number, "-o", of.plans, of.plan_changes]
             more = {"title": "Changing plans", "needs": (of.plan_changes,), "follows": (steps[-1].output,)}
             steps.append(step("change_plans", words, "plan", makes=data.plans(of.plans), **more))
-        elif of.plans == WHOLE_IMAGE_PLANS and of.configuration.startswith("3d"):
+        elif whole_images:
             steps.append(whole_image_step(data, steps[-1], of.plans))
-        elif of.plans != PLANS:  # those that somebody has made already
-            steps = steps[:-1]
-            if not Path(data.plans(of.plans)).is_file():
-                expected = f"{PLANS}, {WHOLE_IMAGE_PLANS} in 3d, plan_changes that make them, or plans that are there"
-                raise UserError(f"{CONFIG}: nothing makes the plans {of.plans}; expected {expected}")
-        return [*steps, preprocess_step(data, of.plans, of.configuration, of.processes)]
+        return [*steps, preprocessed]
 
     def _train(self, trainer: str, fold: str, *follows: Step) -> Step:
         model = (trainer, self.of.plans, self.of.configuration)
@@ -141,7 +142,7 @@ class _Steps:
                 makes = f"measures/{trainer}/measurements.csv"
                 steps += self._then_merged(f"measure_{trainer}", words, f"Measuring, {name}", predicted, makes)
         first = next(iter(of.trainers.values()))
-        bones = ["--bones", f"predictions/{first}"] if detector_families()[of.detector].takes_bones else []
+        bones = ["--bones", f"predictions/{first}"] if detector_families()[of.detector].needs_bones else []
         needs = [*detectors, *(done if bones else [])]
         if of.anomaly_maps:
             words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "anomaly_maps"]

@@ -57,7 +57,11 @@ class ReconstructionNetwork(SummingUNet):
         if self.averaged and len(strides) < 2:
             fault = f"the setting 'detector_resolution' is {HALF}, and the detector downsamples once"
             raise UserError(f"{fault}; expected at least two downsamplings, so set it to {FULL}, or use larger patches")
-        of_trunk = {"in_channels": num_channels, "strides": strides[bool(self.averaged) :], "bottleneck_channels": 1}
+        of_trunk = {
+            "in_channels": num_channels,
+            "strides": strides[1:] if self.averaged else strides,
+            "bottleneck_channels": 1,
+        }
         super().__init__(out_channels=num_channels, features=features, **of_trunk)
 
     def forward(self, image: Tensor, bottleneck: Tensor | None = None) -> Tensor:
