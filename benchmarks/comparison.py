@@ -20,6 +20,7 @@ from benchmarks.experiment import Experiment, Repeat, epoch_seconds, is_older, t
 from benchmarks.figures import difference_drawing
 from benchmarks.focal_weights import focal_weight_table
 from benchmarks.stress_tables import stress_difference_table, stress_drawings, stress_rows, stress_table
+from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.evaluation import statistics
 from nnunetv2_anomaly.evaluation.case import EvaluationSettings
 from nnunetv2_anomaly.evaluation.lesion_tables import lesion_tables
@@ -72,7 +73,9 @@ def report(experiment: Experiment, num_processes: int, command: str) -> Path:
     output = experiment.folder / "evaluation"
     arguments = dataclasses.asdict(experiment.arguments)
     prepare_output(output, arguments)
-    evaluation = evaluate_models(pairs, output, settings, num_processes=num_processes)
+    evaluation, failed = evaluate_models(pairs, output, settings, num_processes=num_processes)
+    if failed:
+        raise UserError(failed)
     tested = dataclasses.replace(evaluation, cases=by_knee(evaluation.cases), bones=bones_by_knee(evaluation.bones))
     lesions, inside = _bones_with_lesion(experiment), shares_inside_lesions(experiment)
     tables = {

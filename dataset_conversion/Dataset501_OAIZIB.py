@@ -45,7 +45,7 @@ def masks_folder(given: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert as the options say; returns 0, or 1 if a case failed."""
+    """Convert as the options say; returns 0."""
     from nnunetv2_anomaly.conversion.command import convert_oai
 
     return convert_oai(args, RELEASE, args.labels or (args.zib and masks_folder(args.zib)))

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert as the options say; returns 0, or 1 if a case failed."""
+    """Convert as the options say; returns 0."""
     from nnunetv2_anomaly.conversion.command import collect_pairs, run_conversion
 
     if (args.input is None) == (args.images is None) or (args.images is None) != (args.labels is None):

@@ -29,6 +29,13 @@ class UserError(SystemExit, ValueError):
         super().__init__(sentence.encode("utf-8", "backslashreplace").decode())
 
 
+class CasesFailedError(UserError):
+    """Some cases failed, and the sentence names them; what could be done without them is done."""
+
+    #: exit status of a command that ends with it, by which a workflow goes on without these cases
+    STATUS = 3
+
+
 class UnsupportedError(UserError, NotImplementedError):
     """Something that nnU-Net offers and this package does not; raised at the start of a run, not at epoch 300."""
 
@@ -36,14 +43,14 @@ class UnsupportedError(UserError, NotImplementedError):
 def exit_status(program: str, run: Callable[[], int]) -> int:
     """Run a command.
 
-    Returns: its own status; 1 for a user's mistake or a name that the file system refuses, reported in one sentence on
-        standard error; 130 for Ctrl-C.
+    Returns: its own status; 1 for a user's mistake or a name that the file system refuses, 3 for cases that failed
+        while the rest is done, reported on standard error; 130 for Ctrl-C.
     """
     try:
         return run()
     except (UserError, OSError) as error:
         print(f"{program}: {sentence_of(error)}", file=sys.stderr)
-        return 1
+        return CasesFailedError.STATUS if isinstance(error, CasesFailedError) else 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130

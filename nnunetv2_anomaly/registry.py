@@ -165,8 +165,8 @@ TRAINERS: dict[str, Trainer] = {
 
 #: verbs of ``nnUNetv2_anomaly`` in the order of its help; each is a module of command_line
 VERBS = (
-    "demo", "workflow", "convert", "simulate", "plan_whole_image", "change_plans", "published_chain", "anomaly_maps",
-    "detect_lesions", "instances", "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
+    "demo", "workflow", "convert", "simulate", "plan_whole_image", "change_plans", "published_chain", "check_images",
+    "anomaly_maps", "detect_lesions", "instances", "postprocess", "measure", "agreement", "evaluate", "doctor", "env",
 )  # fmt: skip
 #: verb -> its earlier names, which still work
 VERB_ALIASES = {"anomaly_maps": ("error_images",)}

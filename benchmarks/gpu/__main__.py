@@ -132,7 +132,7 @@ def run_until(seconds: float, experiments: Iterable[Experiment], options: argpar
                 experiment.run([*before, *steps])
             except UserError as error:
                 said.append(str(error))
-        if not said and options.compare:
+        if not said and not options.no_compare:
             patches = next(iter(experiments))
             patches.run()
             report(patches, options.num_processes, shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]))
@@ -159,8 +159,8 @@ def tables(folder: Path, names: Sequence[str]) -> list[Table]:
         header = ["trainer", "batch, channels, voxels", *MEASURED.values(), *(f"off: {of}" for of in CORRECT.values())]
         note = (
             "Medians. Memory is the peak of torch's tensors on the card; the estimate is of batch 1. Off: largest "
-            "difference of the network's output from the CPU's in float32, relative to the largest output; empty where "
-            "not measured."
+            "difference of the network's output from the CPU's in float32, relative to the largest output; of windows "
+            "above two million voxels in a part of at most 96 voxels along each axis."
         )
         found.append(Table(title, header, cells, [note], words=2))
     return found
@@ -183,7 +183,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=570, help="after which the rest is left to the next run")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement")
     parser.add_argument("--budget", type=int, default=20, help="iterations of each training of the comparison")
-    parser.add_argument("--compare", action="store_true", help="also train all for --budget iterations, and compare")
+    more = "leave out the comparison, for which all are trained for --budget iterations on patches"
+    parser.add_argument("--no_compare", action="store_true", help=more)
     parser.add_argument("-np", "--num_processes", type=int, default=8, help="for simulation and preprocessing")
     return parser
 

@@ -26,5 +26,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; returns 0, or 1 if a case failed."""
+    """Convert; returns 0."""
     return RELEASES[args.release].run(args)

@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     missing += "nothing; tables count them either way (default: diagonal)"
     add("--missing", choices=("diagonal", "exclude"), default="diagonal", help=missing)
     add("--ignore_extra", action="store_true", help="leave predictions without a reference alone")
+    missing = "leave cases out of which a model has no prediction; by default that is an error"
+    add("--ignore_missing", action="store_true", help=missing)
     add("--without_probabilities", action="store_true", help="do not read softmax outputs for the lesions' ROC")
     add("--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report")
     surfaces = "signed surface distances, and maps of the differences of cartilage thickness, which need vtk"
@@ -64,7 +66,7 @@ def number(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0."""
-    from nnunetv2_anomaly.errors import UserError, counted
+    from nnunetv2_anomaly.errors import CasesFailedError, counted
     from nnunetv2_anomaly.evaluation.case import EvaluationSettings
     from nnunetv2_anomaly.evaluation.pairing import find_pairs, named_folders
     from nnunetv2_anomaly.evaluation.run import evaluate_models, prepare_output, write_evaluation
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     clean_up = clean_up_of(args, dataset)
     print(described(clean_up, dataset))
     of = {"reference_folder": args.ref, "folds": args.folds, "splits_file": args.splits}
-    pairs = find_pairs(folders, dataset, **of, ignore_extra=args.ignore_extra)
+    pairs = find_pairs(folders, dataset, **of, ignore_extra=args.ignore_extra, ignore_missing=args.ignore_missing)
     cases = list(pairs.references)
     check_beside("--images", args.images, cases, IMAGE, dataset.file_ending)
     check_beside("--error_images", args.error_images, cases, ERROR_IMAGE, dataset.file_ending)
@@ -101,23 +103,30 @@ def run(args: argparse.Namespace) -> int:
     arguments = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     part = part_of(args)
     prepare_output(args.o, arguments, part)
-    evaluation = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes, part=part)
+    evaluation, failed = evaluate_models(pairs, args.o, settings, groups=groups, num_processes=num_processes, part=part)
     if not part.is_all:
+        if failed:
+            raise CasesFailedError(failed)
         print("run again without -num_parts when all parts are done")
         return 0
     for note in clean_up.without_effect(evaluation.cases):
         notes.append(f"{note}.")
         print(f"WARNING: {note}")
+    if failed:
+        notes.append(f"Left out: {failed}")
+        done = set(evaluation.cases["case"])
+        of_done = {case: reference for case, reference in pairs.references.items() if case in done}
+        pairs = dataclasses.replace(pairs, references=of_done)
     sections: list[Section] = []
-    failed = ""
     if args.surfaces:
-        sections, failed = evaluate_surfaces(pairs, settings.dataset, args.o, num_processes)
+        sections, without = evaluate_surfaces(pairs, settings.dataset, args.o, num_processes)
+        failed = "\n".join(words for words in (failed, without) if words)
     report = write_evaluation(
         args.o, evaluation, pairs, settings, arguments,
         images=args.images, error_images=args.error_images, notes=notes, more_sections=sections,
     )  # fmt: skip
     if failed:
-        raise UserError(failed)
+        raise CasesFailedError(failed)
     print(f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}; tables, figures and {report}")
     return 0
 

@@ -16,18 +16,19 @@ from nnunetv2_anomaly.conversion.run import convert_cases
 from nnunetv2_anomaly.conversion.sources import BASELINE, ImageSource
 from nnunetv2_anomaly.conversion.splits import read_test_sets
 from nnunetv2_anomaly.conversion.subjects import SubjectTable, read_subjects
-from nnunetv2_anomaly.conversion.summary import described
+from nnunetv2_anomaly.conversion.summary import described, described_failures
 from nnunetv2_anomaly.environment import environment_folder
-from nnunetv2_anomaly.errors import UserError, counted, listed
+from nnunetv2_anomaly.errors import CasesFailedError, UserError, counted, listed
 from nnunetv2_anomaly.files import write_failures_as_user_errors
 from nnunetv2_anomaly.images.files import image_stem
 from nnunetv2_anomaly.images.label_maps import note_of_floats
 
 
 def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[Case]) -> int:
-    """Convert, and print what came of it; returns 0, or 1 if a case failed.
+    """Convert, and print what came of it; returns 0.
 
-    Raises: UserError for options that contradict each other, and as ``convert_cases``.
+    Raises: UserError for options that contradict each other, and as ``convert_cases``; CasesFailedError for cases that
+        failed or differ from what is there.
     """
     if args.num_processes < 1 or args.seed < 0:
         wrong = f"-np is {args.num_processes} and --seed {args.seed}"
@@ -62,7 +63,9 @@ def run_conversion(args: argparse.Namespace, release: Release, cases: Sequence[C
         note = f"{args.subjects} has lines by knee, and nothing says which knee is in {counted(len(either), 'case')}"
         summary.notes.append(f"{note}, so that their grades stay unknown: {listed(either)}.")
     print(described(summary, options), flush=True)
-    return 1 if summary.problems or summary.faults else 0
+    if failed := described_failures(summary):
+        raise UserError(failed) if summary.faults else CasesFailedError(failed)
+    return 0
 
 
 def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None, *, has_visits: bool = False) -> int:
@@ -72,7 +75,7 @@ def convert_oai(args: argparse.Namespace, release: Release, labels: Path | None,
     mask's grid.
 
     Args: labels: folder of the masks, if one was given. has_visits: whether the masks' names hold the visit.
-    Returns: 0, or 1 if a case failed. Raises: UserError for sources that are missing, and as ``run_conversion``.
+    Returns: 0. Raises: UserError for sources that are missing, and as ``run_conversion``.
     """
     if labels is None:
         raise UserError("Give the segmentations: their folder with --labels DIR, or the release with --zib DIR")

@@ -54,7 +54,7 @@ def add_output_options(parser: argparse.ArgumentParser, dataset_id: int, name: s
 def main_of(module: ModuleType, argv: Sequence[str] | None = None) -> int:
     """A conversion's own command, from its module with HELP, ``add_arguments`` and ``run``.
 
-    Returns: as ``exit_status``; 1 as well if a case failed.
+    Returns: as ``exit_status``.
     """
     parser = argparse.ArgumentParser(description=module.HELP)
     module.add_arguments(parser)

@@ -26,7 +26,7 @@ class Summary:
 
 
 def described(summary: Summary, options: Options) -> str:
-    """A run's outcome in words, with a table of what failed."""
+    """A run's outcome in words, without what failed."""
     verb = "would be converted" if options.dry_run else "converted"
     lines = [f"{counted(len(summary.converted), 'case')} {verb}, {len(summary.kept)} kept from an earlier run."]
     if options.dry_run:
@@ -43,8 +43,12 @@ def described(summary: Summary, options: Options) -> str:
     if summary.rows:
         found = (f"{text} in {counted(number, 'case')}" for text, number in mappings.most_common())
         lines.append(f"Axis mappings: {', '.join(found)}")
-    lines += summary.notes
-    lines += summary.faults
+    return "\n".join([*lines, *summary.notes])
+
+
+def described_failures(summary: Summary) -> str:
+    """What failed, with a table of cases; empty if nothing did."""
+    lines = list(summary.faults)
     kept = {name: problem for name, problem in summary.problems.items() if name in summary.rows}
     failed = {name: problem for name, problem in summary.problems.items() if name not in kept}
     for problems, became in ((kept, "still there from an earlier run, with differences"), (failed, "failed")):

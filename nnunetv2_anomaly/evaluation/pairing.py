@@ -50,6 +50,7 @@ def find_pairs(
     folds: Sequence[str] | None = None,
     splits_file: Path | None = None,
     ignore_extra: bool = False,
+    ignore_missing: bool = False,
 ) -> Pairs:
     """Pair predictions with references.
 
@@ -59,6 +60,7 @@ def find_pairs(
         folds: the cases of these folds alone.
         splits_file: nnU-Net's splits_final.json; None takes that of a results folder's data set, if there is one.
         ignore_extra: whether predictions without a reference are ignored.
+        ignore_missing: whether references are ignored of which a model has no prediction.
     Raises: UserError for missing and unexpected files.
     """
     models = tuple(find_model(name, folder, dataset.file_ending, folds) for name, folder in model_folders.items())
@@ -72,9 +74,14 @@ def find_pairs(
     if folds and not splits and not all(model.is_results_folder for model in models):
         raise UserError("--folds was given, but the folds of the cases are unknown; give splits_final.json (--splits)")
     cases = expected_cases(references, models, splits, folds)
+    without = [case for case in cases if any(case not in model.files for model in models)] if ignore_missing else []
+    cases = [case for case in cases if case not in without] or cases
     notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, others=references)
     cleaned = "was cleaned by postprocess, so its HD* is not that of the raw prediction; give what it was made from."
     notes += [f"{of.name}: {of.folder} {cleaned}" for of in models if (of.folder / CLEANED_MARKER).is_file()]
+    if without:
+        lacking = f"{counted(len(without), 'case')} without a prediction of every model"
+        notes.append(f"Left out: {lacking}: {listed(without)}.")
     of_fold = {
         (model.name, case): fold
         for model in models

@@ -52,7 +52,7 @@ def evaluate_models(
     groups: Groups | None = None,
     num_processes: int = 2,
     part: Part = ALL,
-) -> Evaluation:
+) -> tuple[Evaluation, str]:
     """Measure every case, several at a time, and keep a record of each.
 
     Args:
@@ -60,7 +60,8 @@ def evaluate_models(
         part: of the cases, while other jobs evaluate the others.
         num_processes: cases at a time; each takes about ten times the memory of a case's label map, and a softmax
             output's lesion channels on top.
-    Raises: UserError that lists the cases that could not be evaluated; the others are kept for the next run.
+    Returns: what was measured, and a sentence that lists the cases that could not be, empty if all could.
+    Raises: UserError if none could.
     """
     with_probabilities = _check_probabilities(pairs, settings)
     tasks = [
@@ -76,7 +77,7 @@ def evaluate_models(
     ]
     with write_failures_as_user_errors(output):
         found, failed = run_cases(evaluate_one, tasks, num_processes, "evaluating", "evaluated")
-    if failed:
+    if not found and failed:
         raise UserError(failed)
     done = [found[case] for case in pairs.references if case in found]
     tables = {
@@ -84,7 +85,7 @@ def evaluate_models(
         for kind, columns in _COLUMNS.items()
     }
     names = tuple(model.name for model in pairs.models)
-    return Evaluation(names, dict(settings.dataset.labels), groups.names if groups else (), **tables)
+    return Evaluation(names, dict(settings.dataset.labels), groups.names if groups else (), **tables), failed
 
 
 def _check_probabilities(pairs: Pairs, settings: EvaluationSettings) -> list[Model]:

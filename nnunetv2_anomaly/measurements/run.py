@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2_anomaly.errors import UserError, listed
+from nnunetv2_anomaly.errors import CasesFailedError, UserError, listed
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_marker, write_text
 from nnunetv2_anomaly.images.beside import ERROR_IMAGE, IMAGE, check_beside
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
@@ -120,7 +120,7 @@ def measure_folder(
         found, failed = run_cases(measure_case, tasks, num_processes, "measuring", "measured")
         if not part.is_all:
             if failed:
-                raise UserError(failed)
+                raise CasesFailedError(failed)
             return _rows(found)
         table = _tables(found, output, options, standards)
         # Knees of one side are compared, also where the anatomy alone tells it.
@@ -146,7 +146,7 @@ def measure_folder(
             picture = next((picture_of(task) for task in tasks if task.case in worst), None)
             write_text(output / "report.html", cohort_page(table, sorted(found), notes, changes, picture))
         if failed:
-            raise UserError(failed)
+            raise CasesFailedError(failed)
         write_marker(output / MARKER, settings, finished=True)
     return table
 

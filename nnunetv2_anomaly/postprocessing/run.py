@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunetv2_anomaly.errors import UserError, listed, worded
+from nnunetv2_anomaly.errors import CasesFailedError, UserError, listed, worded
 from nnunetv2_anomaly.files import (
     is_half_written,
     read_json,
@@ -108,7 +108,7 @@ def postprocess_folder(
             write_colour_tables(output, dataset.single_values)
             write_marker(output / MARKER, settings, finished=not failed)
     if failed:
-        raise UserError(failed)
+        raise CasesFailedError(failed)
     return table
 
 

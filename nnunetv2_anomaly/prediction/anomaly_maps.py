@@ -19,7 +19,7 @@ from nnunetv2_anomaly.detectors.artefact import detector_of, read_artefact
 from nnunetv2_anomaly.detectors.base import Detector, detector_class
 from nnunetv2_anomaly.detectors.thresholds import IN_IMAGE, NUMBERS
 from nnunetv2_anomaly.environment import environment_folder
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import CasesFailedError, UserError
 from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.parallel import run_cases
@@ -203,9 +203,9 @@ def predict_anomaly_maps(
             "comparable": detector.network.comparable,
             "cases": cases,
         }
-        if failed:
-            raise UserError(failed)
         write_text(output_folder / part.named("anomaly_maps.json"), json.dumps(record, indent=2))
+        if failed:
+            raise CasesFailedError(failed)
     return written
 
 
@@ -217,7 +217,7 @@ def _predict_cases(
     continue_prediction: bool,
     part: Part,
 ) -> tuple[list[str], list[str], str]:
-    """Names of all cases of the folder, and of those that were written; what was wrong with others, if anything."""
+    """Names of the cases that are there now, and of those that were written; what was wrong with others."""
     predictor, detector, fit = trained.predictor, trained.network, trained.fit()
     plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
     dataset_json = predictor.dataset_json
@@ -242,4 +242,4 @@ def _predict_cases(
 
     missing = [job for job in cases if not (continue_prediction and is_complete(job.case))]
     written, failed = run_cases(write, missing, 1, "predicting", "predicted")
-    return [job.case for job in cases], list(written), failed
+    return [job.case for job in cases if is_complete(job.case)], list(written), failed

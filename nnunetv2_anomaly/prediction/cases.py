@@ -39,7 +39,7 @@ def list_cases(folder: Path, file_ending: str) -> list[CaseFiles]:
     """Cases of a folder of images.
 
     Args: file_ending: of the data set.
-    Raises: UserError if the folder is missing or empty, a file has no channel number, or a number is left out.
+    Raises: UserError if the folder is missing or empty, or a file has no channel number.
     """
     if not folder.is_dir():
         raise UserError(f"the input folder {folder} does not exist; expected a folder with images")
@@ -55,20 +55,20 @@ def list_cases(folder: Path, file_ending: str) -> list[CaseFiles]:
         raise UserError(f"{fault}; expected names like case_0000{file_ending}, so rename them or move them away")
     lists: Sequence[list[str]] = create_lists_from_splitted_dataset_folder(str(folder), file_ending)
     lists = [files for files in lists if not is_half_written(os.path.basename(files[0]))]
-    cases = [CaseFiles(os.path.basename(files[0])[: -len(f"_0000{file_ending}")], tuple(files)) for files in lists]
-    for case in cases:
-        wanted = ", ".join(f"{case.case}_{channel:04d}{file_ending}" for channel in range(len(case.files)))
-        if _names(case.files) != wanted:
-            raise UserError(f"case {case.case} in {folder} has the files {_names(case.files)}; expected {wanted}")
-    return cases
+    return [CaseFiles(os.path.basename(files[0])[: -len(f"_0000{file_ending}")], tuple(files)) for files in lists]
 
 
 def read_case(reader: BaseReaderWriter, case: CaseFiles, num_channels: int) -> tuple[np.ndarray, dict[str, Any]]:
     """All channels of an image, (C, X, Y, Z), and nnU-Net's properties of it.
 
     Args: num_channels: that it has to have, in as many files or in fewer.
-    Raises: UserError if a file cannot be read, or it has another number of channels.
+    Raises: UserError if a channel's number is left out, a file cannot be read, it has another number of channels, or
+        its intensities are not finite.
     """
+    folder, ending = os.path.split(case.files[0])[0], os.path.basename(case.files[0])[len(f"{case.case}_0000") :]
+    wanted = ", ".join(f"{case.case}_{channel:04d}{ending}" for channel in range(len(case.files)))
+    if _names(case.files) != wanted:
+        raise UserError(f"case {case.case} in {folder} has the files {_names(case.files)}; expected {wanted}")
     for name in case.files:
         check_whole(Path(name))  # ITK reads what is missing or not finite in a NIfTI file as 0
     try:
@@ -78,8 +78,11 @@ def read_case(reader: BaseReaderWriter, case: CaseFiles, num_channels: int) -> t
         fault = f"{_names(case.files)} cannot be read as one image ({str(error) or 'see above'})"
         raise UserError(f"{fault}; expected readable files, all channels with one size and spacing") from error
     if len(voxels) != num_channels:
-        fault = f"case {case.case} in {Path(case.files[0]).parent} has {len(voxels)} channel(s)"
+        fault = f"case {case.case} in {folder} has {len(voxels)} channel(s)"
         raise UserError(f"{fault}; expected {num_channels}, in files numbered from _0000 on")
+    if not np.isfinite(voxels).all():
+        fault = f"{_names(case.files)} holds NaN or infinite voxels"
+        raise UserError(f"{fault}; expected finite intensities, so fix the image")
     return voxels, properties
 
 
@@ -207,7 +210,7 @@ def preprocessed_case(
 
     Args: whole: let all that nnU-Net does not take for empty be one bone, where none are given.
 
-    Raises: UserError if a file cannot be read, does not fit the others, or is not finite.
+    Raises: UserError as ``read_case`` and ``read_labels``.
     """
     plans = (predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
     voxels, properties = read_case(reader, job, determine_num_input_channels(*plans))
@@ -217,9 +220,6 @@ def preprocessed_case(
         labels = bone_numbers(torch.from_numpy(labels.astype(np.int64)), bones.bones).numpy()
     preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
     voxels, numbers, properties = preprocessor.run_case_npy(voxels, labels, properties, *plans)
-    if not np.isfinite(voxels).all():
-        fault = f"{_names(job.files)} holds NaN or infinite voxels"
-        raise UserError(f"{fault}; expected finite intensities, so fix the image")
     image = torch.from_numpy(np.asarray(voxels, dtype=np.float32))
     if labels is None:
         inside = torch.from_numpy(np.asarray(numbers[0]) >= 0).long()

@@ -12,7 +12,7 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import CasesFailedError, UserError
 from nnunetv2_anomaly.files import take_output_folder, write_failures_as_user_errors, write_marker, write_text
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.parts import ALL, Part
@@ -72,7 +72,7 @@ def predict_instances(
         missing = [job for job in jobs if f"{job.case}_instances.json" not in done]
         written, failed = run_cases(write, missing, 1, "finding instances", "searched")
         if failed:
-            raise UserError(failed)
+            raise CasesFailedError(failed)
         write_marker(record, state, finished=True)
     return list(written)
 

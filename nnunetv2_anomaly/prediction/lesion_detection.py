@@ -13,7 +13,7 @@ import torch
 from nnunetv2_anomaly import __version__
 from nnunetv2_anomaly.detectors.level import bone_numbers
 from nnunetv2_anomaly.detectors.thresholds import FIXED, lesions_in
-from nnunetv2_anomaly.errors import UserError, listed, worded
+from nnunetv2_anomaly.errors import CasesFailedError, UserError, listed, worded
 from nnunetv2_anomaly.files import read_json, write_failures_as_user_errors, write_text, written_beside
 from nnunetv2_anomaly.images.geometry import to_original_grid
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
@@ -128,7 +128,7 @@ def detect_lesions(
         write_text(output_folder / "dataset.json", json.dumps({**description, "file_ending": ending}, indent=2))
         write_text(record_file, json.dumps({**record, "cases": sorted({*done, *written})}))
         if failed:
-            raise UserError(failed)
+            raise CasesFailedError(failed)
     return list(written)
 
 

@@ -15,7 +15,6 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from scipy.ndimage import binary_erosion
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nnunetv2_anomaly.detectors.artefact import detector_of
 from nnunetv2_anomaly.detectors.base import Detector
@@ -23,13 +22,14 @@ from nnunetv2_anomaly.detectors.error import squared
 from nnunetv2_anomaly.detectors.level import bone_numbers, contrast_within
 from nnunetv2_anomaly.detectors.quality import lesion_auc, lesion_average_precision
 from nnunetv2_anomaly.detectors.thresholds import ScoredCase
-from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.errors import CasesFailedError, UserError
 from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.geometry import preprocessed_spacing
 from nnunetv2_anomaly.images.sliding_window import Windows
 from nnunetv2_anomaly.labels import BONES_WITH_LESIONS, LESIONS
+from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.prediction.case_files import write_case
-from nnunetv2_anomaly.prediction.cases import list_cases, read_case, read_labels
+from nnunetv2_anomaly.prediction.cases import CaseFiles, list_cases, read_case, read_labels
 from nnunetv2_anomaly.prediction.models import load_model
 from nnunetv2_anomaly.prediction.windows import predict_maps
 
@@ -204,7 +204,8 @@ def measure_detector(
         chosen: the cases to measure; None: all images of the folder.
     Returns: the summary: means over cases of the voxel-wise AUC of the error image, squared and with its sign, of the
         family's rivals and of the raw intensity, and of the family's own measures; then each case.
-    Raises: UserError if the model is no pre-stage, or a file is missing or has another grid.
+    Raises: UserError if the model is no pre-stage; after the others are measured, for cases whose files are missing,
+        cannot be read, or have another grid.
     """
     predictor = load_model(model_folder, folds=(fold,), device=device)
     network = predictor.network
@@ -219,9 +220,9 @@ def measure_detector(
     reader = predictor.plans_manager.image_reader_writer_class()
     preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
     output_folder.mkdir(parents=True, exist_ok=True)
-    results = []
     cases = [case for case in list_cases(images_folder, ending) if chosen is None or case.case in chosen]
-    for files in tqdm(cases, desc="Detector"):
+
+    def measure(files: CaseFiles) -> dict[str, Any]:
         name, (image, properties) = files.case, read_case(reader, files, num_channels)
         of_case = (folder / f"{name}{ending}" for folder in (labels_folder, anomalies_folder))
         labels, anomalies = (read_labels(reader, file, image.shape[1:], properties) for file in of_case)
@@ -231,5 +232,12 @@ def measure_detector(
         foreground = sorted(set(np.unique(labels).tolist()) - {0, -1})
         rivals = trainer.rivals(network, case, foreground, windows)
         labelled: dict[str, Any] = {"lesion_labels": LESIONS, "bones": BONES_WITH_LESIONS}
-        results.append(validate_case(detector, case, output_folder, windows, rivals=rivals, **labelled))
-    return write_summary(output_folder / "summary.json", results)
+        return validate_case(detector, case, output_folder, windows, rivals=rivals, **labelled)
+
+    found, failed = run_cases(measure, cases, 1, "measuring the detector", "measured")
+    if not found:
+        raise UserError(failed)
+    summary = write_summary(output_folder / "summary.json", [found[case.case] for case in cases if case.case in found])
+    if failed:
+        raise CasesFailedError(failed)
+    return summary

@@ -92,20 +92,27 @@ class _Steps:
         return [*words, "-device", of.device]
 
     def _in_parts(self, name: str, words: Sequence[object], kind: str, title: str, needs: Sequence[Step]) -> list[Step]:
-        """A command once for each part of the cases; as it is where there is one."""
-        outputs, parts = tuple(one.output for one in needs), self.of.parts
-        if parts == 1:
-            return [step(name, words, kind, title=title, needs=outputs)]
+        """A command once for each part of the cases."""
+        outputs = tuple(one.output for one in needs)
         return [
             step(
-                f"{name}_{part}",
-                [*words, "-num_parts", parts, "-part_id", part],
+                self._of_part(name, part),
+                [*words, *self._part_words(part)],
                 kind,
-                title=f"{title}, part {part + 1} of {parts}",
+                title=f"{title}{self._part_title(part)}",
                 needs=outputs,
             )
-            for part in range(parts)
+            for part in range(self.of.parts)
         ]
+
+    def _of_part(self, name: str, part: int) -> str:
+        return name if self.of.parts == 1 else f"{name}_{part}"
+
+    def _part_title(self, part: int) -> str:
+        return "" if self.of.parts == 1 else f", part {part + 1} of {self.of.parts}"
+
+    def _part_words(self, part: int) -> list[object]:
+        return [] if self.of.parts == 1 else ["-num_parts", self.of.parts, "-part_id", part]
 
     def _then_merged(
         self, name: str, words: Sequence[object], title: str, needs: Sequence[Step], makes: str
@@ -122,11 +129,11 @@ class _Steps:
         steps: list[Step] = []
         done: list[Step] = []
         source = str(of.images)
+        checks = self._check_images(source)
+        steps += checks
         for name, trainer in of.trainers.items():
             output = f"predictions/{trainer}"
-            words = ["nnUNetv2_predict", "-i", source, "-o", output, *self._model_words(trainer)]
-            words += ["-npp", "1", "-nps", "1"]
-            predicted = self._in_parts(f"predict_{trainer}", words, "predict", f"Predicting, {name}", trained[trainer])
+            predicted = [self._predict(part, name, output, checks[part], trained[trainer]) for part in range(of.parts)]
             steps += predicted
             # The evaluation cleans predictions itself, and compares both.
             folders[name], done = output, [*done, *predicted]
@@ -153,6 +160,32 @@ class _Steps:
             steps.append(self._measured_detector(source, bones, needs))
         return steps + (self._evaluated(folders, done, source) if of.references is not None else [])
 
+    def _check_images(self, source: str) -> list[Step]:
+        """nnUNetv2_predict ends at the first image that it cannot read, so each part gets a folder of those it can."""
+        of = self.of
+        words = ["nnUNetv2_anomaly", "check_images", "-i", source, "-d", self.data.number, "-p", of.plans]
+        return [
+            step(
+                self._of_part("check_images", part),
+                [*words, "-o", f"checked_images/part_{part}", "-np", of.processes, *self._part_words(part)],
+                "measure",
+                title=f"Checking the images{self._part_title(part)}",
+                needs=(self.data.plans(of.plans),),
+            )
+            for part in range(of.parts)
+        ]
+
+    def _predict(self, part: int, name: str, output: str, checked: Step, trained: Sequence[Step]) -> Step:
+        trainer = self.of.trainers[name]
+        words = ["nnUNetv2_predict", "-i", f"checked_images/part_{part}", "-o", output, *self._model_words(trainer)]
+        return step(
+            self._of_part(f"predict_{trainer}", part),
+            [*words, "-npp", "1", "-nps", "1"],
+            "predict",
+            title=f"Predicting, {name}{self._part_title(part)}",
+            needs=(checked.output, *(one.output for one in trained)),
+        )
+
     def _measured_detector(self, source: str, bones: Sequence[str], needs: Sequence[Step]) -> Step:
         of = self.of
         words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "detector", *self._model_words(self.detector)]
@@ -167,7 +200,7 @@ class _Steps:
         words = ["nnUNetv2_anomaly", "evaluate", "-ref", str(of.references), "-o", "evaluation"]
         words += ["-pred", *(f"{name}={folder}" for name, folder in folders.items()), "--images", source]
         words += ["--error_images", "anomaly_maps"] if of.anomaly_maps else []
-        words += [*self._clean_up(), *shlex.split(of.evaluate)]
+        words += ["--ignore_missing", *self._clean_up(), *shlex.split(of.evaluate)]
         return self._then_merged("evaluate", words, "Evaluating", needs, "evaluation/report.html")
 
     def _clean_up(self) -> list[str]:

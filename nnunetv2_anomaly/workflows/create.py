@@ -17,6 +17,7 @@ from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.workflows.configuration import (
     CONFIG,
     HERE,
+    PREFIX,
     Cohort,
     environment_lines,
     parsed,
@@ -24,7 +25,7 @@ from nnunetv2_anomaly.workflows.configuration import (
     resources_of,
 )
 from nnunetv2_anomaly.workflows.engine import visible_gpus
-from nnunetv2_anomaly.workflows.steps import DONE, levels
+from nnunetv2_anomaly.workflows.steps import DONE, FAILED, levels
 from nnunetv2_anomaly.workflows.table import steps_of
 
 #: what a new config.yaml says where nothing else was given; the data set and resources depend on more
@@ -91,7 +92,7 @@ def _resources(given: Mapping[str, Any], cores: int, num_gpus: int) -> dict[str,
 def _write_arrays(folder: Path, config: Mapping[str, Any], templates: Environment) -> None:
     """array.sh and array/NUMBER_KIND.txt: Slurm's options in the first line, then a command a line."""
     (folder / "array").mkdir(exist_ok=True)
-    for name in (DONE, "logs"):
+    for name in (DONE, "logs", ".snakemake"):
         (folder / name).mkdir(exist_ok=True)
     for earlier in (folder / "array").glob("[0-9][0-9]_*.txt"):
         earlier.unlink()
@@ -103,8 +104,12 @@ def _write_arrays(folder: Path, config: Mapping[str, Any], templates: Environmen
         options += [f"--gpus={of['gpu']}"] if of.get("gpu") else []
         lines = [f"# {' '.join(options)}"]
         for one in group:
-            command = one.command if one.makes else f"{one.command} && touch {shlex.quote(one.output)}"
-            lines.append(f"[ -e {shlex.quote(one.output)} ] || {{ {command}; }}")
+            words = [f"rm -f {FAILED}/{one.name}", f"( {one.command} ) || leave_cases_out {one.name}"]
+            if needs := (*one.needs, *one.follows):
+                words.insert(0, f"ls {shlex.join(needs)} > /dev/null")
+            if not one.makes:
+                words.append(f"touch {shlex.quote(one.output)}")
+            lines.append(f"[ -e {shlex.quote(one.output)} ] || {{ {'; '.join(words)}; }}")
         write_text(folder / "array" / f"{number:02d}_{group[0].kind}.txt", "\n".join(lines) + "\n")
     lines = environment_lines(folder, config)
-    write_text(folder / "array.sh", templates.get_template("array.sh").render(environment=lines) + "\n")
+    write_text(folder / "array.sh", templates.get_template("array.sh").render(environment=lines, prefix=PREFIX) + "\n")

@@ -26,7 +26,7 @@ from nnunetv2_anomaly.workflows.configuration import (
     parsed,
     read_configuration,
 )
-from nnunetv2_anomaly.workflows.steps import Step, failures
+from nnunetv2_anomaly.workflows.steps import Step, failures, left_out
 from nnunetv2_anomaly.workflows.table import steps_of
 
 #: what Snakemake is given without a profile
@@ -135,7 +135,8 @@ def run_steps(folder: Path, steps: Sequence[Step], environment: Mapping[str, str
     """Run steps that no config.yaml describes, several side by side; those that are done are left alone.
 
     Args: folder: gets logs/NAME.log and records/NAME.tsv. environment: of the commands.
-    Raises: UserError naming the log of each step that failed; KeyboardInterrupt once all steps have ended, too.
+    Raises: UserError naming the log of each step that failed, or left out cases; KeyboardInterrupt once all steps have
+        ended, too.
     """
     check_snakemake()
     with _alone(folder):
@@ -151,7 +152,8 @@ def run_steps(folder: Path, steps: Sequence[Step], environment: Mapping[str, str
             process.wait()
             raise
     if status:
-        faults = failures(folder, steps) or ["Snakemake failed; its words stand above"]
+        faults = [*failures(folder, steps), *left_out(folder, steps).values()]
+        faults = faults or ["Snakemake failed; its words stand above"]
         raise UserError("; ".join(faults) + "; fix the cause and run the same command again to resume")
 
 

@@ -32,7 +32,7 @@ from nnunetv2_anomaly.workflows.configuration import (
     parsed,
     read_configuration,
 )
-from nnunetv2_anomaly.workflows.steps import Step
+from nnunetv2_anomaly.workflows.steps import Step, left_out
 from nnunetv2_anomaly.workflows.table import steps_of
 from nnunetv2_anomaly.workflows.training_figure import training_picture
 
@@ -58,6 +58,8 @@ def write_cohort_report(folder: Path) -> Path:
     if not isinstance(settings, Cohort):
         raise UserError(f"{folder / CONFIG} is no cohort's; expected workflow: cohort, which has a report")
     sections, lead = _evaluated(folder, settings)
+    if without := left_out(folder, steps_of(config)):
+        sections.insert(0, Section("Cases that were left out", list(without.values())))
     if measures := _measures(folder, settings):
         sections.append(Section("Measurements", [measures], folded=bool(lead)))
     if (folder / "detector" / "summary.json").is_file():
@@ -167,7 +169,10 @@ def _pictures(folder: Path, settings: Cohort) -> list[tuple[str, Figure]]:
     """The test cases with the most lesion volume, each on the sagittal slice through most of it."""
     assert settings.anomalies is not None
     paths = sorted((folder / settings.anomalies).glob("*.nii.gz"))
-    volumes = {path.name.removesuffix(".nii.gz"): np.count_nonzero(_read(path) > 0) for path in paths}
+    cases = {path.name.removesuffix(".nii.gz"): path for path in paths}
+    predicted = [folder / "predictions" / trainer for trainer in settings.trainers.values()]
+    cases = {case: path for case, path in cases.items() if all((of / f"{case}.nii.gz").is_file() for of in predicted)}
+    volumes = {case: np.count_nonzero(_read(path) > 0) for case, path in cases.items()}
     chosen = sorted(volumes, key=lambda case: -volumes[case])[:NUM_PICTURES]
     titles = [f"{case}, {'through most of its lesions' if volumes[case] else 'without a lesion'}" for case in chosen]
     return [(title, _case_figure(folder, settings, case)) for title, case in zip(titles, chosen, strict=True)]

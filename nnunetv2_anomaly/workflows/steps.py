@@ -17,6 +17,8 @@ from nnunetv2_anomaly.environment import FOLDER_VARIABLES
 PLANS = "nnUNetPlans"
 #: folder of the files that stand for steps with many outputs; a step's own are whole or absent, and named last
 DONE = "done"
+#: folder of a file for each step that has left cases out
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -170,4 +172,15 @@ def failures(folder: Path, steps: Sequence[Step], since: float = 0.0) -> list[st
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         last = f" ({lines[-1].strip()})" if lines else ""
         found.append(f"the step '{one.title or one.name}' failed{last}; its output is in {log}")
+    return found
+
+
+def left_out(folder: Path, steps: Sequence[Step]) -> dict[str, str]:
+    """Step -> a sentence on the cases that it has left out, as its verb named them last, and on where its log is."""
+    found = {}
+    for one in steps:
+        log = folder / "logs" / f"{one.name}.log"
+        if (folder / FAILED / one.name).exists() and log.is_file():
+            said = log.read_text(errors="replace").rpartition("nnUNetv2_anomaly: ")[2].strip()
+            found[one.name] = f"{one.title or one.name}: {said}\n  its output is in {log}"
     return found

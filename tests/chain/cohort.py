@@ -60,9 +60,9 @@ def with_one_trainer(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, without_network: Offline | None = None) -> subprocess.CompletedProcess:
-    """Run what is left of it."""
-    words, variables = verb("workflow", "run", folder), environment()
+def run(folder: Path, without_network: Offline | None = None, words: Sequence[str] = ()) -> subprocess.CompletedProcess:
+    """Run what is left of it, or other words."""
+    words, variables = words or verb("workflow", "run", folder), environment()
     if without_network:
         words, variables = [*without_network.prefix, *words], without_network.environment
     done = subprocess.run(words, capture_output=True, text=True, timeout=900, env=variables)

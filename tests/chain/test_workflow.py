@@ -1,6 +1,7 @@
 """A small cohort from images to one report: on this machine and through Slurm, killed, cancelled and resumed."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -47,7 +48,7 @@ def test_report_has_evaluation_measurements_trainings_and_commands(done):
         assert expected in text
     assert "nnUNetv2_train 500 3d_demo 0" in text
     assert all(len(table.splitlines()) > 1 for table in cohort.tables(done).values())
-    assert len(list((done / "records").glob("*.tsv"))) == 17
+    assert len(list((done / "records").glob("*.tsv"))) == 18
 
 
 def test_a_second_run_has_nothing_to_do(done):
@@ -77,24 +78,29 @@ def test_killed_at_five_moments_it_ends_with_the_same_tables(prepared, done, tmp
 
 def test_a_case_that_fails_is_named_and_the_rest_is_done(done, tmp_path):
     folder = cohort.copy_of(done, tmp_path / "W")
-    shutil.rmtree(folder / "anomaly_maps")
-    for file in (folder / "done" / "anomaly_maps", folder / "report.html"):
-        file.unlink()
+    outputs = ("predictions", "cleaned", "measures", "evaluation", "anomaly_maps", "detector")
+    for name in outputs:
+        shutil.rmtree(folder / name)
     images = folder / "nnUNet_raw" / "Dataset500_SimulatedKnees" / "imagesTs"
     first = min(images.iterdir())
-    whole = first.read_bytes()
+    case, whole = first.name.removesuffix("_0000.nii.gz"), first.read_bytes()
     first.write_bytes(whole[:-300])
-    words = cohort.verb("workflow", "run", folder)
-    failed = subprocess.run(words, env=cohort.environment(), capture_output=True, text=True)
-    assert failed.returncode == 1
-    said = failed.stdout[failed.stdout.index("Failed, while all") :]
-    assert "'Anomaly maps' failed" in said
-    assert first.name.removesuffix("_0000.nii.gz") in said
-    assert len(list((folder / "anomaly_maps").glob("*_error.nii.gz"))) == cohort.SIZE.num_test - 1
-    assert not (folder / "report.html").exists()
+    first_words = cohort.verb("workflow", "run", folder, "--", "--forcerun", "check_images", "anomaly_maps")
+    for words in (first_words, cohort.verb("workflow", "run", folder)):
+        failed = subprocess.run(words, env=cohort.environment(), capture_output=True, text=True)
+        assert failed.returncode == 1
+        said = failed.stdout[failed.stdout.index("Left out, while all") :]
+        assert f"  {case}: {first.relative_to(folder)} is cut short" in said
+        assert str(folder / "logs" / "check_images.log") in said
+    assert f"{case}: {first.relative_to(folder)}" in (folder / "report.html").read_text()
+    for name, pattern in (("anomaly_maps", "*_error.nii.gz"), (f"predictions/{cohort.TRAINER}", "*.nii.gz")):
+        assert len(list((folder / name).glob(pattern))) == cohort.SIZE.num_test - 1
+    of_case = {name: f"{case}," in text for name, text in cohort.tables(folder).items()}
+    assert not any(of_case.values())
     first.write_bytes(whole)
-    cohort.run(folder)
-    assert (folder / "report.html").is_file()
+    (again,) = (line for line in said.splitlines() if "--forcerun" in line)
+    cohort.run(folder, words=[*cohort.verb(), *shlex.split(again)[1:]])
+    assert cohort.tables(folder) == cohort.tables(done)
 
 
 @pytest.fixture(scope="module")

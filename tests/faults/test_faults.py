@@ -28,7 +28,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_anomaly.command_line.main import main
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import why_not_writable
+from nnunetv2_anomaly.files import read_json, why_not_writable
 from nnunetv2_anomaly.prediction.anomaly_maps import load_detector, predict_anomaly_maps
 from nnunetv2_anomaly.training.data_record import case_record
 
@@ -138,10 +138,12 @@ def test_error_images_of_names_that_cannot_be_kept_do_not_stop_the_others(traine
         f"included, so shorten it"
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "anomaly_maps.json",
         "case.png",
         "case_error.nii.gz",
         "case_reconstruction.nii.gz",
-    ]  # without anomaly_maps.json, by which the demo knows that all are there
+    ]
+    assert read_json(tmp_path / "out" / "anomaly_maps.json")["cases"] == ["case"]
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": "2"}, {"batch_size": 0}, {"patch_size": [16, -16, 16]}], ids=str)

@@ -1,6 +1,7 @@
 #!/bin/bash
 # The workflow as Slurm job arrays, for sites without Snakemake: bash array.sh, in this folder. One array per file of
-# array/, which begins when the one before has ended well; a command whose work is done is skipped. Run it again to resume.
+# array/, which begins when the one before has ended; a command whose work is done is skipped, and one whose files are
+# missing ends at once. Run it again to resume. sbatch takes SBATCH_PARTITION and SBATCH_ACCOUNT from the environment.
 set -euo pipefail
 if [[ $# -eq 0 ]]; then
     after=()
@@ -8,12 +9,13 @@ if [[ $# -eq 0 ]]; then
         read -r -a options <<< "$(sed -n '1s/^# //p' "$list")"
         job=$(sbatch --parsable --array="2-$(wc -l < "$list")" --output="logs/array_%A_%a.log" \
             "${options[@]}" "${after[@]}" array.sh "$list")
-        after=(--dependency="afterok:$job" --kill-on-invalid-dep=yes)
+        after=(--dependency="afterany:$job")
         echo "$job: $list"
     done
 else
     {%- for line in environment %}
     {{ line }}
     {%- endfor %}
+    {{ prefix }}
     eval "$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")"
 fi

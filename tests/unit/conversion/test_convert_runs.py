@@ -81,6 +81,11 @@ def nnunet(tmp_path, monkeypatch):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
 
 
+def words_of(capsys) -> str:
+    """All that was printed, in one line."""
+    return " ".join("".join(capsys.readouterr()).split())
+
+
 def convert(*words) -> int:
     return main(["convert", *(str(word) for word in words), "-np", "1"])
 
@@ -163,8 +168,8 @@ def test_second_run_leaves_finished_cases_alone_and_completes_the_rest(tree, tmp
     mask = tmp_path / "zib/segmentation/segmentation_masks/9002430.segmentation_masks.raw"
     content = mask.read_bytes()
     mask.write_bytes(content[: len(content) // 2])
-    assert convert_zib(tmp_path) == 1
-    told = capsys.readouterr().out
+    assert convert_zib(tmp_path) == 3
+    told = "".join(capsys.readouterr())
     assert "1 case failed" in told
     assert "9002430" in told
     dataset = tmp_path / "raw" / "Dataset501_OAIZIB"
@@ -190,11 +195,11 @@ def test_changed_file_is_kept_until_overwrite_is_given(tree, tmp_path, capsys):
     label = tmp_path / "raw/Dataset501_OAIZIB/labelsTr/9001104.nii.gz"
     shutil.copy(tmp_path / "raw/Dataset501_OAIZIB/labelsTr/9002817.nii.gz", label)
     edited = label.read_bytes()
-    assert convert_zib(folder) == 1
-    assert "labelsTr/9001104.nii.gz is not as it was then" in " ".join(capsys.readouterr().out.split())
+    assert convert_zib(folder) == 3
+    assert "labelsTr/9001104.nii.gz is not as it was then" in words_of(capsys)
     assert label.read_bytes() == edited
-    assert convert_zib(folder, "--dry_run") == 1  # said of a case that is still there
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert_zib(folder, "--dry_run") == 3  # said of a case that is still there
+    told = words_of(capsys)
     assert "1 case still there from an earlier run, with differences: 9001104 converted before, and labelsTr" in told
     assert "failed:" not in told
     assert convert_zib(folder, "--overwrite") == 0
@@ -204,7 +209,7 @@ def test_changed_file_is_kept_until_overwrite_is_given(tree, tmp_path, capsys):
 def test_dry_run_checks_and_writes_nothing(tree, tmp_path, capsys):
     folder, _ = tree
     assert convert_zib(folder, "--dry_run") == 0
-    told = capsys.readouterr().out
+    told = "".join(capsys.readouterr())
     assert "3 cases would be converted" in told
     assert "mapping 1- 0+ 2-" in told
     assert files_of(tmp_path / "raw") == {}
@@ -218,8 +223,8 @@ def test_mask_of_another_knee_is_refused_and_the_number_told(tmp_path, capsys):
     write_zib_mask(
         masks / "9001104.segmentation_masks.mhd", zib_labels(make_knee(77).labels), order=(1, 0, 2), flips=(0, 2)
     )
-    assert convert_zib(tmp_path) == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert_zib(tmp_path) == 3
+    told = words_of(capsys)
     assert "9001104.segmentation_masks.mhd over" in told
     assert "no axis mapping wins clearly (evidence" in told
     assert set(manifest_of(tmp_path / "raw/Dataset501_OAIZIB")) == {"9002430", "9002817"}
@@ -229,8 +234,8 @@ def test_mask_that_is_stored_otherwise_than_the_rest_is_refused(tmp_path, capsys
     knees = write_tree(tmp_path)
     masks = tmp_path / "zib/segmentation/segmentation_masks"
     write_zib_mask(masks / "9001104.segmentation_masks.mhd", knees["9001104"].labels, order=(0, 1, 2), flips=(1,))
-    assert convert_zib(tmp_path) == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert_zib(tmp_path) == 3
+    told = words_of(capsys)
     assert "0+ 1- 2+ by the voxels" in told
     assert "1- 0+ 2- in 2 cases" in told
     dataset = tmp_path / "raw/Dataset501_OAIZIB"
@@ -284,8 +289,8 @@ def test_side_conflict_shows_all_three(tree, tmp_path, capsys):
     folder, _ = tree
     table = tmp_path / "subjects.csv"
     table.write_text("SubjectID,KneeSide,KLGrade,Gender,Age,BMI,MRBarCode\n9001104,2,3.0,2,72,30.7,16610498212\n")
-    assert convert_zib(folder, "--subjects", table) == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert_zib(folder, "--subjects", table) == 3
+    told = words_of(capsys)
     assert "description" in told
     assert "table" in told
     assert "labels" in told
@@ -320,7 +325,7 @@ def test_table_that_comes_later_is_taken_over_and_one_that_says_nothing_is_told(
     assert manifest_of(tmp_path / "raw/Dataset501_OAIZIB")["9001104"]["kl_grade"] == "2"
     assert "has no line for 2 cases: 9002430, 9002817" in capsys.readouterr().out
     table.write_text("SubjectID,KneeSide\n9001104,2\n")
-    assert convert_zib(folder, "--subjects", table) == 1
+    assert convert_zib(folder, "--subjects", table) == 3
 
 
 def test_of_a_table_of_knees_the_line_of_the_side_found_is_taken(tree, tmp_path, capsys):
@@ -371,7 +376,7 @@ def test_two_packages_as_roots(tmp_path):
     write_zib_release(tmp_path / "zib", release)
     roots = [tmp_path / "oai/00m/0.C.2", tmp_path / "oai/00m/0.E.1"]
     assert convert("oai_zib", "--zib", tmp_path / "zib", "--oai", *roots) == 0
-    assert convert("oai_zib", "--zib", tmp_path / "zib", "--oai", *roots[:1], "-d", 601) == 1
+    assert convert("oai_zib", "--zib", tmp_path / "zib", "--oai", *roots[:1], "-d", 601) == 3
     # Seen from another root, a finished case is the same.
     assert convert_zib(tmp_path) == 0
 
@@ -402,7 +407,7 @@ def test_case_that_fails_after_it_was_lost_is_not_counted(tree, tmp_path):
     dataset = tmp_path / "raw/Dataset501_OAIZIB"
     (dataset / "labelsTr/9001104.nii.gz").unlink()
     _no_series(tmp_path / "tree")
-    assert convert_zib(tmp_path / "tree") == 1
+    assert convert_zib(tmp_path / "tree") == 3
     assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == 2
     assert set(manifest_of(dataset)) == {"9002430", "9002817"}
     assert not (dataset / "imagesTr/9001104_0000.nii.gz").exists()
@@ -437,8 +442,8 @@ def test_odd_file_among_the_masks_fails_alone(tmp_path, capsys):
         shutil.copy(masks / f"9001104.segmentation_masks.{ending}", masks / f"average.{ending}")
     splits = tmp_path / "splits.txt"
     splits.write_text("Test set 1:\n9001104\n9002430\nTest set 2:\n9002817\n")
-    assert convert_zib(tmp_path, "--splits", splits) == 1
-    told = capsys.readouterr().out
+    assert convert_zib(tmp_path, "--splits", splits) == 3
+    told = "".join(capsys.readouterr())
     assert "average.mhd does not name its subject" in " ".join(told.split())
     assert len(manifest_of(tmp_path / "raw/Dataset501_OAIZIB")) == 3
 
@@ -449,7 +454,7 @@ def test_dry_run_tells_what_the_splits_would_meet(tree, tmp_path, capsys):
     own.parent.mkdir()
     own.write_text("[]")
     assert convert_zib(folder, "--dry_run") == 1
-    assert "holds other splits" in capsys.readouterr().out
+    assert "holds other splits" in capsys.readouterr().err
 
 
 def test_changed_mask_is_noticed(tmp_path, capsys):
@@ -461,8 +466,8 @@ def test_changed_mask_is_noticed(tmp_path, capsys):
     changed.CopyInformation(knees["9001104"].labels)
     masks = tmp_path / "zib/segmentation/segmentation_masks"
     write_zib_mask(masks / "9001104.segmentation_masks.mhd", changed, order=(1, 0, 2), flips=(0, 2))
-    assert convert_zib(tmp_path) == 1
-    assert "its label map 9001104.segmentation_masks.mhd is not as it was" in " ".join(capsys.readouterr().out.split())
+    assert convert_zib(tmp_path) == 3
+    assert "its label map 9001104.segmentation_masks.mhd is not as it was" in words_of(capsys)
     assert convert_zib(tmp_path, "--previews", "--overwrite") == 0
 
 
@@ -481,7 +486,7 @@ def test_split_file_becomes_splits(tree, tmp_path, capsys):
         "Test set 4:\n9009998\n\nTest set 5:\n9009997\n"
     )
     assert convert_zib(folder, "--splits", file) == 0
-    told = capsys.readouterr().out
+    told = "".join(capsys.readouterr())
     assert "3 subjects of the split file were not converted" in told
     assert "9009998" in told
     assert "Fold 3, 4 has no case" in told
@@ -505,7 +510,7 @@ def test_splits_of_the_user_are_not_replaced(tree, tmp_path, capsys):
     own.parent.mkdir()
     own.write_text("[]")
     assert convert_zib(folder) == 1
-    assert "holds other splits and was left alone" in " ".join(capsys.readouterr().out.split())
+    assert "holds other splits and was left alone" in words_of(capsys)
     assert own.read_text() == "[]"
     assert convert_zib(folder, "--overwrite") == 0
     assert len(json.loads(own.read_text())) == 3
@@ -547,7 +552,7 @@ def test_reference_points_to_the_images(tree, tmp_path):
         np.testing.assert_array_equal(labels[0], sitk.GetArrayFromImage(knee.labels))
     shutil.copy(tmp_path / "images/9002430.nii.gz", tmp_path / "images/9002817.nii.gz")
     (tmp_path / "images/9001104.nii.gz").unlink()
-    assert convert("oai_zib", "--labels", masks, "--images", tmp_path / "images", "--reference") == 1
+    assert convert("oai_zib", "--labels", masks, "--images", tmp_path / "images", "--reference") == 3
     assert set(json.loads((dataset / "dataset.json").read_text())["dataset"]) == {"9002430", "9002817"}
 
 
@@ -565,8 +570,8 @@ def test_uq_takes_the_listed_series_and_keeps_lesions(tree, tmp_path, capsys):
         )
     assert convert(*words, "-d", 602) == 0  # without a list: the series on the mask's grid
     write_uq_mask(tmp_path / "masks", SUBJECTS[0], make_knee(50).labels)
-    assert convert(*words, "--zib", folder / "zib", "-d", 603) == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert(*words, "--zib", folder / "zib", "-d", 603) == 3
+    told = words_of(capsys)
     assert "candidate against mask: 00m/0.E.1/9001104" in told
     assert "mm apart" in told
 
@@ -585,7 +590,7 @@ def test_packed_series_are_to_be_unpacked(tmp_path, capsys, place):
     archive.parent.mkdir(exist_ok=True)
     archive.write_bytes(b"packed")
     told = f"an archive such as {archive} lie there: unpack each into a folder of its name"
-    assert convert_zib(tmp_path) == 1
+    assert convert_zib(tmp_path) == 3
     shown = capsys.readouterr()
     assert told in " ".join((shown.out + shown.err).split())
 
@@ -596,8 +601,8 @@ def test_packed_series_of_a_visit_are_to_be_unpacked(tmp_path, capsys):
     for folder in list(series.iterdir()):
         shutil.rmtree(folder)
         folder.with_name(f"{folder.name}.tar.gz").write_bytes(b"packed")
-    assert convert("oai_akoa", "--labels", tmp_path / "masks", "--oai", tmp_path / "oai") == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert("oai_akoa", "--labels", tmp_path / "masks", "--oai", tmp_path / "oai") == 3
+    told = words_of(capsys)
     assert "no series of subject 9001104 in visit 36m; looked in" in told
     assert f"6 archives such as {series / '10499998.tar.gz'} lie there: unpack each" in told
     assert len(manifest_of(tmp_path / "raw/Dataset503_OAIAKOA")) == len(cases) - 1
@@ -627,7 +632,7 @@ def test_another_series_in_the_same_place_is_noticed_by_its_uid(tmp_path, capsys
     assert "0 cases converted, 4 kept from" in capsys.readouterr().out
     shutil.rmtree(moved)
     write_visit(tmp_path / "oai", "00m", "9001104", cases["9001104_00m"], barcode="10500888", with_other_series=False)
-    assert main_of(Dataset503_OAIAKOA, words) == 1
+    assert main_of(Dataset503_OAIAKOA, words) == 3
     uid = uid_of("00m", "9001104", "20050825", "10500000")
     with (tmp_path / "raw/Dataset503_OAIAKOA/problems.csv").open(newline="") as stream:
         (problem,) = csv.DictReader(stream)
@@ -667,8 +672,8 @@ def test_akoa_refuses_a_repeat_with_the_same_grid_until_one_is_named(tmp_path, c
     knee = cases["9001104_36m"]
     repeat = write_visit(tmp_path / "oai", "36m", "9001104", knee, barcode="10500070", with_other_series=False)
     words = ("oai_akoa", "--labels", tmp_path / "masks", "--oai", tmp_path / "oai")
-    assert convert(*words) == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert(*words) == 3
+    told = words_of(capsys)
     assert "10500000" in told
     assert "10500070" in told
     assert "2 of them have it" in told
@@ -719,8 +724,8 @@ def test_cm_with_labels_of_another_table_is_refused(tmp_path, capsys):
     foreign = sitk.GetImageFromArray(np.array([0, 4, 1, 5, 2, 3], np.uint8)[sitk.GetArrayFromImage(mask)])
     foreign.CopyInformation(mask)
     sitk.WriteImage(foreign, str(file))
-    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 1
-    told = " ".join(capsys.readouterr().out.split("1 case failed:")[1].split())
+    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 3
+    told = " ".join("".join(capsys.readouterr()).split("1 case failed:")[1].split())
     assert "oaizib_002.nii.gz: its labels have not the shapes of what their values stand for" in told
     assert "tibial_cartilage is" in told
     assert "expected 1 femoral_bone, 2 femoral_cartilage, 3 tibial_bone, 4 medial_tibial_cartilage" in told
@@ -731,8 +736,8 @@ def test_cm_with_another_knees_mask_under_a_copied_header_is_refused(tmp_path, c
     other = zib_labels(make_knee(77).labels)
     other.CopyInformation(sitk.ReadImage(str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz")))
     sitk.WriteImage(other, str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz"))
-    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 3
+    told = words_of(capsys)
     assert "1 case failed: oaizib_002" in told
     assert "(evidence -" in told
     assert "it may be another knee's mask, 0.0" in told
@@ -748,7 +753,7 @@ def test_cm_whose_voxels_do_not_bear_out_the_header_is_named(tmp_path, capsys, m
 
     monkeypatch.setattr(case, "mapping_evidence", doubtful)
     assert convert("oaizib_cm", "-i", tmp_path / "cm") == 0
-    told = " ".join(capsys.readouterr().out.split())
+    told = words_of(capsys)
     assert "voxels of 3 cases do not clearly bear out" in told
     assert "oaizib_002 (0.1" in told
 
@@ -758,8 +763,8 @@ def test_cm_whose_header_and_voxels_disagree_is_refused(tmp_path, capsys):
     flipped = sitk.GetImageFromArray(sitk.GetArrayFromImage(knees["oaizib_002"].labels)[::-1].copy())
     flipped.CopyInformation(knees["oaizib_002"].labels)
     sitk.WriteImage(flipped, str(tmp_path / "cm/labelsTr/oaizib_002.nii.gz"))
-    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 1
-    assert "by their voxels the mask's axes are 0- 1+ 2+" in " ".join(capsys.readouterr().out.split())
+    assert convert("oaizib_cm", "-i", tmp_path / "cm") == 3
+    assert "by their voxels the mask's axes are 0- 1+ 2+" in words_of(capsys)
 
 
 def _no_series(folder):
@@ -819,8 +824,8 @@ def _unknown(array):
 def test_what_is_wrong_with_a_case_is_told_and_the_others_are_converted(tmp_path, capsys, spoil, expected):
     write_tree(tmp_path, subjects=SUBJECTS[:2])
     spoil(tmp_path)
-    assert convert_zib(tmp_path) == 1
-    told = " ".join(capsys.readouterr().out.split())
+    assert convert_zib(tmp_path) == 3
+    told = words_of(capsys)
     assert expected in told.split("1 case failed:")[1]
     assert "unexpected" not in told
     dataset = tmp_path / "raw/Dataset501_OAIZIB"
@@ -833,7 +838,7 @@ def test_whole_float_masks_are_converted_and_said_once(tmp_path, capsys):
     _edited_mask(lambda array: array.astype(np.float64))(tmp_path)
     assert convert_zib(tmp_path) == 0
     assert_same_voxels(tmp_path / "raw/Dataset501_OAIZIB/labelsTr/9001104.nii.gz", knees["9001104"].labels)
-    told = capsys.readouterr().out
+    told = "".join(capsys.readouterr())
     assert told.count("floating-point") == 1
     assert "1 label map with floating-point numbers, taken as far as all of these are whole: " in told
 
@@ -877,8 +882,8 @@ def test_sources_that_are_missing_or_contradict_each_other_are_refused(capsys, w
 
 def test_masks_given_as_images_are_refused(tree, tmp_path, capsys):
     folder, _ = tree
-    assert convert("oai_zib", "--zib", folder / "zib", "--images", folder / "zib") == 1
-    assert "is the label map itself" in " ".join(capsys.readouterr().out.split())
+    assert convert("oai_zib", "--zib", folder / "zib", "--images", folder / "zib") == 3
+    assert "is the label map itself" in words_of(capsys)
     assert not list((tmp_path / "raw").iterdir())
 
 

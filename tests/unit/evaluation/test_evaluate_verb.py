@@ -337,7 +337,7 @@ def test_bad_softmax_outputs_are_told(folders, capsys, broken, told):
         np.savez_compressed(
             folders / "good" / f"{case}.npz", probabilities=broken(probabilities) if case == CASES[1] else probabilities
         )
-    assert evaluate(folders, models=("good",)) == 1
+    assert evaluate(folders, models=("good",)) == 3
     message = failure(capsys)
     assert re.search(told, message)
     assert f"{CASES[1]}.npz" in message
@@ -365,6 +365,16 @@ def test_missing_predictions_are_listed(folders, capsys):
     assert not (folders / "out").exists()
 
 
+def test_missing_predictions_are_left_out_of_all_models_on_request(folders, capsys):
+    (folders / "bad" / f"{CASES[2]}.nii.gz").unlink()
+    assert evaluate(folders, "--ignore_missing") == 0
+    note = f"Left out: 1 case without a prediction of every model: {CASES[2]}."
+    assert note in capsys.readouterr().out
+    assert note in (folders / "out" / "report.html").read_text()
+    for model, of in table(folders, "cases").groupby("model"):
+        assert sorted(set(of["case"])) == sorted({*CASES} - {CASES[2]}), model
+
+
 def test_extra_predictions_are_listed_and_ignored_on_request_alone(folders, capsys):
     write(folders / "bad" / "stranger.nii.gz", knee())
     assert evaluate(folders) == 1
@@ -377,10 +387,11 @@ def test_extra_predictions_are_listed_and_ignored_on_request_alone(folders, caps
 @pytest.mark.parametrize("change", [{"spacing": (1.0, 1.0, 2.2)}, {"origin": (0.0, 5.0, 0.0)}])
 def test_another_geometry_is_told_and_the_other_cases_are_kept(folders, capsys, change):
     write(folders / "bad" / f"{CASES[0]}.nii.gz", knee(), **change)
-    assert evaluate(folders) == 1
+    assert evaluate(folders) == 3
     assert re.search(rf"1 of 4 cases.*{CASES[0]}.*another grid", failure(capsys), re.DOTALL)
     assert len(list((folders / "out" / "cases").iterdir())) == 3
-    assert not (folders / "out" / "report.html").exists()
+    assert "Left out: 1 of 4 cases could not be evaluated" in (folders / "out" / "report.html").read_text()
+    assert sorted(set(table(folders, "cases")["case"])) == sorted(CASES[1:])
     write(folders / "bad" / f"{CASES[0]}.nii.gz", knee())
     assert evaluate(folders) == 0
 
@@ -398,7 +409,7 @@ def test_unknown_labels_and_broken_files_are_told(folders, capsys):
     strange[0, 0, 0] = 12
     write(folders / "bad" / f"{CASES[0]}.nii.gz", strange)
     (folders / "bad" / f"{CASES[1]}.nii.gz").write_bytes(b"no image")
-    assert evaluate(folders) == 1
+    assert evaluate(folders) == 3
     message = failure(capsys)
     assert "12 (1 voxels)" in message
     assert f"{CASES[1]}.nii.gz" in message

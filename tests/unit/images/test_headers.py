@@ -46,33 +46,35 @@ READERS = {
     "check_whole": check_whole,
     "by nibabel": lambda path: SegmentationFiles(".nii.gz", "NibabelIO").read(path),
     "by ITK": lambda path: SegmentationFiles(".nii.gz", "SimpleITKIO").read(path),
-    "error_images": lambda path: read_case(SimpleITKIO(), CaseFiles("case", (str(path),)), 1),
+    "error_images": lambda path: read_case(SimpleITKIO(), CaseFiles(path.name.split("_")[0], (str(path),)), 1),
 }
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_every_reader_reports_a_type_of_voxels_that_nobody_knows(tmp_path, read):
-    path = tmp_path / "image.nii.gz"
+    path = tmp_path / "image_0000.nii.gz"
     header = bytearray(nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)).to_bytes())
     header[70:72] = (9999).to_bytes(2, "little")
     path.write_bytes(gzip.compress(bytes(header)))
-    with pytest.raises(UserError, match=r"image\.nii\.gz cannot be read as an? \w+ \(data code 9999 not recognized\)"):
+    with pytest.raises(
+        UserError, match=r"image_0000\.nii\.gz cannot be read as an? \w+ \(data code 9999 not recognized\)"
+    ):
         read(path)
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_every_reader_refuses_nifti_2(tmp_path, read):
-    path = tmp_path / "image.nii.gz"
+    path = tmp_path / "image_0000.nii.gz"
     nibabel.save(nibabel.Nifti2Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), path)
-    with pytest.raises(UserError, match=r"image\.nii\.gz is a NIfTI-2 file, .*; expected NIfTI-1"):
+    with pytest.raises(UserError, match=r"image_0000\.nii\.gz is a NIfTI-2 file, .*; expected NIfTI-1"):
         read(path)
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_every_reader_reports_a_name_that_is_no_text(tmp_path, read):
-    path = tmp_path / os.fsdecode(b"kn\xffe.nii.gz")
+    path = tmp_path / os.fsdecode(b"kn\xffe_0000.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), path)
-    with pytest.raises(UserError, match=r"kn\\udcffe\.nii\.gz holds bytes that are no text .*, so rename it"):
+    with pytest.raises(UserError, match=r"kn\\udcffe_0000\.nii\.gz holds bytes that are no text .*, so rename it"):
         read(path)
 
 

@@ -154,7 +154,7 @@ def test_visits_of_a_knee_are_compared(knees, tmp_path, capsys):
     assert set(matches["kind"]) == {"stable"}
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("before,after\nright_1,left_1\n")
-    assert measure(knees, tmp_path / "o", *words, "--pairs", str(pairs)) == 1
+    assert measure(knees, tmp_path / "o", *words, "--pairs", str(pairs)) == 3
     assert "expected two visits of one knee" in capsys.readouterr().err
     pairs.write_text("before,after\nright_1,other\n")
     assert measure(knees, tmp_path / "o3", *words, "--pairs", str(pairs)) == 1
@@ -176,7 +176,7 @@ def test_it_resumes_and_measures_again_what_has_changed(knees, tmp_path):
 
 def test_a_bad_case_does_not_stop_the_others(knees, tmp_path, capsys):
     (knees / "bad.nii.gz").write_bytes(b"no image")
-    assert measure(knees, tmp_path / "o", "--manifest", manifest(tmp_path, SIDES)) == 1
+    assert measure(knees, tmp_path / "o", "--manifest", manifest(tmp_path, SIDES)) == 3
     assert "bad" in capsys.readouterr().err
     assert set(pd.read_csv(tmp_path / "o" / "measurements.csv")["case"]) == {"right_1", "right_2", "left_1"}
 
@@ -227,7 +227,7 @@ def test_labels_that_dataset_json_does_not_know_and_pictures_are_reported(knees,
     image = sitk.ReadImage(str(knees / "right_2.nii.gz"))
     sitk.WriteImage(sitk.ChangeLabel(image, {9.0: 77.0}), str(knees / "right_2.nii.gz"))
     sitk.WriteImage(sitk.ReadImage(str(knees / "left_1.nii.gz"))[:, :, 20], str(knees / "left_1.nii.gz"))
-    assert measure(knees, tmp_path / "o", "--side", "right") == 1
+    assert measure(knees, tmp_path / "o", "--side", "right") == 3
     error = capsys.readouterr().err
     assert "holds unknown labels: 77" in error
     assert "has 2 axes; expected a volume" in error

@@ -290,7 +290,7 @@ def test_softmax_of_something_else_is_told(postprocess, predictions, capsys, sof
     voxels[0, 0, 0] = LESION
     write(predictions / "a.nii.gz", voxels)
     np.savez(predictions / "a.npz", probabilities=softmax)
-    assert postprocess("--lesion_probability", "0.5") == 1
+    assert postprocess("--lesion_probability", "0.5") == 3
     error = capsys.readouterr().err
     assert "1 of 1 case could not be cleaned" in error
     assert pd.Series([error]).str.contains(rf"a\.npz.*{expected}").all()
@@ -682,7 +682,7 @@ def test_case_that_cannot_be_written_is_told(postprocess, predictions, output, c
     (output / "b.nii.gz").mkdir()
     (output / "b.nii.gz" / "file").touch()
     (output / "postprocessing.json").write_text("{}")
-    assert postprocess("--overwrite") == 1
+    assert postprocess("--overwrite") == 3
     assert f"{output / 'b.nii.gz'} cannot be written to" in capsys.readouterr().err
     assert (output / "a.nii.gz").is_file()
     assert not list(output.glob("part_*"))

@@ -86,8 +86,9 @@ def test_picture_that_cannot_be_read_is_told(tmp_path):
 
 def test_a_channel_that_is_not_there_is_told(tmp_path):
     pictures(tmp_path, a_0001=GREY)
+    (case,) = list_cases(tmp_path, ".png")
     with pytest.raises(UserError, match=r"case a in .* has the files a_0001\.png; expected a_0000\.png"):
-        list_cases(tmp_path, ".png")
+        read_case(NaturalImage2DIO(), case, 1)
 
 
 def test_files_without_a_channel_number_are_told(tmp_path):

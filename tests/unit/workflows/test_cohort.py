@@ -57,9 +57,11 @@ def test_new_images_go_through_all_verbs_in_parts_and_every_command_is_one_that_
     for words in own:
         build_parser().parse_args(words)
     verbs = {words[0] for words in own}
-    assert verbs == {"convert", "change_plans", "postprocess", "measure", "anomaly_maps", "evaluate", "workflow"}
-    parts = [one.command.split("-part_id ")[1] for one in steps if one.command.startswith("nnUNetv2_predict")]
-    assert parts == ["0", "1", "2"] * 2
+    assert verbs == {
+        "convert", "change_plans", "check_images", "postprocess", "measure", "anomaly_maps", "evaluate", "workflow",
+    }  # fmt: skip
+    parts = [one.command.split()[2] for one in steps if one.command.startswith("nnUNetv2_predict")]
+    assert parts == [f"checked_images/part_{part}" for part in range(3)] * 2
     assert sum(command.endswith("--max_distance_mm 20 -np 2") for command in [one.command for one in steps]) == 3
 
 
@@ -177,9 +179,9 @@ def test_job_arrays_do_the_commands_that_are_left(tmp_path):
     assert not (folder / "array" / "99_report.txt").exists()
     lists = sorted(file.name for file in (folder / "array").iterdir())
     assert [call.split()[-1] for call in calls] == [f"array/{name}" for name in lists]
-    assert "afterok" not in calls[0]
-    assert all("--dependency=afterok:7" in call for call in calls[1:])
-    number = lists.index("03_preprocess.txt")
+    assert "afterany" not in calls[0]
+    assert all("--dependency=afterany:7" in call for call in calls[1:])
+    number = lists.index("04_preprocess.txt")
     assert "--array=2-2 " in calls[number]
     (folder / "array" / "test.txt").write_text("# \n[ -e done/x ] || { echo $nnUNet_raw > ran; touch done/x; }\n")
     for _ in range(2):
@@ -188,6 +190,22 @@ def test_job_arrays_do_the_commands_that_are_left(tmp_path):
         subprocess.run(words, cwd=folder, env={"SLURM_ARRAY_TASK_ID": "2", "PATH": "/usr/bin:/bin"}, check=True)
         assert (folder / "ran").read_text() == f"{folder}/nnUNet_raw\n"
         (folder / "ran").write_text(f"{folder}/nnUNet_raw\n")
+
+
+@pytest.mark.parametrize(("status", "goes_on"), [(0, True), (3, True), (1, False)])
+def test_a_job_of_an_array_goes_on_without_cases_that_fail_and_ends_where_its_files_are_missing(
+    tmp_path, status, goes_on
+):
+    folder = tmp_path / "W"
+    settings = ["workflow", "init", "-o", str(folder), "-d", "Dataset501_OAIZIB", "--base", str(tmp_path)]
+    assert main([*settings, "--convert", f"(exit {status})", "-tr", "nnUNetTrainer"]) == 0
+    for of, ends_well in (("00_convert.txt", goes_on), ("03_train.txt", False)):
+        words = ["bash", "array.sh", f"array/{of}"]
+        environment = {"SLURM_ARRAY_TASK_ID": "2", "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        assert (done.returncode == 0) == ends_well
+    assert "preprocess_501" in done.stderr
+    assert (folder / "failed" / "convert").exists() == (status == 3)
 
 
 def test_dry_run_prints_the_commands_that_are_left(tmp_path, capsys):

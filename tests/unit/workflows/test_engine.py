@@ -50,6 +50,22 @@ def test_a_failed_step_is_named_with_its_log_and_the_rest_is_done(tmp_path):
     assert (tmp_path / "done" / "after").exists()
 
 
+def test_a_step_that_leaves_cases_out_is_named_until_it_is_repeated_and_the_rest_goes_on(tmp_path):
+    said = "nnUNetv2_anomaly: 1 of 2 cases could not be measured:\n  knee_7: it is empty"
+    some = step("some", f"echo 'reading {{' && echo '{said}' && (test -e fixed || exit 3)", title="Measuring")
+    after = step("after", "true", some)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"Measuring: 1 of 2 cases could not be measured:\s+knee_7: it is empty\s.*log"
+        ):
+            run(tmp_path, some, after)
+        assert (tmp_path / "done" / "after").exists()
+    (tmp_path / "fixed").touch()
+    (tmp_path / "done" / "some").unlink()
+    run(tmp_path, some, after)
+    assert not (tmp_path / "failed" / "some").exists()
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_an_interrupted_training_continues_from_its_checkpoint_and_not_from_its_weights(tmp_path, there):
     data = Dataset("Dataset501_Knees", tmp_path, tmp_path, tmp_path)
