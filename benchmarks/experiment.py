@@ -378,7 +378,8 @@ class Experiment:
             # Without worker processes a seed gives one result.
             before = "nnUNet_n_proc_DA=0 " if arguments.device == "cpu" else ""
             data = self.data_set(dataset)
-            steps[name] = train_step(data, model, fold, arguments.device, *follows, name=name, before=before)
+            trained = train_step(data, model, fold, arguments.device, *follows)
+            steps[name] = dataclasses.replace(trained, name=rule_name(name), command=f"{before}{trained.command}")
             return steps[name]
 
         for detector in self.detectors:

@@ -73,7 +73,8 @@ def of_network(folder: Path, name: str, ready: Step) -> list[Step]:
     predict = ["nnUNetv2_predict", "-i", data.raw / "imagesTs", *model, "-device", "cpu", "-npp", 1, "-nps", 1, "-o"]
     model_of = (trainer, PLANS, f"2d_{name}")
     # Without worker processes a seed gives one result; nnU-Net's planning cannot do without.
-    train = train_step(data, model_of, "0", "cpu", ready, name=f"train_{name}", before="nnUNet_n_proc_DA=0 ")
+    train = train_step(data, model_of, "0", "cpu", ready)
+    train = replace(train, name=f"train_{name}", command=f"nnUNet_n_proc_DA=0 {train.command}")
     words = ["nnUNetv2_export_model_to_zip", *model, "-o", archive]
     exported = step(f"export_{name}", words, "report", needs=(train.output,), makes=str(archive))
     install = step(f"install_{name}", ["nnUNetv2_install_pretrained_model_from_zip", archive], "convert")

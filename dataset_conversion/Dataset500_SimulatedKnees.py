@@ -103,10 +103,9 @@ def _write(folder: Path, source: Path, cases: Mapping[str, list[str]], made_from
         folder,
         labels=LABELS if keep_lesion_labels else ANATOMY,
         num_training=len(cases["training"]),
-        file_ending=".nii.gz",
         name=name,
         description="Simulated DESS-like knee images; anomaliesTr and anomaliesTs hold the true lesions.",
-        license="as the label maps the images were simulated from; phantoms are free of rights",
+        licence="as the label maps the images were simulated from; phantoms are free of rights",
         converted_by="nnunetv2_anomaly.dataset_conversion.Dataset500_SimulatedKnees",
         **{_MADE_FROM: made_from},
     )

@@ -32,10 +32,9 @@ class DetectorFamily:
 
 @dataclass(frozen=True)
 class SegmenterFamily:
-    """A family of segmenters; ``network`` is named as ``module:attribute``."""
+    """A family of segmenters; its trainers build its networks."""
 
     name: str
-    network: str
     summary: str
     of_slices: bool = False
 
@@ -101,20 +100,9 @@ DETECTORS: dict[str, DetectorFamily] = {
 SEGMENTERS: dict[str, SegmenterFamily] = {
     family.name: family
     for family in (
-        SegmenterFamily(
-            "planned", "nnunetv2_anomaly.segmenters.planned:build_segmenter", "the network that nnU-Net planned"
-        ),
-        SegmenterFamily(
-            "published",
-            "nnunetv2_anomaly.segmenters.published.networks:PublishedNetwork",
-            "UNET and CAN, plain or with additive deep supervision (Woo et al., Appendix A)",
-        ),
-        SegmenterFamily(
-            "mask_rcnn",
-            "nnunetv2_anomaly.segmenters.mask_rcnn.network:MaskRCNNSegmenter",
-            "Mask R-CNN on slices, plain or improved (Felfeliyan et al.)",
-            of_slices=True,
-        ),
+        SegmenterFamily("planned", "the network that nnU-Net planned"),
+        SegmenterFamily("published", "UNET and CAN, plain or with additive deep supervision (Woo et al., Appendix A)"),
+        SegmenterFamily("mask_rcnn", "Mask R-CNN on slices, plain or improved (Felfeliyan et al.)", of_slices=True),
     )
 }
 

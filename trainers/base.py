@@ -18,7 +18,7 @@ from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.files import why_not_writable
 from nnunetv2_anomaly.plans.settings import check_configuration, default, known_settings, section_of
 from nnunetv2_anomaly.trainers.resumable import ResumableTrainer
-from nnunetv2_anomaly.training.distributed import Queue, rank, world_size
+from nnunetv2_anomaly.training.distributed import Queue, rank
 from nnunetv2_anomaly.training.finite import where_it_began
 from nnunetv2_anomaly.training.pretrained import check_copied_weights, given_weights_file
 
@@ -30,8 +30,8 @@ class AnomalyTrainerBase(ResumableTrainer):
     seed: int | None = default("seed")
     num_iterations_per_epoch: int = default("num_iterations_per_epoch")
     num_val_iterations_per_epoch: int = default("num_val_iterations_per_epoch")
-    #: the setting with which a user lowers the learning rate
-    learning_rate_setting: ClassVar[str] = "segmentation_learning_rate"
+    #: the setting with which a user lowers the learning rate, None where there is none
+    learning_rate_setting: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -43,9 +43,6 @@ class AnomalyTrainerBase(ResumableTrainer):
     ) -> None:
         check_device(device.type)
         check_configuration(PlansManager(plans).get_configuration(configuration).configuration)
-        if plans.get("continue_training") and given_weights_file() is not None:
-            advice = "give --c alone to resume an interrupted training, or -pretrained_weights alone to begin one"
-            raise UserError(f"--c and -pretrained_weights were both given; {advice}")
         if nnUNet_results.is_set():
             # Before nnU-Net tries: it would wait for its log file, and then train without being able to save.
             model = f"{type(self).__name__}__{plans['plans_name']}__{configuration}"
@@ -137,6 +134,11 @@ class AnomalyTrainerBase(ResumableTrainer):
         if not self.resumed:
             self.check_pretrained_weights()
 
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """As in nnU-Net, where there is any: a network with one output has nothing to switch."""
+        if self.enable_deep_supervision:
+            super().set_deep_supervision_enabled(enabled)
+
     def check_pretrained_weights(self) -> None:
         """Check that nnU-Net can copy the weights of the file after ``-pretrained_weights``, which it does next.
 
@@ -152,15 +154,6 @@ class AnomalyTrainerBase(ResumableTrainer):
         """
         if self.is_ddp:
             self.network.broadcast_buffers = False
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """As in nnU-Net. Raises: UserError if there are more GPUs than cases in a batch."""
-        batch_size = self.configuration_manager.batch_size
-        if batch_size < world_size():
-            fault = f"{type(self).__name__} shares out the batch of the plans, {batch_size} case(s), and was given"
-            advice = "give fewer GPUs with -num_gpus, or a larger 'batch_size' in plans.json"
-            raise UserError(f"{fault} {world_size()} GPUs; expected at least one case for each, so {advice}")
-        super()._set_batch_size_and_oversample()
 
     def get_tr_and_val_datasets(self) -> tuple:
         """As in nnU-Net; one rank makes splits_final.json, and the others read all of it."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from nnunetv2_anomaly.detectors.bone_contrast.detector import BoneContrast, BoneModel
+from nnunetv2_anomaly.detectors.bone_contrast.detector import BoneModel
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
 from nnunetv2_anomaly.label_roles import ROLES_KEY
 from nnunetv2_anomaly.plans.settings import default
@@ -20,6 +16,7 @@ class BoneContrastTrainer(DetectorTrainer):
     """Trains nnU-Net's planned network on the labels, with nnU-Net's own loss; the contrast itself learns nothing."""
 
     family = "bone_contrast"
+    network_class = BoneModel
     num_epochs: int = default("num_epochs")
     polarity: str = default("polarity")
     level_mm: float = default("level_mm")
@@ -38,13 +35,6 @@ class BoneContrastTrainer(DetectorTrainer):
             known = ", ".join(self.dataset_json["labels"])
             fault = f"no label is a bone ({known}), in which BoneContrastTrainer takes its contrast"
             raise UserError(f"{fault}; say which are as '{ROLES_KEY}' in dataset.json, or as the setting 'bone_labels'")
-
-    @classmethod
-    def build_detector_network(
-        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
-    ) -> BoneModel:
-        """The segmentation network in front of the contrast."""
-        return BoneModel(BoneContrast.build(configuration_manager, num_channels, settings))
 
     def _build_loss(self) -> nn.Module:
         return nnUNetTrainer._build_loss(self)

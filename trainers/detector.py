@@ -50,6 +50,8 @@ class DetectorTrainer(AnomalyTrainerBase):
 
     #: name in the registry
     family: ClassVar[str]
+    #: what is trained, around the detector; None where the detector itself is
+    network_class: ClassVar[type[nn.Module] | None] = None
     #: numbers of each validation epoch beside the loss, which the log and the progress figure keep
     quality_keys: ClassVar[tuple[str, ...]] = ()
     training_cases: list[str]
@@ -79,8 +81,9 @@ class DetectorTrainer(AnomalyTrainerBase):
     def build_detector_network(
         cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
     ) -> nn.Module:
-        """What is trained: here the detector alone."""
-        return detector_class(cls.family).build(configuration_manager, num_channels, settings)
+        """What is trained: the family's detector, in its ``network_class`` if it has one."""
+        detector = detector_class(cls.family).build(configuration_manager, num_channels, settings)
+        return detector if cls.network_class is None else cls.network_class(detector)
 
     @classmethod
     def build_network_architecture(
@@ -94,9 +97,6 @@ class DetectorTrainer(AnomalyTrainerBase):
         """As ``build_detector_network``; a class method, so that a subclass's settings count at prediction."""
         settings = {**cls.settings(configuration_manager), "num_labels": num_output_channels}
         return cls.build_detector_network(configuration_manager, num_input_channels, settings)
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Nothing to switch: one output."""
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
@@ -33,8 +32,8 @@ from nnunetv2_anomaly.training.safe_loading import load_file
 
 #: a larger share of erased voxels leaves G little to go by
 MOST_ERASED = 0.7
-#: key of a checkpoint under which the erased margin stands, in words
-MARGIN_KEY = "anomaly_erase_margin"
+#: key of a checkpoint under which the settings stand with which alone its inpainter serves
+_INPAINTER_KEY = "anomaly_inpainter"
 
 
 class AnomalyPreStageTrainer(PhasedDetectorTrainer):
@@ -58,12 +57,10 @@ class AnomalyPreStageTrainer(PhasedDetectorTrainer):
     erase_margin_voxels: int | None = default("erase_margin_voxels")
     inpainting_epochs: int = default("inpainting_epochs")
     distillation_epochs: int = default("distillation_epochs")
-    prestage_learning_rate: float | None = default("prestage_learning_rate")
     start_detector_from_inpainter: bool = default("start_detector_from_inpainter")
     inpainter_from_fold_all: bool = default("inpainter_from_fold_all")
     prestage_augmentation: bool = default("prestage_augmentation")
     skip_cases_without_foreground: bool = default("skip_cases_without_foreground")
-    learning_rate_setting = "prestage_learning_rate"
 
     def set_up(self) -> None:
         """Two phases, or the second alone."""
@@ -71,7 +68,7 @@ class AnomalyPreStageTrainer(PhasedDetectorTrainer):
             self.inpainting_epochs = 0
         super().set_up()
         if not self.prestage_augmentation:
-            self.get_training_transforms = self._transforms_without_augmentation
+            self.get_training_transforms = transforms_without_augmentation
         self._cases_without_foreground: set[str] = set()
 
     @property
@@ -93,11 +90,6 @@ class AnomalyPreStageTrainer(PhasedDetectorTrainer):
     def learning_rate_of_phase(self, phase: int, steps: int) -> tuple[float, float]:
         """As published, or faster where a phase is shorter (method paper, Section 4.1)."""
         return learning_rate_of_phase(steps, distilling=phase == 1, chosen=self.prestage_learning_rate)
-
-    @staticmethod
-    def _transforms_without_augmentation(*args: Any, **kwargs: Any) -> BasicTransform:
-        """Labels stay labels here, too."""
-        return transforms_without_augmentation(*args, **{**kwargs, "regions": None})
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """As in the base; without augmentation patches are loaded as large as they are trained on."""
@@ -174,7 +166,7 @@ class AnomalyPreStageTrainer(PhasedDetectorTrainer):
     def start_from_data(self) -> None:
         """The intensity range of the training cases, and the mean as what untrained networks return."""
         module: networks.PreStageNetwork = self.module
-        module.detector.set_intensity_range(self.intensities.low, self.intensities.high, self.intensity_clip)
+        module.detector.set_intensity_range(*map(torch.tensor, (self.intensities.low, self.intensities.high)))
         if given_weights_file() is None:  # nnU-Net has copied these weights by now
             mean = torch.tensor(self.intensities.rescaled_mean)
             module.inpainter.start_at(mean)
@@ -191,11 +183,7 @@ class AnomalyPreStageTrainer(PhasedDetectorTrainer):
         path = find_checkpoint(Path(self.output_folder).parent, "all", command)
         checkpoint = load_file(path, f"train fold 'all' again: {command}")
         source = checkpoint["network_weights"]
-        theirs = {
-            "erase_margin": checkpoint[MARGIN_KEY],
-            "intensity_clip": float(source["detector.intensity_clip"]),
-        }
-        for name, value in theirs.items():
+        for name, value in checkpoint[_INPAINTER_KEY].items():
             if value != (own := getattr(self, name)):
                 fault = f"the inpainter in {path} was trained with {name} {value}, and this fold has {own}"
                 raise UserError(f"{fault}; expected one setting, so train fold 'all' again: {command}")
@@ -244,8 +232,9 @@ class AnomalyPreStageTrainer(PhasedDetectorTrainer):
     # ----------------------------------------------------------- checkpoints
 
     def extra_checkpoint_entries(self) -> dict[str, Any]:
-        """The erased margin: an inpainter serves no other."""
-        return {**super().extra_checkpoint_entries(), MARGIN_KEY: self.erase_margin}
+        """As in the base, with what an inpainter was trained with: it serves nothing else."""
+        of_inpainter = {name: getattr(self, name) for name in ("erase_margin", "intensity_clip")}
+        return {**super().extra_checkpoint_entries(), _INPAINTER_KEY: of_inpainter}
 
     # ------------------------------------------------------------ validation
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_anomaly.errors import UnsupportedError, UserError
@@ -79,9 +79,6 @@ class InstanceTrainer(SegmentationTrainer):
         self.initial_lr = _LEARNING_RATE
         self.oversample_foreground_percent = 1.0  # but for what ``EmptySlicesAtRate`` changes
 
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Nothing to switch: one output."""
-
     def _do_i_compile(self) -> bool:
         return False  # the number of boxes is another one in every step
 
@@ -95,17 +92,12 @@ class InstanceTrainer(SegmentationTrainer):
 
     @classmethod
     def build_segmenter(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool,
+        cls, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int, deep_supervision: bool
     ) -> nn.Module:
         """The network, without weights from elsewhere: prediction brings its own."""
         settings = cls.settings(configuration_manager)
         shape = MaskRCNNShape.of(settings, cls.improved, tuple(configuration_manager.patch_size))
-        return MaskRCNNSegmenter(shape, num_input_channels, num_output_channels)
+        return MaskRCNNSegmenter(shape, num_channels, num_classes)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """Adam with a constant learning rate."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
-from nnunetv2_anomaly.detectors.mkd.detector import Distillation, MKDDetector
+from nnunetv2_anomaly.detectors.mkd.detector import Distillation
 from nnunetv2_anomaly.detectors.mkd.teacher import is_random
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.images.sliding_window import Windows
@@ -26,6 +25,7 @@ class MKDTrainer(SliceDetectorTrainer):
     """Multiresolution knowledge distillation (Salehi et al. 2021), the baseline of Qin et al. (2025)."""
 
     family = "mkd"
+    network_class = Distillation
     mirror_axes = ()
     bias_field: float = 0.0
     teacher_weights: str = default("teacher_weights")
@@ -34,8 +34,6 @@ class MKDTrainer(SliceDetectorTrainer):
     lambda_value: float = default("lambda_value")
     score_pools: list[int] = default("score_pools")
     mkd_map: str = default("mkd_map")
-    prestage_learning_rate: float | None = default("prestage_learning_rate")
-    learning_rate_setting = "prestage_learning_rate"
 
     def set_up(self) -> None:
         """As in the base. Raises: UserError for a random teacher, unless the settings allow one."""
@@ -44,13 +42,6 @@ class MKDTrainer(SliceDetectorTrainer):
             fault = f"'teacher_weights' is {self.teacher_weights}, and what a random teacher gives is not MKD"
             advice = "give trained weights, or set 'allow_random_teacher' to true to try the mechanics"
             raise UserError(f"{fault}; {advice}")
-
-    @classmethod
-    def build_detector_network(
-        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
-    ) -> Distillation:
-        """The cloner; its teacher is read when it is first asked."""
-        return Distillation(MKDDetector.build(configuration_manager, num_channels, settings))
 
     def _build_loss(self) -> Callable[[Tensor, Any], Tensor]:
         return _mean_distance

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_anomaly.detectors.level import bone_numbers, sigma_in_voxels
 from nnunetv2_anomaly.detectors.pasted.loss import PastedLoss
-from nnunetv2_anomaly.detectors.pasted.networks import PastedDetector, PastedNetwork
+from nnunetv2_anomaly.detectors.pasted.networks import PastedNetwork
 from nnunetv2_anomaly.detectors.pasted.settings import PASTING
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles
 from nnunetv2_anomaly.plans.settings import default
@@ -35,6 +34,7 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
     """
 
     family = "pasted"
+    network_class = PastedNetwork
     phase_settings: ClassVar = {"phase 1, level": "level_epochs", "phase 2, pasted": "pasting_epochs"}
     detector_features: int = default("detector_features")
     detector_downsamplings: int = default("detector_downsamplings")
@@ -43,8 +43,6 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
     level_epochs: int = default("level_epochs")
     pasting_epochs: int = default("pasting_epochs")
     detector_pasting: dict[str, Any] = default("detector_pasting")
-    prestage_learning_rate: float | None = default("prestage_learning_rate")
-    learning_rate_setting = "prestage_learning_rate"
     #: the transform that pastes in phase 2, and marks what it pasted
     pasting: PasteAnomalies
 
@@ -63,13 +61,6 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
         self.get_training_transforms = also_pasting(self.get_training_transforms)  # type: ignore[has-type]
         self.get_validation_transforms = also_pasting(self.get_validation_transforms)  # type: ignore[has-type]
 
-    @classmethod
-    def build_detector_network(
-        cls, configuration_manager: ConfigurationManager, num_channels: int, settings: Mapping[str, Any]
-    ) -> PastedNetwork:
-        """A and D."""
-        return PastedNetwork(PastedDetector.build(configuration_manager, num_channels, settings))
-
     def _build_loss(self) -> nn.Module:
         sigma = sigma_in_voxels(self.level_mm, self.configuration_manager.spacing)
         return PastedLoss(self.pasting.hosts, sigma, self.polarity, self.label_manager.ignore_label)
@@ -83,7 +74,7 @@ class PastedAnomalyTrainer(PhasedDetectorTrainer):
 
     def start_from_data(self) -> None:
         """The intensities of training patches."""
-        self.module.detector.set_intensity_range([image for image, _ in self._patches()])
+        self.module.detector.take_intensity_range([image for image, _ in self._patches()])
 
     def _patches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         # Loaded one by one, a share of foreground would come to none.

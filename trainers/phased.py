@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_anomaly.detectors.artefact import Artefact
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.plans.settings import default
 from nnunetv2_anomaly.trainers.detector import DetectorTrainer
 from nnunetv2_anomaly.training.phases import PhaseLRScheduler
 
@@ -28,6 +29,8 @@ class PhasedDetectorTrainer(DetectorTrainer):
 
     #: name of each phase, for the log and the progress figure -> the setting that holds its number of epochs
     phase_settings: ClassVar[dict[str, str]]
+    prestage_learning_rate: float | None = default("prestage_learning_rate")
+    learning_rate_setting = "prestage_learning_rate"
 
     def set_up(self) -> None:
         """As many epochs as all phases together."""

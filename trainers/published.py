@@ -14,7 +14,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_anomaly.errors import UserError
@@ -50,9 +50,6 @@ class PublishedProtocol(SegmentationTrainer):
         self.save_every = 1  # an epoch of whole images is long, and the networks are small
         # With one sample a batch, nnU-Net's way of taking the last third of it for the foreground never takes any.
         self.probabilistic_oversampling = True
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Nothing to switch: one output."""
 
     def _set_batch_size_and_oversample(self) -> None:
         """One case, on each GPU where there are several; nnU-Net would share out the plans' batch."""
@@ -153,18 +150,13 @@ class PublishedNetworkTrainer(PublishedProtocol):
 
     @classmethod
     def build_segmenter(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool,
+        cls, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int, deep_supervision: bool
     ) -> nn.Module:
         """The network, downsampling as nnU-Net planned for this patch size and spacing."""
         return PublishedNetwork(
             shape=cls.network_shape,
-            in_channels=num_input_channels,
-            num_classes=num_output_channels,
+            in_channels=num_channels,
+            num_classes=num_classes,
             strides=planned_strides(configuration_manager, cls.network_shape.downsamplings),
             additive_supervision=cls.additive_supervision,
         )

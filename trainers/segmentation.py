@@ -18,8 +18,8 @@ from nnunetv2_anomaly.detectors.base import Detector
 from nnunetv2_anomaly.errors import UnsupportedError, UserError, worded
 from nnunetv2_anomaly.images.files import check_whole
 from nnunetv2_anomaly.label_roles import ROLES_KEY, LabelRoles, label_roles
+from nnunetv2_anomaly.networks.planned import planned_network, see_more_channels
 from nnunetv2_anomaly.plans.settings import default
-from nnunetv2_anomaly.segmenters import planned
 from nnunetv2_anomaly.segmenters.base import AnomalyAwareNetwork
 from nnunetv2_anomaly.trainers.base import AnomalyTrainerBase
 from nnunetv2_anomaly.training.data_record import case_record, check_cases_exist
@@ -42,6 +42,7 @@ class SegmentationTrainer(AnomalyTrainerBase):
 
     num_epochs: int = default("num_epochs")
     segmentation_learning_rate: float | None = default("segmentation_learning_rate")
+    learning_rate_setting = "segmentation_learning_rate"
     paste_anomalies: dict[str, Any] | str | None = None
     #: whether the segmenter is built for the image, and sees a detector's error by further weights that start at 0
     starts_as_planned: bool = False
@@ -101,17 +102,10 @@ class SegmentationTrainer(AnomalyTrainerBase):
 
     @classmethod
     def build_segmenter(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool,
+        cls, configuration_manager: ConfigurationManager, num_channels: int, num_classes: int, deep_supervision: bool
     ) -> nn.Module:
-        """The network that segments: here the one that nnU-Net planned."""
-        return planned.build_segmenter(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
+        """The network that segments what it sees in ``num_channels``: here the one that nnU-Net planned."""
+        return planned_network(configuration_manager, num_channels, num_classes, deep_supervision)
 
     @classmethod
     def build_detector(
@@ -133,13 +127,12 @@ class SegmentationTrainer(AnomalyTrainerBase):
         with torch.random.fork_rng(devices=[]):  # the segmenter's first weights do not hang on the detector
             detector = cls.build_detector(configuration_manager, num_input_channels, num_output_channels)
         num_maps = 0 if detector is None else detector.contract.num_error_channels(num_input_channels)
-        plans = (plans_manager, configuration_manager)
         num_seen = num_input_channels + (0 if cls.starts_as_planned else num_maps)
-        segmenter = cls.build_segmenter(*plans, num_seen, num_output_channels, enable_deep_supervision)
+        segmenter = cls.build_segmenter(configuration_manager, num_seen, num_output_channels, enable_deep_supervision)
         if detector is None:
             return segmenter
         if cls.starts_as_planned:
-            planned.see_more_channels(segmenter, num_maps)
+            see_more_channels(segmenter, num_maps)
         return AnomalyAwareNetwork(detector, segmenter, cls.settings(configuration_manager)["error_channel"], num_maps)
 
     @property

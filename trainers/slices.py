@@ -45,6 +45,8 @@ class SliceDetectorTrainer(DetectorTrainer):
     num_epochs: int = default("num_epochs")
     lesion_free_slices: str | None = default("lesion_free_slices")
     bias_field: float = default("bias_field")
+    prestage_learning_rate: float | None = default("prestage_learning_rate")
+    learning_rate_setting = "prestage_learning_rate"
     mask_rule: str = OTSU
     #: case -> slices without a lesion, all others with bone, and those that the loader meets
     free_slices: dict[str, NDArray]
@@ -78,7 +80,7 @@ class SliceDetectorTrainer(DetectorTrainer):
         self.get_training_transforms = self._flips_and_bias_fields
 
     def _flips_and_bias_fields(self, *arguments: Any, **keywords: Any) -> ComposeTransforms:
-        transforms = transforms_without_augmentation(*arguments, **{**keywords, "regions": None})
+        transforms = transforms_without_augmentation(*arguments, **keywords)
         assert isinstance(transforms, ComposeTransforms)
         mirror_axes = arguments[3]
         random = [MirrorTransform(mirror_axes)] if mirror_axes else []
@@ -136,14 +138,12 @@ class SliceDetectorTrainer(DetectorTrainer):
         patches = [torch.from_numpy(image).to(self.device) for image, _ in training_patches(self, _SLICES)]
         detector = self.own_detector
         assert isinstance(detector, RescalingDetector)
-        detector.set_intensity_range(patches)
+        detector.take_intensity_range(patches)
 
 
 class AdversarialTrainer(SliceDetectorTrainer):
     """Two networks against each other, each with an Adam of its own at a constant rate; in full precision."""
 
-    prestage_learning_rate: float | None = default("prestage_learning_rate")
-    learning_rate_setting = "prestage_learning_rate"
     #: of the network that becomes the detector, and of its adversary
     learning_rates: ClassVar[tuple[float, float]]
     discriminator_optimizer: torch.optim.Optimizer

@@ -25,7 +25,7 @@ from nnunetv2_anomaly.images.files import read_header, read_image, write_image
 from nnunetv2_anomaly.images.grids import Grid, corner_distance_mm, oriented, posed
 from nnunetv2_anomaly.images.label_maps import count_values, read_label_map, relabelled
 from nnunetv2_anomaly.images.label_meaning import check_label_meaning
-from nnunetv2_anomaly.reporting.drawing import save_label_figure
+from nnunetv2_anomaly.reporting.drawing import label_figure, save_figure
 
 #: columns of the manifest before the voxel counts, in their order
 COLUMNS = (
@@ -252,14 +252,10 @@ def _write(job: CaseJob, chosen: CaseImage, image: sitk.Image, labels: NDArray[n
 
 
 def _draw(job: CaseJob, image: sitk.Image, labels: NDArray[np.uint8]) -> None:
-    save_label_figure(
-        job.options.dataset_dir / case_files(job.case)[2],
-        title=job.case.name,
-        image=sitk.GetArrayViewFromImage(image),
-        labels=labels,
-        spacing=image.GetSpacing()[::-1],
-        names=job.release.labels,
-    )
+    path = job.options.dataset_dir / case_files(job.case)[2]
+    path.parent.mkdir(exist_ok=True)
+    voxels, spacing = sitk.GetArrayViewFromImage(image), image.GetSpacing()[::-1]
+    save_figure(label_figure(voxels, labels, spacing, job.release.labels, job.case.name), path)
 
 
 def _table_cells(case: Case, side: str | None) -> dict[str, str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-
 from nnunetv2_anomaly.environment import FOLDER_VARIABLES, environment_folder
 from nnunetv2_anomaly.errors import UserError
-from nnunetv2_anomaly.files import temporary_beside
+from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.images.colours import write_colour_tables
 
 #: Images are stored along right, anterior, superior, and nnU-Net turns whatever it reads that way. So a
@@ -50,19 +48,12 @@ def refuse_filled(folder: Path) -> None:
 def write_dataset_json(
     folder: Path, *, name: str, labels: Mapping[str, int], num_training: int, **more: object
 ) -> None:
-    """Write dataset.json, beside and renamed, and the labels' colours for 3D Slicer and ITK-SNAP.
+    """Write dataset.json as nnU-Net wants it, and the labels' colours for 3D Slicer and ITK-SNAP.
 
-    Args: labels: name -> value. more: what else nnU-Net's ``generate_dataset_json`` takes, or any further key.
+    Args: labels: name -> value. more: further keys.
     """
-    # Under a name of this package's own, by which the next run knows it for half written.
-    with tempfile.TemporaryDirectory(prefix=temporary_beside(folder).name, dir=folder) as temporary:
-        generate_dataset_json(
-            temporary,
-            channel_names={0: "MR"},  # no name with a scheme of its own: normalised by mean and standard deviation
-            labels=dict(labels),
-            num_training_cases=num_training,
-            dataset_name=name,
-            **more,
-        )
-        os.replace(Path(temporary, "dataset.json"), folder / "dataset.json")
+    # The channel's name has no scheme of its own: normalised by mean and standard deviation.
+    content: dict[str, object] = {"channel_names": {"0": "MR"}, "labels": dict(labels), "numTraining": num_training}
+    content |= {"file_ending": ".nii.gz", "name": name, **more}
+    write_text(folder / "dataset.json", json.dumps(content, indent=2) + "\n")
     write_colour_tables(folder, labels)

@@ -216,11 +216,10 @@ def _write_dataset_json(folder: Path, release: Release, options: Options, rows: 
         name=folder.name,
         labels=release.labels,
         num_training=len(training),
-        file_ending=".nii.gz",
         overwrite_image_reader_writer=READER,
         description=release.description + note,
         reference=release.reference,
-        license=LICENCE,
+        licence=LICENCE,
         converted_by=release.converted_by,
         **({"dataset": files} if options.reference else {}),
     )

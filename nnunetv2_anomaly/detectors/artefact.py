@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ class Artefact:
     path: Path | None = None  # the checkpoint that it comes from
 
     def description(self) -> dict[str, Any]:
-        """What stands under ``DETECTOR_KEY``: all but the weights, in plain numbers, text, lists and dictionaries."""
+        """What stands under ``DETECTOR_KEY``: all but the weights, in plain numbers, text and containers of them."""
         return {
-            "contract": self.contract.as_dict(),
+            "contract": asdict(self.contract),
             "fitted_on": sorted(self.fitted_on),
             "data": self.data,
             "quality": dict(self.quality),
@@ -78,8 +78,7 @@ def read_artefact(path: Path) -> Artefact:
         fault = f"the detector in {path} holds weights that are NaN or infinite"
         raise UserError(f"{fault}; expected finite ones, so train the pre-stage again")
     known = {name: entry[name] for name in ("data", "quality", "sources", "comparable", "finished", "threshold")}
-    contract = Contract.from_dict(entry["contract"])
-    return Artefact(contract, state, frozenset(entry["fitted_on"]), path=path, **known)
+    return Artefact(Contract(**entry["contract"]), state, frozenset(entry["fitted_on"]), path=path, **known)
 
 
 def add_what_validation_found(path: Path, quality: Mapping[str, float], threshold: Mapping[str, Any]) -> None:
@@ -124,7 +123,7 @@ def install_detector(detector: Detector, artefact: Artefact) -> None:
         not trained to the end.
     """
     if artefact.contract != detector.contract:
-        found, expected = (f"'{of.family}' ({of.as_dict()})" for of in (artefact.contract, detector.contract))
+        found, expected = (f"'{of.family}' ({asdict(of)})" for of in (artefact.contract, detector.contract))
         advice = "set 'detector' in the section 'anomaly' of plans.json, or train its pre-stage"
         fault = f"the detector in {artefact.path} is of the family {found}"
         raise UserError(f"{fault}; expected {expected}, so {advice}")

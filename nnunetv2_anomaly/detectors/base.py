@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -36,15 +36,6 @@ class Contract:
     def num_error_channels(self, num_channels: int) -> int:
         """Channels of the anomaly map of an image with ``num_channels`` channels."""
         return num_channels if self.error_channels is None else self.error_channels
-
-    def as_dict(self) -> dict[str, Any]:
-        """The contract in plain numbers, text and lists, as it stands in a checkpoint."""
-        return {**asdict(self), "dimensions": list(self.dimensions)}
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Contract:
-        """The contract that ``as_dict`` was made of."""
-        return cls(**{**entry, "dimensions": tuple(entry["dimensions"])})
 
 
 class Detector(nn.Module):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from nnunetv2_anomaly.detectors.level import bone_numbers
 from nnunetv2_anomaly.errors import UserError, worded
 from nnunetv2_anomaly.files import sha256_of
 from nnunetv2_anomaly.label_roles import ROLES_KEY, label_roles, with_their_lesions
+from nnunetv2_anomaly.networks.planned import planned_network
 from nnunetv2_anomaly.training.checkpoints import first_difference
 from nnunetv2_anomaly.training.safe_loading import load_file
 
@@ -34,12 +34,7 @@ class BoneFinder(nn.Module):
     @classmethod
     def build(cls, configuration_manager: ConfigurationManager, num_channels: int, num_labels: int) -> BoneFinder:
         """The planned network, untrained. Args: num_labels: with the background."""
-        architecture = (
-            configuration_manager.network_arch_class_name,
-            configuration_manager.network_arch_init_kwargs,
-            configuration_manager.network_arch_init_kwargs_req_import,
-        )
-        return cls(get_network_from_plans(*architecture, num_channels, num_labels, deep_supervision=False), num_labels)
+        return cls(planned_network(configuration_manager, num_channels, num_labels), num_labels)
 
     @torch.no_grad()
     def set_bones(self, bones: Sequence[Collection[int]]) -> None:

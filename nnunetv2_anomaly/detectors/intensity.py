@@ -44,9 +44,13 @@ class RescalingDetector(Detector):
         return rescaled.clamp(0, 1) if self.clips else rescaled
 
     @torch.no_grad()
-    def set_intensity_range(self, patches: Sequence[Tensor]) -> None:
+    def set_intensity_range(self, low: Tensor, high: Tensor) -> None:
+        """Set what becomes 0 and 1, (C,) each, in units of the normalised image."""
+        self.intensity_low.copy_(low)
+        self.intensity_high.copy_(high)
+
+    def take_intensity_range(self, patches: Sequence[Tensor]) -> None:
         """Take the range that becomes 0 to 1 from training patches, (C, *patch_size) each: 99 % of their voxels."""
         voxels = torch.cat([patch.flatten(1)[:, ::7] for patch in patches], dim=1).float().sort(dim=1).values
         low, high = (voxels[:, round(share * (voxels.shape[1] - 1))] for share in (0.005, 0.995))
-        self.intensity_low.copy_(low)
-        self.intensity_high.copy_(torch.maximum(high, low + 1e-3))
+        self.set_intensity_range(low, torch.maximum(high, low + 1e-3))

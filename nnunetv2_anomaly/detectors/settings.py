@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnunetv2_anomaly.detectors.level import POLARITIES
 from nnunetv2_anomaly.detectors.thresholds import CASE, DATASET, FITTED, RULES
-from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, Kind, Setting, is_text, or_null, whole
+from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, Kind, Setting, is_text, one_of, or_null, whole
 
 #: of a file or folder
 FILE: Kind = ("a path", is_text)
@@ -19,8 +19,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "polarity": Setting(
         "bright",
-        f"one of {', '.join(POLARITIES)}",
-        lambda value: isinstance(value, str) and value in POLARITIES,
+        *one_of(POLARITIES),
         "which anomalies the detectors that know bones look for; bone marrow lesions are bright in DESS and in "
         "fluid-sensitive sequences, dark in T1",
     ),
@@ -44,16 +43,14 @@ SETTINGS: dict[str, Setting] = {
     # From maps to lesions.
     "mask_rule": Setting(
         FITTED,
-        f"one of {', '.join(RULES)}",
-        lambda value: value in RULES,
+        *one_of(RULES),
         "how a map becomes lesions: by one threshold that validation fits, by 0.5, by Otsu's threshold of each slice's "
         "bones, or at the rightmost peak of the validation cases' histogram or the valley before it; the last three "
         "with opening and closing, whose sizes validation fits. LaMa-BML and MKD have otsu, ASC-Net peak",
     ),
     "peak_scope": Setting(
         DATASET,
-        f"one of {DATASET}, {CASE}",
-        lambda value: value in (DATASET, CASE),
+        *one_of((DATASET, CASE)),
         "whether the peak is that of all validation cases, or of each case by itself",
     ),
     "min_difference": Setting(

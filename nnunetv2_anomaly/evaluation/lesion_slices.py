@@ -36,18 +36,6 @@ def mask_metrics(counts: NDArray[np.int64]) -> dict[str, float]:
     return dict(zip(METRICS, shares, strict=True))
 
 
-def groups_by_area(areas: Sequence[float], groups: int = 5) -> NDArray[np.intp]:
-    """Number of the group of each slice by the area of its lesions, from 0, as equal in number as there can be.
-
-    Args: areas: one per slice, in any unit.
-    """
-    order = np.argsort(np.asarray(areas), kind="stable")
-    found = np.empty(len(order), np.intp)
-    for number, own in enumerate(np.array_split(order, min(groups, max(1, len(order))))):
-        found[own] = number
-    return found
-
-
 def slice_rows(reference: Mask, prediction: Mask, bones: Mask, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
     """A row per slice that holds bone, and domain; slices lie across the axis with the largest spacing.
 
@@ -87,16 +75,19 @@ def slice_summary(slices: pd.DataFrame) -> pd.DataFrame:
 
 
 def slice_groups(slices: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice in bones of five groups of slices by the area of their lesions: a row per group and model."""
+    """Mean Dice in bones of five groups of slices by the area of their lesions: a row per group and model.
+
+    Groups are as equal in number as there can be, the smallest areas in the first; fewer slices make fewer groups.
+    """
     own = slices[(slices["domain"] == ROI) & (slices["lesion_mm2"] > 0)]
     found = []
     for model, of_model in own.groupby("model", sort=False):
-        groups = groups_by_area(of_model["lesion_mm2"].tolist())
-        for group in np.unique(groups):
-            members = of_model[groups == group]
+        order = np.argsort(of_model["lesion_mm2"].to_numpy(), kind="stable")
+        for group, places in enumerate(np.array_split(order, min(5, len(order))), start=1):
+            members = of_model.iloc[places]
             dice = [mask_metrics(of)["dice"] for of in members[[*COUNTS]].to_numpy()]
             areas = members["lesion_mm2"]
-            common = {"group": int(group) + 1, "from_mm2": areas.min(), "to_mm2": areas.max(), "slices": len(members)}
+            common = {"group": group, "from_mm2": areas.min(), "to_mm2": areas.max(), "slices": len(members)}
             found.append({**common, "model": model, "dice": float(np.mean(dice))})
     return pd.DataFrame(found).sort_values("group", kind="stable") if found else pd.DataFrame()
 

@@ -19,9 +19,8 @@ from nnunetv2_anomaly.evaluation.pictures import select_cases
 from nnunetv2_anomaly.evaluation.results import Evaluation
 from nnunetv2_anomaly.evaluation.summary import summary_sentences, summary_table, terms_of
 from nnunetv2_anomaly.evaluation.tables import fold_table, group_table, metrics_table, segmentation_table
-from nnunetv2_anomaly.files import write_text
 from nnunetv2_anomaly.reporting.drawing import save_figure
-from nnunetv2_anomaly.reporting.page import Content, Picture, Section, Terms, page
+from nnunetv2_anomaly.reporting.page import Content, Picture, Section, Terms
 from nnunetv2_anomaly.reporting.table import Cell, Table, in_words, number
 
 #: too long for a page of a paper
@@ -154,26 +153,6 @@ def report_sections(
         others = [_picture(*picture) for picture in pictures[1:]]
         sections.append(Section("Cases", [*([chosen] if chosen else _how_chosen(evaluation)), *others], folded=True))
     return sections
-
-
-def write_report(
-    path: Path,
-    findings: Findings,
-    pictures: Sequence[tuple[str, Figure]] = (),
-    *,
-    title: str = "Evaluation",
-    missing: str = DIAGONAL,
-    notes: Sequence[str] = (),
-    more_sections: Sequence[Section] = (),
-) -> Path:
-    """Write the page with ``lead_of``, ``report_sections`` and ``more_sections``, which opens without a network.
-
-    It is written beside and renamed; its folder is made if missing. Returns: ``path``.
-    """
-    sections = report_sections(findings, pictures, missing=missing, notes=notes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(title, [*sections, *more_sections], lead_of(findings, pictures)))
-    return path
 
 
 def _introduction(evaluation: Evaluation, missing: str, notes: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from nnunetv2_anomaly.evaluation.case import CaseTask, EvaluationSettings, evalu
 from nnunetv2_anomaly.evaluation.groups import Groups
 from nnunetv2_anomaly.evaluation.pairing import Model, Pairs
 from nnunetv2_anomaly.evaluation.pictures import case_pictures
-from nnunetv2_anomaly.evaluation.report import Findings, write_report, write_tables_and_figures
+from nnunetv2_anomaly.evaluation.report import Findings, lead_of, report_sections, write_tables_and_figures
 from nnunetv2_anomaly.evaluation.results import BONE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, SLICE_COLUMNS, Evaluation
 from nnunetv2_anomaly.files import (
     read_json,
@@ -29,7 +29,7 @@ from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.postprocessing.clean_up import EXTENT_COLUMNS
 from nnunetv2_anomaly.reporting.drawing import save_figure
-from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.page import Section, page
 from nnunetv2_anomaly.reporting.table import csv_text, unescaped
 
 #: file of an output folder that shows that an evaluation wrote it, and which one
@@ -153,15 +153,10 @@ def write_evaluation(
         pictures = case_pictures(evaluation, pairs, settings.dataset, images, error_images)
         for case, _, figure in pictures:
             save_figure(figure, output / "figures" / f"case_{case}.png", dpi=130)
-        report = write_report(
-            output / "report.html",
-            findings,
-            [(caption, figure) for _, caption, figure in pictures],
-            title=title,
-            missing=settings.missing,
-            notes=notes,
-            more_sections=more_sections,
-        )
+        shown = [(caption, figure) for _, caption, figure in pictures]
+        sections = report_sections(findings, shown, missing=settings.missing, notes=notes)
+        report = output / "report.html"
+        write_text(report, page(title, [*sections, *more_sections], lead_of(findings, shown)))
         content = {
             "arguments": arguments,
             "dataset": settings.dataset.source,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +153,6 @@ def _means_table(
 ) -> Table:
     """A row per label, value of the column ``by`` and model; of ``measures`` a column each."""
     found = summaries(evaluation, measures, by)
-    marks, notes = _marks(evaluation, measures, by)
     rows = []
     for (label, value), of_measures in found.items():
         best = {m: best_models(models, larger_is_better=m.larger_is_better) for m, models in of_measures.items()}
@@ -165,13 +163,12 @@ def _means_table(
                 num_cases = max(models[model].cases for models in of_measures.values())
                 cells.append(Cell(str(num_cases), values={"cases": num_cases}))
             for measure, models in of_measures.items():
-                signs = DAGGER if (measure.processing, label, measure.metric, model) in daggers else ""
-                signs += marks[label] if _is_incomplete(models[model]) else ""
-                cells.append(mean_cell(measure, models[model], bold=model in best[measure], mark=signs))
+                mark = DAGGER if (measure.processing, label, measure.metric, model) in daggers else ""
+                cells.append(mean_cell(measure, models[model], bold=model in best[measure], mark=mark))
             rows.append(cells)
     header = ["label", "model"] if by is None else ["label", by, "model", "cases"]
     header += [measure.title for measure in measures]
-    notes = [*_explanations(evaluation, measures, rows, found, by), *notes]
+    notes = _explanations(evaluation, measures, rows, found, by)
     words = 2 if by is None else 3
     return Table(title, header, rows, notes, words=words, grouped=words - 1)
 
@@ -192,50 +189,6 @@ def summaries(evaluation: Evaluation, measures: Sequence[Measure], by: str | Non
         for label in evaluation.labels
         for value in ([[value] for value in _values_of(evaluation, by)] if by is not None else [[]])
     }
-
-
-def _is_incomplete(found: Summary) -> bool:
-    """Whether a mean leaves out cases, or holds replaced distances."""
-    return found.n < found.cases or found.replaced > 0
-
-
-def _marks(evaluation: Evaluation, measures: Sequence[Measure], by: str | None) -> tuple[dict[str, str], list[str]]:
-    """Label -> mark of its incomplete means, and a note for each mark with the numbers model by model.
-
-    Notes on groups or folds are about all of them together; the numbers of one stand in its cells.
-    """
-    together = ""
-    if by is not None:
-        known = evaluation.cases[by].isin(_values_of(evaluation, by))
-        evaluation, together = dataclasses.replace(evaluation, cases=evaluation.cases[known]), f", all {by}s together"
-    letters = itertools.chain.from_iterable(itertools.product(string.ascii_lowercase, repeat=n) for n in (1, 2))
-    marks: dict[str, str] = {}
-    notes: list[str] = []
-    for (label, _), of_measures in summaries(evaluation, measures, None).items():
-        numbers = {
-            model: _missing_numbers({measure: models[model] for measure, models in of_measures.items()})
-            for model in evaluation.models
-        }
-        shown = "; ".join(f"{model}: {text}" for model, text in numbers.items() if text)
-        if shown:
-            marks[label] = "".join(next(letters))
-            notes.append(f"({marks[label]}) {in_words(label)}{together}. {shown}.")
-    return marks, notes
-
-
-def _missing_numbers(found: Mapping[Measure, Summary]) -> str:
-    """How many cases lack a label in one map or both, where a mean is incomplete for it; else empty."""
-    texts: dict[str, list[str]] = {}
-    for measure, summary in found.items():
-        if not _is_incomplete(summary):
-            continue
-        counts = ((summary.neither, "in neither map"), (summary.missed, MISSED), (summary.invented, INVENTED))
-        shown = [f"{count} {what}" for count, what in counts if count] or [f"{summary.cases - summary.n} undefined"]
-        texts.setdefault(f"{', '.join(shown)} of {summary.cases}", []).append(measure.processing)
-    if len(texts) < 2:
-        return next(iter(texts), "")
-    before_or_after = {RAW: "before post-processing", CLEANED: "after it"}
-    return ", ".join(f"{before_or_after[where[0]]} {text}" for text, where in reversed(texts.items()))
 
 
 def _explanations(

@@ -37,22 +37,7 @@ _CANDIDATES: tuple[Colour, ...] = tuple(
     for red, green, blue in [colorsys.hsv_to_rgb(hue / 36, saturation, value)]
 )
 
-_ITKSNAP_HEAD = """\
-################################################
-# ITK-SnAP Label Description File
-# File format:
-# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL
-# Fields:
-#    IDX:   Zero-based index
-#    -R-:   Red color component (0..255)
-#    -G-:   Green color component (0..255)
-#    -B-:   Blue color component (0..255)
-#    -A-:   Label transparency (0.00 .. 1.00)
-#    VIS:   Label visibility (0 or 1)
-#    MSH:   Label mesh visibility (0 or 1)
-#  LABEL:   Label description
-################################################
-"""
+_ITKSNAP_HEAD = "# ITK-SnAP Label Description File\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
 
 
 def label_colours(labels: Mapping[str, int]) -> dict[int, Colour]:

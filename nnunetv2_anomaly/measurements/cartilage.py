@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from nnunetv2_anomaly.measurements.meshes import surface_of
 from nnunetv2_anomaly.measurements.regions import FEMUR, LATERAL, MEDIAL, PATELLA, SUBREGIONS, TIBIA, Conventions
 from nnunetv2_anomaly.measurements.thickness import Plate, measure_plate
 
-#: bare shares at which MOAKS' grade becomes 2 (from the first) and 3 (above the second)
-_AREA_GRADES = (0.1, 0.75)
+#: bare shares at which MOAKS' grade of full-thickness loss becomes 2 and 3: 1 below 10 %, 2 to 75 %, 3 beyond
+AREA_GRADES = (0.1, 0.75)
 #: bone farther from a box around its cartilage has no part in what that covers, mm
 _MARGIN_MM = 10.0
 #: thickness must be measured on more than this share of the covered area: else its mean is of the thickest part alone
@@ -70,13 +70,6 @@ def subregions_of(
     return found
 
 
-def moaks_area_grade(share: float) -> int:
-    """MOAKS grade of full-thickness cartilage loss (Hunter et al. 2011) by the bare share of a region, in [0, 1]:
-    0 none, 1 below 10 %, 2 to 75 %, 3 beyond.
-    """
-    return 0 if share <= 0 else 1 + int(share >= _AREA_GRADES[0]) + int(share > _AREA_GRADES[1])
-
-
 @dataclass(frozen=True)
 class CartilageMap:
     """Thickness of one bone's cartilage where it was measured, and the bone beneath."""
@@ -108,26 +101,6 @@ class CartilageMap:
         return float(self.plate.bone.vertex_areas[bare[np.isfinite(distance)]].sum())
 
 
-@dataclass(frozen=True)
-class _Cartilage:
-    """The cartilage of one bone that has landmarks."""
-
-    bone: Bone
-    mask: NDArray[np.bool_]  # in the box
-    start: NDArray[np.intp]  # (3,), of the box
-    points_mm: NDArray[np.floating]  # (N, 3), of its voxels
-    values: NDArray[np.integer]  # (N,), their labels
-    structures: Structures
-    conventions: Conventions
-
-    def subregions_at(self, points_mm: NDArray) -> NDArray[np.object_]:
-        """Name of the subregion of points on or near it, (N, 3) mm."""
-        values = self.values[:1]
-        if len(set(self.values.tolist())) > 1:
-            values = self.values[cKDTree(self.points_mm).query(points_mm)[1]]
-        return subregions_of(self.bone, points_mm, values, self.structures, self.conventions)
-
-
 def add_cartilage(
     found: Found,
     labels: NDArray,
@@ -154,25 +127,38 @@ def add_cartilage(
     inner, start = np.argwhere(mask), np.array([s.start for s in box])
     values = part[tuple(inner.T)]
     points = bone.space.points(inner + start)
-    cartilage = _Cartilage(bone, mask, start, points, values, structures, options.conventions)
     sizes = Counter(subregions_of(bone, points, values, structures, options.conventions).tolist())
     for plate, name in names.items():
         found.add(name, plate, "VC", sum(sizes[region] for region in SUBREGIONS[plate]) * voxel_mm3, "mm3")
         for region in SUBREGIONS[plate]:
             flag = "" if sizes[region] else "no cartilage here"
             found.add(name, region, "VC", sizes[region] * voxel_mm3, "mm3", flag)
+
+    def subregions_at(places_mm: NDArray) -> NDArray[np.object_]:
+        """Name of the subregion of places on or near the cartilage, (N, 3) mm."""
+        one_label = bool((values == values[0]).all())
+        nearest = values[:1] if one_label else values[cKDTree(points).query(places_mm)[1]]
+        return subregions_of(bone, places_mm, nearest, structures, options.conventions)
+
     if options.thickness:
-        found.cartilages[bone.name] = made = _cartilage_map(cartilage)
+        found.cartilages[bone.name] = made = _cartilage_map(bone, mask, start, subregions_at)
         for plate, name in names.items():
             for region in (plate, *SUBREGIONS[plate]):
                 _add_thickness(found, name, region, made)
 
 
-def _cartilage_map(cartilage: _Cartilage) -> CartilageMap:
-    """Surfaces of the cartilage and its bone, with thickness and subregions."""
-    bone = cartilage.bone
-    of_cartilage = surface_of(cartilage.mask, bone.space.part(cartilage.start))
-    of_bone = surface_of(*_beneath(cartilage))
+def _cartilage_map(
+    bone: Bone,
+    mask: NDArray[np.bool_],
+    start: NDArray[np.intp],
+    subregions_at: Callable[[NDArray], NDArray[np.object_]],
+) -> CartilageMap:
+    """Surfaces of the cartilage and its bone, with thickness and subregions.
+
+    Args: mask: of the cartilage, in a box. start: (3,), of the box. subregions_at: (N, 3) mm -> (N,) names.
+    """
+    of_cartilage = surface_of(mask, bone.space.part(start))
+    of_bone = surface_of(*_beneath(bone, start, mask.shape))
     assert of_cartilage is not None, bone.name
     assert of_bone is not None, bone.name
     in_plane = float(np.sort(bone.space.spacing_mm)[1])
@@ -182,18 +168,18 @@ def _cartilage_map(cartilage: _Cartilage) -> CartilageMap:
         bone,
         plate,
         measured,
-        cartilage.subregions_at(of_cartilage.vertices[measured]),
+        subregions_at(of_cartilage.vertices[measured]),
         subchondral,
-        cartilage.subregions_at(of_bone.vertices[subchondral]),
+        subregions_at(of_bone.vertices[subchondral]),
     )
 
 
-def _beneath(cartilage: _Cartilage) -> tuple[NDArray[np.bool_], Space]:
-    """The part of the bone's mask, and its space, that is near enough to the cartilage to tell what it covers."""
-    mask, space = cartilage.bone.mask
+def _beneath(bone: Bone, start: NDArray[np.intp], shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Space]:
+    """The part of the bone's mask, and its space, that is near enough to the cartilage's box to tell what it covers."""
+    mask, space = bone.mask
     margin = np.ceil(_MARGIN_MM / space.spacing_mm).astype(int)
-    low = np.maximum(cartilage.start - cartilage.bone.start - margin, 0)
-    high = cartilage.start - cartilage.bone.start + cartilage.mask.shape + margin
+    low = np.maximum(start - bone.start - margin, 0)
+    high = start - bone.start + shape + margin
     return mask[tuple(map(slice, low, high))], space.part(low)
 
 
@@ -206,7 +192,7 @@ def _add_thickness(found: Found, name: str, region: str, of: CartilageMap) -> No
     values, flag = dict.fromkeys(_THICKNESS_UNITS, math.nan), "no subchondral bone here"
     if total:
         values |= {"tAB": total / 100, "cAB": (total - bare) / 100, "dAB": 100 * bare / total}
-        values["moaks_area_grade"] = moaks_area_grade(bare / total)
+        values["moaks_area_grade"] = regions.moaks_grade(bare / total, AREA_GRADES)
     thickness, weights = of.thickness_mm[there], of.plate.cartilage.vertex_areas[of.measured][there]
     if total and weights.sum() > _LEAST_MEASURED * (total - bare):
         mean = float(np.average(thickness, weights=weights))

@@ -17,19 +17,14 @@ from scipy.spatial.distance import pdist
 from nnunetv2_anomaly.measurements.bones import ALL, Bone, Found, Options, Structures
 from nnunetv2_anomaly.measurements.frame import Mask
 from nnunetv2_anomaly.measurements.lesions import at_least
-from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT
+from nnunetv2_anomaly.measurements.regions import FEMUR, PLACES, SHAFT, moaks_grade
 
-#: share of a place's bone below which a lesion has the grade (MOAKS): 1 below 33 %, 2 to 66 %, 3 beyond
-_GRADES = (0.33, 0.66)
+#: shares of a place's bone at which MOAKS' grade of its lesions becomes 2 and 3: 1 below 33 %, 2 to 66 %, 3 beyond
+SIZE_GRADES = (0.33, 0.66)
 #: quantity of a bone or place -> its unit; only places have a grade
 _UNITS = {"lesion_count": "1", "lesion_volume": "mm3", "lesion_percent": "%", "moaks_size_grade": "1"}
 #: between the name of a lesion label and the bone that it was found in
 IN = " in "
-
-
-def moaks_size_grade(share: float) -> int:
-    """Grade of a lesion by its share of the place's volume, in [0, 1]: 0 none, 1 < 33 %, 2 to 66 %, 3 beyond."""
-    return 0 if share <= 0 else 1 + int(share >= _GRADES[0]) + int(share > _GRADES[1])
 
 
 def add_lesions(
@@ -127,7 +122,7 @@ def _add_lesion_sums(found: Found, bone: Bone, kept: Mask, number_of: NDArray, v
         share = voxels / size if size else math.nan
         values = [len(np.unique(number_of[kept & own])), voxels * voxel_mm3, 100 * share]
         if region in PLACES.get(bone.kind or "", ()):
-            values.append(moaks_size_grade(share) if size else math.nan)
+            values.append(moaks_grade(share, SIZE_GRADES) if size else math.nan)
         for (quantity, unit), value in zip(_UNITS.items(), values, strict=False):
             found.add(bone.name, region, quantity, value, unit, "" if size else "no bone in this place")
     if bone.landmarks is None:

@@ -50,6 +50,14 @@ _LEAST_APART_MM = 25.0
 _DEPTH_STEP_MM = 1.5
 
 
+def moaks_grade(share: float, limits: tuple[float, float]) -> int:
+    """MOAKS' grade of a finding by its share of a region, in [0, 1] (Hunter et al. 2011).
+
+    Returns: 0 none, 1 below the first limit, 2 from there, 3 above the second.
+    """
+    return 0 if share <= 0 else 1 + int(share >= limits[0]) + int(share > limits[1])
+
+
 class LandmarkError(ValueError):
     """A landmark was not found; the sentence is the flag of what needs it."""
 

@@ -157,11 +157,8 @@ class SummingTrunk(nn.Module):
             strides: one entry per downsampling, each with one stride per spatial axis; two or three spatial axes.
             bottleneck_channels: channels that the caller concatenates at the bottleneck (C's code image in G and A).
             dilations: dilations of the context aggregation module, in voxels of the last level; none for a U-Net.
-        Raises: ValueError if strides are empty or differ in their number of axes.
         """
         super().__init__()
-        if not strides or len({len(stride) for stride in strides}) != 1 or len(strides[0]) not in _CONVOLUTION:
-            raise ValueError(f"strides must be a list of strides with two or three axes each, got {strides}")
         self.dimensions = len(strides[0])
         ones = (1,) * self.dimensions
         widths = [features * 2**level for level in range(len(strides) + 1)]
@@ -221,7 +218,7 @@ class SummingUNet(SummingTrunk):
     """
 
     def __init__(self, *, out_channels: int, features: int, **of_trunk: Any) -> None:
-        """Build the network with ``out_channels`` output channels; all else, errors included, as in SummingTrunk."""
+        """Build the network with ``out_channels`` output channels; all else as in SummingTrunk."""
         super().__init__(features=features, **of_trunk)
         self.output = pointwise_convolution(features, out_channels, self.dimensions)
         self.apply(initialize_identity_or_glorot)

@@ -8,7 +8,7 @@ have tables of their own, which the registry names.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -55,6 +55,12 @@ def whole(minimum: int, maximum: int | None = None) -> Kind:
     return f"a whole number from {minimum}{to}", is_whole(minimum, maximum or math.inf)
 
 
+def one_of(words: Iterable[str]) -> Kind:
+    """One of some words."""
+    known = tuple(words)
+    return f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known
+
+
 def or_null(kind: Kind, meaning: str) -> Kind:
     """The kind or null, which stands for ``meaning``."""
     words, check = kind
@@ -63,6 +69,7 @@ def or_null(kind: Kind, meaning: str) -> Kind:
 
 POSITIVE: Kind = ("a number above 0", is_positive)
 NOT_NEGATIVE: Kind = ("a number from 0", lambda value: is_number(value) and value >= 0)
+SHARE: Kind = ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 TRUE_OR_FALSE: Kind = ("true or false", lambda value: isinstance(value, bool))
 
 

@@ -26,8 +26,7 @@ from nnunetv2_anomaly.files import (
 from nnunetv2_anomaly.images.colours import write_colour_tables
 from nnunetv2_anomaly.images.dataset_description import DatasetDescription, segmentation_files
 from nnunetv2_anomaly.images.files import read_failures_as_user_errors
-from nnunetv2_anomaly.images.label_maps import count_values
-from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, chosen_reader
+from nnunetv2_anomaly.images.segmentations import Segmentation, SegmentationFiles, chosen_reader, read_known
 from nnunetv2_anomaly.parallel import run_cases
 from nnunetv2_anomaly.parts import ALL, Part
 from nnunetv2_anomaly.postprocessing.clean_up import EXTENT_COLUMNS, Cleaned, CleanUp
@@ -144,11 +143,8 @@ def _clean_case(task: _Task) -> list[dict[str, Any]]:
     if kept is not None and target.is_file():
         return kept["rows"]
     files = SegmentationFiles(task.dataset.file_ending, task.dataset.reader)
-    segmentation = files.read(task.source)
-    unknown = sorted(set(count_values(segmentation.voxels)) - {0, *task.values})
-    if unknown:
-        known = worded(task.values)
-        raise UserError(f"{task.source} holds unknown labels {worded(unknown)}; expected {known}; check -djfile")
+    # No network predicts the ignore label.
+    segmentation = read_known(files, task.source, dataclasses.replace(task.dataset, ignore=None))
     softmax, of = task.probabilities, f"the softmax output of {task.source}"
     with nullcontext() if softmax is None else read_failures_as_user_errors(softmax, of, "predict again"):
         channels = None if softmax is None else files.probabilities(softmax, segmentation, task.dataset.num_classes)

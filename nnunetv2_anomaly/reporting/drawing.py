@@ -210,19 +210,8 @@ def save_cuts_figure(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]
 
 
 @own_style
-def save_label_figure(
-    path: Path, *, title: str, image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int]
-) -> None:
-    """Write ``label_figure``; its folder is made if missing."""
-    path.parent.mkdir(exist_ok=True)
-    figure = label_figure(image, labels, spacing, names)
-    figure.suptitle(title)
-    save_figure(figure, path)
-
-
-@own_style
 def label_figure(
-    image: np.ndarray | None, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int]
+    image: np.ndarray | None, labels: np.ndarray, spacing: Sequence[float], names: Mapping[str, int], title: str = ""
 ) -> Figure:
     """An image in three planes through its labels, and beside each the same with the labels' outlines.
 
@@ -236,6 +225,7 @@ def label_figure(
     values = [int(value) for value in np.unique(labels[::2, ::2, ::2]) if value > 0]
     palette = label_palette(names, values)
     figure = Figure(figsize=(9.5, 13.5) if image is not None else (13.5, 5), layout="constrained")
+    figure.suptitle(title)
     plots = figure.subplots(3, 2) if image is not None else figure.subplots(1, 3)[:, None]
     planes = (("sagittal", 2), ("coronal", 1), ("axial", 0))
     for row, (name, axis) in zip(plots, planes, strict=True):

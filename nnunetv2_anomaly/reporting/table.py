@@ -30,7 +30,7 @@ class Cell:
     bold: bool = False
     code: bool = False
     left: bool = False  # aligned to the left, as words are, rather than to the right, as numbers are
-    mark: str = ""  # signs set high after the text, such as those of notes
+    mark: str = ""  # a sign set high after the text: ``DAGGER``
     beneath: str = ""  # smaller lines under the text
     link: str = ""  # address of a page, from the page that has the table
     values: Mapping[str, Any] = field(default_factory=dict)  # column of the CSV -> number or text, not rounded
@@ -261,12 +261,7 @@ def _latex(text: str) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = _latex(cell.text)
-    letters = cell.mark.replace(DAGGER, "")
-    shown = (
-        (f"\\textbf{{{text}}}" if cell.bold and text else text)
-        + (_latex(DAGGER) if DAGGER in cell.mark else "")
-        + (f"\\textsuperscript{{{_latex(letters)}}}" if letters else "")
-    )
+    shown = (f"\\textbf{{{text}}}" if cell.bold and text else text) + _latex(cell.mark)
     if not cell.beneath:
         return shown
     lines = [shown, *(f"\\scriptsize {_latex(line)}" for line in cell.beneath.splitlines())]

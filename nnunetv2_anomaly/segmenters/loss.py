@@ -33,10 +33,7 @@ def focal_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor, ignore_l
         weight: (B, 1, ...), focal weight F, unitless.
         ignore_label: voxels with this class do not count; with no voxel left the loss is 0.
     Returns: scalar, float32.
-    Raises: ValueError if weight and target differ in shape.
     """
-    if weight.shape != target.shape:
-        raise ValueError(f"weight {tuple(weight.shape)} and target {tuple(target.shape)} must have one shape")
     labels = target[:, 0].long()
     if ignore_label is None:
         return (cross_entropy(logits.float(), labels, reduction="none") * weight[:, 0]).mean()

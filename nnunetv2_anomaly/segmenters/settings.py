@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, POSITIVE, TRUE_OR_FALSE, Setting, is_text, or_null, whole
+from nnunetv2_anomaly.plans.settings import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    TRUE_OR_FALSE,
+    Setting,
+    is_text,
+    one_of,
+    or_null,
+    whole,
+)
 from nnunetv2_anomaly.registry import DEFAULT_DETECTOR
 from nnunetv2_anomaly.training.pasting import AUTO, OPTIONS, is_pasting
 
@@ -12,7 +21,6 @@ from nnunetv2_anomaly.training.pasting import AUTO, OPTIONS, is_pasting
 ERROR_CHANNELS = {"published": (0.0, 1.0), "squared": (0.0, 100.0), "signed": (10.0, 0.0)}
 #: E of unit variance over the training cases, which nnU-Net's own normalisation gives every image channel
 NORMALISED = "normalised"
-_CHANNELS = (*ERROR_CHANNELS, NORMALISED)
 
 SETTINGS: dict[str, Setting] = {
     "alpha": Setting(
@@ -24,8 +32,7 @@ SETTINGS: dict[str, Setting] = {
     "beta": Setting(99.0, *NOT_NEGATIVE, "slope of the focal weight F = 1 + beta * E (Eq. 4)"),
     "error_channel": Setting(
         "published",
-        f"one of {', '.join(_CHANNELS)}",
-        lambda value: isinstance(value, str) and value in _CHANNELS,
+        *one_of((*ERROR_CHANNELS, NORMALISED)),
         "what the segmenter sees of the reconstruction error: its square as published, 100 times that (squared), its "
         "square with unit variance over the training cases (normalised), or 10 times x - A(x) with its sign (signed)",
     ),

@@ -39,8 +39,8 @@ class RotationAboutOneAxis:
 def transforms_without_augmentation(
     patch_size: Any, rotation: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **keywords: Any
 ) -> BasicTransform:
-    """nnU-Net's validation transforms, for what nnU-Net hands its training transforms."""
-    keywords = {name: value for name, value in keywords.items() if name != "use_mask_for_norm"}
+    """nnU-Net's validation transforms, for what nnU-Net hands its training transforms; labels stay labels."""
+    keywords = {name: value for name, value in {**keywords, "regions": None}.items() if name != "use_mask_for_norm"}
     return nnUNetTrainer.get_validation_transforms(deep_supervision_scales, **keywords)
 
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 
-def where_it_began(batch: dict, error_image: Tensor | None, learning_rate_setting: str, learning_rate: Any) -> str:
+def where_it_began(
+    batch: dict, error_image: Tensor | None, learning_rate_setting: str | None, learning_rate: Any
+) -> str:
     """The middle of the sentence on a loss that is not finite: cases, the first part that is not finite, what to do.
 
     Args: batch: nnU-Net's, with "data" (B, C, ...) and, where known, "keys". error_image: (B, C, ...), the detector's,
-        if there is one. learning_rate_setting: the setting that lowers the present ``learning_rate``.
+        if there is one. learning_rate_setting: the setting that lowers the present ``learning_rate``, if any.
     """
     cases = [str(case) for case in batch.get("keys", ())]
     named = ", ".join(dict.fromkeys(cases)) or "a batch without names"
@@ -26,8 +28,11 @@ def where_it_began(batch: dict, error_image: Tensor | None, learning_rate_settin
     what = "what the network or the loss made of it is not finite"
     if of_error:
         what = f"the detector's error image of {of_error} is not finite"
-    advice = f"set '{learning_rate_setting}' in the section 'anomaly' of plans.json to less than the present"
-    return f"{named}: {what}; {stopped}{advice} {learning_rate:g} if it happens again, and "
+    advice = "check images and labels of these cases"
+    if learning_rate_setting:
+        place = "in the section 'anomaly' of plans.json"
+        advice = f"set '{learning_rate_setting}' {place} to less than the present {learning_rate:g}"
+    return f"{named}: {what}; {stopped}{advice} if it happens again, and "
 
 
 def _cases_not_finite(tensor: Tensor, cases: Sequence[str]) -> str | None:

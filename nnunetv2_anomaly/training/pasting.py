@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.label_roles import LabelRoles, with_their_lesions
-from nnunetv2_anomaly.plans.settings import is_list, is_number, is_positive, is_text, is_whole
+from nnunetv2_anomaly.plans.settings import SHARE, is_list, is_positive, is_text, is_whole
 
 #: voxels of a patch that are looked at to find the host, its middle intensity and its spread
 _SAMPLES = 10_000
@@ -137,13 +137,13 @@ POLARITIES: dict[str, float | None] = {"both": None, "bright": 1.0, "dark": -1.0
 
 #: option of the setting paste_anomalies -> whether a value is acceptable; its default is ``PasteAnomalies``'s
 OPTIONS: dict[str, Callable[[Any], bool]] = {
-    "probability": lambda value: is_number(value) and 0 <= value <= 1,
+    "probability": SHARE[1],
     "count": _is_range(is_whole(1, 100)),
     "strength": _is_range(is_positive),
     "size_mm": _is_range(is_positive),
     "polarity": lambda value: is_text(value) and value in POLARITIES,
     "hosts": lambda value: value is None or is_list(is_text)(value),
-    "until": lambda value: is_number(value) and 0 <= value <= 1,
+    "until": SHARE[1],
     "as_lesions": lambda value: isinstance(value, bool),
 }
 

@@ -158,7 +158,14 @@ class _Steps:
             steps, done = [*steps, *maps], [*done, *maps]
         if self.measures_detector:
             steps.append(self._measured_detector(source, bones, needs))
-        return steps + (self._evaluated(folders, done, source) if of.references is not None else [])
+        words = ["-ref", str(of.references), "-pred", *(f"{name}={folder}" for name, folder in folders.items())]
+        words += [
+            "--images",
+            source,
+            "--ignore_missing",
+            *(["--error_images", "anomaly_maps"] if of.anomaly_maps else []),
+        ]
+        return steps + (self._evaluated(words, done) if of.references is not None else [])
 
     def _check_images(self, source: str) -> list[Step]:
         """nnUNetv2_predict ends at the first image that it cannot read, so each part gets a folder of those it can."""
@@ -193,31 +200,20 @@ class _Steps:
         more = {"needs": tuple(one.output for one in needs), "makes": "detector/summary.json"}
         return step("measure_detector", words, "predict", title="Measuring the anomaly maps", **more)
 
-    def _evaluated(self, folders: dict[str, str], needs: Sequence[Step], source: str) -> list[Step]:
-        of = self.of
-        if of.evaluate is None:
+    def _evaluated(self, words: Sequence[object], needs: Sequence[Step]) -> list[Step]:
+        """An evaluation, which cleans predictions by itself."""
+        if self.of.evaluate is None:
             return []
-        words = ["nnUNetv2_anomaly", "evaluate", "-ref", str(of.references), "-o", "evaluation"]
-        words += ["-pred", *(f"{name}={folder}" for name, folder in folders.items()), "--images", source]
-        words += ["--error_images", "anomaly_maps"] if of.anomaly_maps else []
-        words += ["--ignore_missing", *self._clean_up(), *shlex.split(of.evaluate)]
+        clean_up = [word for word in shlex.split(self.of.postprocess or "") if word != "--overwrite"]
+        words = ["nnUNetv2_anomaly", "evaluate", "-o", "evaluation", *words, *clean_up, *shlex.split(self.of.evaluate)]
         return self._then_merged("evaluate", words, "Evaluating", needs, "evaluation/report.html")
-
-    def _clean_up(self) -> list[str]:
-        """Options of the clean-up, which an evaluation does by itself."""
-        return [word for word in shlex.split(self.of.postprocess or "") if word != "--overwrite"]
 
     def _validated(self, trained: dict[str, list[Step]]) -> list[Step]:
         """Validation cases of all folds, as nnU-Net predicted them after each training."""
         of = self.of
-        if of.evaluate is None:
-            return []
-        folders = {name: self.data.model(tr, of.plans, of.configuration) for name, tr in of.trainers.items()}
-        words = ["nnUNetv2_anomaly", "evaluate", "-o", "evaluation", "-pred"]
-        words += [f"{name}={folder}" for name, folder in folders.items()]
-        words += ["--folds", *of.folds, *self._clean_up(), *shlex.split(of.evaluate)]
+        folders = [f"{name}={self.data.model(tr, of.plans, of.configuration)}" for name, tr in of.trainers.items()]
         needs = [one for own in trained.values() for one in own]
-        return self._then_merged("evaluate", words, "Evaluating", needs, "evaluation/report.html")
+        return self._evaluated(["-pred", *folders, "--folds", *of.folds], needs)
 
     def _report(self, needs: Sequence[Step]) -> Step:
         files = tuple(one.output for one in needs)

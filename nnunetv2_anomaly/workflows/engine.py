@@ -21,6 +21,7 @@ from nnunetv2_anomaly.files import write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.workflows.configuration import (
     CONFIG,
     SNAKEFILE,
+    Chain,
     Cohort,
     environment_lines,
     parsed,
@@ -44,25 +45,36 @@ def visible_gpus() -> list[str]:
 
 
 def run_snakemake(folder: Path, profile: str, more: Sequence[str] = ()) -> None:
-    """Become Snakemake: this process runs it with our defaults and never returns.
+    """Become Snakemake, which takes this process's place and holds the folder's lock for as long as it lives.
+
+    Snakemake's own lock stays behind where it is killed; this one does not.
 
     Args: profile: folder below profiles/, or path of another. more: further options of Snakemake.
-    Raises: UserError as ``snakemake_words``, or if another run is at work in the folder.
+    Raises: UserError as ``snakemake_words``, or if another run, or a step that outlived one, is at work in the folder.
     """
     words = snakemake_words(folder, profile)
-    _check_folders(folder)
-    become_snakemake(folder, [*words, *more])
+    with _alone(folder) as lock:
+        os.set_inheritable(lock, True)
+        gpus = visible_gpus()
+        # The steps run in another folder than this process.
+        absolute = {name: os.path.abspath(os.environ[name]) for name in FOLDER_VARIABLES if os.environ.get(name)}
+        dealt = {"NNUNETV2_ANOMALY_GPUS": ",".join(gpus), "NNUNETV2_ANOMALY_JOB": os.environ.get("SLURM_JOB_ID", "")}
+        environment = {**os.environ, **absolute, **(dealt if len(gpus) > 1 else {})}
+        sys.stdout.flush()
+        os.execve(words[0], [*words, *more, "--nolock"], environment)
 
 
-def _check_folders(folder: Path) -> None:
-    """Raises: UserError if a cohort's folder of images, labels or lesions is missing, and no step makes it."""
-    settings = parsed(read_configuration(folder))
+def _check_sources(folder: Path, settings: Cohort | Chain) -> None:
+    """Raises: UserError if a cohort's data set, images, labels or lesions are missing, and no step makes them."""
     if isinstance(settings, Cohort) and settings.convert is None:
         for name in ("images", "references", "anomalies"):
             given = getattr(settings, name)
             if given is not None and not (folder / given).is_dir():
                 expected = f"expected one, absolute or relative to {folder}"
                 raise UserError(f"{folder / CONFIG}: {name} is {given}, which is no folder; {expected}")
+        if not (described := folder / settings.data_set(settings.dataset).described).is_file():
+            advice = f"convert {settings.dataset} first, or name the command that does as convert in {folder / CONFIG}"
+            raise UserError(f"there is no {described}; {advice}")
 
 
 def dry_run(folder: Path, profile: str = "local", more: Sequence[str] = ()) -> int:
@@ -87,10 +99,13 @@ def dry_run(folder: Path, profile: str = "local", more: Sequence[str] = ()) -> i
 def snakemake_words(folder: Path, profile: str) -> list[str]:
     """The command that runs a workflow.
 
-    Raises: UserError if Snakemake is not installed, the folder holds no workflow, or its settings are wrong.
+    Raises: UserError if Snakemake is not installed, the folder holds no workflow, its settings are wrong, or what it
+        starts from is missing.
     """
     check_snakemake()
-    steps_of(read_configuration(folder))
+    config = read_configuration(folder)
+    steps_of(config)
+    _check_sources(folder, parsed(config))
     chosen = folder / "profiles" / profile if (folder / "profiles" / profile).is_dir() else Path(profile)
     if not chosen.is_dir():
         raise UserError(f"there is no profile {profile} in {folder / 'profiles'}; expected local, slurm or a folder")
@@ -98,24 +113,6 @@ def snakemake_words(folder: Path, profile: str) -> list[str]:
         *(sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)),
         *("--configfile", str(folder / CONFIG), "--profile", str(chosen)),
     ]
-
-
-def become_snakemake(folder: Path, words: Sequence[str]) -> None:
-    """Replace this process by Snakemake, which then holds the folder's lock for as long as it lives.
-
-    Snakemake's own lock stays behind where it is killed; this one does not.
-
-    Raises: UserError if another run, or a step that outlived one, is at work in the folder.
-    """
-    with _alone(folder) as lock:
-        os.set_inheritable(lock, True)
-        gpus = visible_gpus()
-        # The steps run in another folder than this process.
-        absolute = {name: os.path.abspath(os.environ[name]) for name in FOLDER_VARIABLES if os.environ.get(name)}
-        dealt = {"NNUNETV2_ANOMALY_GPUS": ",".join(gpus), "NNUNETV2_ANOMALY_JOB": os.environ.get("SLURM_JOB_ID", "")}
-        environment = {**os.environ, **absolute, **(dealt if len(gpus) > 1 else {})}
-        sys.stdout.flush()
-        os.execve(words[0], [*words, "--nolock"], environment)
 
 
 @contextmanager

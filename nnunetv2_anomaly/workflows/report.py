@@ -59,7 +59,10 @@ def write_cohort_report(folder: Path) -> Path:
         raise UserError(f"{folder / CONFIG} is no cohort's; expected workflow: cohort, which has a report")
     sections, lead = _evaluated(folder, settings)
     if without := left_out(folder, steps_of(config)):
-        sections.insert(0, Section("Cases that were left out", list(without.values())))
+        said = [sentence.splitlines() for sentence in without.values()]
+        rows = [[Cell(lines[0]), Cell(line.strip())] for lines in said for line in lines[1:]]
+        table = Table("", ["step", "case, and what is wrong with it"], rows, words=2, grouped=1)
+        sections.insert(0, Section("Cases that were left out", [table]))
     if measures := _measures(folder, settings):
         sections.append(Section("Measurements", [measures], folded=bool(lead)))
     if (folder / "detector" / "summary.json").is_file():

@@ -113,20 +113,11 @@ def preprocess_step(dataset: Dataset, plans: str, configuration: str, processes:
 
 
 def train_step(
-    dataset: Dataset,
-    model: tuple[str, str, str],
-    fold: str,
-    device: str,
-    *follows: Step,
-    weights: str = "",
-    name: str = "",
-    before: str = "",
+    dataset: Dataset, model: tuple[str, str, str], fold: str, device: str, *follows: Step, weights: str = ""
 ) -> Step:
     """A training, which continues from its checkpoint where it has one.
 
-    Args:
-        model: trainer, plans, configuration. weights: checkpoint to begin with. before: what stands before the command,
-            such as NAME=VALUE of its environment.
+    Args: model: trainer, plans, configuration. weights: checkpoint to begin with.
     """
     trainer, plans, configuration = model
     folder = dataset.model(*model) / f"fold_{fold}"
@@ -137,8 +128,8 @@ def train_step(
         resumed = f"ls {shlex.quote(str(folder))}/checkpoint_*.pth > /dev/null 2>&1"
         start = f"$({resumed} && echo --c || echo -pretrained_weights {shlex.quote(weights)})"
     return Step(
-        rule_name(name or f"train_{trainer}_{dataset.number}_fold{fold}"),
-        f"{before}{shlex.join(words)} {start}",
+        rule_name(f"train_{trainer}_{dataset.number}_fold{fold}"),
+        f"{shlex.join(words)} {start}",
         "train",
         f"Training {trainer}, fold {fold}",
         follows=tuple(of.output for of in follows),

@@ -657,12 +657,6 @@ def as_one_of_three(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
 
 
-@pytest.mark.parametrize("name", ["AnomalyPreStageTrainer", "AnomalyAwareTrainer"])
-def test_more_ranks_than_cases_in_a_batch_are_refused(name, trainer_factory, as_one_of_three):
-    with pytest.raises(UserError, match=r"shares out the batch of the plans, 2 case\(s\), and was given 3 GPUs"):
-        on_cpu(trainer_factory(name)).initialize()
-
-
 def test_batch_dice_of_unequal_shares_is_refused(trainer_factory, as_one_of_three):
     trainer = on_cpu(trainer_factory("AnomalyAwareTrainer", changes={"batch_size": 4, "batch_dice": True}))
     with pytest.raises(UserError, match="a batch of 4 cannot be shared out equally among 3 GPUs"):

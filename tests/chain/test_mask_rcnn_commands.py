@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from effusion_phantoms import drawn_effusions
 from stock_commands import WHILE_PLANNING, run_commands
-
-from nnunetv2_anomaly.simulation.effusion import drawn_effusions
 
 pytestmark = pytest.mark.exhaustive
 

@@ -79,7 +79,9 @@ def test_training_on_one_sample_drives_down_the_loss_of_each_phase(trainer_facto
     target = torch.zeros(1, 2, 16, 16, 16, dtype=torch.int16)
     target[:, :, 5:11, 5:11, 5:11] = 1
     batch = {"data": torch.from_numpy(data[None, :, :16, :16, :16]), "target": target}
-    trainer.module.detector.set_intensity_range(trainer.intensities.low, trainer.intensities.high, 5.0)
+    trainer.module.detector.set_intensity_range(
+        torch.tensor(trainer.intensities.low), torch.tensor(trainer.intensities.high)
+    )
     for first_epoch in (0, 2):
         losses = []
         for epoch in (first_epoch, first_epoch + 1):

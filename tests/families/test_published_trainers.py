@@ -200,10 +200,14 @@ def test_a_folds_detector_from_the_inpainter_of_all_cases(trainer_factory, resul
     assert trainer.training_cases == sorted(training)
     aware = trainer_factory("AnomalyAwareTrainer")  # the fold rule holds: A has seen the fold's training cases alone
     aware.on_train_start()
-    with pytest.raises(SystemExit, match=r"trained with intensity_clip 5\.0, and this fold has 2"):
-        trainer_factory(
-            "AnomalyPreStageTrainer", anomaly={"inpainter_from_fold_all": True, "intensity_clip": 2.0}
-        ).run_training()
+    for name, value, told in (
+        ("intensity_clip", 2.0, r"intensity_clip 5\.0, and this fold has 2"),
+        ("erase_margin_voxels", 7, r"erase_margin .*, and this fold has 7 voxels"),
+    ):
+        with pytest.raises(SystemExit, match=rf"trained with {told}"):
+            trainer_factory(
+                "AnomalyPreStageTrainer", anomaly={"inpainter_from_fold_all": True, name: value}
+            ).run_training()
     shutil.rmtree(whole.output_folder)
     with pytest.raises(SystemExit, match="nnUNetv2_train 801 3d_small all -tr AnomalyPreStageTrainer"):
         trainer_factory("AnomalyPreStageTrainer", anomaly={"inpainter_from_fold_all": True}).run_training()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 _SMOOTH = 1.0
 
@@ -18,11 +17,6 @@ def disjoint_loss(fence: Tensor, wild: Tensor) -> Tensor:
 def fence_loss(judged: Tensor) -> Tensor:
     """How far the discriminator is from taking fence cuts for reference slices. Args: judged: (B,)."""
     return (judged - 1).abs().mean()
-
-
-def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
-    """Mean squared difference over all voxels."""
-    return mse_loss(reconstruction, image)
 
 
 def discriminator_loss(of_reference: Tensor, of_cuts: Tensor) -> Tensor:

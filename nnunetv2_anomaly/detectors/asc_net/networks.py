@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from nnunetv2_anomaly.errors import UserError
-
 #: downsamplings; sides have to be a multiple of 2 to the power of it
 LEVELS = 4
 _DROPOUT = 0.3
@@ -43,13 +41,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(_DROPOUT)
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(B, C, Y, X) -> features before each max-pool, and those at a sixteenth of the size.
-
-        Raises: UserError if a side is no multiple of 16.
-        """
-        if any(size % 2**LEVELS for size in image.shape[2:]):
-            fault = f"a slice of {image.shape[2]} x {image.shape[3]} voxels cannot be halved {LEVELS} times"
-            raise UserError(f"{fault}; expected multiples of {2**LEVELS}")
+        """(B, C, Y, X), multiples of 16 -> features before each max-pool, and those at a sixteenth of the size."""
         skips = []
         for block in self.blocks:
             skips.append(block(image))

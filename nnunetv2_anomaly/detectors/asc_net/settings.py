@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, TRUE_OR_FALSE, Setting, is_list, is_whole, whole
+from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, TRUE_OR_FALSE, Setting, is_list, is_whole, one_of, whole
 
 #: what of the second stage's disjoint loss has a gradient
 PAPER, OFF = "paper", "off"
@@ -19,8 +19,7 @@ SETTINGS: dict[str, Setting] = {
     "asc_main_epochs": Setting(20, *whole(1), "epochs of the main network in a cycle"),
     "stage2_disjoint": Setting(
         PAPER,
-        f"one of {PAPER}, {OFF}",
-        lambda value: value in (PAPER, OFF),
+        *one_of((PAPER, OFF)),
         "whether the cuts are kept disjoint in stage 2, too, as the paper says, or not, as the public code does",
     ),
     "reinit_discriminator": Setting(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from nnunetv2_anomaly.detectors.asc_net import loss
 from nnunetv2_anomaly.detectors.asc_net.detector import ASCNetDetector
@@ -51,7 +52,7 @@ class SelectiveCutting(nn.Module):
         return MainLosses(
             loss.fence_loss(judged),
             loss.disjoint_loss(cuts.fence, cuts.wild),
-            loss.reconstruction_loss(cuts.reconstruction, image),
+            mse_loss(cuts.reconstruction, image),
         )
 
     def train_main(self, image: Tensor, optimizer: torch.optim.Optimizer, disjoint: bool) -> float:

@@ -11,8 +11,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from nnunetv2_anomaly.detectors.base import Contract, Detector
+from nnunetv2_anomaly.detectors.base import Contract
 from nnunetv2_anomaly.detectors.inpainting.settings import FULL, HALF
+from nnunetv2_anomaly.detectors.intensity import RescalingDetector
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.networks.blocks import ConvolutionBlock, SummingUNet, full_precision, initialize_glorot
 from nnunetv2_anomaly.plans.strides import Stride, downsampled_size, planned_strides
@@ -84,19 +85,16 @@ class ReconstructionNetwork(SummingUNet):
         self.output.get_parameter("bias").copy_(torch.logit(mean))
 
 
-class AnomalyDetector(Detector):
-    """A with everything it needs: normalised image in, E(A(x)) out (method paper, Section 3.2).
+class AnomalyDetector(RescalingDetector):
+    """A with everything it needs: normalised image in, E(A(x)) out (method paper, Sections 3.2, 4.1).
 
-    The intensity range is a property of the data set, measured on the training cases: a window shows only a part of
-    an image, whose own minimum and maximum would change from window to window. It is kept in buffers and so travels
-    in the state dict.
+    The intensity range is a property of the data set, measured on the training cases after the clipping of the setting
+    ``intensity_clip``: a window shows only a part of an image, whose minimum and maximum change from window to window.
     """
 
     #: C has dense layers, so that A takes windows of the planned size alone
     contract = Contract(family="inpainting", error_channels=None, dimensions=(2, 3), window="planned")
-    intensity_low: Tensor
-    intensity_high: Tensor
-    intensity_clip: Tensor
+    clips = True
 
     def __init__(
         self,
@@ -109,13 +107,10 @@ class AnomalyDetector(Detector):
         resolution: str = FULL,
     ) -> None:
         """Build A and C for windows of ``patch_size`` voxels."""
-        super().__init__()
+        super().__init__(num_channels)
         self.patch_size = tuple(int(voxels) for voxels in patch_size)
         self.compressor = ImageCompressor(num_channels, patch_size, strides, code_length)
         self.reconstructor = ReconstructionNetwork(num_channels, strides, features, resolution)
-        self.register_buffer("intensity_low", torch.zeros(num_channels))
-        self.register_buffer("intensity_high", torch.ones(num_channels))
-        self.register_buffer("intensity_clip", torch.tensor(5.0))
 
     @classmethod
     def build(
@@ -133,24 +128,6 @@ class AnomalyDetector(Detector):
             code_length=settings["compressor_code_length"],
             resolution=settings["detector_resolution"],
         )
-
-    @torch.no_grad()
-    def set_intensity_range(self, low: Sequence[float], high: Sequence[float], clip: float) -> None:
-        """Set the range that becomes [0, 1], one low and high per channel, in units of the normalised image."""
-        self.intensity_low.copy_(torch.as_tensor(low))
-        self.intensity_high.copy_(torch.as_tensor(high))
-        self.intensity_clip.fill_(clip)
-
-    def rescale(self, image: Tensor) -> Tensor:
-        """Clip to [-clip, clip] and map the data set's range to [0, 1] (method paper, Section 4.1).
-
-        Args: image: (B, C, ...), as nnU-Net normalised it.
-        Returns: same shape, float32, in [0, 1], unitless.
-        """
-        per_channel = (1, -1) + (1,) * (image.ndim - 2)
-        low, high = self.intensity_low.view(per_channel), self.intensity_high.view(per_channel)
-        clipped = torch.minimum(torch.maximum(image.float(), -self.intensity_clip), self.intensity_clip)
-        return ((clipped - low) / (high - low)).clamp(0.0, 1.0)
 
     def reconstruct(self, rescaled: Tensor) -> Tensor:
         """A's reconstruction of a rescaled image, (B, C, *patch_size) in [0, 1] -> same shape, float32, in [0, 1]."""

@@ -238,11 +238,6 @@ def prepare_cases(
     cases = list(dataset.identifiers)
     with ThreadPoolExecutor(max(1, min(default_num_processes, os.cpu_count() or 1, len(cases)))) as pool:
         options = (foreground_labels, margin_voxels, margin_mm, spacing_of, clip, patch_size)
-        futures = [pool.submit(_prepare_case, dataset, case, cache, *options) for case in cases]
-        try:
-            shown = tqdm(futures, desc="Erased regions and intensities", disable=not show_progress)
-            results = [future.result() for future in shown]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return dict(zip(cases, results, strict=True))
+        prepared = pool.map(lambda case: _prepare_case(dataset, case, cache, *options), cases)
+        shown = tqdm(prepared, "Erased regions and intensities", total=len(cases), disable=not show_progress)
+        return dict(zip(cases, shown, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunetv2_anomaly.plans.settings import POSITIVE, TRUE_OR_FALSE, Setting, is_number, or_null, whole
+from nnunetv2_anomaly.plans.settings import POSITIVE, TRUE_OR_FALSE, Setting, is_number, one_of, or_null, whole
 
 #: at which A and G compute
 RESOLUTIONS = FULL, HALF = ("full", "half")
@@ -10,8 +10,7 @@ RESOLUTIONS = FULL, HALF = ("full", "half")
 SETTINGS: dict[str, Setting] = {
     "detector_resolution": Setting(
         FULL,
-        f"one of {', '.join(RESOLUTIONS)}",
-        lambda value: value in RESOLUTIONS,
+        *one_of(RESOLUTIONS),
         "of A and G: full as published, or half, without their first level",
     ),
     "compressor_code_length": Setting(

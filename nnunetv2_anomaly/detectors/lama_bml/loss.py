@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss, softplus
 
-
-@dataclass(frozen=True)
-class Weights:
-    """Of the terms; nothing pulls the hole to its true content but the discriminator and its features."""
-
-    known: float = 10.0  # L1 outside the hole
-    missing: float = 0.0  # L1 within
-    adversarial: float = 10.0
-    feature_matching: float = 100.0
-    gradient_penalty: float = 0.001
+#: of the terms; nothing pulls the hole to its true content but the discriminator and its features
+KNOWN_WEIGHT = 10.0  # L1 outside the hole
+ADVERSARIAL_WEIGHT = 10.0
+FEATURE_MATCHING_WEIGHT = 100.0
+GRADIENT_PENALTY_WEIGHT = 0.001
 
 
-def reconstruction_loss(predicted: Tensor, image: Tensor, hole: Tensor, weights: Weights) -> Tensor:
-    """Mean absolute difference over all voxels, weighted outside and within the hole.
+def reconstruction_loss(predicted: Tensor, image: Tensor, hole: Tensor) -> Tensor:
+    """Mean over all voxels of the absolute difference outside the hole, weighted; 0 within it.
 
     Args: predicted, image: (B, C, Y, X). hole: (B, 1, Y, X), 1 in the hole.
     """
-    weight = weights.known * (1 - hole) + weights.missing * hole
-    return (weight * (predicted - image).abs()).mean()
+    return (KNOWN_WEIGHT * (1 - hole) * (predicted - image).abs()).mean()
 
 
 def generator_adversarial_loss(logits_of_predicted: Tensor) -> Tensor:

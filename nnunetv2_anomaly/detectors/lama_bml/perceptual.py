@@ -17,9 +17,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from nnunetv2_anomaly.detectors.bone_finder import BoneFinder
 from nnunetv2_anomaly.detectors.intensity import as_colours, as_imagenet
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.networks.planned import planned_network
 from nnunetv2_anomaly.training.checkpoints import first_difference
 from nnunetv2_anomaly.training.safe_loading import load_file
 
@@ -114,7 +114,7 @@ def _encoder(checkpoint: dict[str, Any], file: Path) -> nn.Module:
     if len(configuration.patch_size) != 2:
         raise UserError(f"{file} is of a network with {len(configuration.patch_size)} axes; expected a 2d one")
     num_channels = len(given["dataset_json"]["channel_names"])
-    network = BoneFinder.build(configuration, num_channels, heads).network
+    network = planned_network(configuration, num_channels, heads)
     if difference := first_difference(weights, network.state_dict()):
         raise UserError(f"{file} is of another network than its plans ({difference}); expected one of nnU-Net's own")
     network.load_state_dict(weights)

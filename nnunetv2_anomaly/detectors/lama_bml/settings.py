@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnunetv2_anomaly.detectors.lama_bml.perceptual import SOURCES
 from nnunetv2_anomaly.detectors.settings import FILE
-from nnunetv2_anomaly.plans.settings import Setting, is_number, or_null, whole
+from nnunetv2_anomaly.plans.settings import Setting, is_number, one_of, or_null, whole
 
 #: what training fills: the bone, as Qin et al. do, or lines and boxes, as LaMa's authors do
 BONE, DRAWN = "bone", "drawn"
@@ -22,14 +22,12 @@ SETTINGS: dict[str, Setting] = {
     "discriminator_features": Setting(64, *whole(1, 256), "feature maps of the discriminator's first stage"),
     "hole": Setting(
         BONE,
-        f"one of {BONE}, {DRAWN}",
-        lambda value: value in (BONE, DRAWN),
+        *one_of((BONE, DRAWN)),
         "what training erases and fills: all bones of a slice, as published, or random lines and boxes",
     ),
     "perceptual": Setting(
         "none",
-        f"one of none, {', '.join(SOURCES)}",
-        lambda value: value == "none" or value in SOURCES,
+        *one_of(("none", *SOURCES)),
         "network whose features of the filled slice and of the true one are to agree; its weights are "
         "'perceptual_weights'",
     ),

@@ -27,7 +27,6 @@ class AdversarialInpainting(nn.Module):
     def __init__(self, detector: LaMaDetector, discriminator: Discriminator) -> None:
         super().__init__()
         self.detector, self.discriminator = detector, discriminator
-        self.weights = loss.Weights()
         self.perceptual: list[PerceptualLoss] = []  # a list, so that its weights are in no checkpoint
 
     def forward(self, image: Tensor) -> Tensor:
@@ -40,9 +39,9 @@ class AdversarialInpainting(nn.Module):
         logits, of_predicted = self.discriminator(predicted)
         with torch.no_grad():
             _, of_image = self.discriminator(image)
-        total = loss.reconstruction_loss(predicted, image, hole, self.weights)
-        total = total + self.weights.adversarial * loss.generator_adversarial_loss(logits)
-        total = total + self.weights.feature_matching * loss.feature_matching_loss(of_predicted, of_image)
+        total = loss.reconstruction_loss(predicted, image, hole)
+        total = total + loss.ADVERSARIAL_WEIGHT * loss.generator_adversarial_loss(logits)
+        total = total + loss.FEATURE_MATCHING_WEIGHT * loss.feature_matching_loss(of_predicted, of_image)
         for perceptual in self.perceptual:
             total = total + perceptual(predicted, image, self.detector.intensity_low, self.detector.intensity_high)
         return total
@@ -54,7 +53,7 @@ class AdversarialInpainting(nn.Module):
         real = image.detach().requires_grad_()
         of_image, of_predicted = self.discriminator(real)[0], self.discriminator(predicted)[0]
         penalty = loss.gradient_penalty(of_image, real)
-        return loss.discriminator_loss(of_image, of_predicted, hole) + self.weights.gradient_penalty * penalty
+        return loss.discriminator_loss(of_image, of_predicted, hole) + loss.GRADIENT_PENALTY_WEIGHT * penalty
 
     def hole_error(self, image: Tensor, hole: Tensor) -> Tensor:
         """Mean absolute difference in the hole, which nothing trains directly. Args: as ``generator_loss``."""

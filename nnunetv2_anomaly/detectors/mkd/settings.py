@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from nnunetv2_anomaly.detectors.mkd.teacher import TORCHVISION, is_source
-from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, TRUE_OR_FALSE, Setting, is_list, is_whole
-
-MAPS = ("gbp", "gradients", "smooth_grad")
-NORMALISATIONS = ("imagenet", "none")
+from nnunetv2_anomaly.plans.settings import NOT_NEGATIVE, TRUE_OR_FALSE, Setting, is_list, is_whole, one_of
 
 SETTINGS: dict[str, Setting] = {
     "teacher_weights": Setting(
@@ -26,14 +23,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "mkd_map": Setting(
         "gbp",
-        f"one of {', '.join(MAPS)}",
-        lambda value: value in MAPS,
+        *one_of(("gbp", "gradients", "smooth_grad")),
         "how a score is traced back to voxels: guided back-propagation, plain gradients, or those of 50 noisy copies",
     ),
     "teacher_normalisation": Setting(
         "imagenet",
-        f"one of {', '.join(NORMALISATIONS)}",
-        lambda value: value in NORMALISATIONS,
+        *one_of(("imagenet", "none")),
         "what the networks see: images as ImageNet's are normalised, or 0 to 1",
     ),
 }

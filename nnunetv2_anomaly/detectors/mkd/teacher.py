@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,15 +12,15 @@ from nnunetv2_anomaly.detectors.mkd.networks import FeatureNetwork, build_teache
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import sha256_of
 from nnunetv2_anomaly.training.safe_loading import load_file
-from nnunetv2_anomaly.training.torchvision_weights import torchvision_file
+from nnunetv2_anomaly.training.torchvision_weights import named_file, weights_file
 
 TORCHVISION = "torchvision"
-_FILE, _RANDOM = re.compile(r"file:(.+)"), re.compile(r"random:(\d+)")
+_RANDOM = re.compile(r"random:(\d+)")
 
 
 def is_source(value: object) -> bool:
     """Whether a value names where the weights are: torchvision, file:PATH or random:SEED."""
-    return isinstance(value, str) and (value == TORCHVISION or bool(_FILE.fullmatch(value) or _RANDOM.fullmatch(value)))
+    return isinstance(value, str) and (value == TORCHVISION or is_random(value) or named_file(value) is not None)
 
 
 def is_random(source: str) -> bool:
@@ -38,25 +37,13 @@ def load_teacher(source: str) -> tuple[FeatureNetwork, str]:
     teacher = build_teacher()
     if seed := _RANDOM.fullmatch(source):
         return _drawn(teacher, int(seed[1])), source
-    if named := _FILE.fullmatch(source):
-        file = Path(named[1]).expanduser()
-        if not file.is_file():
-            expected = "expected the weights of torchvision's VGG-16"
-            raise UserError(f"the teacher's weights {file} do not exist; {expected}, so set 'teacher_weights' to them")
-    else:
-        file = _of_torchvision()
+    file = weights_file(source, "vgg16", "the weights of torchvision's VGG-16", "teacher_weights")
     try:
         load_vgg16(teacher, load_file(file, "give another file as 'teacher_weights'"))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         fault = f"{file} holds other weights than torchvision's VGG-16 ({error})"
         raise UserError(f"{fault}; give its file as 'teacher_weights'") from error
     return teacher, sha256_of(file)
-
-
-def _of_torchvision() -> Path:
-    from torchvision.models import VGG16_Weights
-
-    return torchvision_file(VGG16_Weights.IMAGENET1K_V1, "the weights of the teacher", "teacher_weights")
 
 
 def _drawn(teacher: FeatureNetwork, seed: int) -> FeatureNetwork:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.networks.planned import see_more_channels
 from nnunetv2_anomaly.segmenters.mask_rcnn.instances import class_logits
 from nnunetv2_anomaly.segmenters.mask_rcnn.settings import NONE
-from nnunetv2_anomaly.segmenters.planned import see_more_channels
 
 
 def check_torchvision() -> None:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
-from nnunetv2_anomaly.plans.settings import Setting, is_number, or_null, whole
+from nnunetv2_anomaly.plans.settings import SHARE, Setting, one_of, or_null, whole
+from nnunetv2_anomaly.training.torchvision_weights import named_file
 
 #: as published ResNet-101 and a DenseNet, whose depth is not stated; ``small`` is ours, for CPUs
 BACKBONES = ("resnet50", "resnet101", "densenet121", "small")
 IMAGENET, NONE = "imagenet", "none"
-_FILE = re.compile(r"file:(.+)")
-
-
-def named_file(source: str) -> str | None:
-    """The path in ``file:PATH``; None in any other source of weights."""
-    match = _FILE.fullmatch(source)
-    return match[1] if match else None
 
 
 def _is_source(value: object) -> bool:
@@ -25,8 +17,7 @@ def _is_source(value: object) -> bool:
 SETTINGS: dict[str, Setting] = {
     "mask_rcnn_backbone": Setting(
         "resnet101",
-        f"one of {', '.join(BACKBONES)}",
-        lambda value: isinstance(value, str) and value in BACKBONES,
+        *one_of(BACKBONES),
         "network beneath the feature pyramid: as published, or four small stages for CPUs",
     ),
     "mask_rcnn_weights": Setting(
@@ -52,12 +43,7 @@ SETTINGS: dict[str, Setting] = {
         *or_null(whole(0, 3), "the one that suits the box"),
         "level of the pyramid, 0 the finest, from which the improved mask branch takes its 56 x 56 features",
     ),
-    "mask_rcnn_score": Setting(
-        0.5,
-        "a number from 0 to 1",
-        lambda value: is_number(value) and 0 <= value <= 1,
-        "least score of an instance in a segmentation",
-    ),
+    "mask_rcnn_score": Setting(0.5, *SHARE, "least score of an instance in a segmentation"),
     "mask_rcnn_boxes": Setting(
         512,
         *whole(4),
@@ -71,9 +57,6 @@ SETTINGS: dict[str, Setting] = {
         4, *whole(1), "smaller parts of a label in a preprocessed slice are no instances to learn"
     ),
     "empty_slice_rate": Setting(
-        0.1,
-        "a number from 0 to 1",
-        lambda value: is_number(value) and 0 <= value <= 1,
-        "share of training slices without any label, of cases that have such slices",
+        0.1, *SHARE, "share of training slices without any label, of cases that have such slices"
     ),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.files import sha256_of
 from nnunetv2_anomaly.segmenters.mask_rcnn.network import MaskRCNNSegmenter
-from nnunetv2_anomaly.segmenters.mask_rcnn.settings import NONE, named_file
+from nnunetv2_anomaly.segmenters.mask_rcnn.settings import NONE
 from nnunetv2_anomaly.training.safe_loading import load_file
-from nnunetv2_anomaly.training.torchvision_weights import torchvision_file
+from nnunetv2_anomaly.training.torchvision_weights import weights_file
 
 #: what torchvision's older files call otherwise, in this order: DenseNet, pyramid, proposals, mask branch
 _RENAMED = (
@@ -40,14 +39,14 @@ def start_from(network: MaskRCNNSegmenter, source: str, backbone: str) -> dict[s
     record = {"source": source, "sha256": None, "tensors": 0, "of": len(own), "torchvision": version("torchvision")}
     if source == NONE:
         return record
-    file = _file_of(source, backbone)
+    wanted = f"the weights of torchvision's {backbone}, or of a Mask R-CNN on it"
+    file = weights_file(source, backbone, wanted, "mask_rcnn_weights")
     content = load_file(file, "give another file as 'mask_rcnn_weights'")
     given = _as_named_here(content) if isinstance(content, dict) else {}
     taken = {name: of for name, of in given.items() if name in own and _fits(of, own[name])}
     if missing := [name for name in own if name.startswith(_BODY) and name not in taken]:
         fault = f"{file} lacks {len(missing)} tensors of {backbone}, {missing[0].removeprefix(_BODY)} the first"
-        expected = f"expected the weights of torchvision's {backbone}, or of a Mask R-CNN on it"
-        raise UserError(f"{fault}; {expected}, so give another file as 'mask_rcnn_weights'")
+        raise UserError(f"{fault}; expected {wanted}, so give another file as 'mask_rcnn_weights'")
     if strange := [name for name in given if name not in own and not _LEFT_OUT.search(name)]:
         fault = f"{file} holds {len(strange)} tensors that this network has no place for, {strange[0]} the first"
         expected = f"expected the weights of torchvision's {backbone}, or of maskrcnn_resnet50_fpn for resnet50"
@@ -58,19 +57,6 @@ def start_from(network: MaskRCNNSegmenter, source: str, backbone: str) -> dict[s
             target = own[name][:, : of.shape[1]] if of.shape != own[name].shape else own[name]
             target.copy_(of)
     return {**record, "sha256": sha256_of(file), "tensors": len(taken)}
-
-
-def _file_of(source: str, backbone: str) -> Path:
-    if name := named_file(source):
-        file = Path(name).expanduser()
-        if not file.is_file():
-            expected = f"expected weights of torchvision's {backbone}, or of a Mask R-CNN on it"
-            raise UserError(f"the weights {file} do not exist; {expected}, so set 'mask_rcnn_weights' to them")
-        return file
-    from torchvision.models import DenseNet121_Weights, ResNet50_Weights, ResNet101_Weights
-
-    weights = {"resnet50": ResNet50_Weights, "resnet101": ResNet101_Weights, "densenet121": DenseNet121_Weights}
-    return torchvision_file(weights[backbone].IMAGENET1K_V1, f"ImageNet's weights of {backbone}", "mask_rcnn_weights")
 
 
 def _as_named_here(content: dict[str, Any]) -> dict[str, Tensor]:

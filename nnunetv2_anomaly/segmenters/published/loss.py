@@ -9,7 +9,6 @@ the cross-entropy teaches the network not to predict it. That is how the equatio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,16 +71,9 @@ class _ProbabilityAndOverlap(torch.autograd.Function):
 
 
 def _labels_and_mask(
-    logits: Tensor, target: Tensor, loss_mask: Tensor | None, ignore_label: int | None
+    target: Tensor, loss_mask: Tensor | None, ignore_label: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Class indices (B, ...), 0 where a voxel does not count, and bool (B, ...) of those that do; None if all do.
-
-    Raises: ValueError if target or loss_mask are not (B, 1, ...) of the logits' size.
-    """
-    expected = (logits.shape[0], 1, *logits.shape[2:])
-    for name, tensor in (("target", target), ("loss_mask", loss_mask)):
-        if tensor is not None and tensor.shape != expected:
-            raise ValueError(f"{name} must be {expected} for logits {tuple(logits.shape)}, got {tuple(tensor.shape)}")
+    """Class indices (B, ...), 0 where a voxel does not count, and bool (B, ...) of those that do; None if all do."""
     labels = target[:, 0].long()
     valid_mask = None if loss_mask is None else loss_mask[:, 0] != 0
     if ignore_label is not None:
@@ -125,10 +117,9 @@ class MultiClassDiceLoss(nn.Module):
             target: (B, 1, ...), class indices 0 ... K - 1, any number type.
             loss_mask: (B, 1, ...), voxels with 0 or False do not count; their target may be anything.
         Returns: scalar in [0, 1], float32 (float64 for float64 logits).
-        Raises: ValueError if target or loss_mask do not have the logits' size; a class index outside 0 ... K - 1 is an
-            error of torch.gather.
+        Raises: RuntimeError, of torch.gather, for a class index outside 0 ... K - 1.
         """
-        labels, valid_mask = _labels_and_mask(logits, target, loss_mask, self.ignore_label)
+        labels, valid_mask = _labels_and_mask(target, loss_mask, self.ignore_label)
         dice, _ = _dice_of_classes(logits, labels, valid_mask)
         return 1 - dice.mean()
 
@@ -148,12 +139,9 @@ class WeightedDiceLoss(nn.Module):
             class_weights: w_k, one per class, background first; the paper has 1 for classes learned before, 10 for new
                 ones.
             ignore_label: voxels with this target do not count.
-        Raises: ValueError if a weight is negative or not finite.
         """
         super().__init__()
         self.class_weights = tuple(float(weight) for weight in class_weights)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in self.class_weights):
-            raise ValueError(f"class weights must be finite and not negative, got {self.class_weights}")
         self.ignore_label = ignore_label
 
     def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
@@ -161,11 +149,9 @@ class WeightedDiceLoss(nn.Module):
 
         Args: logits (B, K, ...), target (B, 1, ...), loss_mask (B, 1, ...) as in MultiClassDiceLoss.
         Returns: scalar in [0, mean of the weights], float32 (float64 for float64 logits).
-        Raises: ValueError if the logits do not have as many classes as there are weights; and as MultiClassDiceLoss.
+        Raises: as MultiClassDiceLoss.
         """
-        if logits.shape[1] != len(self.class_weights):
-            raise ValueError(f"logits have {logits.shape[1]} classes and there are {len(self.class_weights)} weights")
-        labels, valid_mask = _labels_and_mask(logits, target, loss_mask, self.ignore_label)
+        labels, valid_mask = _labels_and_mask(target, loss_mask, self.ignore_label)
         dice, reference = _dice_of_classes(logits, labels, valid_mask)
         with torch.no_grad():
             predicted = _voxels_per_class(logits.argmax(dim=1), valid_mask, reference)

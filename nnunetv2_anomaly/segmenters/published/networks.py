@@ -91,11 +91,7 @@ class PublishedNetwork(blocks.SummingTrunk):
             strides: one entry per downsampling, each with one stride per spatial axis; two or three spatial axes.
                 Fewer than shape.downsamplings leave levels out, for patches too small for all of them.
             additive_supervision: True for the "+" form.
-        Raises: ValueError if strides are empty, more than shape.downsamplings, or differ in their number of axes.
         """
-        if len(strides) > shape.downsamplings:
-            fault = f"{shape.name} has {shape.downsamplings} downsamplings, got {len(strides)} strides: {strides}"
-            raise ValueError(f"{fault}; give at most {shape.downsamplings}")
         super().__init__(in_channels=in_channels, features=shape.features, strides=strides, dilations=shape.dilations)
         self.shape = shape
         scored = self.map_channels[::-1] if additive_supervision else self.map_channels[-1:]

@@ -23,7 +23,7 @@ class Seen(nn.Module):
 def detector():
     torch.manual_seed(0)
     detector = AnomalyDetector(num_channels=1, patch_size=PATCH, strides=[(2, 2, 2)], features=2, code_length=4)
-    detector.set_intensity_range([-2.0], [2.0], 5.0)
+    detector.set_intensity_range(torch.tensor([-2.0]), torch.tensor([2.0]))
     return detector
 
 
@@ -80,7 +80,7 @@ def test_of_two_maps_the_larger_counts_for_channel_and_weight(detector):
     image = torch.randn(1, 1, *PATCH)
     torch.manual_seed(1)
     other = PastedDetector(num_channels=1, strides=[(2, 2, 2)], features=2, polarity="bright")
-    other.set_intensity_range([image[0]])
+    other.take_intensity_range([image[0]])
     parts = {"channel": "whole", "weight": "whole", "mask_known": False}
     network = AblationNetwork(detector, Seen(), "published", 1, **parts, other=other).train()
     with torch.no_grad():

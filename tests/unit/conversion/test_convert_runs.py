@@ -590,7 +590,7 @@ def test_packed_series_are_to_be_unpacked(tmp_path, capsys, place):
     archive.parent.mkdir(exist_ok=True)
     archive.write_bytes(b"packed")
     told = f"an archive such as {archive} lie there: unpack each into a folder of its name"
-    assert convert_zib(tmp_path) == 3
+    assert convert_zib(tmp_path) == (1 if place == "as the package" else 3)  # no package holds for all cases
     shown = capsys.readouterr()
     assert told in " ".join((shown.out + shown.err).split())
 

@@ -137,7 +137,7 @@ def test_checkpoint_of_another_trainer_is_told_by_that_trainer(tmp_path, content
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     detector = make_detector()
-    detector.intensity_clip.fill_(value)
+    detector.intensity_high.fill_(value)
     write_checkpoint(tmp_path / "final.pth", detector)
     with pytest.raises(UserError, match="weights that are NaN or infinite"):
         read_artefact(tmp_path / "final.pth")
@@ -162,7 +162,7 @@ def test_quality_of_a_later_validation_is_added_and_the_rest_stays(tmp_path):
 
 def test_installed_detector_has_the_trained_weights_and_the_trained_intensity_range():
     source, target = make_detector(), make_detector()
-    source.set_intensity_range([-1.0], [2.0], 3.0)
+    source.set_intensity_range(torch.tensor([-1.0]), torch.tensor([2.0]))
     install_detector(target, artefact(state=source.state_dict()))
     assert all(torch.equal(target.state_dict()[name], value) for name, value in source.state_dict().items())
 
@@ -192,11 +192,6 @@ def test_detector_of_another_family_is_refused_naming_both():
 def test_detector_that_is_not_trained_to_the_end_is_refused():
     with pytest.raises(UserError, match=r"before its detector was trained.*--c"):
         install_detector(make_detector(), artefact(state=make_detector().state_dict(), finished=False))
-
-
-def test_contract_survives_the_checkpoint():
-    contract = Contract(family="slices", error_channels=1, dimensions=(2,), window="whole", multiple_of=16)
-    assert Contract.from_dict(contract.as_dict()) == contract
 
 
 @pytest.mark.parametrize("change", ["missing", "superfluous"])

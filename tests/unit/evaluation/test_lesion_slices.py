@@ -8,8 +8,8 @@ import pytest
 
 from nnunetv2_anomaly.evaluation.lesion_slices import (
     confusion,
-    groups_by_area,
     mask_metrics,
+    slice_groups,
     slice_rows,
     slice_summary,
     slice_tables,
@@ -38,11 +38,23 @@ def test_what_has_no_voxels_is_undefined():
     assert all(math.isnan(found[name]) for name in ("dice", "iou", "sensitivity"))
 
 
-def test_groups_have_equal_numbers_and_the_smallest_first():
-    assert groups_by_area([50, 10, 40, 20, 30, 60, 70, 80, 90, 100]).tolist() == [2, 0, 1, 0, 1, 2, 3, 3, 4, 4]
-    assert groups_by_area([5, 5, 5, 5, 5]).tolist() == [0, 1, 2, 3, 4]
-    assert groups_by_area([3, 1]).tolist() == [1, 0]
-    assert groups_by_area([]).tolist() == []
+@pytest.mark.parametrize(
+    ("areas", "groups"),
+    [
+        (
+            [50, 10, 40, 20, 30, 60, 70, 80, 90, 100],
+            [(10, 20, 2), (30, 40, 2), (50, 60, 2), (70, 80, 2), (90, 100, 2)],
+        ),
+        ([5, 5, 5, 5, 5], [(5, 5, 1)] * 5),
+        ([3, 1], [(1, 1, 1), (3, 3, 1)]),
+        ([], []),
+    ],
+)
+def test_groups_have_equal_numbers_and_the_smallest_first(areas, groups):
+    slices = pd.DataFrame({"lesion_mm2": areas}).assign(domain="roi", model="m", tp=1, fp=0, fn=0, tn=0)
+    found = slice_groups(slices).to_dict("records")
+    assert [row["group"] for row in found] == list(range(1, len(groups) + 1))
+    assert [(row["from_mm2"], row["to_mm2"], row["slices"]) for row in found] == groups
 
 
 def knee():

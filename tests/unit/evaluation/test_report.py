@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from nnunetv2_anomaly.evaluation.case import DIAGONAL, EXCLUDE
 from nnunetv2_anomaly.evaluation.report import (
     Findings,
+    lead_of,
     report_sections,
-    write_report,
     write_tables_and_figures,
 )
 from nnunetv2_anomaly.evaluation.results import CLEANED, NEITHER, RAW
-from nnunetv2_anomaly.reporting.page import Section
+from nnunetv2_anomaly.reporting.page import Section, page
 
 
 def test_tables_and_figures_are_written_and_open(tmp_path):
@@ -64,6 +64,10 @@ def test_dsc_is_in_per_cent_wherever_it_is_shown_and_a_fraction_in_files():
     assert float(mean.text) == pytest.approx(100 * mean.values["mean_a"], abs=0.001)
 
 
+def page_of(findings):
+    return page("Evaluation", report_sections(findings), lead_of(findings))
+
+
 def better_and_worse(num_cases):
     """A model whose distances are shorter in every case, and another one."""
     return evaluation_of(
@@ -75,20 +79,20 @@ def better_and_worse(num_cases):
 
 
 @pytest.mark.parametrize("num_cases", [2, 4, 5])
-def test_of_fewer_than_six_cases_nothing_is_called_significant(num_cases, tmp_path):
+def test_of_fewer_than_six_cases_nothing_is_called_significant(num_cases):
     findings = Findings.of(better_and_worse(num_cases))
     table = findings.tables["segmentation"]
     assert not any(cell.mark for cells in table.rows for cell in cells)
     assert table.notes[-1].startswith("Fewer than 6 cases")
     assert not {"tukey", "paired"} & findings.tables.keys()
-    assert "Differences between models" not in write_report(tmp_path / "report.html", findings).read_text()
+    assert "Differences between models" not in page_of(findings)
 
 
-def test_tests_without_a_significant_difference_are_a_sentence(tmp_path):
+def test_tests_without_a_significant_difference_are_a_sentence():
     findings = Findings.of(small_evaluation(("A", "A again"), num_cases=6))
     for frame in (findings.tukey, findings.paired):
         frame["significant"] = False
-    shown = write_report(tmp_path / "report.html", findings).read_text()
+    shown = page_of(findings)
     assert shown.count("comparisons is significant.") == 2
     assert "only these are shown" not in shown
 
@@ -100,18 +104,11 @@ def test_what_differs_from_the_first_model_has_a_dagger():
     assert [cell.mark for cell in b] == ["", "", "", "†", "†", "†"]
 
 
-def test_the_page_has_every_part_and_asks_for_nothing_outside_itself(tmp_path):
+def test_the_page_has_every_part_and_asks_for_nothing_outside_itself():
     findings = Findings.of(small_evaluation(("<A> & $b$_%", "B")))
-    picture = Figure(figsize=(2, 2))
-    path = write_report(
-        tmp_path / "new" / "report.html",
-        findings,
-        [("case_0: worst of B", picture)],
-        title="Two <models>",
-        notes=["Grades are of the table."],
-        more_sections=[Section("More", ["at the end"])],
-    )
-    text = path.read_text(encoding="utf-8")
+    pictures = [("case_0: worst of B", Figure(figsize=(2, 2)))]
+    sections = report_sections(findings, pictures, notes=["Grades are of the table."])
+    text = page("Two <models>", [*sections, Section("More", ["at the end"])], lead_of(findings, pictures))
     assert re.findall(r"<h2[^>]*>([^<]*)", text) == [
         "Terms on this page", "What was compared", "Segmentation", "Lesions", "Cases", "More",
     ]  # fmt: skip
@@ -160,8 +157,8 @@ def without_lesions(evaluation):
     ids=["one model", "one case", "one of each", "8 labels", "5 models", "a label is undefined", "no lesions"],
 )
 @pytest.mark.filterwarnings("error")
-def test_unusual_evaluations_are_written_without_a_warning(evaluation, tmp_path):
+def test_unusual_evaluations_are_written_without_a_warning(evaluation):
     findings = Findings.of(evaluation)
     for table in findings.tables.values():
         assert all((table.csv(), table.markdown(), table.latex()))
-    assert write_report(tmp_path / "report.html", findings).stat().st_size > 10_000
+    assert len(page_of(findings)) > 10_000

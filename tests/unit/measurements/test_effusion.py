@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from effusion_phantoms import Effusion, drawn_effusions
 
 from nnunetv2_anomaly.command_line.main import main
-from nnunetv2_anomaly.simulation.effusion import Effusion, drawn_effusions
 
 CASES = 8
 BALL = {"radius_mm": 24.0, "thickness_mm": 6.0, "direction": (0.0, 0.6, 0.8), "middle_mm": (1.0, 2.0, -3.0)}

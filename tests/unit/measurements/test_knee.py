@@ -11,10 +11,11 @@ from scipy import ndimage
 from nnunetv2_anomaly.label_roles import label_roles
 from nnunetv2_anomaly.labels import LABELS
 from nnunetv2_anomaly.measurements.bones import Options, Structures, bones_of
+from nnunetv2_anomaly.measurements.cartilage import AREA_GRADES
 from nnunetv2_anomaly.measurements.frame import Space
 from nnunetv2_anomaly.measurements.knee import measure_knee
-from nnunetv2_anomaly.measurements.marrow_lesions import moaks_size_grade
-from nnunetv2_anomaly.measurements.regions import PLACES, Conventions
+from nnunetv2_anomaly.measurements.marrow_lesions import SIZE_GRADES
+from nnunetv2_anomaly.measurements.regions import PLACES, Conventions, moaks_grade
 from nnunetv2_anomaly.simulation.phantom import draw_phantom, phantom_image
 
 STRUCTURES = Structures.of({name: (value,) for name, value in LABELS.items() if value}, label_roles(LABELS))
@@ -173,10 +174,14 @@ def deepest(indices, shape):
 
 
 @pytest.mark.parametrize(
-    ("share", "grade"), [(0.0, 0), (0.01, 1), (0.32, 1), (0.34, 2), (0.66, 2), (0.67, 3), (1.0, 3)]
+    ("limits", "share", "grade"),
+    [
+        *((SIZE_GRADES, *of) for of in ((0.0, 0), (0.01, 1), (0.32, 1), (0.34, 2), (0.66, 2), (0.67, 3), (1.0, 3))),
+        *((AREA_GRADES, *of) for of in ((0.0, 0), (0.09, 1), (0.1, 2), (0.75, 2), (0.76, 3))),
+    ],
 )
-def test_grades_by_hand(share, grade):
-    assert moaks_size_grade(share) == grade
+def test_grades_by_hand(limits, share, grade):
+    assert moaks_grade(share, limits) == grade
 
 
 def test_an_unknown_side_flags_what_is_medial_and_keeps_the_rest(knee):

@@ -105,12 +105,6 @@ def test_glorot_initialisation_stays_in_its_bound_with_zero_bias():
     assert (layer.bias == 0).all()
 
 
-@pytest.mark.parametrize("strides", [[], [(2, 2), (2, 2, 2)], [(2,)], [(2, 2, 2, 2)]], ids=str)
-def test_strides_that_name_no_image_axes_are_refused(strides):
-    with pytest.raises(ValueError, match="strides"):
-        SummingUNet(in_channels=1, out_channels=1, features=2, strides=strides)
-
-
 @pytest.mark.parametrize(
     ("size", "strides", "expected"),
     [

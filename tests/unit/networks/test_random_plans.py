@@ -192,7 +192,7 @@ def target_of(case: Case, size) -> torch.Tensor:
 
 def set_intensities(detector, case: Case) -> None:
     """What the pre-stage measures: it must travel with the weights."""
-    detector.set_intensity_range([-2.0 - c for c in range(case.channels)], [2.5] * case.channels, 4.0)
+    detector.set_intensity_range(torch.tensor([-2.0 - c for c in range(case.channels)]), torch.tensor(2.5))
 
 
 def assert_learns(network, loss, without_gradient=()) -> None:

@@ -52,6 +52,12 @@ def configuration(name):
     return PlansManager(copy.deepcopy(PLANS)).get_configuration(name)
 
 
+def test_a_trainer_that_diverges_advises_a_setting_that_it_reads():
+    advised = {trainer: trainer.learning_rate_setting for trainer in TRAINERS}
+    assert [trainer for trainer, setting in advised.items() if setting is None] == [BoneContrastTrainer]
+    assert all(hasattr(trainer, setting) for trainer, setting in advised.items() if setting is not None)
+
+
 def test_unknown_setting_is_told_with_all_known_ones():
     with pytest.raises(UserError, match=r"unknown setting\(s\) alhpa, zzz") as caught:
         section_of({"anomaly": {"alhpa": 1, "beta": 9, "zzz": 2}})
@@ -147,6 +153,7 @@ BAD_VALUES = [
     ("discriminator_features", 0),
     ("hole", "femur"),
     ("perceptual", "vgg"),
+    ("perceptual", ["ade20k"]),
     ("perceptual_weights", 1),
     ("teacher_weights", "imagenet"),
     ("teacher_weights", "random:x"),

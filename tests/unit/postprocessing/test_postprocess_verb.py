@@ -223,8 +223,8 @@ def test_cases_side_by_side_are_cleaned_as_one_after_another(postprocess, predic
     for number, gap in enumerate((10, 49, 51, 60)):
         write(predictions / f"case_{number}.nii.gz", with_a_fragment(gap))
     (predictions / "case_4.nii.gz").write_bytes(b"broken")
-    assert postprocess() == 1
-    assert postprocess("-np", "2", o=tmp_path / "two") == 1
+    assert postprocess() == 3
+    assert postprocess("-np", "2", o=tmp_path / "two") == 3
     assert (tmp_path / "two" / "removed.csv").read_bytes() == (output / "removed.csv").read_bytes()
     for number in range(4):
         name = f"case_{number}.nii.gz"
@@ -571,7 +571,7 @@ def test_broken_file_among_good_ones(postprocess, predictions, output, capsys):
     for name in ("a", "b", "c"):
         write(predictions / f"{name}.nii.gz", with_a_fragment(55))
     os.truncate(predictions / "b.nii.gz", (predictions / "b.nii.gz").stat().st_size // 2)
-    assert postprocess() == 1
+    assert postprocess() == 3
     error = capsys.readouterr().err
     assert "1 of 3 cases could not be cleaned" in error
     assert str(predictions / "b.nii.gz") in error
@@ -590,10 +590,10 @@ def test_unknown_label_is_told(postprocess, predictions, capsys, value):
     voxels = knee()
     voxels[0, 0, 0] = value
     write(predictions / "a.nii.gz", voxels)
-    assert postprocess() == 1
-    assert f"holds unknown labels {value}; expected 1, 2, 3, 4, 5, 6, 7, 8, 9; check -djfile" in (
-        capsys.readouterr().err
-    )
+    assert postprocess() == 3
+    error = capsys.readouterr().err
+    assert f"holds unknown labels: {value} (1 voxels); expected 1 " in error
+    assert "; check dataset.json (-djfile)" in error
 
 
 def test_ignore_label_is_unknown_in_predictions(postprocess, predictions, capsys):
@@ -601,8 +601,8 @@ def test_ignore_label_is_unknown_in_predictions(postprocess, predictions, capsys
     voxels = knee()
     voxels[0, 0, 0] = 3
     write(predictions / "a.nii.gz", voxels)
-    assert postprocess() == 1
-    assert "unknown labels 3" in capsys.readouterr().err
+    assert postprocess() == 3
+    assert "unknown labels: 3 (1 voxels); expected 1 bone, 2 cartilage;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

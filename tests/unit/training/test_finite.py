@@ -6,9 +6,9 @@ from nnunetv2_anomaly.training.finite import where_it_began
 CASES = ["a", "b"]
 
 
-def sentence(images=None, error_image=None, keys=CASES):
+def sentence(images=None, error_image=None, keys=CASES, setting="segmentation_learning_rate"):
     batch = {"data": torch.ones(2, 1, 3, 3) if images is None else images, "keys": keys}
-    return where_it_began(batch, error_image, "segmentation_learning_rate", 0.01)
+    return where_it_began(batch, error_image, setting, 0.01)
 
 
 def spoiled(at=1, value=float("nan")):
@@ -34,6 +34,10 @@ def test_network_and_loss_come_last_with_the_setting_that_lowers_the_learning_ra
     assert (
         "set 'segmentation_learning_rate' in the section 'anomaly' of plans.json to less than the present 0.01" in found
     )
+
+
+def test_no_setting_is_advised_where_none_lowers_the_learning_rate():
+    assert "so check images and labels of these cases if it happens again, and " in sentence(setting=None)
 
 
 def test_cases_without_names_are_called_so():

@@ -161,6 +161,9 @@ def test_init_writes_what_it_was_given_and_keeps_it(tmp_path, capsys, monkeypatc
     capsys.readouterr()
     assert main(["workflow", "run", "X"]) == 1
     assert f"images is {tmp_path / 'nowhere'}, which is no folder" in capsys.readouterr().err
+    (tmp_path / "nowhere").mkdir()
+    assert main(["workflow", "run", "X", "--dry_run"]) == 1
+    assert "Dataset501_OAIZIB/dataset.json; convert Dataset501_OAIZIB first, or name" in capsys.readouterr().err
     assert main(["workflow", "run", str(tmp_path)]) == 1
     assert "has no config.yaml; make one with" in capsys.readouterr().err
 

@@ -39,11 +39,6 @@ def test_cuts_have_the_size_of_the_slice(size):
         assert Discriminator(1, (size, size))(cuts.fence).shape == (2,)
 
 
-def test_sides_that_cannot_be_halved_four_times_are_refused():
-    with pytest.raises(UserError, match="150 x 150 voxels cannot be halved 4 times; expected multiples of 16"):
-        MainNetwork(1, 2)(torch.zeros(1, 1, 150, 150))
-
-
 def test_decoders_share_nothing_and_the_encoder_is_one():
     main = MainNetwork(1, 2)
     shared = {id(of) for of in main.fence.parameters()} & {id(of) for of in main.wild.parameters()}

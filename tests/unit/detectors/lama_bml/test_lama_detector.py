@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunetv2_anomaly.detectors.lama_bml.detector import LaMaDetector
@@ -14,6 +13,7 @@ from nnunetv2_anomaly.detectors.lama_bml.perceptual import perceptual_loss
 from nnunetv2_anomaly.detectors.lama_bml.training import AdversarialInpainting, holes_of, step
 from nnunetv2_anomaly.detectors.thresholds import above_otsu, opened_and_closed
 from nnunetv2_anomaly.errors import UserError
+from nnunetv2_anomaly.networks.planned import planned_network
 from nnunetv2_anomaly.training.slices import RandomBiasField
 
 TINY = GeneratorShape(features=4, downsamplings=2, blocks=1)
@@ -161,9 +161,7 @@ def test_an_encoder_of_nnunet_sees_the_image_as_nnunet_normalised_it(tmp_path, t
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = PlansManager(tiny_dataset.plans)
-    planned = plans.get_configuration("2d_small")
-    of = (planned.network_arch_class_name, planned.network_arch_init_kwargs)
-    network = get_network_from_plans(*of, planned.network_arch_init_kwargs_req_import, 1, 4, deep_supervision=False)
+    network = planned_network(plans.get_configuration("2d_small"), 1, 4)
     given = {"plans": tiny_dataset.plans, "configuration": "2d_small", "dataset_json": tiny_dataset.dataset_json}
     torch.save({"init_args": given, "network_weights": network.state_dict()}, tmp_path / "checkpoint.pth")
     loss = perceptual_loss("segnet", tmp_path / "checkpoint.pth")

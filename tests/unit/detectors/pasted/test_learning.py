@@ -45,7 +45,7 @@ def train(sign, polarity):
         return (torch.stack([of[key] for of in made]) for key in ("image", "segmentation"))
 
     images, labels = (list(of) for of in zip(*(tuple(batch(False)) for _ in range(4)), strict=True))
-    detector.set_intensity_range([image for of in images for image in of])
+    detector.take_intensity_range([image for of in images for image in of])
     for phase, steps in enumerate((60, 150)):
         if phase:
             bones = [of[0] > 0 for batch in labels for of in batch]

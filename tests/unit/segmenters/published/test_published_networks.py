@@ -233,17 +233,6 @@ def test_fewer_strides_leave_levels_out_and_say_so(shape):
     assert len(shallow.scores.seg_layers) == 2
 
 
-def test_more_strides_than_downsamplings_are_refused():
-    with pytest.raises(ValueError, match="CAN has 2 downsamplings, got 3 strides"):
-        build(CAN, False, [(2, 2, 2)] * 3)
-
-
-@pytest.mark.parametrize("strides", [[], [(2, 2), (2, 2, 2)], [(2,)]], ids=str)
-def test_strides_that_name_no_image_axes_are_refused_for_published_networks(strides):
-    with pytest.raises(ValueError, match="strides"):
-        build(CAN, False, strides)
-
-
 @SHAPES
 def test_score_layers_have_keys_that_nnunets_pretrained_weights_leaves_out(shape):
     state = build(shape, True).state_dict()
