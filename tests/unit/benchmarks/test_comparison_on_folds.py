@@ -12,7 +12,8 @@ def test_comparison_on_folds_with_lesions_as_labels(tmp_path):
     folder = tmp_path / "work"
     done = compare(
         folder, "--num_phantoms", "5", "--num_test", "0", "--folds", "0", "1", "--whole_image", "--keep_lesion_labels",
-        "--models", "UNETPlusTrainer", "UNETSTrainer=UNETSTrainer:margin=2.5,augmentation=off", "--size", "24", "32", "24",
+        "--models", "UNETPlusTrainer", "UNETSTrainer=UNETSTrainer:margin=2.5,augmentation=off",
+        "--size", "24", "32", "24",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = (folder / "results.md").read_text()
