@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     missing += "nothing; tables count them either way (default: diagonal)"
     add("--missing", choices=("diagonal", "exclude"), default="diagonal", help=missing)
     add("--ignore_extra", action="store_true", help="leave predictions without a reference alone")
-    missing = "leave cases out of which a model has no prediction; by default that is an error"
+    missing = "leave cases out of which a model has no prediction, and name them at the end, with status 3; by default "
+    missing += "that is an error, and nothing is evaluated"
     add("--ignore_missing", action="store_true", help=missing)
     add("--without_probabilities", action="store_true", help="do not read softmax outputs for the lesions' ROC")
     add("--images", type=Path, metavar="FOLDER", help="images, CASE_0000, for the pictures in the report")
@@ -121,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.surfaces:
         sections, without = evaluate_surfaces(pairs, settings.dataset, args.o, num_processes)
         failed = "\n".join(words for words in (failed, without) if words)
+    failed = "\n".join(words for words in (failed, pairs.without) if words)
     report = write_evaluation(
         args.o, evaluation, pairs, settings, arguments,
         images=args.images, error_images=args.error_images, notes=notes, more_sections=sections,

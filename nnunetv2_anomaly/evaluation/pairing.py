@@ -35,6 +35,7 @@ class Pairs:
     models: tuple[Model, ...]
     folds: dict[tuple[str, str], str]  # (model, case) -> fold, where known
     notes: tuple[str, ...]  # sentences on what was left out
+    without: str = ""  # which cases were left out as a model has no prediction of them; empty if none
 
     @property
     def files(self) -> list[Path]:
@@ -79,16 +80,17 @@ def find_pairs(
     notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, others=references)
     cleaned = "was cleaned by postprocess, so its HD* is not that of the raw prediction; give what it was made from."
     notes += [f"{of.name}: {of.folder} {cleaned}" for of in models if (of.folder / CLEANED_MARKER).is_file()]
+    lacking = ""
     if without:
-        lacking = f"{counted(len(without), 'case')} without a prediction of every model"
-        notes.append(f"Left out: {lacking}: {listed(without)}.")
+        lacking = f"{counted(len(without), 'case')} without a prediction of every model: {listed(without)}"
+        notes.append(f"Left out: {lacking}.")
     of_fold = {
         (model.name, case): fold
         for model in models
         for case in cases
         if (fold := model.folds.get(case, splits.get(case)))
     }
-    return Pairs({case: references[case] for case in cases}, models, of_fold, tuple(notes))
+    return Pairs({case: references[case] for case in cases}, models, of_fold, tuple(notes), lacking)
 
 
 def is_results_folder(folder: Path) -> bool:

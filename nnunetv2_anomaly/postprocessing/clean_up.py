@@ -52,6 +52,8 @@ class CleanUp:
 
     def without_effect(self, table: pd.DataFrame) -> list[str]:
         """Sentences on limits that can remove nothing. Args: table: columns case, and ``extent``'s."""
+        if table.empty:  # a part without cases
+            return []
         limit, smallest = self.max_distance, self.min_lesion_volume_mm3
         distance = f"no voxels are farther apart than the largest distance, {limit:g} {table['distance_unit'].iloc[0]}"
         volume = f"a single voxel has the smallest volume of a lesion, {smallest:g} mm3"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +62,9 @@ def link_readable_images(
         output.mkdir(parents=True, exist_ok=True)
         for earlier in filter(Path.is_symlink, output.iterdir()):
             earlier.unlink()
-        for file in (Path(name) for job in jobs if job.case in readable for name in job.files.files):
-            (output / file.name).symlink_to(os.path.abspath(file))
+        names = sorted(os.listdir(images))
+        for name in (name for job in jobs if job.case in readable for name in _files_of(job.case, names)):
+            (output / name).symlink_to(os.path.abspath(images / name))
     if failed:
         raise CasesFailedError(failed)
     return sorted(readable)
@@ -67,3 +72,13 @@ def link_readable_images(
 
 def _read(job: _Job) -> None:
     read_case(job.reader(), job.files, job.num_channels)
+
+
+def _files_of(case: str, names: Sequence[str]) -> Iterator[str]:
+    """A case's images, and what some formats keep beside them: CASE_0000.raw, or CASE.json with a TIFF's spacing.
+
+    Args: names: of the folder, sorted.
+    """
+    for name in itertools.takewhile(lambda name: name.startswith(case), names[bisect.bisect_left(names, case) :]):
+        if re.fullmatch(r"(_\d{4})?\.[^/]+", name[len(case) :]):
+            yield name

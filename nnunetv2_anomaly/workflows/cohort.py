@@ -42,6 +42,8 @@ class _Steps:
         self.of = settings
         self.data: Dataset = settings.data_set(settings.dataset)
         self.detector = detector_trainer(settings.detector)
+        #: what conversion makes last, where new images may come from it
+        self.converted = () if settings.convert is None else (self.data.described,)
         self.measures_detector = settings.anomalies is not None and settings.references is not None
 
     def all(self) -> list[Step]:
@@ -155,16 +157,13 @@ class _Steps:
             words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "anomaly_maps"]
             words += [*self._model_words(self.detector), *bones]
             maps = self._in_parts("anomaly_maps", words, "predict", "Anomaly maps", needs)
+            maps = [replace(one, needs=(*one.needs, *self.converted)) for one in maps]
             steps, done = [*steps, *maps], [*done, *maps]
         if self.measures_detector:
             steps.append(self._measured_detector(source, bones, needs))
         words = ["-ref", str(of.references), "-pred", *(f"{name}={folder}" for name, folder in folders.items())]
-        words += [
-            "--images",
-            source,
-            "--ignore_missing",
-            *(["--error_images", "anomaly_maps"] if of.anomaly_maps else []),
-        ]
+        words += ["--images", source, "--ignore_missing", "--ignore_extra"]
+        words += ["--error_images", "anomaly_maps"] if of.anomaly_maps else []
         return steps + (self._evaluated(words, done) if of.references is not None else [])
 
     def _check_images(self, source: str) -> list[Step]:
@@ -177,7 +176,7 @@ class _Steps:
                 [*words, "-o", f"checked_images/part_{part}", "-np", of.processes, *self._part_words(part)],
                 "measure",
                 title=f"Checking the images{self._part_title(part)}",
-                needs=(self.data.plans(of.plans),),
+                needs=(self.data.plans(of.plans), *self.converted),
             )
             for part in range(of.parts)
         ]
@@ -197,7 +196,8 @@ class _Steps:
         of = self.of
         words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "detector", *self._model_words(self.detector)]
         words += ["--references", str(of.references), "--anomalies", str(of.anomalies), *bones]
-        more = {"needs": tuple(one.output for one in needs), "makes": "detector/summary.json"}
+        needed = (*(one.output for one in needs), *self.converted)
+        more = {"needs": needed, "makes": "detector/summary.json"}
         return step("measure_detector", words, "predict", title="Measuring the anomaly maps", **more)
 
     def _evaluated(self, words: Sequence[object], needs: Sequence[Step]) -> list[Step]:

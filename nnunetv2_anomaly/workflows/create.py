@@ -104,11 +104,11 @@ def _write_arrays(folder: Path, config: Mapping[str, Any], templates: Environmen
         options += [f"--gpus={of['gpu']}"] if of.get("gpu") else []
         lines = [f"# {' '.join(options)}"]
         for one in group:
-            words = [f"rm -f {FAILED}/{one.name}", f"( {one.command} ) || leave_cases_out {one.name}"]
+            mark = "" if one.makes else one.output
+            words = [f"rm -f {FAILED}/{one.name}"]
             if needs := (*one.needs, *one.follows):
-                words.insert(0, f"ls {shlex.join(needs)} > /dev/null")
-            if not one.makes:
-                words.append(f"touch {shlex.quote(one.output)}")
+                words.append(f"ls {shlex.join(needs)} > /dev/null")
+            words += ["set +e", f"( set -e; {one.command} ) >> logs/{one.name}.log 2>&1", f"finish {one.name} {mark}"]
             lines.append(f"[ -e {shlex.quote(one.output)} ] || {{ {'; '.join(words)}; }}")
         write_text(folder / "array" / f"{number:02d}_{group[0].kind}.txt", "\n".join(lines) + "\n")
     lines = environment_lines(folder, config)

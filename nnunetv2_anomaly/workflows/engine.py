@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from nnunetv2_anomaly.workflows.configuration import (
     parsed,
     read_configuration,
 )
-from nnunetv2_anomaly.workflows.steps import Step, failures, left_out
+from nnunetv2_anomaly.workflows.steps import PLANS, Step, failures, left_out
 from nnunetv2_anomaly.workflows.table import steps_of
 
 #: what Snakemake is given without a profile
@@ -60,6 +61,8 @@ def run_snakemake(folder: Path, profile: str, more: Sequence[str] = ()) -> None:
         absolute = {name: os.path.abspath(os.environ[name]) for name in FOLDER_VARIABLES if os.environ.get(name)}
         dealt = {"NNUNETV2_ANOMALY_GPUS": ",".join(gpus), "NNUNETV2_ANOMALY_JOB": os.environ.get("SLURM_JOB_ID", "")}
         environment = {**os.environ, **absolute, **(dealt if len(gpus) > 1 else {})}
+        again = ["nnUNetv2_anomaly", "workflow", "run", "--profile", profile, str(folder.resolve())]
+        environment["NNUNETV2_ANOMALY_RUN"] = shlex.join(again)
         sys.stdout.flush()
         os.execve(words[0], [*words, *more, "--nolock"], environment)
 
@@ -72,7 +75,8 @@ def _check_sources(folder: Path, settings: Cohort | Chain) -> None:
             if given is not None and not (folder / given).is_dir():
                 expected = f"expected one, absolute or relative to {folder}"
                 raise UserError(f"{folder / CONFIG}: {name} is {given}, which is no folder; {expected}")
-        if not (described := folder / settings.data_set(settings.dataset).described).is_file():
+        data = settings.data_set(settings.dataset)
+        if not (described := folder / data.described).is_file() and not (folder / data.plans(PLANS)).is_file():
             advice = f"convert {settings.dataset} first, or name the command that does as convert in {folder / CONFIG}"
             raise UserError(f"there is no {described}; {advice}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nnunetv2_anomaly.evaluation.summary import summary_sentences
 from nnunetv2_anomaly.files import read_json, write_failures_as_user_errors, write_text
 from nnunetv2_anomaly.images.dataset_description import find_dataset_description
 from nnunetv2_anomaly.images.grids import oriented
-from nnunetv2_anomaly.prediction.validation import AUC_KEYS, MEASURED
+from nnunetv2_anomaly.prediction.validation import AUC_KEYS, CASES_KEY, MEASURED
 from nnunetv2_anomaly.reporting.drawing import save_figure
 from nnunetv2_anomaly.reporting.page import Content, Section, page
 from nnunetv2_anomaly.reporting.table import Cell, Table, number
@@ -84,7 +84,10 @@ def _evaluated(folder: Path, settings: Cohort) -> tuple[list[Section], list[Cont
     if not (folder / "evaluation" / "report.html").is_file():
         return ([Section(settings.title, list(settings.notes))] if settings.notes else []), []
     findings = Findings.of(load_evaluation(folder / "evaluation"))
-    pictures = _pictures(folder, settings) if settings.anomalies is not None else []
+    usable = set(findings.evaluation.cases["case"])
+    if (measured := folder / "detector" / "summary.json").is_file():  # its lesions could be read
+        usable &= {of["case"] for of in read_json(measured)[CASES_KEY]}
+    pictures = _pictures(folder, settings, usable) if settings.anomalies is not None else []
     if pictures:
         save_figure(pictures[0][1], folder / "case.png", dpi=110)
     compared, result, worth = summary_sentences(findings.evaluation, findings.paired)
@@ -168,14 +171,12 @@ def _read(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(oriented(sitk.ReadImage(str(path))))
 
 
-def _pictures(folder: Path, settings: Cohort) -> list[tuple[str, Figure]]:
+def _pictures(folder: Path, settings: Cohort, usable: Collection[str]) -> list[tuple[str, Figure]]:
     """The test cases with the most lesion volume, each on the sagittal slice through most of it."""
     assert settings.anomalies is not None
     paths = sorted((folder / settings.anomalies).glob("*.nii.gz"))
     cases = {path.name.removesuffix(".nii.gz"): path for path in paths}
-    predicted = [folder / "predictions" / trainer for trainer in settings.trainers.values()]
-    cases = {case: path for case, path in cases.items() if all((of / f"{case}.nii.gz").is_file() for of in predicted)}
-    volumes = {case: np.count_nonzero(_read(path) > 0) for case, path in cases.items()}
+    volumes = {case: np.count_nonzero(_read(path) > 0) for case, path in cases.items() if case in usable}
     chosen = sorted(volumes, key=lambda case: -volumes[case])[:NUM_PICTURES]
     titles = [f"{case}, {'through most of its lesions' if volumes[case] else 'without a lesion'}" for case in chosen]
     return [(title, _case_figure(folder, settings, case)) for title, case in zip(titles, chosen, strict=True)]

@@ -8,9 +8,13 @@ if [[ -n "${NNUNETV2_ANOMALY_GPUS:-}" && "${SLURM_JOB_ID:-}" == "${NNUNETV2_ANOM
         if flock -n 8; then export CUDA_VISIBLE_DEVICES=$gpu; break; fi
     done
 fi
-# Status 3, CasesFailedError: some cases failed and the rest is done. What follows goes on; the mark makes the last rule fail.
-leave_cases_out() {
+# Right after a step's command: NAME, and MARK where it makes no file of its own. Status 3, CasesFailedError: some cases
+# failed and the rest is done, so that what follows goes on; failed/NAME makes the last rule fail. A mark holds the time, as
+# Snakemake takes files of the same content for the same. No trap at the end: a signal would start it, with status 0.
+finish() {
     local status=$?
-    [[ $status -eq 3 ]] || exit "$status"
-    mkdir -p failed && touch "failed/$1"
+    [[ $status -eq 0 || $status -eq 3 ]] || exit "$status"
+    if [[ $status -eq 3 ]]; then mkdir -p failed && touch "failed/$1"; fi
+    if [[ -n "${2:-}" ]]; then date +%s.%N > "$2"; fi
+    exit
 }

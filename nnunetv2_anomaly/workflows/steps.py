@@ -19,6 +19,8 @@ PLANS = "nnUNetPlans"
 DONE = "done"
 #: folder of a file for each step that has left cases out
 FAILED = "failed"
+#: so many lines on the cases of a step are shown at the end
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,15 @@ def failures(folder: Path, steps: Sequence[Step], since: float = 0.0) -> list[st
 
 
 def left_out(folder: Path, steps: Sequence[Step]) -> dict[str, str]:
-    """Step -> a sentence on the cases that it has left out, as its verb named them last, and on where its log is."""
+    """Step -> which cases it has left out, as its command named them last, the first of many; and where its log is."""
     found = {}
     for one in steps:
-        log = folder / "logs" / f"{one.name}.log"
-        if (folder / FAILED / one.name).exists() and log.is_file():
-            said = log.read_text(errors="replace").rpartition("nnUNetv2_anomaly: ")[2].strip()
-            found[one.name] = f"{one.title or one.name}: {said}\n  its output is in {log}"
+        if (folder / FAILED / one.name).exists():
+            log = folder / "logs" / f"{one.name}.log"
+            text = log.read_text(errors="replace") if log.is_file() else ""
+            # PROGRAM: NUMBER of ... (errors.exit_status), then a line for each case.
+            said = re.split(r"^\S+: (?=\d+ )", text, flags=re.MULTILINE)[-1].strip().splitlines()
+            more = [f"  and {len(said) - _SHOWN} more"] if len(said) > _SHOWN else []
+            shown = "\n".join([*said[:_SHOWN], *more, f"  its output is in {log}"])
+            found[one.name] = f"{one.title or one.name}: {shown}"
     return found

@@ -102,7 +102,7 @@ def test_a_case_that_fails_is_named_and_the_rest_is_done(done, tmp_path):
     predict = f"predict_{cohort.TRAINER}"
     cohort.run(folder, words=[*cohort.verb(), *shlex.split(again)[1:], "--until", predict])
     assert len(list((folder / "predictions" / cohort.TRAINER).glob("*.nii.gz"))) == cohort.SIZE.num_test
-    assert {file.name for file in (folder / "failed").iterdir()} == {"anomaly_maps", "measure_detector"}
+    assert {file.name for file in (folder / "failed").iterdir()} == {"anomaly_maps", "evaluate", "measure_detector"}
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,22 @@ def test_links_of_an_earlier_run_are_taken_away_and_nothing_else(folders):
     assert linked(folders) == ["new_0000.nii.gz", "new_0001.nii.gz", "note.txt"]
 
 
+def test_what_a_format_keeps_beside_an_image_is_linked_with_it(folders):
+    shutil.rmtree(folders / "images")
+    (folders / "images").mkdir()
+    planned = folders / "nnUNet_preprocessed" / NAME / "dataset.json"
+    planned.write_text(planned.read_text().replace(".nii.gz", ".mhd"))
+    for case in ("knee1", "knee10"):
+        for channel in range(2):
+            image = sitk.GetImageFromArray(np.ones((4, 5, 6)))
+            sitk.WriteImage(image, str(folders / f"images/{case}_{channel:04d}.mhd"))
+    (folders / "images" / "knee1.json").write_text("{}")
+    assert check(folders, "-num_parts", "2", "-part_id", "0") == 0
+    files = [f"knee1_{channel:04d}.{ending}" for channel in range(2) for ending in ("mhd", "raw")]
+    assert linked(folders) == ["knee1.json", *files]
+    assert sitk.ReadImage(str(folders / "links" / "knee1_0000.mhd")).GetSize() == (6, 5, 4)
+
+
 def test_a_part_links_its_own_share_and_may_have_none(folders, capsys):
     assert check(folders, "-num_parts", "3", "-part_id", "1") == 3  # infinite and sound_a
     assert linked(folders) == ["sound_a_0000.nii.gz", "sound_a_0001.nii.gz"]

@@ -201,13 +201,14 @@ def test_a_job_of_an_array_goes_on_without_cases_that_fail_and_ends_where_its_fi
 ):
     folder = tmp_path / "W"
     settings = ["workflow", "init", "-o", str(folder), "-d", "Dataset501_OAIZIB", "--base", str(tmp_path)]
-    assert main([*settings, "--convert", f"(exit {status})", "-tr", "nnUNetTrainer"]) == 0
+    assert main([*settings, "--convert", f"echo said; (exit {status})", "-tr", "nnUNetTrainer"]) == 0
     for of, ends_well in (("00_convert.txt", goes_on), ("03_train.txt", False)):
         words = ["bash", "array.sh", f"array/{of}"]
         environment = {"SLURM_ARRAY_TASK_ID": "2", "PATH": "/usr/bin:/bin"}
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert (done.returncode == 0) == ends_well
     assert "preprocess_501" in done.stderr
+    assert (folder / "logs" / "convert.log").read_text() == "said\n"
     assert (folder / "failed" / "convert").exists() == (status == 3)
 
 

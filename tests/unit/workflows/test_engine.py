@@ -3,12 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_anomaly.errors import UserError
 from nnunetv2_anomaly.workflows import engine
+from nnunetv2_anomaly.workflows.configuration import PREFIX
 from nnunetv2_anomaly.workflows.engine import run_steps
 from nnunetv2_anomaly.workflows.report import commands_table, read_record
 from nnunetv2_anomaly.workflows.steps import Dataset, Step, levels, train_step
@@ -34,8 +36,11 @@ def test_steps_run_once_in_their_order_with_log_and_record(tmp_path):
     rows = [[cell.text for cell in row] for row in commands_table(tmp_path, [first]).rows]
     assert rows[0][:2] == ["The first", first.command]
     (tmp_path / "a").unlink()
-    run(tmp_path, last, first)
+    run(tmp_path, last, first, step("beside", "true"))
     assert (tmp_path / "order.txt").read_text() == "one\ntwo\none\ntwo\n"
+    (tmp_path / "done" / "last").unlink()
+    run(tmp_path, last, first, step("beside", "true"))
+    assert (tmp_path / "order.txt").read_text() == "one\ntwo\none\ntwo\ntwo\n"
 
 
 def test_a_failed_step_is_named_with_its_log_and_the_rest_is_done(tmp_path):
@@ -58,10 +63,26 @@ def test_a_step_that_leaves_cases_out_is_named_until_it_is_repeated_and_the_rest
     with pytest.raises(UserError, match=named):
         run(tmp_path, some, after)
     assert (tmp_path / "done" / "after").exists()
+    before = (tmp_path / "done" / "after").read_text()
     (tmp_path / "fixed").touch()
     (tmp_path / "done" / "some").unlink()
     run(tmp_path, some, after)
     assert not (tmp_path / "failed" / "some").exists()
+    assert (tmp_path / "done" / "after").read_text() != before  # it follows what was repeated
+
+
+def test_a_step_that_a_signal_ends_is_not_done(tmp_path):
+    (tmp_path / "done").mkdir()
+    (tmp_path / ".snakemake").mkdir()
+    script = f"set -euo pipefail; {PREFIX} set +e; ( touch begun; sleep 30 ); finish long done/long"
+    process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it had started
+    assert not (tmp_path / "done" / "long").exists()
 
 
 @pytest.mark.parametrize("there", [False, True])
