@@ -100,6 +100,7 @@ def test_volumes_of_lesions_count_once_a_knee():
     assert bones_by_knee(pd.DataFrame()).empty
 
 
+@pytest.mark.exhaustive
 def test_predictions_by_an_earlier_training_are_made_again_and_get_their_folder_when_all_are_written(tmp_path):
     training = Step("train", "touch checkpoint", "train", makes="checkpoint")
     filling = "mkdir part_seed0 && date +%N > part_seed0/case.nii.gz"

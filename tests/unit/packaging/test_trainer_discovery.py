@@ -120,6 +120,7 @@ def test_a_wheels_trainers_are_found_before_nnunet_imports_what_may_be_broken(tm
     assert "torchvision::nms does not exist" in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_broken_installation_of_ours_warns_and_hurts_nobody_else(tmp_path):
     broken = tmp_path / "broken" / "nnunetv2_anomaly"
     broken.mkdir(parents=True)
