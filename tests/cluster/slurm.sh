@@ -35,7 +35,7 @@ SlurmdPort=$(free_port)
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket
+AuthInfo=socket=$folder/munge.socket,cred_expire=15
 CredType=cred/munge
 CommunicationParameters=NoInAddrAny
 StateSaveLocation=$folder/state
