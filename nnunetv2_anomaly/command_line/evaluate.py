@@ -15,7 +15,6 @@ from nnunetv2_anomaly.postprocessing.arguments import add_clean_up_arguments, cl
 if TYPE_CHECKING:
     from nnunetv2_anomaly.evaluation.groups import Groups
     from nnunetv2_anomaly.evaluation.pairing import Pairs
-    from nnunetv2_anomaly.reporting.page import Section
 
 HELP = "Compare predictions of one or several models with the references: tables, tests, figures, report.html."
 
@@ -113,22 +112,16 @@ def run(args: argparse.Namespace) -> int:
     for note in clean_up.without_effect(evaluation.cases):
         notes.append(f"{note}.")
         print(f"WARNING: {note}")
-    if failed:
-        notes.append(f"Left out: {failed}")
-        done = set(evaluation.cases["case"])
-        of_done = {case: reference for case, reference in pairs.references.items() if case in done}
-        pairs = dataclasses.replace(pairs, references=of_done)
-    sections: list[Section] = []
-    if args.surfaces:
-        sections, without = evaluate_surfaces(pairs, settings.dataset, args.o, num_processes)
-        failed = "\n".join(words for words in (failed, without) if words)
-    failed = "\n".join(words for words in (failed, pairs.without) if words)
+    notes += [f"Left out: {failed}"] if failed else []
+    pairs = pairs.only(set(evaluation.cases["case"]))
+    surfaces = (pairs, settings.dataset, args.o, num_processes)
+    sections, without = evaluate_surfaces(*surfaces) if args.surfaces else ([], "")
     report = write_evaluation(
         args.o, evaluation, pairs, settings, arguments,
         images=args.images, error_images=args.error_images, notes=notes, more_sections=sections,
     )  # fmt: skip
-    if failed:
-        raise CasesFailedError(failed)
+    if failures := "\n".join(filter(None, (failed, without, pairs.without))):
+        raise CasesFailedError(failures)
     print(f"{counted(len(cases), 'case')} of {counted(len(pairs.models), 'model')}; tables, figures and {report}")
     return 0
 

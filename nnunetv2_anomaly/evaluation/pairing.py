@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2_anomaly.errors import UserError, counted, listed
@@ -42,6 +42,10 @@ class Pairs:
         """References and predictions of all cases."""
         return [*self.references.values(), *(model.files[case] for model in self.models for case in self.references)]
 
+    def only(self, cases: Collection[str]) -> Pairs:
+        """Without other cases."""
+        return replace(self, references={case: of for case, of in self.references.items() if case in cases})
+
 
 def find_pairs(
     model_folders: dict[str, Path],
@@ -75,8 +79,9 @@ def find_pairs(
     if folds and not splits and not all(model.is_results_folder for model in models):
         raise UserError("--folds was given, but the folds of the cases are unknown; give splits_final.json (--splits)")
     cases = expected_cases(references, models, splits, folds)
-    without = [case for case in cases if any(case not in model.files for model in models)] if ignore_missing else []
-    cases = [case for case in cases if case not in without] or cases
+    predicted = [case for case in cases if all(case in model.files for model in models)]
+    without = sorted(set(cases) - set(predicted)) if ignore_missing and predicted else []
+    cases = predicted if without else cases
     notes = check_complete(cases, models, reference_folder, ignore_extra=ignore_extra, others=references)
     cleaned = "was cleaned by postprocess, so its HD* is not that of the raw prediction; give what it was made from."
     notes += [f"{of.name}: {of.folder} {cleaned}" for of in models if (of.folder / CLEANED_MARKER).is_file()]

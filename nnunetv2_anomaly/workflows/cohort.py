@@ -42,8 +42,8 @@ class _Steps:
         self.of = settings
         self.data: Dataset = settings.data_set(settings.dataset)
         self.detector = detector_trainer(settings.detector)
-        #: what conversion makes last, where new images may come from it
-        self.converted = () if settings.convert is None else (self.data.described,)
+        #: the conversion, if there is one: new images may come from it
+        self.converted: list[Step] = []
         self.measures_detector = settings.anomalies is not None and settings.references is not None
 
     def all(self) -> list[Step]:
@@ -66,8 +66,8 @@ class _Steps:
         """From files to preprocessed data; the last one needs all others."""
         of, data, steps = self.of, self.data, []
         if of.convert is not None:
-            made = Step("convert", of.convert, "convert", "Conversion", makes=data.described)
-            steps.append(made)
+            self.converted = [Step("convert", of.convert, "convert", "Conversion", makes=data.described)]
+            steps += self.converted
         preprocessed = preprocess_step(data, of.plans, of.configuration, of.processes)
         whole_images = of.plans == WHOLE_IMAGE_PLANS and of.configuration.startswith("3d")
         if of.plans != PLANS and of.plan_changes is None and not whole_images:  # somebody has made them already
@@ -152,12 +152,11 @@ class _Steps:
                 steps += self._then_merged(f"measure_{trainer}", words, f"Measuring, {name}", predicted, makes)
         first = next(iter(of.trainers.values()))
         bones = ["--bones", f"predictions/{first}"] if detector_families()[of.detector].needs_bones else []
-        needs = [*detectors, *(done if bones else [])]
+        needs = [*detectors, *(done if bones else []), *self.converted]
         if of.anomaly_maps:
             words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "anomaly_maps"]
             words += [*self._model_words(self.detector), *bones]
             maps = self._in_parts("anomaly_maps", words, "predict", "Anomaly maps", needs)
-            maps = [replace(one, needs=(*one.needs, *self.converted)) for one in maps]
             steps, done = [*steps, *maps], [*done, *maps]
         if self.measures_detector:
             steps.append(self._measured_detector(source, bones, needs))
@@ -176,7 +175,7 @@ class _Steps:
                 [*words, "-o", f"checked_images/part_{part}", "-np", of.processes, *self._part_words(part)],
                 "measure",
                 title=f"Checking the images{self._part_title(part)}",
-                needs=(self.data.plans(of.plans), *self.converted),
+                needs=(self.data.plans(of.plans), *(one.output for one in self.converted)),
             )
             for part in range(of.parts)
         ]
@@ -196,8 +195,7 @@ class _Steps:
         of = self.of
         words = ["nnUNetv2_anomaly", "anomaly_maps", "-i", source, "-o", "detector", *self._model_words(self.detector)]
         words += ["--references", str(of.references), "--anomalies", str(of.anomalies), *bones]
-        needed = (*(one.output for one in needs), *self.converted)
-        more = {"needs": needed, "makes": "detector/summary.json"}
+        more = {"needs": tuple(one.output for one in needs), "makes": "detector/summary.json"}
         return step("measure_detector", words, "predict", title="Measuring the anomaly maps", **more)
 
     def _evaluated(self, words: Sequence[object], needs: Sequence[Step]) -> list[Step]:
